@@ -1,0 +1,45 @@
+"""The exceptions a user may meet. Every message names the file or value, what was expected and what to do.
+
+The command line prints one line of them and exits with status 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MoetraceError(Exception):
+    """Root of all errors that are the user's to mend."""
+
+
+class TraceError(MoetraceError):
+    """A trace file that cannot be read: absent, empty, cut off, or of another kind."""
+
+
+class RunError(MoetraceError):
+    """A RUN directory that is missing, incomplete, or of another schema version."""
+
+
+class ModelError(MoetraceError):
+    """A model config that is unknown or lacks a field."""
+
+
+class ProfileError(MoetraceError):
+    """A hardware profile that is unknown, has an unknown key or a nonsensical value."""
+
+
+class ScenarioError(MoetraceError):
+    """A knob that is unknown, given twice, or cannot apply to this run or machine."""
+
+
+class OutputError(MoetraceError):
+    """An output that exists already or cannot be written."""
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """One line for a name that does not exist: the nearest name first, then all there are."""
+    names = sorted(known)
+    near = get_close_matches(given, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what} {given!r}: {hint}there are {', '.join(names) or 'none'}"
