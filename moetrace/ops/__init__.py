@@ -1,0 +1,112 @@
+"""Op families: names -> kinds, facts -> ops, ops -> work. A new op goes into one file here and into no other.
+
+Each family file has KINDS (what there is and its work), KERNELS and OPERATORS (how kernels and framework operators are
+named) and `dims` (how an op is built from what a trace shows). The order of FAMILIES is the order of matching.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
+
+from moetrace.op import UNKNOWN, Op, Work, Works
+from moetrace.ops import attention, communication, elementwise, gemm, moe
+from moetrace.ops.base import Kind, Seen
+from moetrace.ops.moe import distinct_experts
+
+FAMILIES: tuple[ModuleType, ...] = (communication, moe, attention, elementwise, gemm)
+# Element-wise kernel names are generic: the operator above them, if it says more, decides.
+_GENERIC = "elementwise"
+
+KINDS: dict[str, Kind] = {kind.name: kind for module in FAMILIES for kind in module.KINDS}
+OTHER = "other"
+# Names of groups of kinds that recognition narrows down later (see parse.py).
+_HOME = {"moe_gemm": moe, **{kind.name: module for module in FAMILIES for kind in module.KINDS}}
+
+FAMILY_NAMES = (
+    "experts", "routing", "shared_expert", "attention", "dense_gemm", "norm",
+    "elementwise", "communication", "sampling", "embedding", "copy", "other",
+)  # fmt: skip
+
+# Framework operators that do no work on the device: they only make views or allocate.
+_VIEW = re.compile(
+    r"aten::(view|_unsafe_view|reshape|_reshape_alias|t|transpose|permute|expand|expand_as|as_strided|slice|select|unsqueeze|squeeze"
+    r"|detach|alias|narrow|split|split_with_sizes|chunk|unbind|flatten|unflatten|to|type_as|contiguous|numpy_T|movedim|empty\w*|new_empty\w*|resize_\w*"
+    r"|result_type|set_|item|is_nonzero|resolve_conj|resolve_neg|lift_fresh|view_as|_has_compatible_shallow_copy_type|diff|_is_all_true|meshgrid"
+    r"|zeros|zeros_like|ones|ones_like|full|full_like|new_zeros|new_ones|arange|linspace|rand\w*|pin_memory|is_pinned|broadcast_tensors|promote_types)$"
+)
+
+
+@lru_cache(maxsize=65536)
+def kernel_kind(name: str) -> str | None:
+    """The kind that a device kernel's name says, or None. ``moe_gemm``: an expert GEMM, gate_up or down by its place."""
+    return _match(name, "KERNELS")
+
+
+@lru_cache(maxsize=65536)
+def operator_kind(name: str) -> str | None:
+    """The kind that a framework operator's name says, or None."""
+    return None if is_view(name) else _match(name, "OPERATORS")
+
+
+@lru_cache(maxsize=65536)
+def is_view(name: str) -> bool:
+    """Whether a framework operator only makes a view, allocates or asks: no work of its own."""
+    return _VIEW.fullmatch(name) is not None
+
+
+@lru_cache(maxsize=1)
+def _patterns() -> dict[str, tuple[tuple[re.Pattern[str], str], ...]]:
+    return {
+        table: tuple((re.compile(p), kind) for module in FAMILIES for p, kind in getattr(module, table))
+        for table in ("KERNELS", "OPERATORS")
+    }
+
+
+def _match(name: str, table: str) -> str | None:
+    return next((kind for pattern, kind in _patterns()[table] if pattern.search(name)), None)
+
+
+def recognise(kernel: str, operator: str) -> str:
+    """The kind of an op execution from its kernel name and the operator that launched it; ``other`` if neither is known.
+
+    A generic element-wise kernel takes the operator's kind when that says more.
+    """
+    by_kernel = kernel_kind(kernel)
+    if by_kernel in (None, _GENERIC) and operator:
+        by_operator = operator_kind(operator)
+        if by_operator is not None:
+            return by_operator
+    return by_kernel or OTHER
+
+
+def build(kind: str, seen: Seen) -> Op:
+    """The Op of a recognised kind with the dims that can be known; without dims where they cannot."""
+    home = _HOME.get(kind)
+    op: Op | None = home.dims(kind, seen) if home is not None else None
+    return op if op is not None else Op(kind, seen.act_dtype)
+
+
+def family(kind: str) -> str:
+    """The family of a kind; ``other`` for one that is not known."""
+    found = KINDS.get(kind)
+    return found.family if found else OTHER
+
+
+def work(op: Op) -> Work:
+    """The work of an op; UNKNOWN if its kind is not known or its dims do not suffice."""
+    kind = KINDS.get(op.kind)
+    return kind(op) if kind else UNKNOWN
+
+
+def works(ops: Sequence[Op]) -> Works:
+    """The works of many ops, in order."""
+    return Works.of(ops, [work(op) for op in ops])
+
+
+__all__ = [
+    "FAMILIES", "FAMILY_NAMES", "KINDS", "OTHER", "Kind", "Seen", "build", "distinct_experts", "family",
+    "is_view", "kernel_kind", "operator_kind", "recognise", "work", "works",
+]  # fmt: skip

@@ -1,0 +1,180 @@
+"""Attention (MHA, GQA, MLA), rotary embedding and KV cache writes.
+
+`kv` is the number of KV tokens that the layer reads, summed over sequences and already cut to a sliding window; `q` the
+query tokens of the step (default: one per sequence). The op's dtype is the KV cache's, then the activations'.
+"""
+
+from __future__ import annotations
+
+from moetrace.op import Op, Work, element_bytes
+from moetrace.ops.base import Kind, Seen, act, numel
+
+
+def pairs(op: Op) -> float:
+    """Query-key pairs under a causal mask: each query sees the keys before it and itself, at most `window` of them."""
+    batch, kv = op["batch"], op["kv"]
+    q = op.get("q", batch) or batch
+    per_q, per_kv = q / batch, kv / batch
+    seen = per_kv - (per_q - 1) / 2 if per_kv >= per_q else (per_kv + 1) / 2
+    window = op.get("window", 0) or 0
+    return q * (min(seen, window) if window else seen)
+
+
+def gqa_work(op: Op) -> Work:
+    """4 heads head_dim FLOPs per query-key pair; K and V of every token read once per KV head."""
+    heads, kv_heads, dim = op["heads"], op["kv_heads"], op["head_dim"]
+    q = op.get("q", op["batch"]) or op["batch"]
+    return Work(
+        flops=4.0 * heads * dim * pairs(op),
+        kv_read_bytes=2.0 * op["kv"] * kv_heads * dim * element_bytes(op.weight_dtype),
+        act_read_bytes=q * heads * dim * act(op),
+        act_write_bytes=q * heads * dim * act(op),
+        rows=q,
+    )
+
+
+def mla_work(op: Op) -> Work:
+    """Absorbed MLA decode: scores over lora + rope, values over lora; the compressed cache is read once for all heads.
+
+    Source: DeepSeek-V2, arXiv 2405.04434, section 2.1 (512 + 64 elements per token and layer).
+    """
+    heads, lora, rope = op["heads"], op["kv_lora"], op["rope"]
+    q = op.get("q", op["batch"]) or op["batch"]
+    return Work(
+        flops=2.0 * heads * (2 * lora + rope) * pairs(op),
+        kv_read_bytes=op["kv"] * (lora + rope) * element_bytes(op.weight_dtype),
+        act_read_bytes=q * heads * (lora + rope) * act(op),
+        act_write_bytes=q * heads * lora * act(op),
+        rows=q,
+    )
+
+
+def reduce_work(op: Op) -> Work:
+    """Merging split-KV partial results: fp32 partials of a few splits in, one row out; `elements` outputs."""
+    return Work(flops=4.0 * op["elements"], act_read_bytes=8 * op["elements"] * 4, act_write_bytes=op["elements"] * act(op))
+
+
+def rope_work(op: Op) -> Work:
+    """Rotation in place: every element read and written once."""
+    nbytes = op["elements"] * act(op)
+    return Work(flops=3.0 * op["elements"], act_read_bytes=nbytes, act_write_bytes=nbytes)
+
+
+def kv_write_work(op: Op) -> Work:
+    """New K and V read as activations and written to the cache."""
+    return Work(act_read_bytes=op["elements"] * act(op), kv_write_bytes=op["elements"] * element_bytes(op.weight_dtype))
+
+
+_E = ("elements",)
+KINDS = (
+    Kind("attention", "attention", ("batch", "heads", "kv_heads", "head_dim", "kv"), gqa_work),
+    Kind("mla_attention", "attention", ("batch", "heads", "kv_lora", "rope", "kv"), mla_work),
+    Kind("attention_reduce", "attention", _E, reduce_work),
+    Kind("rope", "attention", _E, rope_work),
+    Kind("kv_write", "attention", _E, kv_write_work),
+)
+
+KERNELS = (
+    (r"reduce_segments|paged_attention\w*_reduce|flash_fwd_splitkv_combine|FlashAttnFwdCombine|mla_combine|merge_attn_states|MergeStates|_fwd_kernel_stage2|VariableLengthMergeStates|kernel_mla_reduce", "attention_reduce"),
+    (r"(?i)flash_?mla|mla_decode|cutlass_mla|mla_fwd|FlashAttnMLA|mla_a8w8|_fwd_grouped_kernel_stage1_mla|BatchMLA", "mla_attention"),
+    (r"reshape_and_cache|store_kvcache|concat_and_cache|set_kv_buffer|copy_kv|append_paged_kv|set_mla_kv_buffer|cp_gather_cache|kv_cache_copy", "kv_write"),
+    (r"(?i)rotary|\brope\b|_rope_|apply_rope|fused_qk_norm_rope|rope_quantize", "rope"),
+    (r"(?i)flash_fwd|flash_attn|FlashAttn|fmha|unified_attention|paged_attention|BatchDecode|BatchPrefill|SinglePrefill|_fwd_kernel_stage1|_fwd_grouped_kernel_stage1|_fwd_kernel$|attention_2d|attention_3d|cudnn\w*sdpa|fmhaKernel|mmha|masked_multihead|aiter.*fmha|attn_fwd|MHA|mha_fwd", "attention"),
+    (r"create_flashinfer_kv_indices|_copy_page_indices|get_kv_indices|kv_indptr|metadata_kernel|prepare_varlen_num_blocks|plan_kernel", "attention_plan"),
+)
+OPERATORS = (
+    (r"scaled_dot_product|_flash_attention_forward|unified_attention|flash_attn|paged_attention|_efficient_attention", "attention"),
+    (r"rotary|apply_rope", "rope"),
+    (r"unified_kv_cache_update|reshape_and_cache|aten::index_copy_", "kv_write"),
+)
+
+
+def dims(kind: str, seen: Seen) -> Op | None:
+    """The op from the operator's shapes, the step's KV length and the layer's window, else from the model."""
+    if kind in ("rope", "kv_write"):
+        return _moved(kind, seen)
+    if kind == "attention_reduce":
+        sizes = _heads(seen)
+        q = seen.tokens
+        return Op.of(kind, "bf16", elements=q * sizes[0] * sizes[2]) if sizes and q else None
+    model = seen.model
+    if kind == "mla_attention" or (model is not None and model.attention == "mla"):
+        return _mla(seen)
+    sizes, q = _heads(seen), _query_tokens(seen)
+    kv, batch = _kv(seen)
+    if not sizes or q is None or kv is None or batch is None:
+        return None
+    heads, kv_heads, dim = sizes
+    extra = {"q": q} if q != batch else {}
+    if seen.window and kv > batch * seen.window:  # a window also needs the keys that its first query sees
+        kv = min(kv, batch * seen.window + q - batch)
+        extra["window"] = seen.window
+    return Op.of("attention", _kv_dtype(seen), batch=batch, heads=heads, kv_heads=kv_heads, head_dim=dim, kv=kv, **extra)
+
+
+def _sdpa(seen: Seen) -> bool:
+    return "scaled_dot_product" in seen.operator and len(seen.shapes) >= 2 and len(seen.shapes[0]) == 4
+
+
+def _heads(seen: Seen) -> tuple[int, int, int] | None:
+    """(query heads, KV heads, head dim) of one rank."""
+    shapes = [s for s in seen.shapes if s]
+    if _sdpa(seen):
+        return shapes[0][1], shapes[1][1], shapes[0][3]
+    if "attention" in seen.operator and len(shapes) >= 2 and len(shapes[0]) == 3 and len(shapes[1]) == 3:
+        return shapes[0][1], shapes[1][1], shapes[0][2]
+    model, tp = seen.model, max(1, seen.tp)
+    if model is None or not model.heads:
+        return None
+    return max(1, model.heads // tp), max(1, model.kv_heads // tp), model.head_dim
+
+
+def _query_tokens(seen: Seen) -> int | None:
+    if _sdpa(seen):
+        return seen.shapes[0][0] * seen.shapes[0][2]
+    return seen.tokens
+
+
+def _kv(seen: Seen) -> tuple[int | None, int | None]:
+    """(KV tokens read, sequences)."""
+    if _sdpa(seen):
+        return seen.shapes[1][0] * seen.shapes[1][2], seen.shapes[0][0]
+    if seen.kv_tokens is not None:
+        return seen.kv_tokens, seen.batch or 1
+    return None, seen.batch
+
+
+def _mla(seen: Seen) -> Op | None:
+    model, (kv, batch) = seen.model, _kv(seen)
+    if model is None or not model.kv_lora or kv is None or batch is None:
+        return None
+    q = _query_tokens(seen) or batch
+    extra = {"q": q} if q != batch else {}
+    return Op.of("mla_attention", _kv_dtype(seen), batch=batch, heads=max(1, model.heads // max(1, seen.tp)),
+                 kv_lora=model.kv_lora, rope=model.rope_dim, kv=kv, **extra)  # fmt: skip
+
+
+def _moved(kind: str, seen: Seen) -> Op | None:
+    """Rotary embedding and cache writes: the elements of q and k, or of k and v."""
+    shapes = [s for s in seen.shapes if len(s) >= 2]
+    if kind == "kv_write" and shapes:
+        both = 1 if "index_copy" in seen.operator else 2
+        source = shapes[-1] if both == 1 else shapes[0]
+        return Op.of(kind, _kv_dtype(seen), elements=both * numel(source))
+    if kind == "rope" and len(shapes) >= 2 and "rotary" in seen.operator:
+        return Op.of(kind, seen.act_dtype, elements=numel(shapes[0]) + numel(shapes[1]))
+    if kind == "rope" and shapes:
+        return Op.of(kind, seen.act_dtype, elements=max(numel(s) for s in shapes))
+    sizes = _heads(seen)
+    if not sizes or seen.tokens is None:
+        return None
+    heads, kv_heads, dim = sizes
+    width = heads + kv_heads if kind == "rope" else 2 * kv_heads
+    return Op.of(kind, _kv_dtype(seen) if kind == "kv_write" else "bf16", elements=seen.tokens * width * dim)
+
+
+def _kv_dtype(seen: Seen) -> str:
+    """fp8 caches are named in the kernel; otherwise the cache has the activations' type."""
+    if "E4m3" in seen.kernel or "Fp8KVCacheDataType)1" in seen.kernel:
+        return "fp8/bf16"
+    return seen.act_dtype

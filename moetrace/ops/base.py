@@ -1,0 +1,83 @@
+"""What every op family is made of: Kind (name, family, work) and Seen (all that is known of one op execution)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from moetrace.model import ModelSpec
+from moetrace.op import UNKNOWN, Op, Work, element_bytes
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of op: its family, its dims that must be known, and its work as a function of the op alone."""
+
+    name: str
+    family: str
+    needs: tuple[str, ...]
+    work: Callable[[Op], Work]
+
+    def __call__(self, op: Op) -> Work:
+        return self.work(op) if op.has(*self.needs) else UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a trace shows of one op execution, distinct values only: the input of recognition.
+
+    `shapes` and `dtypes` are those of the operator's inputs (dtypes in moetrace's names, ``""`` where there is none).
+    `part` is the recorder's annotation, `role` what the order of ops says of a GEMM. Step facts are None if not known.
+    """
+
+    kernel: str
+    operator: str = ""
+    shapes: tuple[Shape, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    nbytes: int = 0
+    group: int = 0
+    part: str = ""
+    role: str = ""
+    phase: str | None = None
+    batch: int | None = None
+    tokens: int | None = None
+    kv_tokens: int | None = None
+    window: int = 0
+    model: ModelSpec | None = None
+    tp: int = 1
+    pad: int = 0  # expert widths are padded to a multiple of this, as seen on the hidden size
+
+    @property
+    def tensors(self) -> tuple[tuple[Shape, str], ...]:
+        """(shape, dtype) of the inputs that are tensors."""
+        types = (*self.dtypes, *([""] * len(self.shapes)))
+        return tuple((s, t) for s, t in zip(self.shapes, types, strict=False) if s)
+
+    @property
+    def act_dtype(self) -> str:
+        """The element type of the first floating-point input, else bf16."""
+        floats = (t for _, t in self.tensors if t and not t.startswith("int"))
+        return next(floats, "bf16")
+
+
+def numel(shape: Shape) -> int:
+    """Number of elements."""
+    return math.prod(shape)
+
+
+def rows_and_width(shape: Shape) -> tuple[int, int]:
+    """A tensor as a matrix: (product of all but the last dim, last dim)."""
+    return (numel(shape[:-1]), shape[-1]) if shape else (0, 0)
+
+
+def act(op: Op) -> float:
+    """Bytes of one activation element of an op."""
+    return element_bytes(op.act_dtype)
+
+
+def padded(width: int, multiple: int) -> int:
+    """`width` rounded up to a multiple (unchanged for 0)."""
+    return -(-width // multiple) * multiple if multiple else width

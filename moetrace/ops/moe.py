@@ -1,0 +1,221 @@
+"""The MoE block: top-k, align/permute, expert GEMMs, the activation between them, combine.
+
+`tokens`, `experts` and `topk` are global, `inter` is one rank's share. What an expert GEMM costs in decode follows the
+number of *distinct* experts its tokens touch: see `distinct_experts`. Experts are taken as gated (gate, up and down),
+which holds for every architecture in the catalogue.
+"""
+
+from __future__ import annotations
+
+import re
+
+from moetrace.op import Op, Work, element_bytes
+from moetrace.ops.base import Kind, Seen, act, padded, rows_and_width
+from moetrace.routing import uniform_distinct
+
+_NEEDS = ("tokens", "hidden", "inter", "experts", "topk")
+
+
+def distinct_experts(op: Op) -> tuple[float, float]:
+    """(expected, certain) number of distinct experts that one rank reads.
+
+    Expected: the counted number (`distinct`), else an estimate (`distinct_est`), else E(1-(1-k/E)^T) for uniform and
+    independent routing (arXiv 2505.03531 assumes it; arXiv 2511.02237 measures how far real text is below). Certain: the
+    counted number, else the k of a single token; none under expert parallelism, where a rank may get no token at all.
+    """
+    experts, topk, tokens = op["experts"], op["topk"], op["tokens"]
+    local = op.get("local_experts", experts) or experts
+    counted, estimate = op.get("distinct"), op.get("distinct_est")
+    if counted is not None:
+        return counted, counted
+    certain = max(0.0, topk - (experts - local)) if tokens >= 1 else 0.0
+    if estimate is not None:
+        return estimate, certain
+    return float(uniform_distinct(experts, topk, tokens)) * local / experts, certain
+
+
+def expert_rows(op: Op) -> float:
+    """Token rows that one rank's experts multiply: tokens x k, times the rank's share of the experts."""
+    rows = op.get("rows")
+    if rows is not None:
+        return rows
+    return op["tokens"] * op["topk"] * (op.get("local_experts", op["experts"]) or op["experts"]) / op["experts"]
+
+
+def _experts(op: Op, matrices: int, reads: float, writes: float) -> Work:
+    expected, certain = distinct_experts(op)
+    rows = expert_rows(op)
+    matrix = op["hidden"] * op["inter"]
+    one = matrices * matrix * element_bytes(op.weight_dtype)
+    local = op.get("local_experts", op["experts"]) or op["experts"]
+    return Work(
+        flops=2.0 * rows * matrices * matrix,
+        weight_bytes=expected * one,
+        weight_bytes_min=certain * one,
+        resident_bytes=local * one,
+        act_read_bytes=rows * reads * act(op),
+        act_write_bytes=rows * writes * act(op),
+        experts=expected,
+        rows=rows,
+    )
+
+
+def gate_up_work(op: Op) -> Work:
+    """Two matrices of every touched expert; each row reads `hidden` and writes 2 `inter`."""
+    return _experts(op, 2, op["hidden"], 2 * op["inter"])
+
+
+def down_work(op: Op) -> Work:
+    """One matrix of every touched expert; each row reads `inter` and writes `hidden`."""
+    return _experts(op, 1, op["inter"], op["hidden"])
+
+
+def experts_work(op: Op) -> Work:
+    """All three matrices in one op: each row reads and writes `hidden`, the width between stays on the chip."""
+    return _experts(op, 3, op["hidden"], op["hidden"])
+
+
+def act_work(op: Op) -> Work:
+    """Each row reads gate and up (`reads`, default 2) and writes their product."""
+    rows = expert_rows(op) if op.has("experts") else op["tokens"] * op["topk"]
+    return Work(
+        flops=4.0 * rows * op["inter"],
+        act_read_bytes=(op.get("reads", 2) or 2) * rows * op["inter"] * act(op),
+        act_write_bytes=rows * op["inter"] * act(op),
+        rows=rows,
+    )
+
+
+def align_work(op: Op) -> Work:
+    """Sorting tokens by expert: ids in and out (int32); with `hidden`, the rows too, written `copies` times (default 1)."""
+    ids = op["tokens"] * op["topk"] * 4
+    rows = op["tokens"] * (op.get("hidden", 0) or 0) * act(op)
+    return Work(act_read_bytes=ids + rows, act_write_bytes=ids + rows * (op.get("copies", 1) or 1))
+
+
+def topk_work(op: Op) -> Work:
+    """Scores in, k ids (int32) and weights (fp32) out."""
+    return Work(
+        flops=4.0 * op["tokens"] * op["experts"],
+        act_read_bytes=op["tokens"] * op["experts"] * act(op),
+        act_write_bytes=op["tokens"] * op["topk"] * 8,
+    )
+
+
+def combine_work(op: Op) -> Work:
+    """k rows of each token in, their weighted sum out."""
+    rows = op["tokens"] * op["topk"]
+    return Work(
+        flops=2.0 * rows * op["hidden"],
+        act_read_bytes=rows * op["hidden"] * act(op),
+        act_write_bytes=op["tokens"] * op["hidden"] * act(op),
+    )
+
+
+KINDS = (
+    Kind("moe_gate_up", "experts", _NEEDS, gate_up_work),
+    Kind("moe_down", "experts", _NEEDS, down_work),
+    Kind("moe_experts", "experts", _NEEDS, experts_work),
+    Kind("moe_act", "experts", ("tokens", "inter", "topk"), act_work),
+    Kind("topk", "routing", ("tokens", "experts", "topk"), topk_work),
+    Kind("moe_align", "routing", ("tokens", "topk"), align_work),
+    Kind("moe_combine", "routing", ("tokens", "hidden", "topk"), combine_work),
+)
+
+KERNELS = (
+    # fused gate_up (+ activation), then down: the name's own suffix tells them apart where it can
+    (r"_matmul_ogs_.*_(swiglu|silu)|bmm_Mx?E?\w*_Fp32.*(swiGlu|gated)|bmm_.*_Fp32_.*swiGlu|fused_moe::run_global<.*Fused_Moe_Kernel", "moe_gate_up"),
+    (r"_matmul_ogs_|^bmm_(Bfloat16|Fp16)_.*dynBatch|MoeFCGemm|moe_gemm2|ck_moe_stage2|kernel_moe_gemm_2", "moe_down"),
+    (r"^bmm_\w+_Fp32_t\d+.*dynBatch|ck_moe_stage1|kernel_moe_gemm(?!_2)|moe_gemm1", "moe_gate_up"),
+    # the same kernel name twice a layer: gate_up first, down second (the parser orders them)
+    (r"^fused_moe_kernel|fused_moe_kernel_gptq_awq|moe_wna16|m_grouped_\w*|grouped_gemm::|GroupedGemm|grouped_mm_kernel|marlin_moe|moe_marlin|fp8_gemm_kernel.*[Gg]rouped|_grouped_mm", "moe_gemm"),
+    (r"topkGating|_topk_forward|topk_sum_and_topk_idx|moe_fused_gate|grouped_topk|topk_softmax|topk_with_k2|biased_grouped_topk|_gemma4_routing_kernel|routingRenormalize.*ScoresKernel|routingMainKernel|topk_sigmoid", "topk"),
+    (r"moe_align_block_size|count_and_sort_expert_tokens|_combined_routing_(memset|compute)|_sum_bitmatrix_rows|routingIndices\w*|fusedBuildExpertMaps|expandInputRows|clean_and_count_expert|get_dispatch_layout|moe_permute|permute_copy_scale|sort_tokens|MoeSorting|moe_sorting|_expt_data_|computeExpertOffsets|blockExpertPrefixSum|globalExpertPrefixSum|mergeExpertPrefixSum|ep_scatter|_fwd_kernel_ep_", "moe_align"),
+    (r"quantize_with_block_size|per_token_cast_to_fp8|moe_quant|silu_and_mul_masked_post_quant|triton_poi_fused_constant_pad_nd_moe_forward|triton_\w*moe_forward\w*", "moe_align"),
+    (r"finalizeMoeRouting|finalizeKernel|_finalize_matmul_scatter|moe_sum|moe_unpermute|unpermute|moe_combine_kernel|ep_gather|post_reorder", "moe_combine"),
+    (r"doActivationKernel|activationDeepSeekKernel", "moe_act"),
+)
+OPERATORS = (
+    (r"aten::_grouped_mm|_grouped_mm_fallback|grouped_mm", "moe_gemm"),
+    (r"aten::topk$", "topk"),
+)
+
+
+def dims(kind: str, seen: Seen) -> Op | None:
+    """The op from the operator's shapes where they tell, the rest from the model; None if neither suffices."""
+    model = seen.model
+    hidden, experts = _sizes(seen)
+    tokens = _tokens(seen)
+    topk = model.topk if model else None
+    if tokens is None or not topk or not experts:
+        return None
+    if kind == "topk":
+        return Op.of(kind, "bf16", tokens=tokens, experts=experts, topk=topk)
+    if kind == "moe_align":
+        return _align(kind, seen, tokens, experts, topk, hidden)
+    if kind == "moe_combine":
+        return Op.of(kind, "bf16", tokens=tokens, hidden=hidden, topk=topk) if hidden else None
+    if model is None or not model.expert_inter:
+        return None
+    inter = padded(model.expert_inter // max(1, seen.tp), seen.pad if seen.tp == 1 else min(seen.pad, 128))
+    if kind == "moe_act":
+        one = {"reads": 1} if seen.operator in ("aten::silu", "aten::gelu", "aten::sigmoid", "aten::clamp") else {}
+        return Op.of(kind, "bf16", tokens=tokens, inter=inter, topk=topk, **one)
+    return Op.of(kind, _dtype(seen), tokens=tokens, hidden=hidden, inter=inter, experts=experts, topk=topk)
+
+
+def _align(kind: str, seen: Seen, tokens: int, experts: int, topk: int, hidden: int) -> Op:
+    """Ids only, rows once (padding, quantising), or a copy of the row for each of its experts."""
+    dims = {"tokens": tokens, "experts": experts, "topk": topk}
+    gathers = seen.operator == "aten::index" and len(seen.shapes) > 0 and len(seen.shapes[0]) == 2 and seen.shapes[0][1] == hidden
+    expands = gathers or re.search(r"expandInput|permute|ep_scatter", seen.kernel)
+    if hidden and (expands or re.search(r"pad_nd|quantize|cast", seen.kernel)):
+        dims["hidden"] = hidden
+        if expands:
+            dims["copies"] = topk
+    return Op.of(kind, "bf16", **dims)
+
+
+def _sizes(seen: Seen) -> tuple[int, int]:
+    """(hidden as the kernel sees it, number of experts), from shapes [T, hidden], [T, experts], else from the model."""
+    model = seen.model
+    hidden, experts = (model.hidden, model.experts) if model else (0, 0)
+    matrices = [s for s in seen.shapes if len(s) == 2]
+    if _is_moe_block(seen) and len(matrices) >= 2 and matrices[0][0] == matrices[1][0]:
+        hidden, experts = matrices[0][1], matrices[1][1]
+    elif seen.pad and hidden:
+        hidden = padded(hidden, seen.pad)
+    return hidden, experts
+
+
+def _is_moe_block(seen: Seen) -> bool:
+    """Whether the operator is an engine's whole MoE block, called with hidden states and router logits."""
+    return "moe" in seen.operator and not seen.operator.startswith("triton")
+
+
+def _tokens(seen: Seen) -> int | None:
+    """Tokens of the step: rows of the block's input, else what the step's annotation says."""
+    matrices = [s for s in seen.shapes if len(s) == 2]
+    if _is_moe_block(seen) and matrices:
+        return rows_and_width(matrices[0])[0]
+    return seen.tokens
+
+
+_KERNEL_DTYPES = (
+    (r"bf16xbf16xmxfp4", "mxfp4/bf16"),
+    (r"fp8xfp8xmxfp4|MxE4m3_MxE2m1", "mxfp4/mxfp8"),
+    (r"E2m1_?E2m1|nvfp4|NvFp4", "nvfp4"),
+    (r"Bfloat16_MxE2m1", "mxfp4/mxfp8"),
+    (r"fp8_ptp128c|fp8_block|blockscale|DeepSeekFp8", "fp8_block"),
+    (r"wna16|gptq_awq|marlin|int4", "int4/bf16"),
+    (r"[Ee]4[Mm]3|fp8", "fp8"),
+)
+
+
+def _dtype(seen: Seen) -> str:
+    """Element types of an expert GEMM, from the kernel's name, else from the model's expert weights."""
+    for pattern, dtype in _KERNEL_DTYPES:
+        if re.search(pattern, seen.kernel):
+            return dtype
+    weight = seen.model.expert_dtype if seen.model else "bf16"
+    return weight if weight in ("bf16", "fp16", "fp32", "fp8", "fp8_block") else f"{weight}/bf16"

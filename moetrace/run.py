@@ -1,0 +1,316 @@
+"""Run: the value in the middle. Measured, synthesized and predicted runs have this one schema.
+
+On disk a directory: ``run.json`` (metadata), ``ops.parquet`` (one row per op execution), ``routing.parquet`` (if any) and
+``attribution.parquet`` (once made). This is the only file that knows the columns. Tables are read lazily and by column.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from moetrace.errors import OutputError, RunError
+from moetrace.model import ModelSpec
+from moetrace.op import Op
+from moetrace.routing import Routing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUN_VERSION = 1
+TEXT = pa.dictionary(pa.int32(), pa.string())
+PHASES = ("prefill", "decode", "mixed")
+
+# name, type, meaning (with its unit and what null says). The order is the order on disk; docs/schema.md is made from it.
+OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("rank", pa.int32(), "rank of the process that recorded the op, from 0"),
+    ("device", pa.int32(), "device index as the profiler numbers it; -1 on a CPU"),
+    ("stream", pa.int64(), "device stream, or the thread on a CPU"),
+    ("step", pa.int32(), "index into the run's steps; null: outside of every step"),
+    ("phase", TEXT, "prefill, decode or mixed; null: the trace does not say"),
+    ("layer", pa.int32(), "decoder layer from 0; null: not in a layer (embedding, lm_head, sampling, copies) or not known"),
+    ("family", TEXT, "op family, such as experts, attention, communication"),
+    ("kind", TEXT, "op kind, such as moe_gate_up; `other`: the name was not recognised"),
+    ("op", TEXT, "the Op as text: kind, dtype and dims; parses back with moetrace.op.Op.parse"),
+    ("kernel", TEXT, "kernel or operator name as recorded"),
+    ("start_ns", pa.int64(), "start, ns since the epoch of the recording"),
+    ("dur_ns", pa.int64(), "duration in ns"),
+    ("launch_ns", pa.int64(), "when the host call that launched it began, ns; null: launch not recorded"),
+    ("graph", pa.int64(), "id of the graph launch that replayed it; null: launched by itself"),
+    ("op_source", TEXT, "where kind and dims came from: shapes, capture, annotation, model, name or none"),
+    ("layer_source", TEXT, "where the layer came from: annotation, module, order or none"),
+    ("flops", pa.float64(), "floating-point operations at the stated routing; null: dims not known"),
+    ("weight_bytes", pa.float64(), "bytes of weights that must be read, scales included; null: dims not known"),
+    ("kv_bytes", pa.float64(), "bytes of KV cache read and written; null: dims not known"),
+    ("act_bytes", pa.float64(), "bytes of activations read and written; null: dims not known"),
+    ("net_bytes", pa.float64(), "bytes that leave this rank; null: dims not known"),
+    ("intensity", pa.float64(), "arithmetic intensity, FLOPs per byte of memory; null: no bytes or not known"),
+    ("bytes_per_s", pa.float64(), "achieved memory bytes per second; null: not known, or no duration"),
+    ("flop_per_s", pa.float64(), "achieved FLOPs per second; null: not known, or no duration"),
+    ("error", pa.float64(), "predicted runs: the 80 % interval is dur_ns divided and multiplied by 1 + error; else null"),
+    ("provenance", TEXT, "predicted runs: what the duration rests on; else null"),
+)
+OPS_SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in OPS_COLUMNS])
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass of the engine. Times in ns; None where the trace does not say.
+
+    `tokens` is the number of tokens computed, `kv_tokens` the KV tokens that full attention reads, summed over sequences.
+    """
+
+    index: int
+    name: str
+    phase: str | None
+    start_ns: int
+    end_ns: int
+    batch: int | None = None
+    tokens: int | None = None
+    kv_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What is known of a run besides its ops."""
+
+    kind: str  # measured, predicted or synthesized
+    source: str  # the trace's file name
+    steps: tuple[Step, ...] = ()
+    model: ModelSpec | None = None
+    model_source: str = "none"  # given, recorded, inferred (and from what), or none
+    native_layers: int | None = None  # the real model's depth, where fewer were recorded
+    device: str = ""  # the profiler's name for the device
+    device_class: str = "gpu"  # gpu, cpu or wafer
+    hardware: str | None = None  # the profile that the device matches
+    gpus: int = 1
+    tp: int = 1
+    ep: int = 1
+    engine: str | None = None
+    routing: str = "none"  # provenance of distinct-expert counts
+    overlap_ok: bool = True
+    notes: tuple[str, ...] = ()  # warnings and assumptions, one sentence each
+    facts: Mapping[str, Any] = field(default_factory=dict)  # counts of the reader: events, damaged, outside steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict that from_dict reads back."""
+        return {**asdict(self), "model": self.model.to_dict() if self.model else None, "version": RUN_VERSION}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Meta:
+        known = {f.name for f in fields(cls)}
+        values = {k: v for k, v in raw.items() if k in known}
+        values["steps"] = tuple(Step(**s) for s in raw["steps"])
+        values["model"] = ModelSpec.from_dict(raw["model"]) if raw.get("model") else None
+        values["notes"] = tuple(raw.get("notes", ()))
+        return cls(**values)
+
+
+class Run:
+    """Metadata and op table of a run, in memory or on disk; columns are read when asked for."""
+
+    def __init__(
+        self, meta: Meta, ops: pa.Table | None = None, routing: Routing | None = None, path: Path | None = None
+    ) -> None:
+        self.meta = meta
+        self.path = path
+        self._ops = ops
+        self._routing = routing
+
+    # -- reading -------------------------------------------------------------------------------------------------
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Run:
+        """The run stored in a directory. Raises RunError with one line if it is not one."""
+        root = Path(path)
+        meta_file = root / "run.json"
+        if not meta_file.is_file() or not (root / "ops.parquet").is_file():
+            raise RunError(f"{root} is not a moetrace run: expected run.json and ops.parquet (make one with 'moetrace parse')")
+        try:
+            raw = orjson.loads(meta_file.read_bytes())
+            version = raw["version"]
+            if version > RUN_VERSION:
+                raise RunError(f"{root} has run version {version}, this moetrace reads up to {RUN_VERSION}: upgrade moetrace")
+            return cls(Meta.from_dict(raw), path=root)
+        except (orjson.JSONDecodeError, KeyError, TypeError) as err:
+            raise RunError(f"{meta_file} is not a run's metadata ({err}): parse the trace again with --force") from err
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of the op table, reading only it from disk."""
+        if self._ops is not None:
+            return self._ops.column(name)
+        return self.table([name]).column(name)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The op table, or only some columns of it."""
+        if self._ops is not None:
+            return self._ops.select(list(columns)) if columns else self._ops
+        if self.path is None:
+            raise RunError("this run has neither a table nor a path")
+        try:
+            table = pq.read_table(self.path / "ops.parquet", columns=list(columns) if columns else None)
+        except (pa.ArrowInvalid, OSError, KeyError) as err:
+            raise RunError(f"{self.path / 'ops.parquet'} cannot be read ({err}): parse the trace again with --force") from err
+        if columns and table.num_columns != len(columns):
+            missing = sorted(set(columns) - set(table.column_names))
+            raise RunError(f"{self.path / 'ops.parquet'} lacks the columns {', '.join(missing)}: parse the trace again with --force")
+        return table
+
+    def numpy(self, name: str, null: float | int = -1) -> npt.NDArray[Any]:
+        """One column as numpy, nulls replaced by `null`."""
+        return np.asarray(pc.fill_null(self.column(name), null).to_numpy())
+
+    def codes(self, name: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+        """A text column as (code per row, the distinct texts); -1 for null."""
+        return codes_of(self.column(name))
+
+    @cached_property
+    def distinct_ops(self) -> tuple[npt.NDArray[np.int64], tuple[Op, ...]]:
+        """(index per row, the distinct ops)."""
+        index, texts = self.codes("op")
+        return index, tuple(Op.parse(t) for t in texts)
+
+    @property
+    def num_rows(self) -> int:
+        if self._ops is not None:
+            return int(self._ops.num_rows)
+        if self.path is None:
+            return 0
+        return int(pq.read_metadata(self.path / "ops.parquet").num_rows)
+
+    @property
+    def routing(self) -> Routing | None:
+        """Recorded routing, if any."""
+        if self._routing is None and self.path is not None and (self.path / "routing.parquet").is_file():
+            self._routing = Routing.load(self.path / "routing.parquet")
+        return self._routing
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The op table as a DataFrame."""
+        frame: pd.DataFrame = self.table(columns).to_pandas()
+        return frame
+
+    # -- making --------------------------------------------------------------------------------------------------
+    def with_meta(self, **changes: Any) -> Run:
+        return Run(replace(self.meta, **changes), self._ops, self._routing, self.path)
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> Run:
+        """Writes the run as a directory, whole or not at all, and returns it as loaded from there."""
+        root = Path(path)
+
+        def fill(folder: Path) -> None:
+            write_parquet(self.table(), folder / "ops.parquet", {"moetrace.table": "ops", "moetrace.version": str(RUN_VERSION)})
+            if self.routing is not None:
+                self.routing.save(folder / "routing.parquet")
+            (folder / "run.json").write_bytes(orjson.dumps(self.meta.to_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+
+        replace_directory(root, fill, force)
+        return Run.load(root)
+
+    def __repr__(self) -> str:
+        model = self.meta.model.name if self.meta.model else "unknown model"
+        return f"<Run {self.meta.kind}: {self.num_rows} ops, {len(self.meta.steps)} steps, {model} on {self.meta.hardware or self.meta.device or 'unknown device'}>"
+
+
+def codes_of(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """A text column as (code per row, the distinct texts); -1 for null."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    joined = encoded.unify_dictionaries().combine_chunks()
+    array = joined.chunk(0) if isinstance(joined, pa.ChunkedArray) else joined
+    index = np.asarray(pc.fill_null(array.indices, -1).to_numpy(zero_copy_only=False)).astype(np.int64)
+    return index, array.dictionary.to_pylist()
+
+
+def text_column(index: npt.NDArray[Any], texts: Sequence[str]) -> pa.DictionaryArray:
+    """A dictionary-encoded text column from codes (-1: null) and texts."""
+    codes = pa.array(index.astype(np.int32), mask=index < 0)
+    return pa.DictionaryArray.from_arrays(codes, pa.array(list(texts), pa.string()))
+
+
+def nullable(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
+    """A column with nulls where `mask` is true."""
+    return pa.array(values, type=kind, mask=mask)
+
+
+def ops_table(columns: Mapping[str, pa.Array]) -> pa.Table:
+    """An op table of the schema from some of its columns; the others are null."""
+    unknown = set(columns) - set(OPS_SCHEMA.names)
+    if unknown:
+        raise RunError(f"no such columns in the ops table: {', '.join(sorted(unknown))}")
+    rows = len(next(iter(columns.values())))
+    arrays = [columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type) for f in OPS_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=OPS_SCHEMA)
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+def write_parquet(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a table as zstd Parquet, beside and renamed into place."""
+    merged = {**(table.schema.metadata or {}), **{k.encode(): v.encode() for k, v in metadata.items()}}
+    write_whole(path, lambda part: pq.write_table(table.replace_schema_metadata(merged), part, compression="zstd"))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a path beside `path` and renames the result into place; on any failure nothing is left."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        part.replace(path)
+    except OSError as err:
+        raise OutputError(f"cannot write {path}: {err.strerror or err}") from err
+    finally:
+        part.unlink(missing_ok=True)
+
+
+_OURS = frozenset({"run.json", "ops.parquet", "routing.parquet", "attribution.parquet", "timeline.json"})
+
+
+def replace_directory(root: Path, fill: Callable[[Path], None], force: bool) -> None:
+    """Fills a directory beside `root` and renames it into place; the old one stays until the new one is whole."""
+    check_output(root, force)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
+    except OSError as err:
+        raise OutputError(f"cannot write {root}: {err.strerror or err}") from err
+    try:
+        fill(part)
+        part.chmod(0o755)
+        if root.exists():
+            shutil.rmtree(root)
+        part.rename(root)
+    except OSError as err:
+        raise OutputError(f"cannot write {root}: {err.strerror or err}") from err
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_output(path: Path, force: bool, ours: Iterable[str] = _OURS) -> None:
+    """Raises OutputError if `path` exists and may not be replaced. Even `force` replaces only what moetrace wrote."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if not force:
+        raise OutputError(f"{path} exists: give another name or --force to replace it")
+    if path.is_dir():
+        strange = sorted(p.name for p in path.iterdir() if p.name not in set(ours))
+        if strange:
+            raise OutputError(f"{path} holds files that are not moetrace's ({', '.join(strange[:3])}): give another name")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path looks like a RUN directory."""
+    return (path / "run.json").is_file()
+
+
+__all__ = ["OPS_COLUMNS", "OPS_SCHEMA", "RUN_VERSION", "Meta", "Run", "Step"]
