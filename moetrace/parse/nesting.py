@@ -1,0 +1,96 @@
+"""Interval tools on numpy columns: nesting of ranges on a thread, which range covers a moment, unions of busy time."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+_LIFT = 1 << 62
+
+
+def sort_ranges(lane: IntArray, start: IntArray, end: IntArray) -> IntArray:
+    """The order by lane, start, and the longer first."""
+    return np.lexsort((-end, start, lane))
+
+
+def parents(lane: IntArray, start: IntArray, end: IntArray) -> IntArray:
+    """For ranges in `sort_ranges` order, the index of the innermost range that holds each; -1 at the top.
+
+    Peels one level of nesting at a time: within a lane a range is on top if no earlier range ends after its start.
+    """
+    parent = np.full(len(start), -1, dtype=np.int64)
+    left = np.arange(len(start))
+    while len(left):
+        top = _outermost(lane[left], start[left], end[left])
+        if top.all():
+            break
+        holders = left[top]
+        at = np.cumsum(top) - 1
+        inner = left[~top]
+        parent[inner] = holders[at[~top]]
+        left = inner
+    return parent
+
+
+def _outermost(lane: IntArray, start: IntArray, end: IntArray) -> npt.NDArray[np.bool_]:
+    """Which of the sorted ranges lie in no earlier one of their lane."""
+    step = np.concatenate(([0], np.cumsum(np.diff(lane) != 0)))
+    # Lanes are lifted apart so that one running maximum serves them all.
+    low, span = int(start.min()), int(end.max() - start.min()) + 1
+    reach = np.maximum.accumulate(end - low + step * span)
+    before = np.concatenate(([np.int64(-1)], reach[:-1]))
+    return np.asarray(before <= start - low + step * span)
+
+
+class Ranges:
+    """Ranges on lanes that can be asked which of them covers a moment."""
+
+    def __init__(self, lane: IntArray, start: IntArray, end: IntArray) -> None:
+        self.order = sort_ranges(lane, start, end)
+        self.lane, self.start, self.end = lane[self.order], start[self.order], end[self.order]
+        self.parent = parents(self.lane, self.start, self.end)
+
+    def covering(self, lane: IntArray, moment: IntArray) -> IntArray:
+        """Index (into the ranges as given) of the innermost range that covers each moment on its lane; -1 for none."""
+        found = self._before(lane, moment)
+        while True:
+            outside = (found >= 0) & (self.end[found] < moment)
+            if not outside.any():
+                break
+            found = np.where(outside, self.parent[found], found)
+        return np.where(found >= 0, self.order[found], -1)
+
+    def _before(self, lane: IntArray, moment: IntArray) -> IntArray:
+        """The last range that starts at or before each moment on its lane."""
+        if not len(self.start):
+            return np.full(len(moment), -1, dtype=np.int64)
+        low = min(int(self.start.min()), int(moment.min()) if len(moment) else 0)
+        span = max(int(self.start.max()), int(moment.max()) if len(moment) else 0) - low + 1
+        lanes, codes = np.unique(np.concatenate((self.lane, lane)), return_inverse=True)
+        if len(lanes) * span >= _LIFT:  # lanes x time do not fit one key: days of trace on millions of threads
+            raise OverflowError("too many threads over too long a time")
+        own, asked = codes[: len(self.lane)], codes[len(self.lane) :]
+        found = np.searchsorted(own * span + (self.start - low), asked * span + (moment - low), side="right") - 1
+        same = (found >= 0) & (own[found] == asked)
+        return np.where(same, found, -1)
+
+
+def union_ns(start: IntArray, end: IntArray) -> int:
+    """Total length of the union of intervals: overlap counts once."""
+    if not len(start):
+        return 0
+    order = np.argsort(start, kind="stable")
+    start, end = start[order], end[order]
+    reach = np.maximum.accumulate(end)
+    before = np.concatenate(([start[0]], reach[:-1]))
+    return int(np.sum(np.maximum(0, end - np.maximum(start, before))))
+
+
+def exposed(start: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
+    """For intervals sorted by start: (what each adds to the union, the gap before it). The gaps and parts sum to the span."""
+    if not len(start):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    reach = np.maximum.accumulate(end)
+    before = np.concatenate(([start[0]], reach[:-1]))
+    return np.maximum(0, end - np.maximum(start, before)), np.maximum(0, start - before)
