@@ -1,0 +1,333 @@
+"""ModelSpec: the catalogue against published totals, configs in every dialect, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrace.errors import ModelError
+from moetrace.model import MAX_CONFIG_BYTES, ModelSpec, infer_model, load_config, load_model, model_names
+
+# name: total B, active B, whether the published active figure has the embedding table in it. Where from:
+PUBLISHED = {
+    "olmoe-1b-7b": (6.9, 1.3, True),  # arXiv 2409.02060, abstract and table 1
+    "mixtral-8x7b": (46.7, 12.9, True),  # mistral.ai/news/mixtral-of-experts
+    "qwen1.5-moe-a2.7b": (14.3, 2.7, True),  # model card
+    "qwen3-30b-a3b": (30.5, 3.3, True),  # model card
+    "qwen3-235b-a22b": (235, 22, True),  # model card
+    "deepseek-v2-lite": (15.7, 2.4, False),  # arXiv 2405.04434, appendix B
+    "deepseek-v3": (671, 37, True),  # arXiv 2412.19437, abstract
+    "phi-3.5-moe": (41.9, 6.6, True),  # model card: 6.6B active; total: weights on the Hub
+    "gpt-oss-20b": (20.91, 3.61, False),  # arXiv 2508.10925, table 1
+    "gpt-oss-120b": (116.83, 5.13, False),  # arXiv 2508.10925, table 1
+    "llama-4-scout": (109, 17, True),  # model card; its total has the vision tower, 1.1 % of it
+}
+# Parameters that transformers 5.23 gives a causal LM built from the same JSON on the meta device.
+COUNTED = {
+    "deepseek-v2-lite": 15706484224,
+    "deepseek-v3": 671026404352,
+    "gpt-oss-120b": 116829156672,
+    "gpt-oss-20b": 20914757184,
+    "llama-3.1-8b": 8030261248,
+    "llama-4-scout": 107769861120,
+    "mixtral-8x7b": 46702792704,
+    "olmoe-1b-7b": 6919161856,
+    "phi-3.5-moe": 41873153344,
+    "qwen1.5-moe-a2.7b": 14315784192,
+    "qwen3-235b-a22b": 235093634560,
+    "qwen3-30b-a3b": 30532122624,
+    "qwen3-8b": 8190735360,
+}
+SMALL: dict[str, Any] = {
+    "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+    "vocab_size": 100, "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def small(**fields: Any) -> ModelSpec:
+    return ModelSpec.from_config({**SMALL, **fields}, "small")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_params_match_the_published_totals(name: str) -> None:
+    total, active, embedding = PUBLISHED[name]
+    spec = load_model(name)
+    assert spec.params() / 1e9 == pytest.approx(total, rel=0.012)
+    assert spec.active_params(embedding) / 1e9 == pytest.approx(active, rel=0.025)
+
+
+def test_params_match_what_transformers_builds_from_the_same_json() -> None:
+    assert set(COUNTED) == set(model_names())
+    for name, count in COUNTED.items():
+        assert load_model(name).params() == pytest.approx(count, rel=4e-4), name  # biases and q/k norms
+
+
+def test_the_other_convention_misses_the_published_figure() -> None:
+    for name in ("qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v2-lite"):
+        _, active, embedding = PUBLISHED[name]
+        assert load_model(name).active_params(not embedding) / 1e9 != pytest.approx(active, rel=0.05)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_catalogue_entry_names_its_source_and_round_trips(name: str) -> None:
+    spec = load_model(name)
+    raw = json.loads((Path(__file__).parents[2] / "moetrace" / "models" / f"{name}.json").read_text())
+    assert raw["_source"].startswith("https://huggingface.co/")
+    assert "_source" not in load_config(name) and load_config(name)["model_type"]
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert len(spec.windows) == spec.layers
+    layers = sum(spec.layer_weight_bytes(layer) for layer in range(spec.layers))
+    assert layers < spec.weight_bytes() < 2.01 * spec.params()
+
+
+def test_attention_windows_and_moe_layers_by_family() -> None:
+    oss, scout, v3 = (load_model(name) for name in ("gpt-oss-20b", "llama-4-scout", "deepseek-v3"))
+    assert oss.windows == (128, 0) * 12 and oss.window(0) == 128 and oss.window(23) == 0
+    assert scout.windows == (8192, 8192, 8192, 0) * 12 and scout.shared_inter == 8192
+    assert v3.moe_layers == tuple(range(3, 61)) and not v3.is_moe(2) and v3.is_moe(3)
+    assert v3.attention == "mla" and (v3.kv_lora, v3.rope_dim, v3.head_dim) == (512, 64, 192)
+    assert load_model("qwen3-8b").moe_layers == ()
+    with pytest.raises(ModelError, match="layers 0 to 23, not 24"):
+        oss.is_moe(24)
+
+
+def test_bytes_of_experts_and_kv() -> None:
+    oss, v3, qwen = (load_model(name) for name in ("gpt-oss-20b", "deepseek-v3", "qwen3-30b-a3b"))
+    assert qwen.expert_bytes() == 3 * 2048 * 768 * 2  # 9.44 MB
+    assert oss.expert_bytes(scales=False) == 3 * 2880 * 2880 / 2
+    assert oss.expert_bytes() == oss.expert_bytes(scales=False) * (1 + 2 / 32)
+    assert oss.expert_bytes("bf16") == 3 * 2880 * 2880 * 2
+    assert (oss.dtype, oss.expert_dtype, oss.act_dtype) == ("bf16", "mxfp4", "bf16")
+    assert (v3.dtype, v3.expert_dtype, v3.act_dtype) == ("fp8_block", "fp8_block", "bf16")
+    assert v3.kv_bytes_per_token(60) == (512 + 64) * 2  # arXiv 2405.04434
+    assert qwen.kv_bytes_per_token(0) == 2 * 4 * 128 * 2 and qwen.kv_bytes_per_token(0, "fp8") == 2 * 4 * 128
+    # Checkpoint sizes on the Hub: 13.8 GB for gpt-oss-20b, 16.1 GB for Llama-3.1-8B.
+    assert oss.weight_bytes() == pytest.approx(13.8e9, rel=0.01)
+    assert load_model("llama-3.1-8b").weight_bytes() == pytest.approx(16.06e9, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("fields", "first", "every"),
+    [
+        ({}, 0, 1),
+        ({"first_k_dense_replace": 1}, 1, 1),
+        ({"decoder_sparse_step": 2}, 1, 2),
+        ({"interleave_moe_layer_step": 2}, 1, 2),
+        ({"moe_layers": [1, 3]}, 1, 2),
+        ({"first_k_dense_replace": 1, "moe_layer_freq": 2}, 2, 2),
+        ({"moe_layer_freq": [0, 1, 1, 1]}, 1, 1),
+        ({"mlp_only_layers": [0, 1]}, 2, 1),
+        ({"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]}, 1, 1),
+    ],
+)
+def test_moe_layers_in_every_dialect(fields: dict[str, Any], first: int, every: int) -> None:
+    spec = small(**fields)
+    assert (spec.first_dense, spec.moe_every) == (first, every)
+    assert spec.moe_layers == tuple(range(first, 4, every))
+
+
+@pytest.mark.parametrize(
+    ("fields", "windows"),
+    [
+        ({}, (0, 0, 0, 0)),
+        ({"sliding_window": 32}, (32, 32, 32, 32)),
+        ({"sliding_window": 32, "use_sliding_window": False}, (0, 0, 0, 0)),
+        ({"sliding_window": 32, "use_sliding_window": True, "max_window_layers": 3}, (0, 0, 0, 32)),
+        ({"sliding_window": 32, "sliding_window_pattern": 2}, (32, 0, 32, 0)),
+        ({"sliding_window": 32, "model_type": "gpt_oss"}, (32, 0, 32, 0)),
+        ({"sliding_window": 32, "layer_types": ["full_attention", "sliding_attention"]}, (0, 32, 0, 32)),
+        ({"attention_chunk_size": 64, "model_type": "llama4_text"}, (64, 64, 64, 0)),
+        ({"attention_chunk_size": 8, "model_type": "llama4", "no_rope_layers": [0, 1, 1, 1]}, (0, 8, 8, 8)),
+    ],
+)  # fmt: skip
+def test_windows_in_every_dialect(fields: dict[str, Any], windows: tuple[int, ...]) -> None:
+    assert small(**fields).windows == windows
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "dtype", "expert_dtype"),
+    [
+        ({"quant_method": "mxfp4"}, "bf16", "mxfp4"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block", "fp8_block"),
+        ({"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["0.self_attn"]}, "bf16", "fp8"),
+        ({"quant_method": "awq", "bits": 4}, "int4", "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8", "int8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", "nvfp4"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "ignore": ["re:.*self_attn.*"],
+                "config_groups": {"group_0": {"weights": {"type": "int", "num_bits": 4, "group_size": 32}}},
+            },
+            "bf16",
+            "int4",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"a": {"weights": {"type": "float", "num_bits": 8, "strategy": "block"}}},
+            },
+            "fp8_block",
+            "fp8_block",
+        ),
+    ],
+)  # fmt: skip
+def test_quantisation_in_every_dialect(quantisation: dict[str, Any], dtype: str, expert_dtype: str) -> None:
+    spec = small(quantization_config=quantisation)
+    assert (spec.dtype, spec.expert_dtype, spec.act_dtype) == (dtype, expert_dtype, "bf16")
+
+
+def test_nested_text_config_inherits_the_outer_fields() -> None:
+    outer = {
+        "model_type": "vl",
+        "text_config": SMALL,
+        "torch_dtype": "float16",
+        "tie_word_embeddings": True,
+    }
+    spec = ModelSpec.from_config(outer, "vl")
+    assert (spec.architecture, spec.act_dtype, spec.tie_embeddings) == ("mixtral", "fp16", True)
+    assert spec.params() == small(tie_word_embeddings=True).params() == small().params() - 100 * 64
+
+
+def test_shared_experts_and_ungated_ffns() -> None:
+    assert small(n_shared_experts=2, moe_intermediate_size=16).shared_inter == 32
+    assert small(shared_expert_intermediate_size=48).shared_inter == 48
+    assert small(hidden_act="relu2").expert_bytes() == 2 * 64 * 96 * 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"hidden_size": None}, "lacks the field 'hidden_size'"),
+        ({"num_experts_per_tok": None}, "lacks the field 'num_experts_per_tok' .or experts_per_token"),
+        ({"model_type": None}, "lacks the field 'model_type'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000"),
+        ({"hidden_size": "64"}, "hidden_size is '64', expected a whole number"),
+        ({"vocab_size": -1}, "vocab_size is -1"),
+        ({"num_experts_per_tok": 9}, "topk is 9, expected 1 to 8"),
+        ({"num_key_value_heads": 3}, r"heads \(4\) is not a multiple of kv_heads \(3\)"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"num_attention_heads": 6, "num_key_value_heads": 6}, "lacks 'head_dim'"),
+        ({"kv_lora_rank": 16}, "lacks the field 'qk_nope_head_dim'"),
+        ({"layer_types": ["linear_attention"] * 4}, "'linear_attention' is not supported"),
+        ({"layer_types": ["sliding_attention"] * 4}, "lacks the field 'sliding_window'"),
+        ({"moe_layers": [0, 1, 3]}, "no regular step"),
+        ({"torch_dtype": "float8"}, "unknown torch_dtype 'float8'"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, "quant_method 'aqlm' is not understood"),
+    ],
+)
+def test_a_bad_config_is_one_line_that_names_field_and_file(
+    tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**SMALL, **fields}))
+    with pytest.raises(ModelError, match=words) as caught:
+        load_model(str(file))
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not JSON"),
+        (b'{"hidden_size":', "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"[" * 200_000, "not JSON"),
+        (b"[1]", "holds a list"),
+        (b" " * (MAX_CONFIG_BYTES + 1), "larger than 4 MiB"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=words):
+        load_model(str(file))
+
+
+def test_names_and_paths(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="did you mean 'olmoe-1b-7b'"):
+        load_model("olmoe-1b7b")
+    with pytest.raises(ModelError, match="no model config at"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({**SMALL, "auto_map": {"AutoConfig": "evil.Config"}}))
+    assert load_model(str(tmp_path)) == load_model(str(tmp_path / "config.json"))
+    assert load_model(str(tmp_path)).name == tmp_path.name
+    (tmp_path / "other.json").write_text(json.dumps({**SMALL, "_name_or_path": "org/Some-MoE"}))
+    assert load_model(str(tmp_path / "other.json")).name == "Some-MoE"
+
+
+def test_with_edits() -> None:
+    spec = load_model("gpt-oss-20b")
+    assert spec.with_edits() == spec
+    assert spec.with_edits(layers=5).windows == (128, 0, 128, 0, 128)
+    assert spec.with_edits(layers=36, experts=128).params() == load_model("gpt-oss-120b").params()
+    assert spec.with_edits(topk=2).active_params() < spec.active_params()
+    assert spec.with_edits(topk=2).params() == spec.params()
+    for edits, words in (
+        ({"topk": 33}, "topk is 33"),
+        ({"n_a": 2}, "unknown model field 'n_a'"),
+        ({"layers": 0}, "layers is 0"),
+        ({"expert_dtype": "fp3"}, "unknown dtype 'fp3'"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            spec.with_edits(**edits)
+
+
+def test_records_that_do_not_fit_are_refused() -> None:
+    data = small().to_dict()
+    with pytest.raises(ModelError, match="unknown field 'colour'"):
+        ModelSpec.from_dict({**data, "colour": 1})
+    del data["kv_heads"]
+    with pytest.raises(ModelError, match="lacks the field 'kv_heads'"):
+        ModelSpec.from_dict(data)
+
+
+def test_infer_model_needs_exactly_one_that_fits() -> None:
+    found = infer_model({"hidden": 2880, "experts": 32})
+    assert found is not None and found[0] == load_model("gpt-oss-20b")
+    assert "gpt-oss-20b inferred from the trace (hidden 2880, experts 32)" in found[1]
+    assert infer_model({"hidden": 2880, "vocab": 201088}) is None  # both gpt-oss
+    assert infer_model({"hidden": 2880, "experts": 33}) is None
+    assert infer_model({"vocab": 129280}) is None and infer_model({}) is None  # one dim proves nothing
+    with pytest.raises(ModelError, match="unknown dim to infer a model from 'width'"):
+        infer_model({"width": 1, "hidden": 2})
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_infer_model_finds_every_entry_by_all_its_dims(name: str) -> None:
+    spec = load_model(name)
+    keys = ("hidden", "layers", "vocab", "heads", "kv_heads", "head_dim", "experts", "topk", "expert_inter")
+    found = infer_model({key: getattr(spec, key) for key in keys})
+    assert found is not None and found[0] == spec
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2**40) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+_FIELDS = [
+    *SMALL, "head_dim", "layer_types", "moe_layers", "moe_layer_freq", "mlp_only_layers", "mlp_layer_types",
+    "sliding_window", "sliding_window_pattern", "quantization_config", "text_config", "torch_dtype",
+    "kv_lora_rank", "no_rope_layers", "n_shared_experts", "decoder_sparse_step", "first_k_dense_replace",
+    "hidden_act",
+]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(_FIELDS), _JSON, min_size=1, max_size=4))
+def test_any_json_gives_a_sound_spec_or_a_model_error(fields: dict[str, Any]) -> None:
+    try:
+        spec = small(**fields)
+    except ModelError as error:
+        assert "\n" not in str(error)
+        return
+    assert spec.params() >= spec.active_params() > 0
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
