@@ -81,7 +81,7 @@ def dims(kind: str, seen: Seen) -> Op | None:
     if kind == "norm":
         return _norm(seen)
     if kind == "embedding":
-        return Op.of(kind, model.dtype, tokens=tokens, hidden=model.hidden, vocab=model.vocab) if model and tokens else None
+        return Op.of(kind, model.act_dtype, tokens=tokens, hidden=model.hidden, vocab=model.vocab) if model and tokens else None
     if kind == "sampling" and model and seen.batch and not tensors:
         return Op.of(kind, "fp32", tokens=seen.batch, vocab=model.vocab)
     if kind == "activation" and model and model.dense_inter and tokens and not tensors:

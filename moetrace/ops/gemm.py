@@ -93,4 +93,5 @@ def _from_model(kind: str, seen: Seen) -> Op | None:
     if kind not in shapes or 0 in shapes[kind]:
         return None
     rows, n, k = shapes[kind]
-    return Op.of(kind, model.dtype, m=rows, n=n, k=k)
+    dtype = model.act_dtype if kind in ("router", "lm_head") else model.dtype
+    return Op.of(kind, dtype, m=rows, n=n, k=k)

@@ -94,3 +94,23 @@ def exposed(start: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
     reach = np.maximum.accumulate(end)
     before = np.concatenate(([start[0]], reach[:-1]))
     return np.maximum(0, end - np.maximum(start, before)), np.maximum(0, start - before)
+
+
+def exposed_by(group: IntArray, start: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
+    """`exposed` within each group of intervals, in the order given; the first of a group has no gap."""
+    part, gap = np.zeros(len(start), np.int64), np.zeros(len(start), np.int64)
+    if not len(start):
+        return part, gap
+    order = np.lexsort((start, group))
+    g, s, e = group[order], start[order], end[order]
+    low, span = int(s.min()), int(e.max() - s.min()) + 1
+    rank = np.concatenate(([0], np.cumsum(np.diff(g) != 0)))
+    if (int(rank[-1]) + 1) * span >= _LIFT:
+        raise OverflowError("too many steps over too long a time")
+    lift = rank * span - low  # groups are lifted apart so that one running maximum serves them all
+    reach = np.maximum.accumulate(e + lift)
+    first = np.concatenate(([True], np.diff(g) != 0))
+    before = np.where(first, s + lift, np.concatenate(([0], reach[:-1])))
+    part[order] = np.maximum(0, e + lift - np.maximum(s + lift, before))
+    gap[order] = np.maximum(0, s + lift - before)
+    return part, gap

@@ -1,0 +1,193 @@
+"""Run x Hardware -> where the time goes: what each op would need, what bounds it, what stays unexplained, what idles.
+
+Attribution prices the ops of a run on a machine with the same law that replay uses; facts (the Run) stay untouched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moetrace import ops
+from moetrace.attribute.summary import summarise
+from moetrace.cost import PriceContext, price
+from moetrace.hardware import Hardware
+from moetrace.op import BOUNDS, PARTS, Costs, Op
+from moetrace.parse.nesting import exposed_by
+from moetrace.run import TEXT, Run, nullable, text_column, write_parquet
+
+ATTRIBUTION_VERSION = 1
+FLAGS = ("cache-resident", "suspect")
+
+# name, type, meaning. Rows are those of ops.parquet, in the same order.
+ATTRIBUTION_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("rank", pa.int32(), "as in ops.parquet"),
+    ("step", pa.int32(), "as in ops.parquet; null: outside of every step"),
+    ("phase", TEXT, "as in ops.parquet"),
+    ("layer", pa.int32(), "as in ops.parquet"),
+    ("family", TEXT, "as in ops.parquet"),
+    ("kind", TEXT, "as in ops.parquet"),
+    ("op", TEXT, "as in ops.parquet"),
+    ("kernel", TEXT, "as in ops.parquet"),
+    ("dur_ns", pa.int64(), "measured (or predicted) duration, ns"),
+    ("exposed_ns", pa.int64(), "what the op adds to the busy time of its step, ns: its duration less what overlaps earlier ops"),
+    ("gap_ns", pa.int64(), "idle time of the device right before the op, ns"),
+    ("launch_ns", pa.int64(), "part of gap_ns in which the host had not launched the op yet, ns; null: launch not recorded"),
+    ("memory_s", pa.float64(), "seconds for its bytes at the machine's effective bandwidth; null: work not known"),
+    ("compute_s", pa.float64(), "seconds for its FLOPs at the machine's effective peak; null: work not known"),
+    ("network_s", pa.float64(), "seconds for its messages; null: work not known"),
+    ("fixed_s", pa.float64(), "seconds of fixed cost: launch, per-expert and latency terms; null: work not known"),
+    ("expected_s", pa.float64(), "what the law expects at the stated routing; parts may overlap; null: work not known"),
+    ("lower_bound_s", pa.float64(), "bytes certainly touched and FLOPs at datasheet peaks; null: work not known"),
+    ("error", pa.float64(), "the 80 % interval of expected_s is / and x (1 + error); null: work not known"),
+    ("bound", TEXT, "the largest part: memory, compute, network or fixed; null: work not known"),
+    ("unexplained_s", pa.float64(), "dur_ns less expected_s, in seconds; null: work not known"),
+    ("flag", TEXT, "cache-resident or suspect: shorter than its lower bound, and what it touches does or does not fit the last-level cache; else null"),
+    ("provenance", TEXT, "where the law's coefficients for this op come from"),
+)
+ATTRIBUTION_SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in ATTRIBUTION_COLUMNS])
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """The attribution of one run on one machine: a table aligned with the run's ops, and a JSON-able summary."""
+
+    hardware: str
+    table: pa.Table
+    summary: Mapping[str, Any]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table as Parquet, whole or not at all."""
+        write_parquet(
+            self.table, Path(path),
+            {"moetrace.table": "attribution", "moetrace.version": str(ATTRIBUTION_VERSION), "moetrace.hardware": self.hardware},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Priced:
+    """Per row: exposed time and gaps (ns), the ops' costs spread over the rows, and what halving each resource leaves."""
+
+    step: IntArray
+    dur: IntArray
+    exposed: IntArray
+    gap: IntArray
+    launch: IntArray
+    index: IntArray
+    found: tuple[Op, ...]
+    costs: Costs
+    halved: Mapping[str, FloatArray]  # resource -> share of an op's expected time that halving it saves
+
+
+def attribute(run: Run, hardware: Hardware) -> Attribution:
+    """Where the time of a run goes, held against a machine (by default meant: the one it ran on)."""
+    priced = _price(run, hardware)
+    touched = ops.works(priced.found)["bytes_min"]
+    table = _table(run, priced, hardware, touched)
+    return Attribution(hardware.name, table, summarise(run, hardware, table, priced.halved, priced.index))
+
+
+def _context(run: Run) -> PriceContext:
+    """What a law must know of the whole: the model's size and depth, graph or eager."""
+    model = run.meta.model
+    return PriceContext(
+        model_bytes=model.weight_bytes() if model else 0.0,
+        layers=model.layers if model else 0,
+    )
+
+
+def price_run(run: Run, hardware: Hardware) -> tuple[IntArray, tuple[Op, ...], Costs]:
+    """(index per row, distinct ops, their costs) of a run on a machine."""
+    index, found = run.distinct_ops
+    families = [ops.family(op.kind) for op in found]
+    return index, found, price(found, ops.works(found), families, hardware, context=_context(run))
+
+
+def _price(run: Run, hardware: Hardware) -> _Priced:
+    index, found, costs = price_run(run, hardware)
+    step, start, dur = run.numpy("step"), run.numpy("start_ns"), run.numpy("dur_ns")
+    exposed, gap = exposed_by(step, start, start + dur)
+    launch = run.numpy("launch_ns")
+    return _Priced(
+        step, dur, exposed, gap, _launch_wait(start, gap, launch), index, found, costs,
+        {name: _saving(run, twice, costs) for name, twice in _twice(hardware).items()},
+    )  # fmt: skip
+
+
+def _twice(hardware: Hardware) -> dict[str, Hardware]:
+    """The machine with each resource made twice as good."""
+    faster = {
+        "memory bandwidth": replace(hardware, memory=replace(hardware.memory, bytes_per_s=2 * hardware.memory.bytes_per_s)),
+        "compute peak": replace(hardware, peaks={k: 2 * v for k, v in hardware.peaks.items()}),
+        "fixed cost per op": replace(
+            hardware,
+            families={
+                k: replace(f, t0_s=f.t0_s / 2, per_expert_s=f.per_expert_s / 2, per_k_s=f.per_k_s / 2, per_tile_s=f.per_tile_s / 2)
+                for k, f in hardware.families.items()
+            },
+        ),
+    }
+    if hardware.link is not None:
+        faster["network bandwidth"] = replace(hardware, link=replace(hardware.link, bytes_per_s=2 * hardware.link.bytes_per_s))
+    return faster
+
+
+def _saving(run: Run, hardware: Hardware, costs: Costs) -> FloatArray:
+    """Per distinct op: the share of its expected time that the better machine saves."""
+    _, _, better = price_run(run, hardware)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(1.0 - better.expected_s / costs.expected_s)
+
+
+def _launch_wait(start: IntArray, gap: IntArray, launch: IntArray) -> IntArray:
+    """Part of each gap in which the host had not launched the op: until its launch call, plus the shortest latency
+    from call to start that the trace shows; -1 where the launch is not known."""
+    known = (launch >= 0) & (gap > 0)
+    latency = int((start[known] - launch[known]).clip(min=0).min()) if known.any() else 0
+    waited = np.clip(launch + latency - (start - gap), 0, gap)
+    return np.where(launch >= 0, waited, -1)
+
+
+def _flags(priced: _Priced, hardware: Hardware, touched: FloatArray) -> IntArray:
+    """Code of the flag per row; -1 for none. Zero-length records (clock resolution) are not judged."""
+    seconds = priced.dur / 1e9
+    bound = priced.costs.lower_bound_s[priced.index]
+    below = np.nan_to_num(bound) > seconds
+    fits = touched[priced.index] <= hardware.memory.cache_bytes
+    return np.where(below & (priced.dur > 0), np.where(fits, 0, 1), -1)
+
+
+def _table(run: Run, priced: _Priced, hardware: Hardware, touched: FloatArray) -> pa.Table:
+    index, costs = priced.index, priced.costs
+    unknown = np.isnan(costs.expected_s)[index]
+    columns: dict[str, pa.Array] = {name: run.column(name) for name in ("rank", "step", "phase", "layer", "family", "kind", "op", "kernel", "dur_ns")}
+    for part in (*PARTS, "expected_s", "lower_bound_s", "error"):
+        columns[part] = nullable(getattr(costs, part)[index], unknown, pa.float64())
+    texts = sorted(set(costs.provenance))
+    columns |= {
+        "exposed_ns": pa.array(priced.exposed),
+        "gap_ns": pa.array(priced.gap),
+        "launch_ns": nullable(priced.launch, priced.launch < 0, pa.int64()),
+        "bound": text_column(costs.bound[index], BOUNDS),
+        "unexplained_s": nullable(priced.dur / 1e9 - costs.expected_s[index], unknown, pa.float64()),
+        "flag": text_column(_flags(priced, hardware, touched), FLAGS),
+        "provenance": text_column(np.array([texts.index(p) for p in costs.provenance], dtype=np.int64)[index], texts),
+    }
+    return pa.Table.from_arrays([_chunked(columns[f.name]).cast(f.type) for f in ATTRIBUTION_SCHEMA], schema=ATTRIBUTION_SCHEMA)
+
+
+def _chunked(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
+    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+
+
+__all__ = ["ATTRIBUTION_COLUMNS", "Attribution", "attribute", "price_run"]
