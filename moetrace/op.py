@@ -25,7 +25,10 @@ _DTYPE_BYTES: dict[str, tuple[float, float]] = {
     "bf16": (2.0, 0.0),
     "fp16": (2.0, 0.0),
     "fp8": (1.0, 0.0),  # one scale per tensor
-    "fp8_block": (1.0, 4.0 / (128 * 128)),  # DeepSeek-V3: fp32 scale per 128 x 128 tile (arXiv 2412.19437, 3.3)
+    "fp8_block": (
+        1.0,
+        4.0 / (128 * 128),
+    ),  # DeepSeek-V3: fp32 scale per 128 x 128 tile (arXiv 2412.19437, 3.3)
     "int8": (1.0, 0.0),  # one scale per output channel, negligible
     "int4": (0.5, 2.0 / 128),  # fp16 scale per group of 128 (AWQ/GPTQ default)
     "mxfp8": (1.0, 1.0 / 32),  # OCP Microscaling 1.0: E8M0 scale per 32
@@ -119,7 +122,9 @@ class Op:
                 raise MoetraceError(f"op {text!r}: {part!r} is not name=number")
             pairs.append((found[1], float(found[2]) if "." in found[2] else int(found[2])))
         if not kind or not dtype:
-            raise MoetraceError(f"op {text!r} lacks a kind or a dtype (expected 'kind dtype name=number ...')")
+            raise MoetraceError(
+                f"op {text!r} lacks a kind or a dtype (expected 'kind dtype name=number ...')"
+            )
         return cls(kind, dtype, tuple(pairs))
 
 
@@ -240,7 +245,12 @@ class Cost:
     @property
     def bound(self) -> str:
         """The largest part: ``compute``, ``memory``, ``network`` or ``fixed``."""
-        parts = {"memory": self.memory_s, "compute": self.compute_s, "network": self.network_s, "fixed": self.fixed_s}
+        parts = {
+            "memory": self.memory_s,
+            "compute": self.compute_s,
+            "network": self.network_s,
+            "fixed": self.fixed_s,
+        }
         return max(parts, key=lambda name: parts[name])
 
 
@@ -262,10 +272,10 @@ class Costs:
     provenance: tuple[str, ...]
 
     def __getitem__(self, index: int) -> Cost:
-        return Cost(
-            *(float(getattr(self, f.name)[index]) for f in fields(Cost) if f.name != "provenance"),
-            provenance=self.provenance[index],
-        )
+        figures = {
+            f.name: float(getattr(self, f.name)[index]) for f in fields(Cost) if f.name != "provenance"
+        }
+        return Cost(**figures, provenance=self.provenance[index])
 
     def __len__(self) -> int:
         return len(self.provenance)

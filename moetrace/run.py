@@ -41,7 +41,11 @@ OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("stream", pa.int64(), "device stream, or the thread on a CPU"),
     ("step", pa.int32(), "index into the run's steps; null: outside of every step"),
     ("phase", TEXT, "prefill, decode or mixed; null: the trace does not say"),
-    ("layer", pa.int32(), "decoder layer from 0; null: not in a layer (embedding, lm_head, sampling, copies) or not known"),
+    (
+        "layer",
+        pa.int32(),
+        "decoder layer from 0; null: not in a layer (embedding, lm_head, sampling, copies) or not known",
+    ),
     ("family", TEXT, "op family, such as experts, attention, communication"),
     ("kind", TEXT, "op kind, such as moe_gate_up; `other`: the name was not recognised"),
     ("op", TEXT, "the Op as text: kind, dtype and dims; parses back with moetrace.op.Op.parse"),
@@ -53,14 +57,26 @@ OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("op_source", TEXT, "where kind and dims came from: shapes, capture, annotation, model, name or none"),
     ("layer_source", TEXT, "where the layer came from: annotation, module, order or none"),
     ("flops", pa.float64(), "floating-point operations at the stated routing; null: dims not known"),
-    ("weight_bytes", pa.float64(), "bytes of weights that must be read, scales included; null: dims not known"),
+    (
+        "weight_bytes",
+        pa.float64(),
+        "bytes of weights that must be read, scales included; null: dims not known",
+    ),
     ("kv_bytes", pa.float64(), "bytes of KV cache read and written; null: dims not known"),
     ("act_bytes", pa.float64(), "bytes of activations read and written; null: dims not known"),
     ("net_bytes", pa.float64(), "bytes that leave this rank; null: dims not known"),
-    ("intensity", pa.float64(), "arithmetic intensity, FLOPs per byte of memory; null: no bytes or not known"),
+    (
+        "intensity",
+        pa.float64(),
+        "arithmetic intensity, FLOPs per byte of memory; null: no bytes or not known",
+    ),
     ("bytes_per_s", pa.float64(), "achieved memory bytes per second; null: not known, or no duration"),
     ("flop_per_s", pa.float64(), "achieved FLOPs per second; null: not known, or no duration"),
-    ("error", pa.float64(), "predicted runs: the 80 % interval is dur_ns divided and multiplied by 1 + error; else null"),
+    (
+        "error",
+        pa.float64(),
+        "predicted runs: the 80 % interval is dur_ns divided and multiplied by 1 + error; else null",
+    ),
     ("provenance", TEXT, "predicted runs: what the duration rests on; else null"),
 )
 OPS_SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in OPS_COLUMNS])
@@ -103,7 +119,9 @@ class Meta:
     routing: str = "none"  # provenance of distinct-expert counts
     overlap_ok: bool = True
     notes: tuple[str, ...] = ()  # warnings and assumptions, one sentence each
-    facts: Mapping[str, Any] = field(default_factory=dict)  # counts of the reader: events, damaged, outside steps
+    facts: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # counts of the reader: events, damaged, outside steps
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict that from_dict reads back."""
@@ -123,7 +141,11 @@ class Run:
     """Metadata and op table of a run, in memory or on disk; columns are read when asked for."""
 
     def __init__(
-        self, meta: Meta, ops: pa.Table | None = None, routing: Routing | None = None, path: Path | None = None
+        self,
+        meta: Meta,
+        ops: pa.Table | None = None,
+        routing: Routing | None = None,
+        path: Path | None = None,
     ) -> None:
         self.meta = meta
         self.path = path
@@ -137,15 +159,21 @@ class Run:
         root = Path(path)
         meta_file = root / "run.json"
         if not meta_file.is_file() or not (root / "ops.parquet").is_file():
-            raise RunError(f"{root} is not a moetrace run: expected run.json and ops.parquet (make one with 'moetrace parse')")
+            raise RunError(
+                f"{root} is not a moetrace run: expected run.json and ops.parquet (make one with 'moetrace parse')"
+            )
         try:
             raw = orjson.loads(meta_file.read_bytes())
             version = raw["version"]
             if version > RUN_VERSION:
-                raise RunError(f"{root} has run version {version}, this moetrace reads up to {RUN_VERSION}: upgrade moetrace")
+                raise RunError(
+                    f"{root} has run version {version}, this moetrace reads up to {RUN_VERSION}: upgrade moetrace"
+                )
             return cls(Meta.from_dict(raw), path=root)
         except (orjson.JSONDecodeError, KeyError, TypeError) as err:
-            raise RunError(f"{meta_file} is not a run's metadata ({err}): parse the trace again with --force") from err
+            raise RunError(
+                f"{meta_file} is not a run's metadata ({err}): parse the trace again with --force"
+            ) from err
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of the op table, reading only it from disk."""
@@ -162,10 +190,14 @@ class Run:
         try:
             table = pq.read_table(self.path / "ops.parquet", columns=list(columns) if columns else None)
         except (pa.ArrowInvalid, OSError, KeyError) as err:
-            raise RunError(f"{self.path / 'ops.parquet'} cannot be read ({err}): parse the trace again with --force") from err
+            raise RunError(
+                f"{self.path / 'ops.parquet'} cannot be read ({err}): parse the trace again with --force"
+            ) from err
         if columns and table.num_columns != len(columns):
             missing = sorted(set(columns) - set(table.column_names))
-            raise RunError(f"{self.path / 'ops.parquet'} lacks the columns {', '.join(missing)}: parse the trace again with --force")
+            raise RunError(
+                f"{self.path / 'ops.parquet'} lacks the columns {', '.join(missing)}: parse the trace again with --force"
+            )
         return table
 
     def numpy(self, name: str, null: float | int = -1) -> npt.NDArray[Any]:
@@ -211,10 +243,16 @@ class Run:
         root = Path(path)
 
         def fill(folder: Path) -> None:
-            write_parquet(self.table(), folder / "ops.parquet", {"moetrace.table": "ops", "moetrace.version": str(RUN_VERSION)})
+            write_parquet(
+                self.table(),
+                folder / "ops.parquet",
+                {"moetrace.table": "ops", "moetrace.version": str(RUN_VERSION)},
+            )
             if self.routing is not None:
                 self.routing.save(folder / "routing.parquet")
-            (folder / "run.json").write_bytes(orjson.dumps(self.meta.to_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+            (folder / "run.json").write_bytes(
+                orjson.dumps(self.meta.to_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
+            )
 
         replace_directory(root, fill, force)
         return Run.load(root)
@@ -250,7 +288,9 @@ def ops_table(columns: Mapping[str, pa.Array]) -> pa.Table:
     if unknown:
         raise RunError(f"no such columns in the ops table: {', '.join(sorted(unknown))}")
     rows = len(next(iter(columns.values())))
-    arrays = [columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type) for f in OPS_SCHEMA]
+    arrays = [
+        columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type) for f in OPS_SCHEMA
+    ]
     return pa.Table.from_arrays(arrays, schema=OPS_SCHEMA)
 
 
@@ -258,7 +298,9 @@ def ops_table(columns: Mapping[str, pa.Array]) -> pa.Table:
 def write_parquet(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> None:
     """Writes a table as zstd Parquet, beside and renamed into place."""
     merged = {**(table.schema.metadata or {}), **{k.encode(): v.encode() for k, v in metadata.items()}}
-    write_whole(path, lambda part: pq.write_table(table.replace_schema_metadata(merged), part, compression="zstd"))
+    write_whole(
+        path, lambda part: pq.write_table(table.replace_schema_metadata(merged), part, compression="zstd")
+    )
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -305,7 +347,9 @@ def check_output(path: Path, force: bool, ours: Iterable[str] = _OURS) -> None:
     if path.is_dir():
         strange = sorted(p.name for p in path.iterdir() if p.name not in set(ours))
         if strange:
-            raise OutputError(f"{path} holds files that are not moetrace's ({', '.join(strange[:3])}): give another name")
+            raise OutputError(
+                f"{path} holds files that are not moetrace's ({', '.join(strange[:3])}): give another name"
+            )
 
 
 def is_run(path: Path) -> bool:

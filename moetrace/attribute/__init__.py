@@ -37,19 +37,51 @@ ATTRIBUTION_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("op", TEXT, "as in ops.parquet"),
     ("kernel", TEXT, "as in ops.parquet"),
     ("dur_ns", pa.int64(), "measured (or predicted) duration, ns"),
-    ("exposed_ns", pa.int64(), "what the op adds to the busy time of its step, ns: its duration less what overlaps earlier ops"),
+    (
+        "exposed_ns",
+        pa.int64(),
+        "what the op adds to the busy time of its step, ns: its duration less what overlaps earlier ops",
+    ),
     ("gap_ns", pa.int64(), "idle time of the device right before the op, ns"),
-    ("launch_ns", pa.int64(), "part of gap_ns in which the host had not launched the op yet, ns; null: launch not recorded"),
-    ("memory_s", pa.float64(), "seconds for its bytes at the machine's effective bandwidth; null: work not known"),
-    ("compute_s", pa.float64(), "seconds for its FLOPs at the machine's effective peak; null: work not known"),
+    (
+        "launch_ns",
+        pa.int64(),
+        "part of gap_ns in which the host had not launched the op yet, ns; null: launch not recorded",
+    ),
+    (
+        "memory_s",
+        pa.float64(),
+        "seconds for its bytes at the machine's effective bandwidth; null: work not known",
+    ),
+    (
+        "compute_s",
+        pa.float64(),
+        "seconds for its FLOPs at the machine's effective peak; null: work not known",
+    ),
     ("network_s", pa.float64(), "seconds for its messages; null: work not known"),
-    ("fixed_s", pa.float64(), "seconds of fixed cost: launch, per-expert and latency terms; null: work not known"),
-    ("expected_s", pa.float64(), "what the law expects at the stated routing; parts may overlap; null: work not known"),
-    ("lower_bound_s", pa.float64(), "bytes certainly touched and FLOPs at datasheet peaks; null: work not known"),
+    (
+        "fixed_s",
+        pa.float64(),
+        "seconds of fixed cost: launch, per-expert and latency terms; null: work not known",
+    ),
+    (
+        "expected_s",
+        pa.float64(),
+        "what the law expects at the stated routing; parts may overlap; null: work not known",
+    ),
+    (
+        "lower_bound_s",
+        pa.float64(),
+        "bytes certainly touched and FLOPs at datasheet peaks; null: work not known",
+    ),
     ("error", pa.float64(), "the 80 % interval of expected_s is / and x (1 + error); null: work not known"),
     ("bound", TEXT, "the largest part: memory, compute, network or fixed; null: work not known"),
     ("unexplained_s", pa.float64(), "dur_ns less expected_s, in seconds; null: work not known"),
-    ("flag", TEXT, "cache-resident or suspect: shorter than its lower bound, and what it touches does or does not fit the last-level cache; else null"),
+    (
+        "flag",
+        TEXT,
+        "cache-resident or suspect: shorter than its lower bound, and what it touches does or does not fit the last-level cache; else null",
+    ),
     ("provenance", TEXT, "where the law's coefficients for this op come from"),
 )
 ATTRIBUTION_SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in ATTRIBUTION_COLUMNS])
@@ -127,18 +159,28 @@ def _price(run: Run, hardware: Hardware) -> _Priced:
 def _twice(hardware: Hardware) -> dict[str, Hardware]:
     """The machine with each resource made twice as good."""
     faster = {
-        "memory bandwidth": replace(hardware, memory=replace(hardware.memory, bytes_per_s=2 * hardware.memory.bytes_per_s)),
+        "memory bandwidth": replace(
+            hardware, memory=replace(hardware.memory, bytes_per_s=2 * hardware.memory.bytes_per_s)
+        ),
         "compute peak": replace(hardware, peaks={k: 2 * v for k, v in hardware.peaks.items()}),
         "fixed cost per op": replace(
             hardware,
             families={
-                k: replace(f, t0_s=f.t0_s / 2, per_expert_s=f.per_expert_s / 2, per_k_s=f.per_k_s / 2, per_tile_s=f.per_tile_s / 2)
+                k: replace(
+                    f,
+                    t0_s=f.t0_s / 2,
+                    per_expert_s=f.per_expert_s / 2,
+                    per_k_s=f.per_k_s / 2,
+                    per_tile_s=f.per_tile_s / 2,
+                )
                 for k, f in hardware.families.items()
             },
         ),
     }
     if hardware.link is not None:
-        faster["network bandwidth"] = replace(hardware, link=replace(hardware.link, bytes_per_s=2 * hardware.link.bytes_per_s))
+        faster["network bandwidth"] = replace(
+            hardware, link=replace(hardware.link, bytes_per_s=2 * hardware.link.bytes_per_s)
+        )
     return faster
 
 
@@ -170,7 +212,10 @@ def _flags(priced: _Priced, hardware: Hardware, touched: FloatArray) -> IntArray
 def _table(run: Run, priced: _Priced, hardware: Hardware, touched: FloatArray) -> pa.Table:
     index, costs = priced.index, priced.costs
     unknown = np.isnan(costs.expected_s)[index]
-    columns: dict[str, pa.Array] = {name: run.column(name) for name in ("rank", "step", "phase", "layer", "family", "kind", "op", "kernel", "dur_ns")}
+    columns: dict[str, pa.Array] = {
+        name: run.column(name)
+        for name in ("rank", "step", "phase", "layer", "family", "kind", "op", "kernel", "dur_ns")
+    }
     for part in (*PARTS, "expected_s", "lower_bound_s", "error"):
         columns[part] = nullable(getattr(costs, part)[index], unknown, pa.float64())
     texts = sorted(set(costs.provenance))
@@ -181,9 +226,13 @@ def _table(run: Run, priced: _Priced, hardware: Hardware, touched: FloatArray) -
         "bound": text_column(costs.bound[index], BOUNDS),
         "unexplained_s": nullable(priced.dur / 1e9 - costs.expected_s[index], unknown, pa.float64()),
         "flag": text_column(_flags(priced, hardware, touched), FLAGS),
-        "provenance": text_column(np.array([texts.index(p) for p in costs.provenance], dtype=np.int64)[index], texts),
+        "provenance": text_column(
+            np.array([texts.index(p) for p in costs.provenance], dtype=np.int64)[index], texts
+        ),
     }
-    return pa.Table.from_arrays([_chunked(columns[f.name]).cast(f.type) for f in ATTRIBUTION_SCHEMA], schema=ATTRIBUTION_SCHEMA)
+    return pa.Table.from_arrays(
+        [_chunked(columns[f.name]).cast(f.type) for f in ATTRIBUTION_SCHEMA], schema=ATTRIBUTION_SCHEMA
+    )
 
 
 def _chunked(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:

@@ -40,7 +40,7 @@ class _Columns:
         return np.asarray(pc.fill_null(self.table.column(name), null).to_numpy())
 
     def _split(self) -> dict[str, FloatArray]:
-        """The exposed time of each op dealt out: to its parts in proportion, at most what the law expects; the rest is unexplained.
+        """The exposed time of each op dealt out: to its parts in proportion, up to what the law expects; the rest stays.
 
         Where the law expects more than was measured, the parts are scaled down to the measured time and nothing remains.
         """
@@ -55,7 +55,11 @@ class _Columns:
 
 
 def summarise(
-    run: Run, hardware: Hardware, table: pa.Table, halved: Mapping[str, FloatArray], index: npt.NDArray[np.int64]
+    run: Run,
+    hardware: Hardware,
+    table: pa.Table,
+    halved: Mapping[str, FloatArray],
+    index: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
     """The summary dict of an attribution (JSON-able; its schema is named in it)."""
     c = _Columns(table)
@@ -86,7 +90,7 @@ def _steps(run: Run, c: _Columns, table: pa.Table) -> list[dict[str, Any]]:
     comm = _communication(run, c)
 
     def total(values: FloatArray) -> FloatArray:
-        return np.bincount(c.step[c.inside], weights=values[c.inside], minlength=count)
+        return np.bincount(c.step[c.inside], weights=values[c.inside], minlength=count).astype(np.float64)
 
     busy, launch = total(c.exposed), total(np.minimum(c.launch, c.gap))
     spent = {name: total(values) for name, values in c.spent.items()}
@@ -100,14 +104,26 @@ def _steps(run: Run, c: _Columns, table: pa.Table) -> list[dict[str, Any]]:
         weights = {**parts, "launch": float(launch[i]), "idle": max(0.0, idle - float(launch[i]))}
         out.append(
             {
-                "index": i, "name": s.name, "phase": s.phase, "batch": s.batch, "tokens": s.tokens, "kv_tokens": s.kv_tokens,
-                "span_s": span, "busy_s": float(busy[i]), "idle_s": idle, "idle_share": idle / span if span else 0.0,
-                "communication_s": float(communication[i]), "exposed_communication_s": float(exposed_communication[i]),
-                "launch_bound_s": float(launch[i]), "expected_s": float(expected[i]), "lower_bound_s": float(lower[i]),
-                "unpriced_s": float(unknown[i]), "critical": max(weights, key=lambda k: weights[k]),
+                "index": i,
+                "name": s.name,
+                "phase": s.phase,
+                "batch": s.batch,
+                "tokens": s.tokens,
+                "kv_tokens": s.kv_tokens,
+                "span_s": span,
+                "busy_s": float(busy[i]),
+                "idle_s": idle,
+                "idle_share": idle / span if span else 0.0,
+                "communication_s": float(communication[i]),
+                "exposed_communication_s": float(exposed_communication[i]),
+                "launch_bound_s": float(launch[i]),
+                "expected_s": float(expected[i]),
+                "lower_bound_s": float(lower[i]),
+                "unpriced_s": float(unknown[i]),
+                "critical": max(weights, key=lambda k: weights[k]),
                 **{f"{name}_s": value for name, value in parts.items()},
             }
-        )  # fmt: skip
+        )
     return out
 
 
@@ -125,8 +141,12 @@ def _communication(run: Run, c: _Columns) -> tuple[FloatArray, FloatArray]:
     everything, _ = exposed_by(c.step, start, end)
     others, _ = exposed_by(c.step[~comm], start[~comm], end[~comm])
     with_all = np.bincount(c.step[c.inside], weights=everything[c.inside] / 1e9)
-    without = np.bincount(c.step[~comm & c.inside], weights=others[c.inside[~comm]] / 1e9, minlength=len(with_all))
-    per_step = np.bincount(c.step[comm & c.inside], weights=alone[c.inside[comm]] / 1e9, minlength=len(with_all))
+    without = np.bincount(
+        c.step[~comm & c.inside], weights=others[c.inside[~comm]] / 1e9, minlength=len(with_all)
+    )
+    per_step = np.bincount(
+        c.step[comm & c.inside], weights=alone[c.inside[comm]] / 1e9, minlength=len(with_all)
+    )
     scale = np.divide(with_all - without, per_step, out=np.zeros(len(with_all)), where=per_step > 0)
     hidden = zero.copy()
     time = zero.copy()
@@ -137,9 +157,21 @@ def _communication(run: Run, c: _Columns) -> tuple[FloatArray, FloatArray]:
 
 
 _MEDIANS = (
-    "span_s", "busy_s", "idle_s", "launch_bound_s", "communication_s", "exposed_communication_s", "memory_s", "compute_s", "network_s",
-    "fixed_s", "unexplained_s", "expected_s", "lower_bound_s", "unpriced_s",
-)  # fmt: skip
+    "span_s",
+    "busy_s",
+    "idle_s",
+    "launch_bound_s",
+    "communication_s",
+    "exposed_communication_s",
+    "memory_s",
+    "compute_s",
+    "network_s",
+    "fixed_s",
+    "unexplained_s",
+    "expected_s",
+    "lower_bound_s",
+    "unpriced_s",
+)
 
 
 def _phases(steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -161,7 +193,7 @@ def _groups(c: _Columns, column: str, span: float) -> list[dict[str, Any]]:
     code, size = code[c.inside], len(names)
 
     def total(values: FloatArray) -> FloatArray:
-        return np.bincount(code, weights=values[c.inside], minlength=size)
+        return np.bincount(code, weights=values[c.inside], minlength=size).astype(np.float64)
 
     busy, expected, lower, known = total(c.exposed), total(c.expected), total(c.lower), total(c.dur * c.known)
     count = np.bincount(code, minlength=size)
@@ -169,13 +201,19 @@ def _groups(c: _Columns, column: str, span: float) -> list[dict[str, Any]]:
     order = [i for i in np.argsort(-busy).tolist() if count[i]]
     return [
         {
-            column: names[i], "count": int(count[i]), "busy_s": float(busy[i]), "share": float(busy[i]) / span,
-            "expected_s": float(expected[i]), "lower_bound_s": float(lower[i]), "priced_s": float(known[i]),
+            column: names[i],
+            "count": int(count[i]),
+            "busy_s": float(busy[i]),
+            "share": float(busy[i]) / span,
+            "expected_s": float(expected[i]),
+            "lower_bound_s": float(lower[i]),
+            "priced_s": float(known[i]),
             **{f"{name}_s": float(values[i]) for name, values in spent.items()},
-            "halving_saves_s": float(busy[i]) / 2, "halving_saves_share": float(busy[i]) / 2 / span,
+            "halving_saves_s": float(busy[i]) / 2,
+            "halving_saves_share": float(busy[i]) / 2 / span,
         }
         for i in order
-    ]  # fmt: skip
+    ]
 
 
 def _layers(c: _Columns, span: float) -> list[dict[str, Any]]:
@@ -185,12 +223,19 @@ def _layers(c: _Columns, span: float) -> list[dict[str, Any]]:
     busy = np.bincount(c.layer[at], weights=c.exposed[at])
     spent = {name: np.bincount(c.layer[at], weights=values[at]) for name, values in c.spent.items()}
     return [
-        {"layer": i, "busy_s": float(b), "share": float(b) / span, **{f"{k}_s": float(v[i]) for k, v in spent.items()}}
+        {
+            "layer": i,
+            "busy_s": float(b),
+            "share": float(b) / span,
+            **{f"{k}_s": float(v[i]) for k, v in spent.items()},
+        }
         for i, b in enumerate(busy.tolist())
     ]
 
 
-def _halving(c: _Columns, halved: Mapping[str, FloatArray], index: npt.NDArray[np.int64], span: float) -> list[dict[str, Any]]:
+def _halving(
+    c: _Columns, halved: Mapping[str, FloatArray], index: npt.NDArray[np.int64], span: float
+) -> list[dict[str, Any]]:
     """What the run would lose if one thing took half: resources by the law's own answer, idle and launches by measure."""
     rows = [(name, float((c.exposed * saving[index])[c.inside].sum())) for name, saving in halved.items()]
     launch = float(np.minimum(c.launch, c.gap)[c.inside].sum())
@@ -210,10 +255,14 @@ def _flags(c: _Columns, table: pa.Table) -> dict[str, Any]:
         out.setdefault(name, 0)
         at = flag == (names.index(name) if name in names else -2)
         out[f"{name}_ops".replace("-", "_")] = [
-            {"op": texts[i], "count": int((at & (op == i)).sum()), "measured_s": float(np.median(c.dur[at & (op == i)])),
-             "lower_bound_s": float(np.median(c.lower[at & (op == i)]))}
+            {
+                "op": texts[i],
+                "count": int((at & (op == i)).sum()),
+                "measured_s": float(np.median(c.dur[at & (op == i)])),
+                "lower_bound_s": float(np.median(c.lower[at & (op == i)])),
+            }
             for i in np.unique(op[at])[:_TOP].tolist()
-        ]  # fmt: skip
+        ]
     return out
 
 
@@ -222,5 +271,7 @@ def _notes(run: Run, hardware: Hardware) -> list[str]:
     if run.meta.hardware is None:
         notes.append(f"the trace does not say what it ran on: held against {hardware.name} as asked")
     elif run.meta.hardware != hardware.name:
-        notes.append(f"it ran on {run.meta.hardware}, not on {hardware.name}: flags and unexplained time compare two machines")
+        notes.append(
+            f"it ran on {run.meta.hardware}, not on {hardware.name}: flags and unexplained time compare two machines"
+        )
     return notes

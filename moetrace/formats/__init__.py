@@ -18,11 +18,15 @@ def read(path: Path, progress: Callable[[float], object] | None = None) -> Event
     if not path.exists():
         raise TraceError(f"{path} does not exist")
     if not path.is_file():
-        raise TraceError(f"{path} is not a file: expected a trace ({', '.join(kineto.SUFFIXES[:2])}) or a moetrace run")
+        raise TraceError(
+            f"{path} is not a file: expected a trace ({', '.join(kineto.SUFFIXES[:2])}) or a moetrace run"
+        )
     with path.open("rb") as file:
         head = file.read(16)
     if head.startswith(b"SQLite format 3"):
-        raise TraceError(f"{path} is an SQLite file (nsys export?): this version reads PyTorch profiler traces only")
+        raise TraceError(
+            f"{path} is an SQLite file (nsys export?): this version reads PyTorch profiler traces only"
+        )
     events: Events = kineto.read(path, progress)
     return events
 

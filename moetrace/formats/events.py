@@ -62,6 +62,20 @@ class Events:
         return at[np.lexsort((-self.dur[at], self.start[at]))]
 
 
+_COLUMNS = (
+    "name",
+    "start",
+    "dur",
+    "lane",
+    "device",
+    "correlation",
+    "external",
+    "tensors",
+    "nbytes",
+    "launched",
+)
+
+
 class EventsBuilder:
     """Collects events one by one and turns them into columns."""
 
@@ -81,10 +95,18 @@ class EventsBuilder:
         """One event; times in ns."""
         args = -1 if tensors is None else self._tensors.setdefault(tensors, len(self._tensors))
         kernel = -1 if launched is None else self.text(launched)
-        self._rows.append((cls, self.text(name), start, dur, lane, device, correlation, external, args, nbytes, kernel))
+        self._rows.append(
+            (cls, self.text(name), start, dur, lane, device, correlation, external, args, nbytes, kernel)
+        )
 
     def build(self, **facts: Any) -> Events:
         """The columns; `facts` are Events' other fields."""
-        matrix = np.array(self._rows, dtype=np.int64).reshape(-1, 11)
-        columns = [np.ascontiguousarray(matrix[:, i]) for i in range(11)]
-        return Events(columns[0].astype(np.int8), *columns[1:], list(self._texts), list(self._tensors), **facts)
+        matrix = np.array(self._rows, dtype=np.int64).reshape(-1, 1 + len(_COLUMNS))
+        columns: dict[str, Any] = {name: np.ascontiguousarray(matrix[:, i + 1]) for i, name in enumerate(_COLUMNS)}
+        return Events(
+            cls=matrix[:, 0].astype(np.int8),
+            texts=list(self._texts),
+            tensor_sets=list(self._tensors),
+            **columns,
+            **facts,
+        )

@@ -19,7 +19,17 @@ import orjson
 
 from moetrace.errors import TraceError
 from moetrace.formats.events import (
-    DEVICE_RANGE, KERNEL, LAUNCH, MEMCPY, MEMSET, MODULE, OPERATOR, RANGE, Events, EventsBuilder, Tensors,
+    DEVICE_RANGE,
+    KERNEL,
+    LAUNCH,
+    MEMCPY,
+    MEMSET,
+    MODULE,
+    OPERATOR,
+    RANGE,
+    Events,
+    EventsBuilder,
+    Tensors,
 )  # fmt: skip
 
 SUFFIXES = (".json", ".json.gz", ".trace", ".pt.trace.json", ".pt.trace.json.gz", ".tmp")
@@ -35,7 +45,17 @@ _DTYPE = {
     "int": "int32", "c10::Float8_e4m3fn": "fp8", "c10::Float8_e4m3fnuz": "fp8", "c10::Float8_e5m2": "fp8",
     "unsigned char": "int8", "signed char": "int8", "bool": "int8", "short": "fp16",
 }  # fmt: skip
-_NCCL_DTYPE = {"Float": 4, "Double": 8, "BFloat16": 2, "Half": 2, "Long": 8, "Int": 4, "Byte": 1, "Char": 1, "Float8_e4m3fn": 1}
+_NCCL_DTYPE = {
+    "Float": 4,
+    "Double": 8,
+    "BFloat16": 2,
+    "Half": 2,
+    "Long": 8,
+    "Int": 4,
+    "Byte": 1,
+    "Char": 1,
+    "Float8_e4m3fn": 1,
+}
 
 
 def sniff(head: bytes) -> bool:
@@ -50,7 +70,9 @@ def read(path: Path, progress: Callable[[float], object] | None = None) -> Event
     top: Mapping[str, Any] = document if isinstance(document, dict) else {}
     raw = document if isinstance(document, list) else top.get("traceEvents")
     if not isinstance(raw, list):
-        raise TraceError(f"{path} is JSON but not a trace: it has no 'traceEvents' list (expected a PyTorch profiler export)")
+        raise TraceError(
+            f"{path} is JSON but not a trace: it has no 'traceEvents' list (expected a PyTorch profiler export)"
+        )
     builder, counts = EventsBuilder(), {"events": len(raw), "damaged": 0}
     base, lanes = _whole(top.get("baseTimeNanoseconds")), _Lanes()
     for i, event in enumerate(raw):
@@ -79,12 +101,16 @@ def _bytes(path: Path) -> bytes:
     try:
         return gzip.decompress(data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as err:
-        raise TraceError(f"{path} is a damaged or truncated gzip file ({err}): copy it again or record again") from err
+        raise TraceError(
+            f"{path} is a damaged or truncated gzip file ({err}): copy it again or record again"
+        ) from err
 
 
 def _decode(data: bytes, path: Path) -> Any:
     if not sniff(data[:64]):
-        raise TraceError(f"{path} is not a PyTorch profiler trace: expected JSON (.json or .json.gz) beginning with '{{' or '['")
+        raise TraceError(
+            f"{path} is not a PyTorch profiler trace: expected JSON (.json or .json.gz) beginning with '{{' or '['"
+        )
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -92,7 +118,9 @@ def _decode(data: bytes, path: Path) -> Any:
     try:
         return json.loads(data.decode("utf-8", "replace"), strict=False)
     except json.JSONDecodeError as err:
-        cut = "truncated" if err.pos >= len(data) - 2 or not data.rstrip().endswith((b"}", b"]")) else "damaged"
+        cut = (
+            "truncated" if err.pos >= len(data) - 2 or not data.rstrip().endswith((b"}", b"]")) else "damaged"
+        )
         raise TraceError(
             f"{path} is {cut} JSON (at character {err.pos} of {len(data)}: {err.msg}): record again; "
             "torch 2.13 writes invalid JSON when a name holds a quote, its use_python_export=True does not"
@@ -187,7 +215,9 @@ def _flat(dims: list[Any], types: list[Any]) -> Iterator[tuple[tuple[int, ...], 
         if not isinstance(shape, list):
             yield (), ""
         elif shape and isinstance(shape[0], list):
-            yield from ((tuple(_whole(n) for n in member), dtype) for member in shape if isinstance(member, list))
+            yield from (
+                (tuple(_whole(n) for n in member), dtype) for member in shape if isinstance(member, list)
+            )
         else:
             yield tuple(_whole(n) for n in shape), dtype
 
@@ -198,7 +228,9 @@ def _message(args: Mapping[str, Any]) -> Tensors | None:
         return None
     width = _NCCL_DTYPE.get(str(args.get("dtype")), 0)
     elements = max(_whole(args.get("In msg nelems")), _whole(args.get("Out msg nelems")))
-    return Tensors(nbytes=elements * width, group=_whole(args.get("Group size")), collective=str(args["Collective name"]))
+    return Tensors(
+        nbytes=elements * width, group=_whole(args.get("Group size")), collective=str(args["Collective name"])
+    )
 
 
 def _own_metadata(top: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,6 +6,8 @@ query tokens of the step (default: one per sequence). The op's dtype is the KV c
 
 from __future__ import annotations
 
+import re
+
 from moetrace.op import Op, Work, element_bytes
 from moetrace.ops.base import Kind, Seen, act, numel
 
@@ -51,7 +53,11 @@ def mla_work(op: Op) -> Work:
 
 def reduce_work(op: Op) -> Work:
     """Merging split-KV partial results: fp32 partials of a few splits in, one row out; `elements` outputs."""
-    return Work(flops=4.0 * op["elements"], act_read_bytes=8 * op["elements"] * 4, act_write_bytes=op["elements"] * act(op))
+    return Work(
+        flops=4.0 * op["elements"],
+        act_read_bytes=8 * op["elements"] * 4,
+        act_write_bytes=op["elements"] * act(op),
+    )
 
 
 def rope_work(op: Op) -> Work:
@@ -62,7 +68,10 @@ def rope_work(op: Op) -> Work:
 
 def kv_write_work(op: Op) -> Work:
     """New K and V read as activations and written to the cache."""
-    return Work(act_read_bytes=op["elements"] * act(op), kv_write_bytes=op["elements"] * element_bytes(op.weight_dtype))
+    return Work(
+        act_read_bytes=op["elements"] * act(op),
+        kv_write_bytes=op["elements"] * element_bytes(op.weight_dtype),
+    )
 
 
 _E = ("elements",)
@@ -75,15 +84,33 @@ KINDS = (
 )
 
 KERNELS = (
-    (r"reduce_segments|paged_attention\w*_reduce|flash_fwd_splitkv_combine|FlashAttnFwdCombine|mla_combine|merge_attn_states|MergeStates|_fwd_kernel_stage2|VariableLengthMergeStates|kernel_mla_reduce", "attention_reduce"),
-    (r"(?i)flash_?mla|mla_decode|cutlass_mla|mla_fwd|FlashAttnMLA|mla_a8w8|_fwd_grouped_kernel_stage1_mla|BatchMLA", "mla_attention"),
-    (r"reshape_and_cache|store_kvcache|concat_and_cache|set_kv_buffer|copy_kv|append_paged_kv|set_mla_kv_buffer|cp_gather_cache|kv_cache_copy", "kv_write"),
+    (
+        r"reduce_segments|paged_attention\w*_reduce|flash_fwd_splitkv_combine|FlashAttnFwdCombine|mla_combine|merge_attn_states|MergeStates|_fwd_kernel_stage2|VariableLengthMergeStates|kernel_mla_reduce",
+        "attention_reduce",
+    ),
+    (
+        r"(?i)flash_?mla|mla_decode|cutlass_mla|mla_fwd|FlashAttnMLA|mla_a8w8|_fwd_grouped_kernel_stage1_mla|BatchMLA",
+        "mla_attention",
+    ),
+    (
+        r"reshape_and_cache|store_kvcache|concat_and_cache|set_kv_buffer|copy_kv|append_paged_kv|set_mla_kv_buffer|cp_gather_cache|kv_cache_copy",
+        "kv_write",
+    ),
     (r"(?i)rotary|\brope\b|_rope_|apply_rope|fused_qk_norm_rope|rope_quantize", "rope"),
-    (r"(?i)flash_fwd|flash_attn|FlashAttn|fmha|unified_attention|paged_attention|BatchDecode|BatchPrefill|SinglePrefill|_fwd_kernel_stage1|_fwd_grouped_kernel_stage1|_fwd_kernel$|attention_2d|attention_3d|cudnn\w*sdpa|fmhaKernel|mmha|masked_multihead|aiter.*fmha|attn_fwd|MHA|mha_fwd", "attention"),
-    (r"create_flashinfer_kv_indices|_copy_page_indices|get_kv_indices|kv_indptr|metadata_kernel|prepare_varlen_num_blocks|plan_kernel", "attention_plan"),
+    (
+        r"(?i)flash_fwd|flash_attn|FlashAttn|fmha|unified_attention|paged_attention|BatchDecode|BatchPrefill|SinglePrefill|_fwd_kernel_stage1|_fwd_grouped_kernel_stage1|_fwd_kernel$|attention_2d|attention_3d|cudnn\w*sdpa|fmhaKernel|mmha|masked_multihead|aiter.*fmha|attn_fwd|MHA|mha_fwd",
+        "attention",
+    ),
+    (
+        r"create_flashinfer_kv_indices|_copy_page_indices|get_kv_indices|kv_indptr|metadata_kernel|prepare_varlen_num_blocks|plan_kernel",
+        "attention_plan",
+    ),
 )
 OPERATORS = (
-    (r"scaled_dot_product|_flash_attention_forward|unified_attention|flash_attn|paged_attention|_efficient_attention", "attention"),
+    (
+        r"scaled_dot_product|_flash_attention_forward|unified_attention|flash_attn|paged_attention|_efficient_attention",
+        "attention",
+    ),
     (r"rotary|apply_rope", "rope"),
     (r"unified_kv_cache_update|reshape_and_cache|aten::index_copy_", "kv_write"),
 )
@@ -109,18 +136,35 @@ def dims(kind: str, seen: Seen) -> Op | None:
     if seen.window and kv > batch * seen.window:  # a window also needs the keys that its first query sees
         kv = min(kv, batch * seen.window + q - batch)
         extra["window"] = seen.window
-    return Op.of("attention", _kv_dtype(seen), batch=batch, heads=heads, kv_heads=kv_heads, head_dim=dim, kv=kv, **extra)
+    return Op.of(
+        "attention",
+        _kv_dtype(seen),
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        kv=kv,
+        **extra,
+    )
 
 
-def _sdpa(seen: Seen) -> bool:
-    return "scaled_dot_product" in seen.operator and len(seen.shapes) >= 2 and len(seen.shapes[0]) == 4
+def _sdpa(seen: Seen) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]] | None:
+    """Queries and keys as (sequences, heads, tokens, head dim), from torch's attention operators."""
+    if len(seen.shapes) < 2 or len(seen.shapes[0]) != 4 or len(seen.shapes[1]) != 4:
+        return None
+    (b, x, y, d), (_, kx, ky, _) = seen.shapes[0], seen.shapes[1]
+    if "scaled_dot_product" in seen.operator:
+        return (b, x, y, d), (b, kx, ky, d)
+    if re.search(r"_(flash|efficient)_attention_forward", seen.operator):  # these have tokens before heads
+        return (b, y, x, d), (b, ky, kx, d)
+    return None
 
 
 def _heads(seen: Seen) -> tuple[int, int, int] | None:
     """(query heads, KV heads, head dim) of one rank."""
-    shapes = [s for s in seen.shapes if s]
-    if _sdpa(seen):
-        return shapes[0][1], shapes[1][1], shapes[0][3]
+    shapes, torch = [s for s in seen.shapes if s], _sdpa(seen)
+    if torch:
+        return torch[0][1], torch[1][1], torch[0][3]
     if "attention" in seen.operator and len(shapes) >= 2 and len(shapes[0]) == 3 and len(shapes[1]) == 3:
         return shapes[0][1], shapes[1][1], shapes[0][2]
     model, tp = seen.model, max(1, seen.tp)
@@ -130,15 +174,15 @@ def _heads(seen: Seen) -> tuple[int, int, int] | None:
 
 
 def _query_tokens(seen: Seen) -> int | None:
-    if _sdpa(seen):
-        return seen.shapes[0][0] * seen.shapes[0][2]
-    return seen.tokens
+    torch = _sdpa(seen)
+    return torch[0][0] * torch[0][2] if torch else seen.tokens
 
 
 def _kv(seen: Seen) -> tuple[int | None, int | None]:
     """(KV tokens read, sequences)."""
-    if _sdpa(seen):
-        return seen.shapes[1][0] * seen.shapes[1][2], seen.shapes[0][0]
+    torch = _sdpa(seen)
+    if torch:
+        return torch[1][0] * torch[1][2], torch[0][0]
     if seen.kv_tokens is not None:
         return seen.kv_tokens, seen.batch or 1
     return None, seen.batch

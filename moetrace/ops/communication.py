@@ -15,7 +15,10 @@ from moetrace.ops.base import Kind, Seen, numel
 def collective_work(op: Op) -> Work:
     """The buffer crosses the network; on the way it is read and written once in local memory."""
     return Work(
-        net_bytes=op["bytes"], net_ranks=op.get("ranks", 2) or 2, act_read_bytes=op["bytes"], act_write_bytes=op["bytes"]
+        net_bytes=op["bytes"],
+        net_ranks=op.get("ranks", 2) or 2,
+        act_read_bytes=op["bytes"],
+        act_write_bytes=op["bytes"],
     )
 
 
@@ -30,7 +33,16 @@ def set_work(op: Op) -> Work:
     return Work(act_write_bytes=op["bytes"])
 
 
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "moe_dispatch", "moe_collect", "send_recv", "broadcast")
+COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "reduce_scatter",
+    "all_to_all",
+    "moe_dispatch",
+    "moe_collect",
+    "send_recv",
+    "broadcast",
+)
 KINDS = (
     *(Kind(name, "communication", ("bytes",), collective_work) for name in COLLECTIVES),
     Kind("memcpy", "copy", ("bytes",), copy_work),
@@ -40,12 +52,21 @@ KINDS = (
 KERNELS = (
     (r"^Memcpy", "memcpy"),
     (r"^Memset", "memset"),
-    (r"(?i)nccl\w*(Kernel|Dev)\w*_?AllReduce|ncclDevKernel_AllReduce|multimem_all_reduce|one_shot_all_reduce|two_shot_all_reduce|cross_device_reduce|custom_all_?reduce|allreduce_fusion|AllReduceKernel|quick_?reduce|quick_all_reduce|oneshotAllreduce|twoshotAllreduce|userbuffers.*allreduce|mnnvl.*allreduce", "all_reduce"),
+    (
+        r"(?i)nccl\w*(Kernel|Dev)\w*_?AllReduce|ncclDevKernel_AllReduce|multimem_all_reduce|one_shot_all_reduce|two_shot_all_reduce|cross_device_reduce|custom_all_?reduce|allreduce_fusion|AllReduceKernel|quick_?reduce|quick_all_reduce|oneshotAllreduce|twoshotAllreduce|userbuffers.*allreduce|mnnvl.*allreduce",
+        "all_reduce",
+    ),
     (r"(?i)nccl\w*AllGather|multimem_all_gather|all_gather_kernel", "all_gather"),
     (r"(?i)nccl\w*ReduceScatter|reduce_scatter", "reduce_scatter"),
     (r"(?i)nccl\w*Broadcast", "broadcast"),
-    (r"(?i)(deep_ep|dpsk::ep|internode|intranode)\w*.*(::|_)(notify_|cached_notify_?)?dispatch|moeA2ADispatch|AllToAllDispatch|a2a_dispatch|moeAllToAllDispatch|pplx.*dispatch", "moe_dispatch"),
-    (r"(?i)(deep_ep|dpsk::ep|internode|intranode)\w*.*(::|_)(cached_notify_?)?combine|(deep_ep|dpsk::ep|internode|intranode).*notify|moeA2ACombine|AllToAllCombine|a2a_combine|moeAllToAllCombine|pplx.*combine", "moe_collect"),
+    (
+        r"(?i)(deep_ep|dpsk::ep|internode|intranode)\w*.*(::|_)(notify_|cached_notify_?)?dispatch|moeA2ADispatch|AllToAllDispatch|a2a_dispatch|moeAllToAllDispatch|pplx.*dispatch",
+        "moe_dispatch",
+    ),
+    (
+        r"(?i)(deep_ep|dpsk::ep|internode|intranode)\w*.*(::|_)(cached_notify_?)?combine|(deep_ep|dpsk::ep|internode|intranode).*notify|moeA2ACombine|AllToAllCombine|a2a_combine|moeAllToAllCombine|pplx.*combine",
+        "moe_collect",
+    ),
     (r"(?i)all_?to_?all|nvshmem\w*alltoall", "all_to_all"),
     (r"(?i)nccl\w*SendRecv|ncclKernel_Send|ncclKernel_Recv", "send_recv"),
     (r"(?i)^nccl|rccl", "all_reduce"),

@@ -40,7 +40,11 @@ def embedding_work(op: Op) -> Work:
 
 def sampling_work(op: Op) -> Work:
     """Logits read once."""
-    return Work(flops=op["tokens"] * op["vocab"], act_read_bytes=op["tokens"] * op["vocab"] * act(op), act_write_bytes=op["tokens"] * 8)
+    return Work(
+        flops=op["tokens"] * op["vocab"],
+        act_read_bytes=op["tokens"] * op["vocab"] * act(op),
+        act_write_bytes=op["tokens"] * 8,
+    )
 
 
 KINDS = (
@@ -56,16 +60,25 @@ KINDS = (
 KERNELS = (
     (r"(?i)rms_?norm|layer_?norm|add_rmsnorm|Rmsnorm2d|norm_fuse|fused_add_norm", "norm"),
     (r"(?i)act_and_mul|silu_and_mul|gelu_and_mul|swiglu|silu_kernel|gelu_kernel|silu_mul", "activation"),
-    (r"(?i)ArgMaxOps|argmax|gatherTopK|sbtopk|mbtopk|radixFindKthValues|multinomial|sampling|top_p|top_k_top_p|cunn_SoftMax|softmax_warp_forward|RadixSort|radixSortKVInPlace|logits|log_softmax|exponential_|distribution_elementwise|bincount|min_p", "sampling"),
+    (
+        r"(?i)ArgMaxOps|argmax|gatherTopK|sbtopk|mbtopk|radixFindKthValues|multinomial|sampling|top_p|top_k_top_p|cunn_SoftMax|softmax_warp_forward|RadixSort|radixSortKVInPlace|logits|log_softmax|exponential_|distribution_elementwise|bincount|min_p",
+        "sampling",
+    ),
     (r"(?i)embedding", "embedding"),
-    (r"elementwise|vectorized_|unrolled_|CatArrayBatched|reduce_kernel|multi_tensor_apply|index_kernel|gather_kernel|scatter_gather|indexSelect|index_elementwise|index_put|fill_|arange|copy_kernel|memcpy32_post|transpose|where_kernel|tensor_scan|DeviceScan|DeviceReduce|DeviceSelect|trampoline_kernel|segmented_max_reduction|scaled_fp8_quant|per_token_group_quant|dynamic_per_token_scaled|quant_kernel|cast_kernel|triton_(poi|red|per|tem)_|^triton__?\d|resolve_future_token|clamp_position|convert_|pointwise|softmax|CompactNonZero|cumsum|advance_step|elementwise_kernel_with_index|distribution_nullary|_fused_", "elementwise"),
+    (
+        r"elementwise|vectorized_|unrolled_|CatArrayBatched|reduce_kernel|multi_tensor_apply|index_kernel|gather_kernel|scatter_gather|indexSelect|index_elementwise|index_put|fill_|arange|copy_kernel|memcpy32_post|transpose|where_kernel|tensor_scan|DeviceScan|DeviceReduce|DeviceSelect|trampoline_kernel|segmented_max_reduction|scaled_fp8_quant|per_token_group_quant|dynamic_per_token_scaled|quant_kernel|cast_kernel|triton_(poi|red|per|tem)_|^triton__?\d|resolve_future_token|clamp_position|convert_|pointwise|softmax|CompactNonZero|cumsum|advance_step|elementwise_kernel_with_index|distribution_nullary|_fused_",
+        "elementwise",
+    ),
 )
 OPERATORS = (
     (r"rms_?norm|layer_?norm|group_norm", "norm"),
     (r"(silu|gelu|act)_and_mul|aten::(silu|gelu|sigmoid|relu)_?$", "activation"),
     (r"aten::(argmax|multinomial|sort|softmax|_softmax|log_softmax|bincount)$", "sampling"),
     (r"aten::embedding$|triton_\w*embedding", "embedding"),
-    (r"aten::(add|sub|mul|div|neg|pow|rsqrt|sqrt|exp|mean|sum|cat|copy_|clone|fill_|zero_|index|index_select|index_put_|_index_put_impl_|index_add_?|index_copy_|scatter\w*|gather|where|masked_\w+|cumsum|arange|bitwise_\w+|logical_\w+|lt|le|gt|ge|eq|ne|cos|sin|clamp\w*|max|min|amax|any|all|histc|one_hot|floor_divide|remainder|sigmoid|softplus|tanh|triu|tril|minimum|maximum|reciprocal|abs|sign|nonzero|unique\w*|full|zeros|ones|stack|repeat|repeat_interleave|roll|searchsorted|linalg_\w+|constant_pad_nd|isin|_local_scalar_dense|_to_copy|contiguous|slice_scatter|addcmul|rsub|ceil|floor|round|_foreach_\w+)_?$|^triton_", "elementwise"),
+    (
+        r"aten::(add|sub|mul|div|neg|pow|rsqrt|sqrt|exp|mean|sum|cat|copy_|clone|fill_|zero_|index|index_select|index_put_|_index_put_impl_|index_add_?|index_copy_|scatter\w*|gather|where|masked_\w+|cumsum|arange|bitwise_\w+|logical_\w+|lt|le|gt|ge|eq|ne|cos|sin|clamp\w*|max|min|amax|any|all|histc|one_hot|floor_divide|remainder|sigmoid|softplus|tanh|triu|tril|minimum|maximum|reciprocal|abs|sign|nonzero|unique\w*|full|zeros|ones|stack|repeat|repeat_interleave|roll|searchsorted|linalg_\w+|constant_pad_nd|isin|_local_scalar_dense|_to_copy|contiguous|slice_scatter|addcmul|rsub|ceil|floor|round|_foreach_\w+)_?$|^triton_",
+        "elementwise",
+    ),
 )
 
 _GATHERED = 8192  # a table taller than this beside a short output is looked up, not read
@@ -75,13 +88,19 @@ def dims(kind: str, seen: Seen) -> Op | None:
     """Sizes from the operator's input shapes; norms, embedding and sampling also from the model."""
     tensors = seen.tensors
     model, tokens = seen.model, seen.tokens
-    table = next((s for s, _ in tensors if len(s) == 2 and s[0] > _GATHERED and model and s[1] == model.hidden), None)
+    table = next(
+        (s for s, _ in tensors if len(s) == 2 and s[0] > _GATHERED and model and s[1] == model.hidden), None
+    )
     if table and seen.operator.startswith(("triton", "aten::embedding")) and tokens:
         return Op.of("embedding", "bf16", tokens=tokens, hidden=table[1], vocab=table[0])
     if kind == "norm":
         return _norm(seen)
     if kind == "embedding":
-        return Op.of(kind, model.act_dtype, tokens=tokens, hidden=model.hidden, vocab=model.vocab) if model and tokens else None
+        return (
+            Op.of(kind, model.act_dtype, tokens=tokens, hidden=model.hidden, vocab=model.vocab)
+            if model and tokens
+            else None
+        )
     if kind == "sampling" and model and seen.batch and not tensors:
         return Op.of(kind, "fp32", tokens=seen.batch, vocab=model.vocab)
     if kind == "activation" and model and model.dense_inter and tokens and not tensors:
@@ -103,7 +122,9 @@ def _sized(kind: str, seen: Seen, elements: int, dtype: str) -> Op | None:
         out = _gathered(seen)
         return Op.of(kind, dtype or "bf16", elements=out) if out else None
     kind = "elementwise" if kind == "sampling" else kind
-    passes = sum(numel(s) * (element_bytes(t) if t else 2.0) for s, t in tensors) / (elements * (element_bytes(dtype) if dtype else 2.0))
+    passes = sum(numel(s) * (element_bytes(t) if t else 2.0) for s, t in tensors) / (
+        elements * (element_bytes(dtype) if dtype else 2.0)
+    )
     if kind == "activation" and "and_mul" in seen.operator + seen.kernel:  # gate and up in, their product out
         return Op.of(kind, dtype or "bf16", elements=elements // 2, reads=2)
     if seen.operator.startswith("triton"):  # a compiled kernel's tensors are its outputs too
@@ -134,7 +155,9 @@ def _norm(seen: Seen) -> Op | None:
     if seen.model is not None and seen.tokens:
         per_head = {"q_norm": seen.model.heads, "k_norm": seen.model.kv_heads}.get(seen.role)
         if per_head:
-            return Op.of("norm", "bf16", tokens=seen.tokens * max(1, per_head // seen.tp), width=seen.model.head_dim)
+            return Op.of(
+                "norm", "bf16", tokens=seen.tokens * max(1, per_head // seen.tp), width=seen.model.head_dim
+            )
         residual = {"residual": 1} if "add" in seen.kernel.lower() else {}
         return Op.of("norm", "bf16", tokens=seen.tokens, width=seen.model.hidden, **residual)
     return None

@@ -27,19 +27,34 @@ def work(op: Op) -> Work:
 
 _MNK = ("m", "n", "k")
 KINDS = (
-    *(Kind(name, "dense_gemm", _MNK, work) for name in ("qkv_proj", "o_proj", "dense_gate_up", "dense_down", "lm_head", "gemm")),
+    *(
+        Kind(name, "dense_gemm", _MNK, work)
+        for name in ("qkv_proj", "o_proj", "dense_gate_up", "dense_down", "lm_head", "gemm")
+    ),
     Kind("router", "routing", _MNK, work),
     *(Kind(name, "shared_expert", _MNK, work) for name in ("shared_gate_up", "shared_down")),
 )
 
 KERNELS = (
-    (r"^Cijk_|^nvjet_|cublasLt|^gemv|gemv2|gemvNSP|gemmSN|gemmk1|splitKreduce|split_k_reduce|wvSplitK|LLGemm|ck_tile.*Gemm", "gemm"),
-    (r"(?i)(sm\d+_)?xmma_gemm|s\d+gemm|hgemm|sgemm|bf16gemm|tensorop.*gemm|cutlass.*gemm|gemm_kernel|deep_gemm|_gemm_|::gemm\b|gemm_universal", "gemm"),
-    (r"(?i)^triton_.*(_mm|_addmm|_bmm)(_|$)|_scaled_mm|marlin(?!.*moe)|machete|awq_gemm|gptq_gemm|dot_kernel|matmul_kernel", "gemm"),
+    (
+        r"^Cijk_|^nvjet_|cublasLt|^gemv|gemv2|gemvNSP|gemmSN|gemmk1|splitKreduce|split_k_reduce|wvSplitK|LLGemm|ck_tile.*Gemm",
+        "gemm",
+    ),
+    (
+        r"(?i)(sm\d+_)?xmma_gemm|s\d+gemm|hgemm|sgemm|bf16gemm|tensorop.*gemm|cutlass.*gemm|gemm_kernel|deep_gemm|_gemm_|::gemm\b|gemm_universal",
+        "gemm",
+    ),
+    (
+        r"(?i)^triton_.*(_mm|_addmm|_bmm)(_|$)|_scaled_mm|marlin(?!.*moe)|machete|awq_gemm|gptq_gemm|dot_kernel|matmul_kernel",
+        "gemm",
+    ),
     (r"gemm_fp16|gemm_bf16|fp8_ptp128c|GemmUniversal|router_gemm|dsv3_fused_a_gemm|min_latency_gemm", "gemm"),
 )
 OPERATORS = (
-    (r"aten::(mm|addmm|bmm|baddbmm|linear|mv|addmv|_scaled_mm|matmul|einsum|dot|_addmm_activation|mkldnn_linear)$|mkldnn::_linear|_C::.*gemm", "gemm"),
+    (
+        r"aten::(mm|addmm|bmm|baddbmm|linear|mv|addmv|_scaled_mm|matmul|einsum|dot|_addmm_activation|mkldnn_linear)$|mkldnn::_linear|_C::.*gemm",
+        "gemm",
+    ),
 )
 
 

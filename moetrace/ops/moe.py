@@ -39,7 +39,9 @@ def expert_rows(op: Op) -> float:
     rows = op.get("rows")
     if rows is not None:
         return rows
-    return op["tokens"] * op["topk"] * (op.get("local_experts", op["experts"]) or op["experts"]) / op["experts"]
+    return (
+        op["tokens"] * op["topk"] * (op.get("local_experts", op["experts"]) or op["experts"]) / op["experts"]
+    )
 
 
 def _experts(op: Op, matrices: int, reads: float, writes: float) -> Work:
@@ -124,15 +126,36 @@ KINDS = (
 
 KERNELS = (
     # fused gate_up (+ activation), then down: the name's own suffix tells them apart where it can
-    (r"_matmul_ogs_.*_(swiglu|silu)|bmm_Mx?E?\w*_Fp32.*(swiGlu|gated)|bmm_.*_Fp32_.*swiGlu|fused_moe::run_global<.*Fused_Moe_Kernel", "moe_gate_up"),
-    (r"_matmul_ogs_|^bmm_(Bfloat16|Fp16)_.*dynBatch|MoeFCGemm|moe_gemm2|ck_moe_stage2|kernel_moe_gemm_2", "moe_down"),
+    (
+        r"_matmul_ogs_.*_(swiglu|silu)|bmm_Mx?E?\w*_Fp32.*(swiGlu|gated)|bmm_.*_Fp32_.*swiGlu|fused_moe::run_global<.*Fused_Moe_Kernel",
+        "moe_gate_up",
+    ),
+    (
+        r"_matmul_ogs_|^bmm_(Bfloat16|Fp16)_.*dynBatch|MoeFCGemm|moe_gemm2|ck_moe_stage2|kernel_moe_gemm_2",
+        "moe_down",
+    ),
     (r"^bmm_\w+_Fp32_t\d+.*dynBatch|ck_moe_stage1|kernel_moe_gemm(?!_2)|moe_gemm1", "moe_gate_up"),
     # the same kernel name twice a layer: gate_up first, down second (the parser orders them)
-    (r"^fused_moe_kernel|fused_moe_kernel_gptq_awq|moe_wna16|m_grouped_\w*|grouped_gemm::|GroupedGemm|grouped_mm_kernel|marlin_moe|moe_marlin|fp8_gemm_kernel.*[Gg]rouped|_grouped_mm", "moe_gemm"),
-    (r"topkGating|_topk_forward|topk_sum_and_topk_idx|moe_fused_gate|grouped_topk|topk_softmax|topk_with_k2|biased_grouped_topk|_gemma4_routing_kernel|routingRenormalize.*ScoresKernel|routingMainKernel|topk_sigmoid", "topk"),
-    (r"moe_align_block_size|count_and_sort_expert_tokens|_combined_routing_(memset|compute)|_sum_bitmatrix_rows|routingIndices\w*|fusedBuildExpertMaps|expandInputRows|clean_and_count_expert|get_dispatch_layout|moe_permute|permute_copy_scale|sort_tokens|MoeSorting|moe_sorting|_expt_data_|computeExpertOffsets|blockExpertPrefixSum|globalExpertPrefixSum|mergeExpertPrefixSum|ep_scatter|_fwd_kernel_ep_", "moe_align"),
-    (r"quantize_with_block_size|per_token_cast_to_fp8|moe_quant|silu_and_mul_masked_post_quant|triton_poi_fused_constant_pad_nd_moe_forward|triton_\w*moe_forward\w*", "moe_align"),
-    (r"finalizeMoeRouting|finalizeKernel|_finalize_matmul_scatter|moe_sum|moe_unpermute|unpermute|moe_combine_kernel|ep_gather|post_reorder", "moe_combine"),
+    (
+        r"^fused_moe_kernel|fused_moe_kernel_gptq_awq|moe_wna16|m_grouped_\w*|grouped_gemm::|GroupedGemm|grouped_mm_kernel|marlin_moe|moe_marlin|fp8_gemm_kernel.*[Gg]rouped|_grouped_mm",
+        "moe_gemm",
+    ),
+    (
+        r"topkGating|_topk_forward|topk_sum_and_topk_idx|moe_fused_gate|grouped_topk|topk_softmax|topk_with_k2|biased_grouped_topk|_gemma4_routing_kernel|routingRenormalize.*ScoresKernel|routingMainKernel|topk_sigmoid",
+        "topk",
+    ),
+    (
+        r"moe_align_block_size|count_and_sort_expert_tokens|_combined_routing_(memset|compute)|_sum_bitmatrix_rows|routingIndices\w*|fusedBuildExpertMaps|expandInputRows|clean_and_count_expert|get_dispatch_layout|moe_permute|permute_copy_scale|sort_tokens|MoeSorting|moe_sorting|_expt_data_|computeExpertOffsets|blockExpertPrefixSum|globalExpertPrefixSum|mergeExpertPrefixSum|ep_scatter|_fwd_kernel_ep_",
+        "moe_align",
+    ),
+    (
+        r"quantize_with_block_size|per_token_cast_to_fp8|moe_quant|silu_and_mul_masked_post_quant|triton_poi_fused_constant_pad_nd_moe_forward|triton_\w*moe_forward\w*",
+        "moe_align",
+    ),
+    (
+        r"finalizeMoeRouting|finalizeKernel|_finalize_matmul_scatter|moe_sum|moe_unpermute|unpermute|moe_combine_kernel|ep_gather|post_reorder",
+        "moe_combine",
+    ),
     (r"doActivationKernel|activationDeepSeekKernel", "moe_act"),
 )
 OPERATORS = (
@@ -159,7 +182,11 @@ def dims(kind: str, seen: Seen) -> Op | None:
         return None
     inter = padded(model.expert_inter // max(1, seen.tp), seen.pad if seen.tp == 1 else min(seen.pad, 128))
     if kind == "moe_act":
-        one = {"reads": 1} if seen.operator in ("aten::silu", "aten::gelu", "aten::sigmoid", "aten::clamp") else {}
+        one = (
+            {"reads": 1}
+            if seen.operator in ("aten::silu", "aten::gelu", "aten::sigmoid", "aten::clamp")
+            else {}
+        )
         return Op.of(kind, "bf16", tokens=tokens, inter=inter, topk=topk, **one)
     return Op.of(kind, _dtype(seen), tokens=tokens, hidden=hidden, inter=inter, experts=experts, topk=topk)
 
@@ -167,7 +194,12 @@ def dims(kind: str, seen: Seen) -> Op | None:
 def _align(kind: str, seen: Seen, tokens: int, experts: int, topk: int, hidden: int) -> Op:
     """Ids only, rows once (padding, quantising), or a copy of the row for each of its experts."""
     dims = {"tokens": tokens, "experts": experts, "topk": topk}
-    gathers = seen.operator == "aten::index" and len(seen.shapes) > 0 and len(seen.shapes[0]) == 2 and seen.shapes[0][1] == hidden
+    gathers = (
+        seen.operator == "aten::index"
+        and len(seen.shapes) > 0
+        and len(seen.shapes[0]) == 2
+        and seen.shapes[0][1] == hidden
+    )
     expands = gathers or re.search(r"expandInput|permute|ep_scatter", seen.kernel)
     if hidden and (expands or re.search(r"pad_nd|quantize|cast", seen.kernel)):
         dims["hidden"] = hidden

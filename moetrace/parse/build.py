@@ -45,9 +45,20 @@ def build_ops(
     pad = _padding(events, rows, model)
     window = _windows(placed.layer, model)
     key = np.stack(
-        [placed.kind_index, rows.kernel, rows.operator, rows.tensors, rows.message, rows.nbytes, placed.role, placed.part, window,
-         _step_facts(placed.step, steps)], axis=1,
-    )  # fmt: skip
+        [
+            placed.kind_index,
+            rows.kernel,
+            rows.operator,
+            rows.tensors,
+            rows.message,
+            rows.nbytes,
+            placed.role,
+            placed.part,
+            window,
+            _step_facts(placed.step, steps),
+        ],
+        axis=1,
+    )
     distinct, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
     found: dict[Op, int] = {}
     index = np.zeros(len(distinct), dtype=np.int64)
@@ -63,7 +74,15 @@ def build_ops(
 
 
 def _seen(
-    events: Events, rows: Rows, placed: Placed, row: int, step: StepName | None, model: ModelSpec | None, tp: int, pad: int, window: int
+    events: Events,
+    rows: Rows,
+    placed: Placed,
+    row: int,
+    step: StepName | None,
+    model: ModelSpec | None,
+    tp: int,
+    pad: int,
+    window: int,
 ) -> tuple[str, Seen]:
     tensors = events.tensor_sets[rows.tensors[row]] if rows.tensors[row] >= 0 else _NO_TENSORS
     message = events.tensor_sets[rows.message[row]] if rows.message[row] >= 0 else _NO_TENSORS
@@ -124,7 +143,11 @@ def _padding(events: Events, rows: Rows, model: ModelSpec | None) -> int:
     seen = {
         s[0][1]
         for s in (events.tensor_sets[t].shapes for t in np.unique(rows.tensors[rows.tensors >= 0]).tolist())
-        if len(s) >= 2 and len(s[0]) == 2 and len(s[1]) == 2 and s[0][0] == s[1][0] and s[1][1] == model.experts
+        if len(s) >= 2
+        and len(s[0]) == 2
+        and len(s[1]) == 2
+        and s[0][0] == s[1][0]
+        and s[1][1] == model.experts
     }
     for multiple in (64, 128, 256):
         wide = -(-model.hidden // multiple) * multiple
@@ -133,7 +156,9 @@ def _padding(events: Events, rows: Rows, model: ModelSpec | None) -> int:
     return 0
 
 
-def count_distinct(index: IntArray, found: list[Op], step: IntArray, layer: IntArray, routing: Routing) -> tuple[IntArray, list[Op]]:
+def count_distinct(
+    index: IntArray, found: list[Op], step: IntArray, layer: IntArray, routing: Routing
+) -> tuple[IntArray, list[Op]]:
     """Puts the counted distinct experts into the expert ops of the steps and layers that were recorded."""
     cells = routing.distinct()
     keyed = np.array([(s, k, d) for (s, k), d in cells.items()], dtype=np.int64).reshape(-1, 3)

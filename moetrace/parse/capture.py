@@ -1,4 +1,4 @@
-"""Capture-time traces: what was launched while a CUDA or HIP graph was recorded gives its replayed kernels operators and shapes.
+"""Capture-time traces: the launches made while a graph was recorded give its replayed kernels operators and shapes.
 
 A replayed graph's kernels share one correlation id and carry no operator. The capture of the same graph holds every
 launch with its operator, in the order in which a single-stream replay runs them.
@@ -16,7 +16,9 @@ from moetrace.formats.events import LAUNCH, OPERATOR, Events, Tensors
 from moetrace.parse.nesting import Ranges
 from moetrace.parse.rows import CAPTURE, Rows
 
-_LAUNCHES = re.compile(r"(cuda|hip|cu)\w*(Launch\w*Kernel\w*|LaunchKernel\w*|LaunchCooperative\w*)|(cuda|hip|cu)Mem(cpy|set)\w*")
+_LAUNCHES = re.compile(
+    r"(cuda|hip|cu)\w*(Launch\w*Kernel\w*|LaunchKernel\w*|LaunchCooperative\w*)|(cuda|hip|cu)Mem(cpy|set)\w*"
+)
 _BEGIN, _END = re.compile(r"(cuda|hip|cu)StreamBeginCapture"), re.compile(r"(cuda|hip|cu)StreamEndCapture")
 
 
@@ -35,7 +37,9 @@ def captured_graphs(events: Events) -> list[list[Captured]]:
     names = [events.texts[c] for c in events.name[launches]]
     operators = events.where(OPERATOR)
     by_id = {int(events.external[i]): int(i) for i in operators[::-1] if events.external[i] >= 0}
-    running = Ranges(events.lane[operators], events.start[operators], events.start[operators] + events.dur[operators])
+    running = Ranges(
+        events.lane[operators], events.start[operators], events.start[operators] + events.dur[operators]
+    )
     covering = running.covering(events.lane[launches], events.start[launches])
     graphs: list[list[Captured]] = []
     loose: list[Captured] = []
@@ -59,7 +63,9 @@ def _captured(events: Events, launch: int, operator: int) -> Captured:
     if operator < 0:
         return Captured(kernel, "", None)
     tensors = int(events.tensors[operator])
-    return Captured(kernel, events.texts[events.name[operator]], events.tensor_sets[tensors] if tensors >= 0 else None)
+    return Captured(
+        kernel, events.texts[events.name[operator]], events.tensor_sets[tensors] if tensors >= 0 else None
+    )
 
 
 def apply(rows: Rows, events: Events, capture: Events) -> list[str]:
@@ -117,7 +123,9 @@ def _match(kernels: list[str], graphs: list[list[Captured]], pool: list[Captured
         pool.extend(graph)
         names = [c.kernel for c in graph]
         if not any(names):  # CUDA launches do not name their kernels: only an equal count is trustworthy
-            found: list[int | None] = [base + i for i in range(len(graph))] if len(graph) == len(kernels) else []
+            found: list[int | None] = (
+                [base + i for i in range(len(graph))] if len(graph) == len(kernels) else []
+            )
         else:
             found = [None] * len(kernels)
             for block in SequenceMatcher(a=kernels, b=names, autojunk=False).get_matching_blocks():

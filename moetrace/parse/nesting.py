@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 _LIFT = 1 << 62
+
+
+def lookup(values: npt.NDArray[Any], index: IntArray, default: int = -1) -> IntArray:
+    """The values at each index, `default` where the index is negative (`values` may be empty)."""
+    if not len(values):
+        return np.full(len(index), default, dtype=np.int64)
+    return np.where(index >= 0, values[index], default)
 
 
 def sort_ranges(lane: IntArray, start: IntArray, end: IntArray) -> IntArray:
@@ -54,12 +63,12 @@ class Ranges:
     def covering(self, lane: IntArray, moment: IntArray) -> IntArray:
         """Index (into the ranges as given) of the innermost range that covers each moment on its lane; -1 for none."""
         found = self._before(lane, moment)
-        while True:
+        while len(self.end):
             outside = (found >= 0) & (self.end[found] < moment)
             if not outside.any():
                 break
             found = np.where(outside, self.parent[found], found)
-        return np.where(found >= 0, self.order[found], -1)
+        return lookup(self.order, found)
 
     def _before(self, lane: IntArray, moment: IntArray) -> IntArray:
         """The last range that starts at or before each moment on its lane."""
@@ -68,10 +77,14 @@ class Ranges:
         low = min(int(self.start.min()), int(moment.min()) if len(moment) else 0)
         span = max(int(self.start.max()), int(moment.max()) if len(moment) else 0) - low + 1
         lanes, codes = np.unique(np.concatenate((self.lane, lane)), return_inverse=True)
-        if len(lanes) * span >= _LIFT:  # lanes x time do not fit one key: days of trace on millions of threads
+        if (
+            len(lanes) * span >= _LIFT
+        ):  # lanes x time do not fit one key: days of trace on millions of threads
             raise OverflowError("too many threads over too long a time")
         own, asked = codes[: len(self.lane)], codes[len(self.lane) :]
-        found = np.searchsorted(own * span + (self.start - low), asked * span + (moment - low), side="right") - 1
+        found = (
+            np.searchsorted(own * span + (self.start - low), asked * span + (moment - low), side="right") - 1
+        )
         same = (found >= 0) & (own[found] == asked)
         return np.where(same, found, -1)
 

@@ -7,9 +7,20 @@ rules need only that a decoder layer is: norm, projections, attention, projectio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 ATTENTION = ("attention", "mla_attention")
-_MOE = ("topk", "moe_align", "moe_gemm", "moe_gate_up", "moe_down", "moe_experts", "moe_act", "moe_combine", "moe_collect")
+_MOE = (
+    "topk",
+    "moe_align",
+    "moe_gemm",
+    "moe_gate_up",
+    "moe_down",
+    "moe_experts",
+    "moe_act",
+    "moe_combine",
+    "moe_collect",
+)
 GEMMS = ("gemm",)
 
 
@@ -19,10 +30,14 @@ def layer_starts(kinds: Sequence[str]) -> tuple[list[int], int]:
     if not attention:
         return [], 0
     starts = [_first_layer(kinds, attention[0])]
-    for before, here in zip(attention, attention[1:], strict=False):
+    for before, here in pairwise(attention):
         starts.append(_boundary(kinds, before + 1, here))
     last = _block_end(kinds, attention[-1] + 1, len(kinds))
-    end = len(kinds) if last is None else next((i for i in range(last + 1, len(kinds)) if kinds[i] == "norm"), last + 1)
+    end = (
+        len(kinds)
+        if last is None
+        else next((i for i in range(last + 1, len(kinds)) if kinds[i] == "norm"), last + 1)
+    )
     return starts, end
 
 
@@ -73,7 +88,7 @@ def resolve(kinds: Sequence[str]) -> tuple[list[int], list[str]]:
     starts, end = layer_starts(kinds)
     layers, roles = [-1] * len(kinds), [""] * len(kinds)
     bounds = [*starts, end]
-    for layer, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for layer, (low, high) in enumerate(pairwise(bounds)):
         for i in range(low, high):
             layers[i] = layer
         _layer_roles(kinds, roles, low, high)
@@ -119,7 +134,9 @@ def _mlp_roles(roles: list[str], gemms: list[int], up: str, down: str) -> None:
         roles[gemms[-1]] = down
 
 
-def _activation_role(kinds: Sequence[str], roles: list[str], moe: int | None, attention: int, high: int) -> None:
+def _activation_role(
+    kinds: Sequence[str], roles: list[str], moe: int | None, attention: int, high: int
+) -> None:
     """An activation right behind an expert GEMM is the experts' own; one behind a shared GEMM the shared expert's."""
     previous = ""
     for i in range(attention, high):

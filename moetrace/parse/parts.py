@@ -9,8 +9,9 @@ import re
 
 import numpy as np
 
-from moetrace.formats.events import MODULE, RANGE, Events
-from moetrace.parse.nesting import IntArray, Ranges
+from moetrace.formats.events import MODULE, RANGE, BoolArray, Events
+from moetrace.parse.nesting import IntArray, Ranges, lookup
+from moetrace.parse.order import ATTENTION
 from moetrace.parse.rows import Rows
 
 _LAYER = re.compile(r"moetrace\.layer#(\d+)")
@@ -21,28 +22,40 @@ _SIMPLE = {
     "input_norm": "norm", "post_norm": "norm", "final_norm": "norm", "embedding": "embedding", "sampling": "sampling",
 }  # fmt: skip
 _GEMM = {"router": "router", "lm_head": "lm_head"}
-_MLP = {"shared_expert": ("shared_gate_up", "shared_down", "shared_act"), "dense_mlp": ("dense_gate_up", "dense_down", "activation")}
+_MLP = {
+    "shared_expert": ("shared_gate_up", "shared_down", "shared_act"),
+    "dense_mlp": ("dense_gate_up", "dense_down", "activation"),
+}
 
 
-def covering_codes(events: Events, rows: Rows, pattern: re.Pattern[str], *classes: int) -> tuple[IntArray, list[str]]:
+def covering_codes(
+    events: Events, rows: Rows, pattern: re.Pattern[str], *classes: int
+) -> tuple[IntArray, list[str]]:
     """(code per row, the pattern's first group per code) of the innermost matching range around each row's launch; -1: none."""
     candidates = events.where(*classes)
     matches = {c: pattern.match(events.texts[c]) for c in np.unique(events.name[candidates]).tolist()}
     candidates = candidates[np.isin(events.name[candidates], [c for c, m in matches.items() if m])]
     if not len(candidates):
         return np.full(len(rows), -1, dtype=np.int64), []
-    ranges = Ranges(events.lane[candidates], events.start[candidates], events.start[candidates] + events.dur[candidates])
+    ranges = Ranges(
+        events.lane[candidates], events.start[candidates], events.start[candidates] + events.dur[candidates]
+    )
     found = ranges.covering(rows.host_lane, rows.host_time)
     labels: dict[str, int] = {}
-    table = np.array([labels.setdefault(m[1], len(labels)) for c in events.name[candidates].tolist() if (m := matches[c])], dtype=np.int64)
-    return np.where(found >= 0, table[found], -1), list(labels)
+    table = np.array(
+        [labels.setdefault(m[1], len(labels)) for c in events.name[candidates].tolist() if (m := matches[c])],
+        dtype=np.int64,
+    )
+    return lookup(table, found), list(labels)
 
 
 def annotated_layers(events: Events, rows: Rows) -> tuple[IntArray, str]:
     """(layer per row, -1 for none; where it came from): the recorder's ranges, else module calls, numbered by first use."""
     codes, labels = covering_codes(events, rows, _LAYER, RANGE)
     if labels:
-        return np.where(codes >= 0, np.array([int(x) for x in labels], dtype=np.int64)[codes], -1), "annotation"
+        return np.where(
+            codes >= 0, np.array([int(x) for x in labels], dtype=np.int64)[codes], -1
+        ), "annotation"
     codes, labels = covering_codes(events, rows, _MODULE_LAYER, MODULE)
     if labels:
         order = np.argsort(np.argsort([int(x) for x in labels]))
@@ -55,14 +68,26 @@ def annotated_parts(events: Events, rows: Rows) -> tuple[IntArray, list[str]]:
     return covering_codes(events, rows, _PART, RANGE)
 
 
-def role_in_part(part: str, kind: str, operator: str, before_attention: bool, shape: tuple[int, ...], hidden: int) -> str:
+def role_in_part(
+    part: str, kind: str, operator: str, before_attention: bool, shape: tuple[int, ...], hidden: int
+) -> str:
     """The kind that an op of some kind has inside a part; empty where the part does not change it."""
     if part in _SIMPLE:
-        return _SIMPLE[part] if kind in ("elementwise", "norm", "activation", "sampling", "embedding", "topk") else ""
+        return (
+            _SIMPLE[part]
+            if kind in ("elementwise", "norm", "activation", "sampling", "embedding", "topk")
+            else ""
+        )
     if kind in ("gemm", "moe_gemm"):
         return _gemm_role(part, before_attention, shape, hidden)
     if part == "attention" and kind in ("elementwise", "sampling"):
-        return "kv_write" if "index_copy" in operator else "rope" if re.search(r"mul|neg|cat|add|sub|cos|sin", operator) else ""
+        return (
+            "kv_write"
+            if "index_copy" in operator
+            else "rope"
+            if re.search(r"mul|neg|cat|add|sub|cos|sin", operator)
+            else ""
+        )
     if part == "router" and kind in ("elementwise", "sampling", "topk", "activation"):
         return "topk"
     if part in ("experts", "moe") and kind in ("elementwise", "activation", "sampling", "topk"):
@@ -88,10 +113,59 @@ def _gemm_role(part: str, before_attention: bool, shape: tuple[int, ...], hidden
 def _expert_role(kind: str, operator: str, shape: tuple[int, ...], hidden: int) -> str:
     if re.search(r"index_add|scatter_add|aten::sum$", operator):
         return "moe_combine"
-    if kind == "activation" or (re.search(r"mul|chunk|silu|clamp|sigmoid|add", operator) and shape and shape[-1] != hidden):
+    if kind == "activation" or (
+        re.search(r"mul|chunk|silu|clamp|sigmoid|add", operator) and shape and shape[-1] != hidden
+    ):
         return "moe_act"
     if re.search(r"aten::(mul|add)_?$", operator) and shape and shape[-1] == hidden:
         return "moe_combine"
     return "moe_align"
 
 
+def part_roles(
+    events: Events,
+    rows: Rows,
+    step: IntArray,
+    layer: IntArray,
+    kind_index: IntArray,
+    kinds: list[str],
+    part: IntArray,
+    role: IntArray,
+    labels: list[str],
+    hidden: int,
+) -> tuple[IntArray, list[str]]:
+    """(role per row, labels): annotations go before the order of ops; one decision per distinct set of facts."""
+    if not (part >= 0).any():
+        return role, labels
+    labels = list(labels)
+    is_attention = np.array([k in ATTENTION for k in kinds], dtype=bool)[kind_index]
+    before = _before_first(is_attention, step, layer)
+    key = np.stack([part, kind_index, rows.operator, rows.tensors, before], axis=1)
+    distinct, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    codes = np.full(len(distinct), -1, dtype=np.int64)
+    for i, row in enumerate(first.tolist()):
+        if part[row] < 0:
+            continue
+        tensors = events.tensor_sets[rows.tensors[row]] if rows.tensors[row] >= 0 else None
+        shape = next((s for s in tensors.shapes if s), ()) if tensors else ()
+        operator = events.texts[rows.operator[row]] if rows.operator[row] >= 0 else ""
+        said = role_in_part(
+            labels[part[row]], kinds[kind_index[row]], operator, bool(before[row]), shape, hidden
+        )
+        if said:
+            if said not in labels:
+                labels.append(said)
+            codes[i] = labels.index(said)
+    # Which expert GEMM is first is for the order to say: hidden and expert width may be equal.
+    paired = np.array([k == "moe_gemm" for k in kinds], dtype=bool)[kind_index]
+    return np.where((part >= 0) & ~paired, codes[inverse.reshape(-1)], role), labels
+
+
+def _before_first(marked: BoolArray, step: IntArray, layer: IntArray) -> IntArray:
+    """1 for rows before the first marked row of their step and layer (rows are in order of time), else 0."""
+    group = (step + 1) * (int(layer.max()) + 2) + layer + 1
+    codes, inverse = np.unique(group, return_inverse=True)
+    first = np.full(len(codes), len(group), dtype=np.int64)
+    np.minimum.at(first, inverse.reshape(-1)[marked], np.flatnonzero(marked))
+    before: IntArray = (np.arange(len(group)) < first[inverse.reshape(-1)]).astype(np.int64)
+    return before

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from moetrace import ops
 from moetrace.formats.events import DEVICE_CLASSES, LAUNCH, MEMCPY, MEMSET, OPERATOR, Events
-from moetrace.parse.nesting import IntArray, Ranges, parents, sort_ranges
+from moetrace.parse.nesting import IntArray, Ranges, lookup, parents, sort_ranges
 
 
 @dataclass(slots=True)
@@ -34,7 +34,9 @@ class Rows:
     host_time: IntArray  # the moment that decides which host ranges cover the op
     graph: IntArray  # correlation of the graph launch; -1: launched by itself
     on_cpu: bool
-    source: npt.NDArray[np.int8] = field(init=False)  # index into SOURCES: where operator and shapes came from
+    source: npt.NDArray[np.int8] = field(
+        init=False
+    )  # index into SOURCES: where operator and shapes came from
 
     def __post_init__(self) -> None:
         self.source = np.where(self.tensors >= 0, SHAPES, NONE).astype(np.int8)
@@ -63,11 +65,10 @@ def _device_rows(events: Events, device: IntArray) -> Rows:
     launches = events.where(LAUNCH)
     launches = launches[events.correlation[launches] >= 0]
     linked = _first_match(events.correlation[launches], events.correlation[device])
-    launch = np.where(linked >= 0, launches[linked], -1)
+    launch = lookup(launches, linked)
     have = launch >= 0
     operator = _operators(events, device, launch)
-    named = operator >= 0
-    host_time = np.where(have, events.start[launch], -1)
+    host_time = lookup(events.start, launch)
     graph_codes = [i for i, t in enumerate(events.texts) if "GraphLaunch" in t]
     is_graph = have & np.isin(events.name[launch], graph_codes)
     return Rows(
@@ -75,12 +76,12 @@ def _device_rows(events: Events, device: IntArray) -> Rows:
         start=events.start[device],
         dur=events.dur[device],
         kernel=events.name[device],
-        operator=np.where(named, events.name[operator], -1),
-        tensors=np.where(named, events.tensors[operator], -1),
+        operator=lookup(events.name, operator),
+        tensors=lookup(events.tensors, operator),
         message=events.tensors[device],
         nbytes=np.where(np.isin(events.cls[device], (MEMCPY, MEMSET)), events.nbytes[device], 0),
         launch=host_time,
-        host_lane=np.where(have, events.lane[launch], -1),
+        host_lane=lookup(events.lane, launch),
         host_time=host_time,
         graph=np.where(is_graph, events.correlation[device], -1),
         on_cpu=False,
@@ -101,15 +102,19 @@ def _operators(events: Events, device: IntArray, launch: IntArray) -> IntArray:
     operators = events.where(OPERATOR)
     ids = operators[events.external[operators] >= 0]
     have = launch >= 0
-    external = np.where(events.external[device] >= 0, events.external[device], np.where(have, events.external[launch], -1))
+    external = np.where(
+        events.external[device] >= 0, events.external[device], lookup(events.external, launch)
+    )
     by_id = np.where(external >= 0, _first_match(events.external[ids], external), -1)
-    found = np.where(by_id >= 0, ids[by_id] if len(ids) else -1, -1)
+    found = lookup(ids, by_id)
     rest = np.flatnonzero((found < 0) & have)
     if len(rest) and len(operators):
-        running = Ranges(events.lane[operators], events.start[operators], events.start[operators] + events.dur[operators])
+        running = Ranges(
+            events.lane[operators], events.start[operators], events.start[operators] + events.dur[operators]
+        )
         covering = running.covering(events.lane[launch[rest]], events.start[launch[rest]])
-        found[rest] = np.where(covering >= 0, operators[covering], -1)
-    return np.asarray(found, dtype=np.int64)
+        found[rest] = lookup(operators, covering)
+    return found
 
 
 def _cpu_rows(events: Events) -> Rows:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from moetrace.formats.events import Events
 from moetrace.parse.nesting import IntArray, exposed
@@ -46,15 +45,25 @@ def _vllm(m: re.Match[str]) -> StepName:
     detail = [_SUMS.fullmatch(m[2]), _SUMS.fullmatch(m[4])]
     phase, batch = _phase(contexts, generations), contexts + generations
     if all(detail):
-        return StepName(phase, batch, sum(int(d[1]) for d in detail if d), sum(int(d[2]) for d in detail if d))
+        return StepName(
+            phase, batch, sum(int(d[1]) for d in detail if d), sum(int(d[2]) for d in detail if d)
+        )
     first = [int(re.match(r"\d*", part)[0] or 0) for part in (m[2], m[4])]  # type: ignore[index]
     if phase == "prefill":  # "888_788544": tokens and a sum of squares
-        return StepName(phase, batch, sum(first), first[0], "KV length taken as the prompt tokens of the step: no cached prefix assumed")
+        return StepName(
+            phase,
+            batch,
+            sum(first),
+            first[0],
+            "KV length taken as the prompt tokens of the step: no cached prefix assumed",
+        )
     return StepName(phase, batch, sum(first))
 
 
 def _sglang(m: re.Match[str]) -> StepName:
-    phase = {"DECODE": "decode", "EXTEND": "prefill", "MIXED": "mixed", "PREFILL": "prefill"}.get(m[1].upper())
+    phase = {"DECODE": "decode", "EXTEND": "prefill", "MIXED": "mixed", "PREFILL": "prefill"}.get(
+        m[1].upper()
+    )
     batch = int(m[2])
     return StepName(phase, batch, int(m[3]) if m[3] else batch if phase == "decode" else None)
 
@@ -69,7 +78,10 @@ _NAMES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], StepName]], ...] 
     (re.compile(r"execute_(?:\d+_)?context_(\d+)\(([^)]*)\)_generation_(\d+)\(([^)]*)\)"), _vllm),
     (re.compile(r"step\[(\w+) bs=(\d+)(?: toks=(\d+))?.*\]"), _sglang),
     (re.compile(r"(decode|prefill)\[bs=(\d+)(?: tok=(\d+))?.*\]"), _atom),
-    (re.compile(r"execute_new_(\d+)_cached_(\d+)"), lambda m: StepName(_phase(int(m[1]), int(m[2])), int(m[1]) + int(m[2]))),
+    (
+        re.compile(r"execute_new_(\d+)_cached_(\d+)"),
+        lambda m: StepName(_phase(int(m[1]), int(m[2])), int(m[1]) + int(m[2])),
+    ),
     (re.compile(r"ProfilerStep#\d+"), lambda _: StepName(None)),
 )
 
@@ -115,8 +127,9 @@ def drop_strays(step: IntArray, start: IntArray, end: IntArray, count: int) -> t
                 break
             step[lose] = -1
             where = "after" if left > right else "earlier than"
+            lost = (end[lose] - start[lose]).sum() / 1e3
             notes.append(
-                f"step {i}: {len(lose)} stray op(s) {gap[cut] / 1e6:.1f} ms {where} the rest, {(end[lose] - start[lose]).sum() / 1e3:.1f} us busy, "
+                f"step {i}: {len(lose)} stray op(s) {gap[cut] / 1e6:.1f} ms {where} the rest, {lost:.1f} us busy, "
                 "left out of the step"
             )
             rows = keep
@@ -128,5 +141,3 @@ def complete(name: StepName, given_kv: int | None) -> StepName:
     if name.kv_tokens is None and given_kv is not None and name.batch is not None:
         return replace(name, kv_tokens=given_kv * name.batch)
     return name
-
-

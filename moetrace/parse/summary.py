@@ -44,11 +44,22 @@ def summary(run: Run, top: int = 5) -> dict[str, Any]:
 def _facts(run: Run) -> dict[str, Any]:
     meta = run.meta
     return {
-        "source": meta.source, "kind": meta.kind, "model": meta.model.name if meta.model else None,
-        "model_source": meta.model_source, "device": meta.device, "device_class": meta.device_class,
-        "hardware": meta.hardware, "gpus": meta.gpus, "tp": meta.tp, "ep": meta.ep, "engine": meta.engine,
-        "routing": meta.routing, "native_layers": meta.native_layers, "ops": run.num_rows, **dict(meta.facts),
-    }  # fmt: skip
+        "source": meta.source,
+        "kind": meta.kind,
+        "model": meta.model.name if meta.model else None,
+        "model_source": meta.model_source,
+        "device": meta.device,
+        "device_class": meta.device_class,
+        "hardware": meta.hardware,
+        "gpus": meta.gpus,
+        "tp": meta.tp,
+        "ep": meta.ep,
+        "engine": meta.engine,
+        "routing": meta.routing,
+        "native_layers": meta.native_layers,
+        "ops": run.num_rows,
+        **dict(meta.facts),
+    }
 
 
 def _top_kernels(run: Run, which: Any, total: int, top: int) -> list[dict[str, Any]]:
@@ -58,7 +69,13 @@ def _top_kernels(run: Run, which: Any, total: int, top: int) -> list[dict[str, A
     count = np.bincount(code[which], minlength=len(kernels))
     order = [i for i in np.argsort(-busy)[:top].tolist() if count[i]]
     return [
-        {"kernel": kernels[i], "busy_s": float(busy[i]) / 1e9, "share": float(busy[i] / total), "count": int(count[i])} for i in order
+        {
+            "kernel": kernels[i],
+            "busy_s": float(busy[i]) / 1e9,
+            "share": float(busy[i] / total),
+            "count": int(count[i]),
+        }
+        for i in order
     ]
 
 
@@ -67,10 +84,17 @@ def _step(run: Run, index: int, step: Any, start: Any, dur: Any) -> dict[str, An
     at = step == index
     busy, span = union_ns(start[at], start[at] + dur[at]), known.end_ns - known.start_ns
     return {
-        "index": index, "name": known.name, "phase": known.phase, "batch": known.batch, "tokens": known.tokens,
-        "kv_tokens": known.kv_tokens, "ops": int(at.sum()), "span_s": span / 1e9, "busy_s": busy / 1e9,
+        "index": index,
+        "name": known.name,
+        "phase": known.phase,
+        "batch": known.batch,
+        "tokens": known.tokens,
+        "kv_tokens": known.kv_tokens,
+        "ops": int(at.sum()),
+        "span_s": span / 1e9,
+        "busy_s": busy / 1e9,
         "idle_share": 1 - busy / span if span else 0.0,
-    }  # fmt: skip
+    }
 
 
 def _families(run: Run, inside: Any, dur: Any, total: int) -> list[dict[str, Any]]:
@@ -85,7 +109,14 @@ def _families(run: Run, inside: Any, dur: Any, total: int) -> list[dict[str, Any
         if count[i]:
             nbytes = float(moved[at].sum())
             out.append(
-                {"family": names[i], "count": int(count[i]), "busy_s": float(busy[i]) / 1e9, "share": float(busy[i] / total),
-                 "bytes": nbytes, "flops": float(flops[at].sum()), "bytes_per_s": nbytes / (float(busy[i]) / 1e9) if busy[i] else 0.0}
-            )  # fmt: skip
+                {
+                    "family": names[i],
+                    "count": int(count[i]),
+                    "busy_s": float(busy[i]) / 1e9,
+                    "share": float(busy[i] / total),
+                    "bytes": nbytes,
+                    "flops": float(flops[at].sum()),
+                    "bytes_per_s": nbytes / (float(busy[i]) / 1e9) if busy[i] else 0.0,
+                }
+            )
     return out

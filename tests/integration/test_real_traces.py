@@ -1,0 +1,108 @@
+"""Real traces of real engines, where they are at hand (they are third-party data and do not ship); else skipped, and said.
+
+The folder is given by MOETRACE_TRACES, or found as ``shared/traces`` beside the checkout.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from moetrace.attribute import attribute
+from moetrace.errors import TraceError
+from moetrace.hardware import load_hardware
+from moetrace.op import Op
+from moetrace.ops import work
+from moetrace.parse import parse, summary
+
+FOLDER = Path(os.environ.get("MOETRACE_TRACES", Path(__file__).parents[3] / "shared" / "traces"))
+pytestmark = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason=f"no real traces at {FOLDER} (set MOETRACE_TRACES)"
+)
+
+
+def kineto(name: str) -> Path:
+    return FOLDER / f"kineto-{name}.json.gz"
+
+
+@pytest.fixture(scope="module")
+def gptoss():
+    return parse(
+        kineto("mi300x-vllm-gptoss20b-decode-b32-graph"),
+        capture_trace=kineto("mi300x-vllm-gptoss20b-decode-b32-capture"),
+    )
+
+
+def test_vllm_graph_decode_with_its_capture(gptoss):
+    facts = summary(gptoss)
+    (step,) = facts["steps"]
+    assert (step["phase"], step["batch"], step["kv_tokens"]) == ("decode", 32, 55086)
+    assert step["span_s"] * 1e6 == pytest.approx(10743.2, abs=0.05)
+    assert step["busy_s"] * 1e6 == pytest.approx(10717.7, abs=0.05)
+    assert step["idle_share"] == pytest.approx(0.0024, abs=5e-5)
+    experts = next(f for f in facts["families"] if f["family"] == "experts")
+    assert experts["busy_s"] * 1e6 == pytest.approx(7034.6, abs=0.05)
+    assert experts["share"] == pytest.approx(0.656, abs=5e-4)
+    assert facts["layers"] == 24
+    assert facts["coverage"]["named_share"] >= 0.95
+    assert facts["coverage"]["bytes_share"] >= 0.90
+
+
+def test_graph_decode_alternates_sliding_and_full_attention(gptoss):
+    frame = gptoss.to_pandas(["kind", "layer", "op"])
+    attention = frame[frame.kind == "attention"].sort_values("layer")
+    ops = [Op.parse(str(text)) for text in attention.op]
+    assert [op.get("window", 0) for op in ops] == [128, 0] * 12
+    assert {op["kv"] for op in ops if op.get("window")} == {32 * 128}
+    assert {op["kv"] for op in ops if not op.get("window")} == {55086}
+
+
+def test_graph_decode_expert_weights(gptoss):
+    down = next(Op.parse(text) for text in gptoss.codes("op")[1] if text.startswith("moe_down"))
+    assert (down["hidden"], down["inter"]) == (3072, 3072)
+    assert work(down).experts == pytest.approx(31.55, abs=0.005)
+    assert work(down).weight_bytes / 1e6 == pytest.approx(158.2, abs=0.05)
+
+
+def test_without_its_capture_the_graph_still_has_names_and_layers():
+    facts = summary(parse(kineto("mi300x-vllm-gptoss20b-decode-b32-graph"), model="gpt-oss-20b"))
+    assert facts["layers"] == 24
+    assert facts["coverage"]["named_share"] >= 0.95
+    assert facts["coverage"]["bytes_share"] >= 0.85
+
+
+def test_vllm_eager_prefill_on_eight_gpus():
+    run = parse(kineto("b200-tp8-vllm-gptoss120b-prefill"))
+    facts = summary(run)
+    (step,) = facts["steps"]
+    assert step["phase"] == "prefill"
+    assert step["span_s"] * 1e6 == pytest.approx(84487.2, abs=0.05)
+    assert step["busy_s"] * 1e6 == pytest.approx(11596.5, abs=0.05)
+    (measured,) = attribute(run, load_hardware("b200")).summary["steps"]
+    assert measured["communication_s"] * 1e6 == pytest.approx(2141.5, abs=0.05)
+    assert measured["exposed_communication_s"] == pytest.approx(measured["communication_s"], rel=1e-9)
+    assert (run.meta.tp, facts["layers"]) == (8, 36)
+
+
+def test_sglang_decode_leaves_the_stray_kernel_out():
+    run = parse(kineto("mi300x-sglang-qwen3-8b-decode-b32-graph"), model="qwen3-8b")
+    (step,) = summary(run)["steps"]
+    assert step["span_s"] * 1e6 == pytest.approx(10450.3, abs=0.05)
+    assert step["idle_share"] == pytest.approx(0.065, abs=5e-4)
+    assert any("stray" in note and "463" in note for note in run.meta.notes)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(FOLDER.glob("kineto-*")) if FOLDER.is_dir() else [], ids=lambda p: p.name
+)
+def test_every_file_parses_or_says_why_not(path):
+    try:
+        run = parse(path)
+    except TraceError as err:
+        assert "\n" not in str(err)
+        assert str(path) in str(err)
+    else:
+        assert run.num_rows > 0
+        assert 0 <= summary(run)["coverage"]["named_share"] <= 1 + 1e-9
