@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from moetrace.op import Op, Work, element_bytes
-from moetrace.ops.base import Kind, Seen, act, numel, rows_and_width
+from moetrace.ops.base import Kind, Seen, Shape, act, numel, rows_and_width
 
 
 def norm_work(op: Op) -> Work:
@@ -114,23 +116,51 @@ def dims(kind: str, seen: Seen) -> Op | None:
     return _sized(kind, seen, numel(largest), dtype)
 
 
+_REDUCES = re.compile(
+    r"aten::(mean|sum|prod|max|min|amax|amin|any|all|argmax|argmin|norm|linalg_vector_norm|histc|bincount|nonzero)$"
+)
+_FILLS = re.compile(r"aten::(fill_|zero_|full|ones|zeros|arange|new_\w+|\w+_like)$")
+_COPIES = re.compile(r"aten::(copy_|_to_copy|clone|index_put_|_index_put_impl_|slice_scatter)$")
+
+
 def _sized(kind: str, seen: Seen, elements: int, dtype: str) -> Op | None:
+    """`elements` of the largest input, and how many passes over so many are read and written."""
     if not elements:
         return None
-    tensors = seen.tensors
-    if "embedding" in seen.operator or seen.operator in ("aten::index", "aten::index_select", "aten::gather"):
+    name, tensors = seen.operator, seen.tensors
+    kind, dtype = "elementwise" if kind == "sampling" else kind, dtype or "bf16"
+    unit = elements * element_bytes(dtype)
+    passes = sum(_bytes(t) for t in tensors) / unit
+    if name in ("aten::embedding", "aten::index", "aten::index_select", "aten::gather"):
         out = _gathered(seen)
-        return Op.of(kind, dtype or "bf16", elements=out) if out else None
-    kind = "elementwise" if kind == "sampling" else kind
-    passes = sum(numel(s) * (element_bytes(t) if t else 2.0) for s, t in tensors) / (
-        elements * (element_bytes(dtype) if dtype else 2.0)
+        return Op.of(kind, dtype, elements=out) if out else None
+    if "and_mul" in name + seen.kernel and kind == "activation":  # gate and up in, their product out
+        return Op.of(kind, dtype, elements=elements // 2, reads=2)
+    if name.startswith("triton"):  # a compiled kernel's tensors are its outputs too
+        return _passes(kind, dtype, elements, 1, max(0.0, passes - 1))
+    if _FILLS.search(name):
+        return _passes(kind, dtype, elements, 0, 1)
+    if name == "aten::copy_" and len(tensors) >= 2:  # the first tensor is the destination
+        return _passes(kind, dtype, elements, _bytes(tensors[1]) / unit, _bytes(tensors[0]) / unit)
+    if _REDUCES.search(name):
+        return _passes(kind, dtype, elements, passes, 0)
+    if name == "aten::cat":
+        total = sum(numel(s) for s, _ in tensors)
+        return Op.of(kind, dtype, elements=total)
+    return _passes(kind, dtype, elements, 1 if _COPIES.search(name) else passes, 1)
+
+
+def _bytes(tensor: tuple[Shape, str]) -> float:
+    shape, dtype = tensor
+    return numel(shape) * (element_bytes(dtype) if dtype else 2.0)
+
+
+def _passes(kind: str, dtype: str, elements: int, reads: float, writes: float) -> Op:
+    """An op with `reads` and `writes` passes; one each is the default and not said."""
+    said = {"reads": round(reads, 3), "writes": round(writes, 3)}
+    return Op.of(
+        kind, dtype, elements=elements, **{name: value for name, value in said.items() if value != 1}
     )
-    if kind == "activation" and "and_mul" in seen.operator + seen.kernel:  # gate and up in, their product out
-        return Op.of(kind, dtype or "bf16", elements=elements // 2, reads=2)
-    if seen.operator.startswith("triton"):  # a compiled kernel's tensors are its outputs too
-        return Op.of(kind, dtype or "bf16", elements=elements, writes=round(max(0.0, passes - 1), 4))
-    reads = max(1, round(passes))
-    return Op.of(kind, dtype or "bf16", elements=elements, **({"reads": reads} if reads > 1 else {}))
 
 
 def _gathered(seen: Seen) -> int:

@@ -109,10 +109,13 @@ def step_ranges(events: Events, candidates: IntArray) -> tuple[IntArray, list[St
     return chosen, [d[1] for d in names if d]
 
 
+_STRAY_SHARE = 0.1  # of the busy time of the rest: more than that is a part of the step that came late
+
+
 def drop_strays(step: IntArray, start: IntArray, end: IntArray, count: int) -> tuple[IntArray, list[str]]:
     """Takes kernels that lie apart from the rest of their step out of it; one sentence for each step that lost some.
 
-    Apart: beyond a gap longer than everything on the busier side of it, first to last.
+    Apart: beyond a gap longer than everything on the busier side of it, first to last, and with little work of its own.
     """
     step, notes = step.copy(), []
     for i in range(count):
@@ -123,7 +126,9 @@ def drop_strays(step: IntArray, start: IntArray, end: IntArray, count: int) -> t
             cut = int(np.argmax(gap))
             left, right = int(busy[:cut].sum()), int(busy[cut:].sum())
             keep, lose = (rows[:cut], rows[cut:]) if left > right else (rows[cut:], rows[:cut])
-            if gap[cut] <= end[keep].max() - start[keep].min():
+            if gap[cut] <= end[keep].max() - start[keep].min() or min(left, right) > _STRAY_SHARE * max(
+                left, right
+            ):
                 break
             step[lose] = -1
             where = "after" if left > right else "earlier than"

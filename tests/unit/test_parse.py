@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 import numpy as np
@@ -12,54 +11,7 @@ from hypothesis import strategies as st
 
 from moetrace.errors import TraceError
 from moetrace.parse import parse, summary
-
-LAYER = ("vllm::rms_norm_kernel", "nvjet_qkv", "vllm::rotary_embedding_kernel", "reshape_and_cache_flash", "flash_fwd_kernel",
-         "nvjet_o", "vllm::rms_norm_kernel", "nvjet_router", "vllm::moe::topkGating<8>", "moe_align_block_size_kernel",
-         "fused_moe_kernel", "vllm::act_and_mul_kernel", "fused_moe_kernel", "vllm::moe::moe_sum_kernel")  # fmt: skip
-KINDS = ["norm", "qkv_proj", "rope", "kv_write", "attention", "o_proj", "norm", "router", "topk", "moe_align", "moe_gate_up",
-         "moe_act", "moe_down", "moe_combine"]  # fmt: skip
-
-
-def decode_trace(layers=3, steps=2, graph=False, batch=4):
-    """Events of an MoE decode as an engine leaves them: annotations, launches and kernels, no shapes."""
-    events, correlation, now = [], 0, 1000.0
-    for step in range(steps):
-        name = f"execute_context_0(0)_generation_{batch}({batch})"
-        begin, host = now, now + 1
-        kernels = [k for _ in range(layers) for k in LAYER] + [
-            "vllm::rms_norm_kernel",
-            "nvjet_lm_head",
-            "ArgMaxOps",
-        ]
-        if graph:
-            correlation += 1
-            events.append(event("cudaGraphLaunch", "cuda_runtime", host, 2, tid=7, correlation=correlation))
-        device = now + 10
-        for kernel in kernels:
-            if not graph:
-                correlation += 1
-                events.append(
-                    event("cudaLaunchKernel", "cuda_runtime", host, 0.5, tid=7, correlation=correlation)
-                )
-                host += 1
-            events.append(
-                event(kernel, "kernel", device, 5, tid=3, pid=0, correlation=correlation, stream=3, device=0)
-            )
-            device += 6
-        events.append(event(name, "user_annotation", begin, host - begin + 3, tid=7))
-        now = max(device, host) + 50
-    return events
-
-
-def event(name, cat, ts, dur, tid, pid=1, **args):
-    return {"ph": "X", "cat": cat, "name": name, "pid": pid, "tid": tid, "ts": ts, "dur": dur, "args": args}
-
-
-def write(path, events, **top):
-    path.write_text(
-        json.dumps({"traceEvents": events, "baseTimeNanoseconds": 1_700_000_000_000_000_000, **top})
-    )
-    return path
+from tests.made import KINDS, decode_trace, event, write
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])

@@ -1,0 +1,131 @@
+"""Attribution: what adds up, what is flagged, what waits for the host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrace.attribute import ATTRIBUTION_SCHEMA, attribute
+from moetrace.hardware import load_hardware
+from moetrace.parse import parse
+from tests.made import decode_trace, event, write
+
+PARTS = ("memory_s", "compute_s", "network_s", "fixed_s", "unexplained_s")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    file = write(tmp_path_factory.mktemp("made") / "t.json", decode_trace(layers=3))
+    return parse(file, model="qwen3-30b-a3b", kv_len=500)
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    return attribute(run, load_hardware("h100-sxm"))
+
+
+def test_rows_are_those_of_the_run(run, result):
+    assert result.table.schema.equals(ATTRIBUTION_SCHEMA)
+    assert result.table.column("dur_ns").equals(run.column("dur_ns"))
+
+
+def test_a_steps_parts_add_up_to_its_busy_time_and_busy_and_idle_to_its_span(result):
+    for step in result.summary["steps"]:
+        assert sum(step[part] for part in PARTS) == pytest.approx(step["busy_s"], rel=1e-9)
+        assert step["busy_s"] + step["idle_s"] == pytest.approx(step["span_s"], rel=1e-9)
+
+
+def test_shares_of_families_and_idle_sum_to_one(result):
+    span = sum(s["span_s"] for s in result.summary["steps"])
+    idle = sum(s["idle_s"] for s in result.summary["steps"])
+    for groups in ("families", "kinds"):
+        assert sum(f["share"] for f in result.summary[groups]) + idle / span == pytest.approx(1.0)
+
+
+def test_the_lower_bound_is_below_what_is_expected(result):
+    table = result.table.to_pandas()
+    assert (table.lower_bound_s <= table.expected_s).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(factor=st.floats(1.01, 100))
+def test_more_bandwidth_never_slows_an_op(run, factor):
+    hw = load_hardware("h100-sxm")
+    faster = replace(hw, memory=replace(hw.memory, bytes_per_s=factor * hw.memory.bytes_per_s))
+    before, after = (attribute(run, h).table.column("expected_s").to_numpy() for h in (hw, faster))
+    assert (after <= before).all()
+
+
+def flagged(tmp_path, dur_us, elements):
+    kernel = event(
+        "vectorized_elementwise_kernel",
+        "kernel",
+        10,
+        dur_us,
+        tid=3,
+        pid=0,
+        stream=3,
+        device=0,
+        **{"External id": 5},
+    )
+    operator = event(
+        "aten::neg",
+        "cpu_op",
+        1,
+        2,
+        tid=7,
+        **{"External id": 5, "Input Dims": [[elements]], "Input type": ["float"]},
+    )
+    run = parse(write(tmp_path / "t.json", [kernel, operator]))
+    return attribute(run, load_hardware("h100-sxm")).table.column("flag").to_pylist()
+
+
+def test_an_op_below_its_bound_is_cache_resident_if_it_fits_the_cache_else_suspect(tmp_path):
+    fits, exceeds = 1_000_000, 20_000_000  # 8 MB and 160 MB moved; the H100's L2 holds 50 MB
+    bound_us = {n: 8 * n / 3.35e12 * 1e6 for n in (fits, exceeds)}
+    assert flagged(tmp_path, 0.5 * bound_us[fits], fits) == ["cache-resident"]
+    assert flagged(tmp_path, 0.5 * bound_us[exceeds], exceeds) == ["suspect"]
+    assert flagged(tmp_path, 1.5 * bound_us[exceeds], exceeds) == [None]
+
+
+def test_idle_time_before_a_late_launch_waits_for_the_host(tmp_path):
+    """Two kernels, each 4 us behind its launch; the second is launched 50 us after the first has ended."""
+    events = [
+        event("cudaLaunchKernel", "cuda_runtime", 10, 1, tid=7, correlation=1),
+        event("gemm_kernel", "kernel", 14, 10, tid=3, pid=0, stream=3, device=0, correlation=1),
+        event("cudaLaunchKernel", "cuda_runtime", 74, 1, tid=7, correlation=2),
+        event("gemm_kernel", "kernel", 78, 10, tid=3, pid=0, stream=3, device=0, correlation=2),
+    ]
+    (step,) = attribute(parse(write(tmp_path / "t.json", events)), load_hardware("h100-sxm")).summary["steps"]
+    assert step["idle_s"] == pytest.approx(54e-6)
+    assert step["launch_bound_s"] == pytest.approx(54e-6)
+    assert step["critical"] == "launch"
+
+
+def test_communication_that_overlaps_is_hidden(tmp_path):
+    def kernel(name, start, dur, stream):
+        return event(name, "kernel", start, dur, tid=stream, pid=0, stream=stream, device=0)
+
+    events = [kernel("gemm_kernel", 0, 100, 3), kernel("ncclDevKernel_AllReduce_Sum_bf16_RING_LL", 60, 80, 4)]
+    (step,) = attribute(parse(write(tmp_path / "t.json", events)), load_hardware("h100-sxm")).summary["steps"]
+    assert step["communication_s"] == pytest.approx(80e-6)
+    assert step["exposed_communication_s"] == pytest.approx(40e-6)
+
+
+def test_halving_is_at_most_half(result):
+    for row in result.summary["halving"]:
+        assert 0 <= row["saves_share"] <= 0.5 + 1e-9
+    assert result.summary["halving"] == sorted(result.summary["halving"], key=lambda r: -r["saves_s"])
+
+
+def test_the_file_says_its_version_and_machine(result, tmp_path):
+    result.save(tmp_path / "attribution.parquet")
+    stored = pq.read_table(tmp_path / "attribution.parquet")
+    assert stored.schema.metadata[b"moetrace.version"] == b"1"
+    assert stored.schema.metadata[b"moetrace.hardware"] == b"h100-sxm"
+    assert np.allclose(stored.column("expected_s").to_numpy(), result.table.column("expected_s").to_numpy())
