@@ -1,0 +1,54 @@
+"""Distinct ops x Hardware -> Costs: the only place where work meets a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moetrace.errors import ProfileError
+from moetrace.hardware import Hardware
+from moetrace.machines import gpu, wafer
+from moetrace.op import Costs, Op, Works
+
+
+@dataclass(frozen=True, slots=True)
+class PriceContext:
+    """What a law must know beside the op.
+
+    `model_bytes` are all bytes that must lie on the machine (weights, and KV cache where it counts), `layers` the model's
+    depth, `placement` of experts on a wafer (``spread`` or ``own``): all for the wafer law alone. `graph`: whether kernels
+    run from a CUDA graph. It changes no op's own time, only the gaps between ops, which are the schedule's business.
+    """
+
+    model_bytes: float = 0.0
+    layers: int = 0
+    placement: str = "spread"
+    graph: bool = True
+
+
+DEFAULT = PriceContext()
+
+
+def price(
+    ops: Sequence[Op], works: Works, families: Sequence[str], hw: Hardware, *, context: PriceContext = DEFAULT
+) -> Costs:
+    """Costs of distinct ops on one device of `hw`, one entry per op; all nan where the work is unknown.
+
+    `works` and `families` belong to `ops`, in the same order. `lower_bound_s` takes the bytes certainly touched and datasheet
+    peaks, `expected_s` the law's coefficients. Raises ProfileError if the three differ in length, or on a wafer without the
+    context's model.
+    """
+    if not len(ops) == len(works) == len(families):
+        raise ProfileError(
+            f"{len(ops)} ops, {len(works)} works and {len(families)} families: expected one of each per op"
+        )
+    if hw.law == "wafer":
+        return wafer.cost(
+            works,
+            families,
+            hw,
+            model_bytes=context.model_bytes,
+            layers=context.layers,
+            placement=context.placement,
+        )
+    return gpu.cost(works, families, hw)

@@ -1,0 +1,119 @@
+"""The catalogue and config files: name or path -> ModelSpec; dims seen in a trace -> the one that has them.
+
+The catalogue is `models/*.json`, public values under Hugging Face field names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moetrace.errors import ModelError, unknown
+from moetrace.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+MAX_CONFIG_BYTES = 4 << 20
+_INFER_KEYS = (
+    "hidden",
+    "layers",
+    "vocab",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "experts",
+    "topk",
+    "expert_inter",
+)
+
+
+@cache
+def model_names() -> tuple[str, ...]:
+    """Names of the models in the catalogue, sorted."""
+    found = (entry.name for entry in _catalogue().iterdir())
+    return tuple(sorted(name.removesuffix(".json") for name in found if name.endswith(".json")))
+
+
+def _catalogue() -> Traversable:
+    return resources.files("moetrace").joinpath("models")
+
+
+def load_config(name_or_path: str) -> dict[str, Any]:
+    """The config behind a catalogue name, a config.json or a folder that holds one, without `_source`.
+
+    Fit to build a transformers config from: ``AutoConfig.for_model(**load_config("olmoe-1b-7b"))``. Raises
+    ModelError.
+    """
+    return {k: v for k, v in _read(name_or_path)[0].items() if k != "_source"}
+
+
+def load_model(name_or_path: str) -> ModelSpec:
+    """The spec behind a catalogue name, a Hugging Face config.json or a folder that holds one.
+
+    Raises ModelError, one line: no such name or file, not JSON, larger than 4 MiB, a field missing or
+    nonsensical.
+    """
+    config, where, name = _read(name_or_path)
+    return ModelSpec.from_config(config, name, where)
+
+
+def _read(name_or_path: str) -> tuple[dict[str, Any], str, str]:
+    """(config, what errors call it, name of the model)."""
+    if name_or_path in model_names():
+        text = _catalogue().joinpath(f"{name_or_path}.json").read_text("utf-8")
+        return json.loads(text), f"model {name_or_path!r}", name_or_path
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        if path.suffix == ".json" or "/" in name_or_path:
+            raise ModelError(
+                f"no model config at {path}: expected a config.json, or one of {', '.join(model_names())}"
+            )
+        raise ModelError(f"{unknown('model', name_or_path, model_names())}; or give a config.json's path")
+    config = _parse_file(path)
+    stated = str(config.get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
+    return config, str(path), stated or (path.resolve().parent.name if path.stem == "config" else path.stem)
+
+
+def _parse_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise ModelError(f"{path}: larger than 4 MiB, so not a model config")
+    try:
+        config = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path}: not JSON (expected a Hugging Face config.json)") from None
+    if not isinstance(config, dict):
+        raise ModelError(
+            f"{path}: holds a {type(config).__name__}, expected a JSON object with a model's fields"
+        )
+    return config
+
+
+def infer_model(seen: Mapping[str, int]) -> tuple[ModelSpec, str] | None:
+    """The one catalogue model that agrees with all dims seen, and a sentence saying so; None if not one.
+
+    Keys of `seen`: hidden, layers, vocab, heads, kv_heads, head_dim, experts, topk, expert_inter, those that
+    are known. One dim alone is never enough. Raises ModelError on another key.
+    """
+    if odd := [key for key in seen if key not in _INFER_KEYS]:
+        raise ModelError(unknown("dim to infer a model from", odd[0], _INFER_KEYS))
+    if len(seen) < 2:
+        return None
+    specs = [load_model(name) for name in model_names()]
+    fits = [spec for spec in specs if all(getattr(spec, key) == value for key, value in seen.items())]
+    if len(fits) != 1:
+        return None
+    said = ", ".join(f"{key} {seen[key]}" for key in _INFER_KEYS if key in seen)
+    said = f"model {fits[0].name} inferred from the trace ({said}): no other in the catalogue has these"
+    return fits[0], said

@@ -1,0 +1,262 @@
+"""Hugging Face configs, in the dialects of the public families -> the fields of a ModelSpec.
+
+Not supported, and refused by name: linear attention and state-space layers, expert lists that differ by
+layer, quantisation methods without a known width. Code that a config points at (`auto_map`) is never loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moetrace.errors import ModelError, unknown
+
+MAX_LAYERS = 4096
+_MAX_VALUE = 1 << 31
+
+# Names that public configs use for the same thing, first found wins.
+_EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
+_TOPK = ("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_k", "num_selected_experts")
+_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+_NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
+_KEPT = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude", "exclude_modules")
+_HF_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_BITS = {
+    ("int", "4"): "int4",
+    ("int", "8"): "int8",
+    ("float", "8"): "fp8",
+    ("float", "8 block"): "fp8_block",
+    ("float", "4 by 16"): "nvfp4",
+    ("float", "4 by 32"): "mxfp4",
+}
+_MODELOPT = {"FP8": "fp8", "NVFP4": "nvfp4", "W4A16_AWQ": "int4"}
+_UNGATED_ACTIVATIONS = ("relu2", "relu", "gelu_new")
+
+
+def is_whole(value: object, low: int = 0) -> bool:
+    """Whether a value is an int (no bool) of at least `low` that a model could have."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < _MAX_VALUE
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """A config with the name that errors give its origin."""
+
+    data: Mapping[str, Any]
+    where: str
+
+    def has(self, name: str) -> bool:
+        return self.data.get(name) is not None
+
+    def find(self, names: tuple[str, ...]) -> int | None:
+        """The first of these fields that is set, as a whole number; None if none is."""
+        name = next((name for name in names if self.has(name)), None)
+        if name is None:
+            return None
+        value = self.data[name]
+        if not is_whole(value):
+            raise ModelError(f"{self.where}: {name} is {value!r}, expected a whole number")
+        return int(value)
+
+    def number(self, *names: str) -> int:
+        value = self.find(names)
+        if value is None:
+            also = f" (or {', '.join(names[1:])})" if names[1:] else ""
+            raise ModelError(f"{self.where}: lacks the field {names[0]!r}{also}")
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        return bool(self.data.get(name, default))
+
+    def items(self, name: str, of: type = int) -> list[Any]:
+        """A field that lists whole numbers (or text); empty where it is not set."""
+        value = self.data.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(item, of) for item in value):
+            raise ModelError(f"{self.where}: {name} is {value!r}, expected a list of {of.__name__}")
+        return value
+
+
+def _decoder(config: Mapping[str, Any], where: str) -> _Config:
+    """The language model's part of a config, with what an outer config says for the whole."""
+    for _ in range(3):
+        inner = next((config[name] for name in _NESTED if isinstance(config.get(name), Mapping)), None)
+        if inner is None:
+            break
+        shared = ("quantization_config", "torch_dtype", "dtype", "tie_word_embeddings")
+        config = {**{k: config[k] for k in shared if k in config}, **inner}
+    return _Config(config, where)
+
+
+def spec_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a ModelSpec, all but its name, as a config states them; `where` names it in errors.
+
+    Raises ModelError naming the field that is missing, of the wrong kind or not understood.
+    """
+    c = _decoder(config, where)
+    kind = str(c.data.get("model_type") or "")
+    if not kind:
+        raise ModelError(f"{where}: lacks the field 'model_type'")
+    layers = c.number("num_hidden_layers")
+    if not 1 <= layers <= MAX_LAYERS:
+        raise ModelError(f"{where}: num_hidden_layers is {layers}, expected 1 to {MAX_LAYERS}")
+    act = _act_dtype(c)
+    dtype, expert_dtype = _weight_dtypes(c, act)
+    return {
+        "architecture": kind,
+        "layers": layers,
+        "dtype": dtype,
+        "expert_dtype": expert_dtype,
+        "act_dtype": act,
+        "hidden": c.number("hidden_size"),
+        "vocab": c.number("vocab_size"),
+        "windows": tuple(_window(c, kind, layer) for layer in range(layers)),
+        "gated": c.data.get("hidden_act", "silu") not in _UNGATED_ACTIVATIONS,
+        # Hugging Face's own default is per class: tied for Gemma, not for any MoE family read here.
+        "tie_embeddings": c.flag("tie_word_embeddings", kind.startswith("gemma")),
+        **_attention(c),
+        **_feed_forward(c, kind, layers),
+    }
+
+
+def _attention(c: _Config) -> dict[str, Any]:
+    heads = c.number("num_attention_heads")
+    if not heads:
+        raise ModelError(f"{c.where}: num_attention_heads is 0")
+    if c.has("kv_lora_rank"):
+        nope, rope = c.number("qk_nope_head_dim"), c.number("qk_rope_head_dim")
+        return {
+            "attention": "mla", "heads": heads, "kv_heads": heads, "head_dim": nope + rope,
+            "q_lora": c.find(("q_lora_rank",)) or 0, "kv_lora": c.number("kv_lora_rank"),
+            "nope_dim": nope, "rope_dim": rope, "v_dim": c.number("v_head_dim"),
+        }  # fmt: skip
+    kv_heads = c.find(("num_key_value_heads", "num_kv_heads"))
+    head_dim = c.find(("head_dim",))
+    if head_dim is None and c.number("hidden_size") % heads:
+        raise ModelError(
+            f"{c.where}: lacks 'head_dim', and hidden_size is not a multiple of num_attention_heads"
+        )
+    return {
+        "heads": heads,
+        "kv_heads": heads if kv_heads is None else kv_heads,
+        "head_dim": c.number("hidden_size") // heads if head_dim is None else head_dim,
+    }
+
+
+def _feed_forward(c: _Config, kind: str, layers: int) -> dict[str, Any]:
+    dense = c.find(("intermediate_size_mlp", "intermediate_size", "ffn_hidden_size"))
+    experts = c.find(_EXPERTS) or 0
+    if not experts:
+        return {"dense_inter": c.number("intermediate_size", "ffn_hidden_size")}
+    topk = c.number(*_TOPK)
+    inter = c.number("moe_intermediate_size", "intermediate_size")
+    llama4 = kind.startswith("llama4")
+    shared = c.find(("shared_expert_intermediate_size", "shared_intermediate_size"))
+    if shared is None:
+        # Llama 4 has one shared expert as wide as a routed one and no field for it.
+        shared = inter * (1 if llama4 else c.find(_SHARED) or 0)
+    first, every = _moe_pattern(c, layers)
+    return {
+        "experts": experts,
+        "topk": topk,
+        "expert_inter": inter,
+        "shared_inter": shared,
+        "dense_inter": dense or 0,
+        "first_dense": first,
+        "moe_every": every,
+    }
+
+
+def _moe_pattern(c: _Config, layers: int) -> tuple[int, int]:
+    """(first_dense, moe_every) of a config, by whichever fields its family uses."""
+    start = c.find(("first_k_dense_replace", "moe_layer_start_index")) or 0
+    step = c.find(("interleave_moe_layer_step", "decoder_sparse_step", "moe_layer_interval")) or 1
+    per_layer = isinstance(c.data.get("moe_layer_freq"), list)
+    if types := c.items("mlp_layer_types", str):
+        moe = [i for i, named in enumerate(types) if named != "dense"]
+    elif c.has("moe_layers"):
+        moe = sorted(c.items("moe_layers"))
+    elif per_layer:
+        moe = [i for i, on in enumerate(c.items("moe_layer_freq")) if on]
+    elif (freq := c.find(("moe_layer_freq",)) or 1) > 1:
+        moe = [i for i in range(start, layers) if i % freq == 0]
+    else:
+        moe = [i for i in range(start, layers) if (i + 1) % step == 0]
+    dense = c.items("mlp_only_layers")
+    moe = [i for i in moe if i not in dense and i < layers]
+    first = moe[0] if moe else layers
+    every = moe[1] - first if len(moe) > 1 else max(layers - first, 1)
+    if moe != list(range(first, layers, every)):
+        raise ModelError(f"{c.where}: its MoE layers {moe} follow no regular step, which is not supported")
+    return first, every
+
+
+def _window(c: _Config, kind: str, layer: int) -> int:
+    """Window of one layer, by the rules of its family (0: full attention)."""
+    size = c.find(("sliding_window",)) or 0
+    if types := c.items("layer_types", str):
+        named = types[layer % len(types)]
+        if named not in ("full_attention", "sliding_attention", "chunked_attention"):
+            raise ModelError(f"{c.where}: layer type {named!r} is not supported (only softmax attention is)")
+        if named == "full_attention":
+            return 0
+        return c.number("sliding_window" if named == "sliding_attention" else "attention_chunk_size")
+    if kind.startswith("llama4"):
+        rope = c.items("no_rope_layers")
+        interval = c.find(("no_rope_layer_interval",)) or 4
+        chunked = rope[layer % len(rope)] if rope else (layer + 1) % interval
+        return (c.find(("attention_chunk_size",)) or 0) if chunked else 0
+    if c.data.get("use_sliding_window") is False:
+        return 0
+    if kind in ("gpt_oss", "gemma2"):
+        return size if layer % 2 == 0 else 0
+    if pattern := c.find(("sliding_window_pattern",)):
+        return size if (layer + 1) % pattern else 0
+    if c.has("use_sliding_window"):
+        return size if layer >= (c.find(("max_window_layers",)) or 0) else 0
+    return size
+
+
+def _act_dtype(c: _Config) -> str:
+    """The config's own element type; bf16 where it states none, as gpt-oss's does not."""
+    named = str(c.data.get("dtype") or c.data.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    if named not in _HF_DTYPES:
+        raise ModelError(f"{c.where}: {unknown('torch_dtype', named, _HF_DTYPES)}")
+    return _HF_DTYPES[named]
+
+
+def _weight_dtypes(c: _Config, act: str) -> tuple[str, str]:
+    """(dtype outside the experts, dtype of the experts) by the quantization_config, if any."""
+    q = c.data.get("quantization_config")
+    if not isinstance(q, Mapping):
+        return act, act
+    method = str(q.get("quant_method") or "")
+    stored = _stored(q, method.replace("_", "-"))
+    if stored is None:
+        raise ModelError(f"{c.where}: quantization_config of quant_method {method!r} is not understood")
+    kept = json.dumps([q.get(name) for name in _KEPT])
+    # A list of parts left unquantised that names the attention means that only the experts are quantised.
+    return (act if stored == "mxfp4" or "attn" in kept else stored), stored
+
+
+def _stored(q: Mapping[str, Any], method: str) -> str | None:
+    """Element type of quantised weights by the method's own fields; None if they are not understood."""
+    if method in ("fp8", "fbgemm-fp8"):
+        return "fp8_block" if q.get("weight_block_size") else "fp8"
+    if method in ("awq", "gptq"):
+        return _BITS.get(("int", str(q.get("bits", q.get("w_bit")))))
+    if method == "modelopt":
+        return _MODELOPT.get(str(q.get("quant_algo")))
+    if method == "compressed-tensors":
+        groups = q.get("config_groups")
+        group = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if not isinstance(weights, Mapping):
+            return None
+        if weights.get("strategy") == "block":
+            return _BITS.get((str(weights.get("type")), f"{weights.get('num_bits')} block"))
+        fine = f"{weights.get('num_bits')} by {weights.get('group_size')}"
+        kind = str(weights.get("type", "int"))
+        return _BITS.get((kind, fine)) or _BITS.get((kind, str(weights.get("num_bits"))))
+    return "mxfp4" if method == "mxfp4" else None

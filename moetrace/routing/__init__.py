@@ -1,0 +1,28 @@
+"""Routing: which experts the tokens went to, and how many distinct ones a layer touches.
+
+Two halves. `distinct`, formulas: the distinct experts expected of uniform or of popular routing, and on the
+worst of several ranks. `recorded`: counts by step, layer, expert and rank of choice, which answer the same for
+what really happened. Not supported: which token chose what, and pairs of experts; only counts are kept.
+"""
+
+from __future__ import annotations
+
+from moetrace.routing.distinct import (
+    ep_blocks,
+    ep_max_distinct,
+    popularity_distinct,
+    uniform_distinct,
+    uniform_spread,
+)
+from moetrace.routing.recorded import (
+    ROUTING_COLUMNS,
+    ROUTING_SCHEMA,
+    ROUTING_VERSION,
+    Routing,
+    RoutingBuilder,
+)
+
+__all__ = [
+    "ROUTING_COLUMNS", "ROUTING_SCHEMA", "ROUTING_VERSION", "Routing", "RoutingBuilder",
+    "ep_blocks", "ep_max_distinct", "popularity_distinct", "uniform_distinct", "uniform_spread",
+]  # fmt: skip

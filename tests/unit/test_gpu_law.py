@@ -1,0 +1,159 @@
+"""The GPU law: limits, monotony and scaling that must hold whatever the coefficients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.machines import gpu
+from moetrace.op import PARTS, UNKNOWN, Costs, Op, Work, Works
+
+NAMES = ("h100-sxm", "a100-sxm", "b200", "mi300x", "cpu")
+KINDS = (
+    ("moe_gate_up", "experts"),
+    ("moe_experts", "experts"),
+    ("moe_align", "routing"),
+    ("qkv_proj", "dense_gemm"),
+    ("attention", "attention"),
+    ("mla_attention", "attention"),
+    ("norm", "norm"),
+    ("all_reduce", "communication"),
+)
+size = st.integers(0, 10**12)
+
+
+@st.composite
+def priced(draw: st.DrawFn) -> tuple[Works, list[str], Hardware]:
+    """One to four ops of any kind with any work, and a machine."""
+    ops, works, families = [], [], []
+    for _ in range(draw(st.integers(1, 4))):
+        kind, family = draw(st.sampled_from(KINDS))
+        weights = draw(size)
+        dims = {"k": draw(st.integers(1, 20000)), "batch": draw(st.integers(1, 512)), "kv_heads": 8}
+        ops.append(Op.of(kind, draw(st.sampled_from(("bf16", "fp8", "mxfp4/bf16"))), **dims))
+        works.append(
+            Work(
+                flops=draw(size) * 1e3,
+                weight_bytes=weights,
+                weight_bytes_min=weights * draw(st.floats(0, 1)),
+                kv_read_bytes=draw(size),
+                act_read_bytes=draw(size),
+                experts=draw(st.floats(0, 256)),
+                net_bytes=draw(size) if kind == "all_reduce" else 0.0,
+                net_ranks=draw(st.integers(1, 8)) if kind == "all_reduce" else 0.0,
+            )
+        )
+        families.append(family)
+    return Works.of(ops, works), families, load_hardware(draw(st.sampled_from(NAMES)))
+
+
+def faster(hw: Hardware, bandwidth: float, peak: float, link: float) -> Hardware:
+    return replace(
+        hw,
+        peaks={name: value * peak for name, value in hw.peaks.items()},
+        memory=replace(hw.memory, bytes_per_s=hw.memory.bytes_per_s * bandwidth),
+        link=None if hw.link is None else replace(hw.link, bytes_per_s=hw.link.bytes_per_s * link),
+    )
+
+
+def same(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-12) -> bool:
+    return bool(np.allclose(a, b, rtol=tolerance, atol=0, equal_nan=True))
+
+
+@given(priced(), st.floats(1, 10), st.floats(1, 10), st.floats(1, 10))
+def test_never_slower_on_a_faster_machine(
+    case: tuple[Works, list[str], Hardware], b: float, p: float, n: float
+) -> None:
+    works, families, hw = case
+    before, after = (gpu.cost(works, families, machine).expected_s for machine in (hw, faster(hw, b, p, n)))
+    known = ~np.isnan(before)
+    assert np.all(after[known] <= before[known] * (1 + 1e-12))
+
+
+@given(priced())
+def test_doubling_halves_its_parts_and_changes_nothing_else(case: tuple[Works, list[str], Hardware]) -> None:
+    works, families, hw = case
+    one, two = gpu.cost(works, families, hw), gpu.cost(works, families, faster(hw, 2, 2, 2))
+    for part in ("memory_s", "compute_s", "network_s"):
+        assert np.array_equal(getattr(two, part), getattr(one, part) / 2, equal_nan=True)
+    assert np.array_equal(two.fixed_s, one.fixed_s, equal_nan=True)
+    assert two.provenance == one.provenance and np.array_equal(two.error, one.error, equal_nan=True)
+    assert same(two.expected_s - two.fixed_s, (one.expected_s - one.fixed_s) / 2, 1e-6) or np.all(
+        one.fixed_s > 0
+    )
+
+
+@given(priced())
+def test_no_expectation_below_the_lower_bound(case: tuple[Works, list[str], Hardware]) -> None:
+    works, families, hw = case
+    costs = gpu.cost(works, families, hw)
+    known = ~np.isnan(costs.expected_s)
+    assert np.all(costs.lower_bound_s[known] <= costs.expected_s[known])
+    assert np.all(costs.expected_s[known] <= sum(getattr(costs, part) for part in PARTS)[known] * (1 + 1e-12))
+
+
+@given(priced(), st.floats(1e-9, 1e-3))
+def test_continuous_in_the_machine(case: tuple[Works, list[str], Hardware], step: float) -> None:
+    works, families, hw = case
+    before, after = (
+        gpu.cost(works, families, m).expected_s for m in (hw, faster(hw, 1 + step, 1 + step, 1 + step))
+    )
+    assert same(before, after, 2 * step)
+
+
+@given(st.floats(1, 8), st.floats(0, 1), st.floats(0, 1))
+def test_blend_lies_between_maximum_and_sum(p: float, a: float, b: float) -> None:
+    value = float(gpu.blend(np.array([a]), np.array([b]), p)[0])
+    assert max(a, b) <= value <= (a + b) * (1 + 1e-12)
+
+
+def one(op: Op, work: Work, family: str, name: str = "h100-sxm") -> Costs:
+    return gpu.cost(Works.of([op], [work]), [family], load_hardware(name))
+
+
+def test_the_parts_of_a_moe_module_add_up_to_the_whole() -> None:
+    """Six launches and two expert GEMMs make the module that was measured and fitted."""
+    hw = load_hardware("h100-sxm")
+    kinds = ("topk", "moe_align", "moe_gate_up", "moe_act", "moe_down", "moe_combine")
+    work = [Work(experts=50.0 if kind in ("moe_gate_up", "moe_down") else 0.0) for kind in kinds]
+    costs = gpu.cost(Works.of([Op.of(kind) for kind in kinds], work), ["experts"] * 6, hw)
+    family = hw.families["experts"]
+    assert costs.expected_s.sum() == pytest.approx(6 * family.t0_s + 100 * family.per_expert_s)
+    merged = one(Op.of("moe_experts"), Work(experts=50.0), "experts")
+    assert merged.expected_s[0] == pytest.approx(costs.expected_s[[2, 3, 4]].sum())
+
+
+def test_qwen3_experts_on_h100_near_what_was_measured() -> None:
+    """About 2.9-3.1 us per distinct expert of 9.44 MB, published for Qwen3-30B-A3B in bf16 on an H100."""
+
+    def module(distinct: int) -> float:
+        each = 3 * 2048 * 768 * 2.0
+        work = Work(
+            flops=2 * 128 * each / 2,
+            weight_bytes=distinct * each,
+            weight_bytes_min=distinct * each,
+            experts=distinct,
+        )
+        return float(one(Op.of("moe_experts"), work, "experts").expected_s[0])
+
+    slope = (module(100) - module(50)) / 50
+    assert 2.8e-6 < slope < 3.3e-6
+
+
+def test_unknown_work_costs_nan() -> None:
+    costs = one(Op.of("gemm"), UNKNOWN, "dense_gemm")
+    assert all(np.isnan(getattr(costs, part)[0]) for part in (*PARTS, "expected_s", "lower_bound_s", "error"))
+    assert costs.provenance[0].startswith("unknown") and costs.bound[0] == -1
+
+
+def test_a_machine_without_links_or_units_says_so() -> None:
+    reduce = one(Op.of("all_reduce"), Work(net_bytes=1e6, net_ranks=8), "communication", "cpu")
+    assert np.isnan(reduce.expected_s[0]) and "no link" in reduce.provenance[0]
+    hw = replace(load_hardware("h100-sxm"), peaks={"bf16": 1e15})
+    odd = gpu.cost(Works.of([Op.of("gemm", "fp64")], [Work(flops=1e9)]), ["dense_gemm"], hw)
+    assert np.isnan(odd.expected_s[0]) and "fp64" in odd.provenance[0]

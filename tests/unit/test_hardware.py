@@ -1,0 +1,209 @@
+"""Profiles: what ships, how they are checked, how a profiler's device finds its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moetrace.errors import ProfileError
+from moetrace.hardware import load_hardware, match_device, profile_names
+
+SHIPPED = ("a100-sxm", "b200", "cpu", "cs3", "h100-sxm", "h100-sxm-x4", "h100-sxm-x8", "h200-sxm", "mi300x")
+
+MINIMAL = """
+title = "A machine"
+law = "gpu"
+[datasheet]
+source = "a sheet"
+peak_flops = { bf16 = 100e12 }
+memory_bytes = 10e9
+memory_bytes_per_s = 1e12
+cache_bytes = 1e6
+[assumed]
+source = "a guess"
+family.other = { t0_s = 1e-6, error = 1.0 }
+"""
+
+
+def write(folder: Path, text: str, name: str = "mine.toml") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_what_ships() -> None:
+    assert profile_names() == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_profile_is_sound(name: str) -> None:
+    hw = load_hardware(name)
+    assert hw.name == name and hw.title and "other" in hw.families
+    assert all(source.strip() for source in hw.sources.values())
+    assert set(hw.sources) & {"datasheet", "measured"}
+    for family in hw.families.values():
+        assert family.source and family.error > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "bytes_per_s"),
+    [
+        ("h100-sxm", 989.4e12, 3.35e12),
+        ("a100-sxm", 312e12, 2.039e12),
+        ("h200-sxm", 989.4e12, 4.8e12),
+        ("mi300x", 1307.4e12, 5.3e12),
+    ],
+)
+def test_datasheet_values(name: str, bf16: float, bytes_per_s: float) -> None:
+    hw = load_hardware(name)
+    assert (hw.peak("bf16"), hw.memory.bytes_per_s) == (bf16, bytes_per_s)
+
+
+def test_a_node_is_its_base_with_more_devices() -> None:
+    one, node = load_hardware("h100-sxm"), load_hardware("h100-sxm-x8")
+    assert (node.gpus, node.base, node.device_class) == (8, "h100-sxm", "gpu")
+    assert (node.peaks, node.memory, node.families) == (one.peaks, one.memory, one.families)
+    assert one.gpus == 1 and one.base is None
+
+
+def test_peaks_fall_back_only_along_documented_lines() -> None:
+    a100, h100, b200 = (load_hardware(n) for n in ("a100-sxm", "h100-sxm", "b200"))
+    assert a100.peak("fp8") == a100.peak("bf16")
+    assert h100.peak("fp4") == h100.peak("bf16") and h100.peak("fp8") == 1978.9e12
+    assert b200.peak("fp4") == 9e15
+    with pytest.raises(ProfileError, match="unknown dtype of a peak 'fp12'"):
+        h100.peak("fp12")
+    with pytest.raises(ProfileError, match="fp64"):
+        load_hardware("cs3").peak("fp64")
+
+
+def test_transferred_coefficients_are_the_donors_with_a_wider_error() -> None:
+    donor, heir = (load_hardware(n).families["experts"] for n in ("h100-sxm", "mi300x"))
+    assert heir.t0_s == donor.t0_s and heir.eta_bw == donor.eta_bw
+    assert heir.error == pytest.approx((1 + donor.error) * 1.6 - 1)
+    assert heir.provenance == "transferred from h100-sxm" and donor.provenance == "fitted"
+
+
+def test_coefficients_by_kind_and_dtype() -> None:
+    hw = load_hardware("h100-sxm")
+    assert hw.family("moe_down", "experts", "fp8")[0] == "experts:fp8"
+    assert hw.family("moe_down", "experts", "int4")[0] == "experts"
+    assert hw.family("topk", "routing", "bf16")[0] == "experts"
+    assert hw.family("router", "routing", "bf16")[0] == "dense_gemm"
+    assert hw.family("mla_attention", "attention", "bf16")[0] == "mla_attention"
+    assert hw.family("nothing_known", "nowhere", "bf16")[0] == "other"
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "sms", "profile"),
+    [
+        ("NVIDIA H100 80GB HBM3", 84_987_740_160, 132, "h100-sxm"),
+        ("NVIDIA H100 80GB HBM3", None, None, "h100-sxm"),
+        ("NVIDIA H100 PCIe", 85_000_000_000, 114, None),
+        ("NVIDIA H100 PCIe", None, None, None),
+        ("NVIDIA H100 NVL", 100_000_000_000, 132, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 10_000_000_000, 16, None),
+        ("NVIDIA H200", 150_754_820_096, 132, "h200-sxm"),
+        ("NVIDIA GH200 480GB", None, None, None),
+        ("NVIDIA B200", 191_514_804_224, 148, "b200"),
+        ("NVIDIA A100-SXM4-80GB", 85_094_825_984, 108, "a100-sxm"),
+        ("NVIDIA A100-SXM4-40GB", 42_000_000_000, 108, None),
+        ("", 206_141_652_992, 304, "mi300x"),
+        ("AMD Instinct MI300X", None, None, "mi300x"),
+        ("", 206_141_652_992, None, None),
+        ("", None, None, None),
+        ("Tesla T4", 15_000_000_000, 40, None),
+    ],
+)
+def test_match_device(name: str, memory: int | None, sms: int | None, profile: str | None) -> None:
+    assert match_device(name, memory, sms) == profile
+
+
+def test_a_profile_of_ones_own(tmp_path: Path) -> None:
+    hw = load_hardware(write(tmp_path, MINIMAL))
+    assert (hw.name, hw.law, hw.link, hw.families["other"].t0_s) == ("mine", "gpu", None, 1e-6)
+
+
+def test_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(ProfileError, match="unknown hardware profile 'h100-sxn': did you mean 'h100-sxm"):
+        load_hardware("h100-sxn")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('law = "gpu"', 'law = "tpu"', "law = 'tpu': expected one of gpu, wafer, cpu"),
+        (
+            "memory_bytes = 10e9",
+            "memory_byts = 10e9",
+            r"unknown key in \[datasheet\] 'memory_byts': did you mean 'memory_bytes'",
+        ),
+        (
+            "memory_bytes = 10e9",
+            'memory_bytes = "80 GB"',
+            "datasheet.memory_bytes = '80 GB': expected a number",
+        ),
+        (
+            "memory_bytes_per_s = 1e12",
+            "memory_bytes_per_s = -1",
+            "datasheet.memory_bytes_per_s = -1: expected a number from 1e",
+        ),
+        ("memory_bytes_per_s = 1e12", "memory_bytes_per_s = nan", "memory_bytes_per_s = nan"),
+        ("memory_bytes_per_s = 1e12", "memory_bytes_per_s = true", "memory_bytes_per_s = True"),
+        ("bf16 = 100e12", "bf16 = 989", "datasheet.peak_flops.bf16 = 989: expected a number from 1e"),
+        ("bf16 = 100e12", "bf17 = 1e12", "unknown key in .datasheet.peak_flops. 'bf17'"),
+        ("bf16 = 100e12", "fp32 = 1e12", "lacks the key 'bf16'"),
+        ("cache_bytes = 1e6", "cache_bytes = 11e9", "no more than memory_bytes"),
+        ("cache_bytes = 1e6", "", "lacks the key 'cache_bytes'"),
+        (
+            "error = 1.0",
+            "error = 1.0, eta_bw = 1.4",
+            "assumed.family.other.eta_bw = 1.4: expected a number from 0.001 to 1",
+        ),
+        (
+            "error = 1.0",
+            "error = 1.0, per_shape_s = 1",
+            "unknown key in .assumed.family.other. 'per_shape_s'",
+        ),
+        ("family.other", "family.experts", "lacks .assumed.family.other."),
+        (
+            "[assumed]",
+            "[assumed]\nlink.gossip = { error = 1 }",
+            "unknown collective in .assumed.link.gossip. 'gossip'",
+        ),
+        ("family.other = { t0_s = 1e-6, error = 1.0 }", "family = 3", "assumed.family = 3: expected a table"),
+        ("{ t0_s = 1e-6, error = 1.0 }", "7", "assumed.family.other = 7: expected a table"),
+        ('title = "A machine"', "title = 3", "title = 3: expected a text"),
+        ('law = "gpu"', "law = ", "is not TOML"),
+    ],
+)
+def test_a_bad_profile_is_named_with_file_key_and_expectation(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert old in MINIMAL
+    path = write(tmp_path, MINIMAL.replace(old, new))
+    with pytest.raises(ProfileError, match=message) as caught:
+        load_hardware(path)
+    assert "mine.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('title = "n"\nbase = "nowhere"\ngpus = 2', "unknown hardware profile 'nowhere'"),
+        ('title = "n"\nbase = "h100-sxm-x8"\ngpus = 2', "a profile that has no base itself"),
+        ('title = "n"\nbase = "h100-sxm"\ngpus = 0', "gpus = 0: expected a whole number from 2"),
+        ('title = "n"\nbase = "h100-sxm"\ngpus = 2.5', "gpus = 2.5"),
+        ('title = "n"\nbase = "h100-sxm"', "lacks the key 'gpus'"),
+        ('title = "n"\nbase = "cpu"\ngpus = 2', "has no link"),
+    ],
+)
+def test_a_bad_node(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        load_hardware(write(tmp_path, text))
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="cannot be read"):
+        load_hardware(str(tmp_path / "absent.toml"))
