@@ -1,0 +1,165 @@
+"""torch.profiler started, stopped and written out once, and the facts about the machine that a trace does not
+hold.
+
+The trace always parses: torch 2.13's C++ exporter can write names with unescaped quotes (pytorch/kineto,
+mended after 2.13 by commit eba157ad), so the Python exporter is used where there is one and every line of it
+is checked.
+"""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import orjson
+
+from moetrace.record.files import TRACE_FILE
+
+if TYPE_CHECKING:
+    import torch
+    from torch.profiler import profile
+
+_DTYPES = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "float32": "fp32",
+    "float64": "fp64",
+    "float8_e4m3fn": "fp8",
+}
+# Config entries that say nothing about the architecture, or name a person's machine or code to run.
+_CONFIG_DROPPED = frozenset(
+    (
+        *("auto_map", "name_or_path", "transformers_version", "id2label", "label2id", "torchscript"),
+        *("task_specific_params", "chunk_size_feed_forward", "problem_type", "output_attentions"),
+        *("output_hidden_states", "return_dict", "pruned_heads", "is_encoder_decoder"),
+    )
+)
+
+
+def start_profiler(cuda: bool) -> profile:
+    """A running profiler of CPU (and CUDA) activity with shapes and without stacks."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    profiler = profile(activities=activities, record_shapes=True, with_stack=False)
+    profiler.start()
+    return profiler
+
+
+def export_trace(profiler: profile, folder: Path) -> dict[str, object]:
+    """Write the stopped `profiler`'s trace into `folder` and return what is known about it.
+
+    ``exporter``: python or c++; ``events``: how many events; ``dropped``: events left out because their JSON
+    was broken; ``valid``: whether the file as a whole parses. No path, host or user name is kept.
+    """
+    raw = folder / "trace.json"
+    python = "use_python_export" in inspect.signature(profiler.export_chrome_trace).parameters
+    if python:
+        profiler.export_chrome_trace(str(raw), use_python_export=True)
+    else:
+        profiler.export_chrome_trace(str(raw))
+    with (
+        raw.open("rb") as source,
+        (folder / TRACE_FILE).open("wb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as target,
+    ):
+        told = _copy_lines(source, target) if python else _copy_whole(source, target)
+    raw.unlink()
+    return {"exporter": "python" if python else "c++", **told}
+
+
+def _copy_lines(source: IO[bytes], target: gzip.GzipFile) -> dict[str, object]:
+    """Copy a trace of one event per line, leaving out events that do not parse."""
+    events = dropped = 0
+    for line in source:
+        if line.startswith(b'"traceName"'):
+            line = b'"traceName": "' + TRACE_FILE.encode() + b'"\n'  # it holds the path of the file
+        elif line.startswith(b'{"ph"'):
+            try:
+                orjson.loads(line.rstrip(b",\n"))
+            except orjson.JSONDecodeError:
+                dropped += 1
+                continue
+            events += 1
+        target.write(line)
+    return {"events": events, "dropped": dropped, "valid": True}
+
+
+def _copy_whole(source: IO[bytes], target: gzip.GzipFile) -> dict[str, object]:
+    """Copy a trace of the C++ exporter, rewritten without names if it parses and as it is if it does not."""
+    body = source.read()
+    try:
+        trace = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        target.write(body)
+        return {"valid": False}
+    for key in ("host_name", "username"):
+        trace.pop(key, None)
+    trace["traceName"] = TRACE_FILE
+    target.write(orjson.dumps(trace))
+    return {"events": len(trace["traceEvents"]), "dropped": 0, "valid": True}
+
+
+def device_facts(device: torch.device | None) -> dict[str, Any]:
+    """What ran the model: type, name, CPU model, threads, SMs, memory in bytes. No host name."""
+    import torch
+
+    cpu = cpu_model()
+    facts: dict[str, Any] = {"type": "cpu", "name": cpu, "cpu": cpu, "threads": torch.get_num_threads()}
+    if device is not None and device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        facts |= {
+            "type": "cuda",
+            "name": card.name,
+            "multiprocessors": card.multi_processor_count,
+            "memory_bytes": card.total_memory,
+            "capability": f"{card.major}.{card.minor}",
+            "cuda": torch.version.cuda,
+        }
+        return facts
+    facts["memory_bytes"] = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    )
+    facts["cpus"] = os.cpu_count()
+    return facts
+
+
+def cpu_model() -> str:
+    """The processor's model name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def dtype_name(dtype: object) -> str:
+    """moetrace's name of a torch dtype."""
+    text = str(dtype).removeprefix("torch.")
+    return _DTYPES.get(text, text)
+
+
+def config_facts(config: object) -> dict[str, Any]:
+    """The architecture fields of a Hugging Face config (object or mapping), without code to run and paths."""
+    raw = config.to_dict() if hasattr(config, "to_dict") else config
+    return _clean(raw) if isinstance(raw, Mapping) else {}
+
+
+def _clean(fields: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in fields.items():
+        if key.startswith("_") or key in _CONFIG_DROPPED or value is None:
+            continue
+        if isinstance(value, Mapping):
+            kept[key] = _clean(value)
+        elif isinstance(value, (bool, int, float)):
+            kept[key] = value
+        elif isinstance(value, (list, tuple)):
+            kept[key] = [v for v in value if isinstance(v, (bool, int, float, str))]
+        elif not Path(text := str(value).removeprefix("torch.")).is_absolute():
+            kept[key] = text
+    return kept
