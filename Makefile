@@ -1,0 +1,51 @@
+# Each target can be run first on a fresh machine: it needs python3 (3.10 or later) with pip, and make.
+# Everything it installs goes into .venv and comes from PyPI.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  := torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all format docs clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/base.stamp  ## parse a shipped trace, attribute it, replay it elsewhere; leaves demo-out/
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh demo-out
+
+test: $(VENV)/dev.stamp  ## lint, types and tests (PyPI only)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+# What needs Debian packages is added here, and fails without them. So far nothing does.
+test-all: test  ## make test, and what needs Debian packages (so far nothing does)
+
+format: $(VENV)/dev.stamp  ## let ruff mend layout and imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/base.stamp  ## write docs/schema.md anew from the code
+	$(BIN)/python -m moetrace.report.schema > docs/schema.md.part && mv docs/schema.md.part docs/schema.md
+
+clean:  ## remove the environment and all that was made
+	rm -rf $(VENV) demo-out build dist .mypy_cache .ruff_cache .hypothesis
+
+# Debian's python3 has pip but may lack ensurepip: then an environment without pip is made and pip put into it.
+$(VENV)/made.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "moetrace needs Python 3.10 or later: make PYTHON=python3.x")'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+	  rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
+	@touch $@
+
+$(VENV)/base.stamp: $(VENV)/made.stamp pyproject.toml
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/made.stamp pyproject.toml
+	$(BIN)/python -m pip install -q -e '.[dev,record]' $(TORCH)
+	@touch $@ $(VENV)/base.stamp

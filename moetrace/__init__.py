@@ -1,0 +1,115 @@
+"""Shows where the time of Mixture-of-Experts LLM decoding goes, and what would change it.
+
+The verbs of the command line as functions, loaded when first used: ``import moetrace`` itself loads nothing
+heavy. A verb wins over the submodule of the same name: ``moetrace.parse`` is the function, and
+``from moetrace.parse import ...`` reaches the module.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moetrace.attribute import Attribution as Attribution
+    from moetrace.attribute import attribute as attribute
+    from moetrace.errors import MoetraceError as MoetraceError
+    from moetrace.hardware import Hardware as Hardware
+    from moetrace.hardware import load_hardware as load_hardware
+    from moetrace.hardware import profile_names as profile_names
+    from moetrace.model import ModelSpec as ModelSpec
+    from moetrace.model import load_model as load_model
+    from moetrace.model import model_names as model_names
+    from moetrace.op import Op as Op
+    from moetrace.parse import open_run as load
+    from moetrace.parse import parse as parse
+    from moetrace.record import record as record
+    from moetrace.replay import Prediction as Prediction
+    from moetrace.replay import Scenario as Scenario
+    from moetrace.replay import replay as replay
+    from moetrace.replay import scenarios as scenarios
+    from moetrace.routing import Routing as Routing
+    from moetrace.run import Run as Run
+
+    __version__: str
+
+# public name -> (module, name there)
+_PUBLIC: dict[str, tuple[str, str]] = {
+    "Attribution": ("moetrace.attribute", "Attribution"),
+    "Hardware": ("moetrace.hardware", "Hardware"),
+    "ModelSpec": ("moetrace.model", "ModelSpec"),
+    "MoetraceError": ("moetrace.errors", "MoetraceError"),
+    "Op": ("moetrace.op", "Op"),
+    "Prediction": ("moetrace.replay", "Prediction"),
+    "Routing": ("moetrace.routing", "Routing"),
+    "Run": ("moetrace.run", "Run"),
+    "Scenario": ("moetrace.replay", "Scenario"),
+    "attribute": ("moetrace.attribute", "attribute"),
+    "load": ("moetrace.parse", "open_run"),
+    "load_hardware": ("moetrace.hardware", "load_hardware"),
+    "load_model": ("moetrace.model", "load_model"),
+    "model_names": ("moetrace.model", "model_names"),
+    "parse": ("moetrace.parse", "parse"),
+    "profile_names": ("moetrace.hardware", "profile_names"),
+    "record": ("moetrace.record", "record"),
+    "replay": ("moetrace.replay", "replay"),
+    "scenarios": ("moetrace.replay", "scenarios"),
+}
+
+__all__ = [
+    "Attribution",
+    "Hardware",
+    "ModelSpec",
+    "MoetraceError",
+    "Op",
+    "Prediction",
+    "Routing",
+    "Run",
+    "Scenario",
+    "__version__",
+    "attribute",
+    "load",
+    "load_hardware",
+    "load_model",
+    "model_names",
+    "parse",
+    "profile_names",
+    "record",
+    "replay",
+    "scenarios",
+]
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("moetrace")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    if name in _PUBLIC:
+        module, attribute = _PUBLIC[name]
+        return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'moetrace' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps the import of a submodule, such as ``moetrace.parse``, from hiding the verb of its name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

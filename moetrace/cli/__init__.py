@@ -1,0 +1,17 @@
+"""The command line: one file per verb, each holding a click command of the verb's name.
+
+This table is what ``moetrace --help`` shows, so that it need not import the verbs.
+"""
+
+from __future__ import annotations
+
+VERBS: dict[str, str] = {
+    "record": "Record a MoE decode run of the built-in workload.",
+    "parse": "Read a trace into a RUN: one row per op, with FLOPs, bytes and layer.",
+    "attribute": "Show where the time goes: bound, idle, and what halving each part saves.",
+    "replay": "Predict a run on other hardware and with edited settings.",
+    "export": "Write a run's timeline for a viewer such as Perfetto.",
+    "profiles": "List the machines that --hw knows.",
+    "models": "List the models that --model knows.",
+    "knobs": "List what --set can change.",
+}

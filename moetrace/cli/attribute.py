@@ -1,0 +1,92 @@
+"""``moetrace attribute``: RUN x machine -> where the time goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moetrace.cli.options import (
+    force_option,
+    hardware_option,
+    json_option,
+    open_source,
+    output_option,
+    reading_options,
+    run_argument,
+)
+
+if TYPE_CHECKING:
+    from moetrace.attribute import Attribution
+
+ROWS = ("family", "layer", "kind", "kernel", "step")
+
+
+@click.command()
+@run_argument
+@hardware_option("Machine to hold it against; the default is the one it ran on.")
+@click.option(
+    "--by", type=click.Choice(ROWS), default="family", show_default=True, help="What a row of the table is."
+)
+@click.option(
+    "--top", metavar="N", type=click.IntRange(min=1), default=20, show_default=True, help="Rows to print."
+)
+@output_option("FILE", "Parquet file to write; the default is RUN/attribution.parquet, and none for a trace.")
+@reading_options
+@force_option
+@json_option
+def attribute(
+    source: Path,
+    hardware: str | None,
+    by: str,
+    top: int,
+    output: Path | None,
+    model: str | None,
+    capture_trace: Path | None,
+    kv_len: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Show where the time goes: bound, idle, and what halving each part saves."""
+    from moetrace import attribute as explain
+    from moetrace import load_hardware
+    from moetrace.errors import ProfileError
+    from moetrace.report import tables, terminal
+    from moetrace.report.grouping import groups
+
+    run = open_source(source, model=model, capture_trace=capture_trace, kv_len=kv_len)
+    name = hardware or run.meta.hardware
+    if name is None:
+        raise ProfileError(
+            f"{source} does not say which machine it ran on: give --hw NAME (see 'moetrace profiles')"
+        )
+    result = explain(run, load_hardware(name))
+    target = output or (run.path / "attribution.parquet" if run.path else None)
+    said = _save(result, target, force) if target is not None else "nothing written: give -o FILE to keep it"
+    rows = groups(run, result, by)
+    if as_json:
+        terminal.show_json({**result.summary, "by": by, "groups": rows[:top]})
+    else:
+        terminal.show([*tables.attribute_report(result.summary, by, rows, top), said])
+
+
+def _save(result: Attribution, path: Path, force: bool) -> str:
+    """Writes the table and says so; a file that holds the same already is left as it is, also without `force`."""
+    from moetrace.run import check_output
+
+    if path.is_file() and not force and _same(result, path):
+        return f"unchanged: {path}"
+    check_output(path, force)
+    result.save(path)
+    return f"written: {path}"
+
+
+def _same(result: Attribution, path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return bool(pq.read_table(path).equals(result.table))
+    except (pa.ArrowInvalid, OSError):
+        return False

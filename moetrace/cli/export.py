@@ -1,0 +1,51 @@
+"""``moetrace export``: RUN -> a timeline for a viewer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moetrace.cli.options import (
+    force_option,
+    hardware_option,
+    open_source,
+    output_option,
+    reading_options,
+    run_argument,
+)
+
+
+@click.command()
+@run_argument
+@click.option(
+    "--perfetto", is_flag=True, required=True, help="Chrome trace JSON, which ui.perfetto.dev opens."
+)
+@output_option("FILE", "File to write; a name that ends in .gz is compressed.", required=True)
+@hardware_option("Machine whose bounds to put on the ops; the default is the one it ran on.")
+@reading_options
+@force_option
+def export(
+    source: Path,
+    perfetto: bool,
+    output: Path,
+    hardware: str | None,
+    model: str | None,
+    capture_trace: Path | None,
+    kv_len: int | None,
+    force: bool,
+) -> None:
+    """Write a run's timeline for a viewer such as Perfetto.
+
+    One track per rank and stream, with tracks for steps and layers above them.
+    """
+    from moetrace import attribute, load_hardware
+    from moetrace.report import terminal
+    from moetrace.report.perfetto import write_timeline
+    from moetrace.run import check_output
+
+    check_output(output, force, ours=())
+    run = open_source(source, model=model, capture_trace=capture_trace, kv_len=kv_len)
+    name = hardware or run.meta.hardware
+    events = write_timeline(run, output, attribute(run, load_hardware(name)) if name else None)
+    terminal.show([f"written: {output} ({events:,} events; open it at https://ui.perfetto.dev)"])

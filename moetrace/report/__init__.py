@@ -1,0 +1,1 @@
+"""Facts to readable output: plain rows, the terminal, a timeline, the schema page; one file for each."""

@@ -1,0 +1,144 @@
+"""Predictions side by side: one row per machine and scenario, then what they assume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from moetrace.report.tables import (
+    DASH,
+    Block,
+    Facts,
+    Table,
+    clean,
+    decimal,
+    number,
+    of,
+    seconds,
+    share,
+    size,
+    times,
+)
+
+
+def replay_report(predictions: Sequence[Facts], source: str) -> list[Block]:
+    """Blocks for the `Prediction.summary` dicts of one run: a row each, then what they assume."""
+    phases = [_main_phase(p) for p in predictions]
+    anchored = [p["anchored"] != "unanchored" for p in predictions]
+    measured = all(anchored) and all(phase.get("measured_s") for _, phase in phases)
+    common = _common_settings(predictions)
+    rows = []
+    for index, (facts, (_, phase)) in enumerate(zip(predictions, phases, strict=True), 1):
+        base = phase.get("measured_s") if measured else phases[0][1].get("step_s")
+        behind = (share(facts["anchored_share"]),) if any(anchored) else ()
+        rows.append((str(index), *_row(facts, phase, common), *behind, times(of(phase.get("step_s"), base))))
+    header = (
+        "row",
+        "machine",
+        "scenario",
+        "most time",
+        "bound",
+        "step",
+        "80 % interval",
+        "tokens/s",
+        "distinct",
+        *(("anchored",) if any(anchored) else ()),
+        "vs measured" if measured else "vs row 1",
+    )
+    what = " or ".join(sorted({name for name, _ in phases}))
+    edits = f" with {clean(' '.join(common))}" if common else ""
+    title = f"{clean(source)} replayed{edits}: one {what} step{_anchoring(predictions)}"
+    return [
+        Table(title, header, tuple(rows), left=5),
+        *_capacity_lines(predictions),
+        *_assumption_lines(predictions),
+    ]
+
+
+def _common_settings(predictions: Sequence[Facts]) -> list[str]:
+    """Settings that all rows share, if they differ in others: those are said once, above the table."""
+    settings = [p["label"].split() for p in predictions]
+    shared = [s for s in settings[0] if all(s in other for other in settings)] if settings else []
+    return shared if len(predictions) > 1 else []
+
+
+def _main_phase(facts: Facts) -> tuple[str, Facts]:
+    """The decode phase if there is one: it is what the project is about."""
+    phases: Mapping[str, Facts] = facts["phases"]
+    name = "decode" if "decode" in phases else next(iter(phases), "decode")
+    return name, phases.get(name, {})
+
+
+def _anchoring(predictions: Sequence[Facts]) -> str:
+    kinds = {p["anchored"] for p in predictions}
+    if kinds == {"unanchored"}:
+        return (
+            " (unanchored: times are the model's, no measurement on this class of device stands behind them)"
+        )
+    return (
+        " (the column 'anchored' is the share of time that a measurement stands behind)"
+        if kinds != {"anchored"}
+        else ""
+    )
+
+
+def _row(facts: Facts, phase: Facts, common: Sequence[str]) -> tuple[str, ...]:
+    top = max(facts["families"], key=lambda f: f["step_s"] or 0.0, default=None)
+    distinct = facts.get("distinct") or {}
+    settings = " ".join(s for s in facts["label"].split() if s not in common)
+    return (
+        clean(facts["hardware"]),
+        clean(settings or "as recorded" if not common else settings or DASH),
+        f"{clean(top['family'])} ({share(top['share'])})" if top else DASH,
+        clean(str(top["bound"])) if top else DASH,
+        seconds(phase.get("step_s")),
+        _interval(phase.get("low_s"), phase.get("high_s")),
+        number(phase.get("tokens_per_s")),
+        f"{decimal(distinct.get('mean_distinct'))}/{number(distinct['experts'])}"
+        if distinct.get("experts")
+        else DASH,
+    )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    """``6.5 - 11.4 ms``; the unit is said twice only where it differs."""
+    low_text, high_text = seconds(low), seconds(high)
+    if low_text.split()[1:] == high_text.split()[1:]:
+        low_text = low_text.split()[0]
+    return f"{low_text} - {high_text}"
+
+
+def _capacity_lines(predictions: Sequence[Facts]) -> list[Block]:
+    lines: list[Block] = []
+    for index, facts in enumerate(predictions, 1):
+        memory = facts.get("memory") or {}
+        if memory.get("fits") is False:
+            lines.append(
+                f"row {index} does not fit: it needs {size(memory['needed_bytes'])}, "
+                f"the machine has {size(memory['capacity_bytes'])}"
+            )
+        if (facts.get("wafers") or 1) > 1:
+            lines.append(f"row {index} takes {facts['wafers']} wafers")
+    return lines
+
+
+def _assumption_lines(predictions: Sequence[Facts]) -> list[Block]:
+    rows: dict[str, list[int]] = {}
+    for index, facts in enumerate(predictions, 1):
+        for text in facts.get("assumptions", ()):
+            rows.setdefault(text, []).append(index)
+    lines: list[Block] = ["Assumptions:"] if rows else []
+    for place, (text, where) in enumerate(rows.items(), 1):
+        mark = "" if len(where) == len(predictions) else f" [row {_ranges(where)}]"
+        lines.append(f"  {place}. {clean(text)}{mark}")
+    return lines
+
+
+def _ranges(rows: Sequence[int]) -> str:
+    """Ascending numbers in words: ``1-3, 7``."""
+    spans: list[list[int]] = []
+    for row in rows:
+        if spans and row == spans[-1][1] + 1:
+            spans[-1][1] = row
+        else:
+            spans.append([row, row])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)

@@ -1,0 +1,297 @@
+"""Summaries to blocks of text and plain rows; nothing here knows the terminal.
+
+The summaries are the JSON-able dicts of `parse.summary` and `Attribution.summary`; a value that is None
+prints as a dash. Text from outside (kernel and file names) passes `clean` before it is printed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moetrace import units
+
+Facts = Mapping[str, Any]
+DASH = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table of texts; the first `left` columns are words, the others set to the right."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+
+
+Block = Table | str
+
+
+def without_empty(table: Table, *names: str) -> Table:
+    """The table without those of the named columns in which every cell says none."""
+    empty = {"0", "0 %", "0.0 %", DASH}
+    kept = [
+        i
+        for i, name in enumerate(table.header)
+        if name not in names or any(row[i] not in empty for row in table.rows)
+    ]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+    return replace(table, header=tuple(table.header[i] for i in kept), rows=rows)
+
+
+def clean(text: str) -> str:
+    """The text on one line: control, bidirectional and other unprintable characters become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shorten(text: str, width: int = 60) -> str:
+    """A long name with its middle left out; both ends of a kernel name tell."""
+    text = clean(text)
+    if len(text) <= width:
+        return text
+    head = (width - 3) * 2 // 3
+    return f"{text[:head]}...{text[head + 3 - width :]}"
+
+
+def _or_dash(show: Callable[[float], str]) -> Callable[[float | None], str]:
+    return lambda value: DASH if value is None or not math.isfinite(value) else show(value)
+
+
+seconds = _or_dash(units.seconds)
+percent = _or_dash(units.percent)
+share = _or_dash(lambda value: units.percent(value, 0))
+rate = _or_dash(lambda value: units.count(value, "B/s"))
+size = _or_dash(lambda value: units.count(value, "B"))
+flops = _or_dash(lambda value: units.count(value, "FLOP"))
+number = _or_dash(lambda value: f"{value:,.0f}")
+decimal = _or_dash(lambda value: f"{value:,.1f}")
+times = _or_dash(lambda value: f"{value:#.3g} x" if value < 999.5 else f"{value:,.0f} x")
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def of(part: float | None, whole: float | None) -> float | None:
+    """part / whole, or None where either is not known."""
+    return None if part is None or not whole else part / whole
+
+
+def coverage_line(coverage: Facts, device: str = "GPU") -> str:
+    """The statement that heads every summary: how much of the device's time is understood."""
+    line = (
+        f"coverage: {percent(coverage['named_share'])} of {device} time named, "
+        f"{percent(coverage['bytes_share'])} with bytes, {percent(coverage['layer_share'])} with a layer"
+    )
+    unnamed = [f"{shorten(u['kernel'])} ({percent(u['share'])})" for u in coverage.get("unnamed", ())][:3]
+    return f"{line}; unnamed: {', '.join(unnamed)}" if unnamed else line
+
+
+def parse_report(facts: Facts) -> list[Block]:
+    """Blocks for a `parse.summary`: coverage, what ran, the steps, the op families, notes."""
+    run = facts["run"]
+    device = _device(run)
+    blocks: list[Block] = [coverage_line(facts["coverage"], device), _identity(run)]
+    blocks += _phase_lines(facts["steps"])
+    blocks.append(
+        Table(
+            f"Where the {device} time of all steps went, by op family",
+            ("family", "ops", "time", "share", "FLOPs", "bytes", "FLOP/byte", "achieved"),
+            tuple(
+                (
+                    clean(f["family"]),
+                    number(f["count"]),
+                    seconds(f["busy_s"]),
+                    percent(f["share"]),
+                    flops(f.get("flops")),
+                    size(f.get("bytes")),
+                    decimal(of(f.get("flops"), f.get("bytes"))),
+                    rate(f.get("bytes_per_s")),
+                )
+                for f in facts["families"]
+            ),
+        )
+    )
+    return blocks + notes(facts)
+
+
+def _device(run: Facts) -> str:
+    return {"gpu": "GPU", "cpu": "CPU"}.get(run.get("device_class", "gpu"), "device")
+
+
+def _identity(run: Facts) -> str:
+    model = run.get("model")
+    name = model.get("name") if isinstance(model, Mapping) else model
+    where = run.get("hardware") or run.get("device") or "an unknown device"
+    layers = f", {run['layers']} layers" if run.get("layers") else ""
+    what = f"{run['kind']} run of {clean(name or 'an unknown model')}{layers}"
+    return f"{what} on {clean(where)}, from {clean(run['source'])}"
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = sorted(v for v in values if v is not None)
+    middle = len(known) // 2
+    return None if not known else known[middle] if len(known) % 2 else (known[middle - 1] + known[middle]) / 2
+
+
+def _phase_lines(steps: Sequence[Facts]) -> list[str]:
+    """One line per phase: number of steps and their median times."""
+    if not steps:
+        return ["steps: none found"]
+    phases: dict[str, list[Facts]] = {}
+    for step in steps:
+        phases.setdefault(step.get("phase") or "phase not known", []).append(step)
+    return [
+        f"{clean(phase)}: {plural(len(group), 'step')}, "
+        f"median span {seconds(_median(s.get('span_s') for s in group))}, "
+        f"busy {seconds(_median(s.get('busy_s') for s in group))}, "
+        f"idle {percent(_median(s.get('idle_share') for s in group))}"
+        for phase, group in phases.items()
+    ]
+
+
+def notes(facts: Facts) -> list[Block]:
+    return [f"note: {clean(note)}" for note in facts.get("notes", ())]
+
+
+PARTS = ("memory_s", "compute_s", "network_s", "fixed_s", "unexplained_s")
+
+
+def attribute_report(facts: Facts, by: str, groups: Sequence[Facts], top: int) -> list[Block]:
+    """Blocks for an `Attribution.summary`: steps, a table of `groups` (named at key `by`), halving, flags."""
+    blocks: list[Block] = [coverage_line(facts["coverage"], _device(facts["run"])), _identity(facts["run"])]
+    blocks.append(_phase_table(facts))
+    blocks.append(
+        _step_table(groups[:top]) if by == "step" else _bound_table(facts["hardware"], by, groups[:top])
+    )
+    if len(groups) > top:
+        blocks.append(f"{len(groups) - top} more rows: --top {len(groups)} shows all")
+    if facts["halving"]:
+        blocks.append("What halving one thing would save of all steps' time, everything else unchanged:")
+        blocks += [
+            f"  {clean(h['what'])}: {seconds(h['saves_s'])} ({percent(h['saves_share'])})"
+            for h in facts["halving"]
+            if h["saves_s"] > 0
+        ]
+    return [*blocks, *_flag_lines(facts["flags"]), *notes(facts)]
+
+
+def _phase_table(facts: Facts) -> Table:
+    rows = tuple(
+        (
+            clean(phase),
+            number(p["steps"]),
+            seconds(p["span_s"]),
+            seconds(p["busy_s"]),
+            seconds(p["idle_s"]),
+            seconds(p.get("launch_bound_s")),
+            seconds(p.get("exposed_communication_s")),
+            seconds(p["expected_s"]),
+            seconds(p["lower_bound_s"]),
+            clean(p.get("critical") or DASH),
+        )
+        for phase, p in facts["phases"].items()
+    )
+    header = (
+        "phase",
+        "steps",
+        "span",
+        "busy",
+        "idle",
+        "launch-bound",
+        "exposed network",
+        "expected",
+        "lower bound",
+        "critical",
+    )
+    table = Table(f"Steps held against {clean(facts['hardware'])} (medians)", header, rows)
+    return without_empty(table, "launch-bound", "exposed network")
+
+
+def _step_table(steps: Sequence[Facts]) -> Table:
+    rows = tuple(
+        (
+            number(s["index"]),
+            clean(s.get("phase") or DASH),
+            seconds(s["span_s"]),
+            seconds(s["busy_s"]),
+            percent(s["idle_share"]),
+            seconds(s.get("communication_s")),
+            seconds(s.get("exposed_communication_s")),
+            seconds(s.get("launch_bound_s")),
+            seconds(s.get("expected_s")),
+            clean(s.get("critical") or DASH),
+        )
+        for s in steps
+    )
+    header = (
+        "step",
+        "phase",
+        "span",
+        "busy",
+        "idle",
+        "network",
+        "exposed network",
+        "launch-bound",
+        "expected",
+        "critical",
+    )
+    return without_empty(
+        Table("Step by step", header, rows, left=2), "network", "launch-bound", "exposed network"
+    )
+
+
+def _bound_table(hardware: str, by: str, groups: Sequence[Facts]) -> Table:
+    """Rows with their time dealt out to what bounds it."""
+    rows = tuple(
+        (
+            shorten(str(DASH if g[by] is None else g[by])),
+            number(g["count"]),
+            seconds(g["busy_s"]),
+            percent(g["share"]),
+            *(share(of(g[part], g["busy_s"])) for part in PARTS),
+            rate(g["bytes_per_s"]),
+            percent(g["halving_saves_share"]),
+        )
+        for g in groups
+    )
+    header = (
+        by,
+        "ops",
+        "time",
+        "share",
+        "memory",
+        "compute",
+        "network",
+        "fixed",
+        "not explained",
+        "achieved",
+        "saves if halved",
+    )
+    title = (
+        f"All steps by {by}: share of the steps, and what bounds it on {clean(hardware)} (of the row's time)"
+    )
+    return without_empty(Table(title, header, rows), "network")
+
+
+def _flag_lines(flags: Facts) -> list[Block]:
+    blocks: list[Block] = []
+    if flags.get("cache-resident"):
+        blocks.append(
+            f"{plural(flags['cache-resident'], 'op')} beat their lower bound "
+            "with what fits the last-level cache (cache-resident)"
+        )
+    if flags.get("suspect"):
+        blocks.append(
+            f"{plural(flags['suspect'], 'op')} beat their lower bound and should not be able to (suspect):"
+        )
+        blocks += [f"  {_suspect(op)}" for op in list(flags.get("suspect_ops", ()))[:5]]
+    return blocks
+
+
+def _suspect(op: Facts) -> str:
+    measured, bound = seconds(op["measured_s"]), seconds(op["lower_bound_s"])
+    return f"{clean(op['op'])}: {number(op['count'])} x, median {measured} measured, lower bound {bound}"

@@ -1,0 +1,237 @@
+"""The command line as a user has it, on the shipped recording."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pyarrow.parquet as pq
+import pytest
+
+from moetrace.cli import VERBS
+from moetrace.cli.main import cli
+from tests.conftest import REPO, Answer
+
+HEAVY = ("numpy", "pandas", "pyarrow", "scipy", "torch", "transformers", "rich")
+
+
+def _loaded_by(*arguments: str) -> set[str]:
+    """Heavy modules in sys.modules after `moetrace ARGS`."""
+    code = (
+        "import sys; from moetrace.cli.main import run; status = run(sys.argv[1:]);"
+        f"sys.stderr.write(','.join(m for m in {HEAVY!r} if m in sys.modules)); sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=REPO, check=True
+    )
+    return set(filter(None, done.stderr.split(",")))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([verb, "-h"] for verb in VERBS)], ids=" ".join
+)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    assert _loaded_by(*arguments) == set()
+
+
+def test_help_loads_no_verb() -> None:
+    code = (
+        "import sys; from moetrace.cli.main import run; run(['--help']);"
+        "sys.stderr.write(' '.join(m for m in sys.modules if m.startswith('moetrace')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=True)
+    assert set(done.stderr.split()) == {"moetrace", "moetrace.cli", "moetrace.cli.main", "moetrace.errors"}
+
+
+def test_help_is_instant(process: Callable[..., Answer]) -> None:
+    def once() -> float:
+        begin = time.perf_counter()
+        assert process("--help").status == 0
+        return time.perf_counter() - begin
+
+    assert min(once() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_table_of_verbs_says_what_the_verb_says(verb: str) -> None:
+    command = cli.get_command(None, verb)  # type: ignore[arg-type]
+    assert command is not None and command.name == verb
+    assert (command.help or "").split("\n\n")[0].replace("\n", " ").strip() == VERBS[verb]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_both_helps_are_one_and_every_option_is_explained(verb: str, call: Callable[..., Answer]) -> None:
+    short, long = call(verb, "-h"), call(verb, "--help")
+    assert short == long and short.status == 0
+    command = cli.get_command(None, verb)  # type: ignore[arg-type]
+    assert [p.name for p in command.params if isinstance(p, click.Option) and not p.help] == []
+
+
+def test_version_and_no_arguments(call: Callable[..., Answer]) -> None:
+    assert re.fullmatch(r"moetrace \S+\n", call("--version").out)
+    assert call() == call("-h")
+
+
+def test_parse_heads_its_summary_with_the_coverage(
+    shipped: Path, tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    answer = call("parse", shipped, "-o", tmp_path / "run")
+    assert answer.status == 0 and answer.err == ""
+    assert answer.out.startswith("coverage: ")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "ops.parquet",
+        "routing.parquet",
+        "run.json",
+    ]
+
+
+def test_parse_json_is_one_document(shipped: Path, call: Callable[..., Answer]) -> None:
+    facts = json.loads(call("parse", shipped, "--json").out)
+    assert facts["schema"] == "moetrace.parse/1"
+    assert facts["coverage"]["named_share"] > 0.95
+
+
+def test_attribute_writes_a_row_per_op(run_dir: Path, tmp_path: Path, call: Callable[..., Answer]) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    answer = call("attribute", run)
+    assert answer.status == 0, answer.err
+    assert "experts" in answer.out and "memory" in answer.out
+    rows = pq.read_metadata(run / "attribution.parquet").num_rows
+    assert rows == pq.read_metadata(run / "ops.parquet").num_rows
+
+
+@pytest.mark.parametrize("by", ["family", "layer", "kind", "kernel", "step"])
+def test_attribute_groups(by: str, run_dir: Path, tmp_path: Path, call: Callable[..., Answer]) -> None:
+    answer = call("attribute", run_dir, "--by", by, "--top", "2", "-o", tmp_path / "a.parquet", "--json")
+    assert answer.status == 0, answer.err
+    assert 0 < len(json.loads(answer.out)["groups"]) <= 2
+    text = call("attribute", run_dir, "--by", by, "-o", tmp_path / "b.parquet").out
+    assert any(line.startswith(by) for line in text.splitlines())
+
+
+def test_family_shares_add_up_however_grouped(
+    run_dir: Path, tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    totals = []
+    for by in ("family", "kind", "kernel"):
+        answer = call(
+            "attribute", run_dir, "--by", by, "--top", "100000", "--json", "-o", tmp_path / f"{by}.parquet"
+        )
+        totals.append(sum(g["busy_s"] for g in json.loads(answer.out)["groups"]))
+    assert totals == pytest.approx([totals[0]] * len(totals))
+
+
+def test_a_repeat_changes_nothing_and_another_machine_needs_force(
+    run_dir: Path, tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    assert call("attribute", run).status == 0
+    before = (run / "attribution.parquet").stat().st_mtime_ns
+    assert call("attribute", run, "--by", "layer").status == 0
+    assert (run / "attribution.parquet").stat().st_mtime_ns == before
+    refused = call("attribute", run, "--hw", "h100-sxm")
+    assert refused.status == 2 and "--force" in refused.err and refused.out == ""
+    assert call("attribute", run, "--hw", "h100-sxm", "--force").status == 0
+
+
+def test_a_trace_may_stand_where_a_run_does(
+    shipped: Path, run_dir: Path, tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    for verb in (["attribute"], ["replay", "--hw", "h100-sxm"]):
+        from_trace, from_run = (
+            json.loads(call(*verb, source, "--json").out) for source in (shipped, run_dir)
+        )
+        for answer in (from_trace, from_run):
+            answer.pop("source", None), answer.pop("written", None)
+        assert from_trace == from_run
+        if verb == ["attribute"]:
+            (run_dir / "attribution.parquet").unlink()
+    assert call("export", shipped, "--perfetto", "-o", tmp_path / "t.json").status == 0
+
+
+def test_replay_compares_machines_and_scenarios(
+    run_dir: Path, tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    arguments = ["replay", run_dir, "--hw", "h100-sxm,cs3", "--set", "n_a=8,4", "--set", "layers=native"]
+    facts = json.loads(call(*arguments, "--json").out)
+    assert {p["hardware"] for p in facts["predictions"]} == {"h100-sxm", "cs3"}
+    text = call(*arguments, "-o", tmp_path / "out").out
+    assert "unanchored" in text.splitlines()[0]
+    assert "  1. " in text
+    runs = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert len(runs) == len(facts["predictions"])
+    assert call("attribute", tmp_path / "out" / runs[0], "--hw", "h100-sxm").status == 0
+
+
+def test_an_alias_is_the_same_as_set(run_dir: Path, call: Callable[..., Answer]) -> None:
+    by_alias = call("replay", run_dir, "--hw", "h100-sxm", "--n-a", "4", "--batch", "8", "--json")
+    by_set = call("replay", run_dir, "--hw", "h100-sxm", "--set", "n_a=4", "--set", "batch=8", "--json")
+    assert by_alias.status == 0, by_alias.err
+    assert json.loads(by_alias.out)["predictions"] == json.loads(by_set.out)["predictions"]
+
+
+def test_replaying_a_run_where_it_ran_gives_its_measured_times(
+    run_dir: Path, call: Callable[..., Answer]
+) -> None:
+    facts = json.loads(call("replay", run_dir, "--hw", "cpu", "--json").out)["predictions"][0]
+    for phase in facts["phases"].values():
+        assert phase["step_s"] == phase["measured_s"]
+    assert facts["anchored"] == "anchored"
+
+
+@pytest.mark.parametrize("verb", ["profiles", "models", "knobs"])
+def test_catalogues_list_and_are_json_too(verb: str, call: Callable[..., Answer]) -> None:
+    text, facts = call(verb), json.loads(call(verb, "--json").out)
+    assert text.status == 0 and len(facts) > 3
+    for entry in facts:
+        assert entry["name"] in text.out
+
+
+def test_the_timeline_has_every_op(run_dir: Path, tmp_path: Path, call: Callable[..., Answer]) -> None:
+    target = tmp_path / "timeline.json"
+    assert call("export", run_dir, "--perfetto", "-o", target).status == 0
+    events = json.loads(target.read_text())["traceEvents"]
+    ops = [e for e in events if "kernel" in e.get("args", {})]
+    assert len(ops) == pq.read_metadata(run_dir / "ops.parquet").num_rows
+    assert {e["args"]["bound"] for e in ops} & {"memory", "compute", "fixed"}
+    assert call("export", run_dir, "--perfetto", "-o", target).status == 2
+
+
+def test_a_reader_that_leaves_ends_it_quietly(run_dir: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "moetrace", "models"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            cwd=REPO,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_the_wheel_holds_the_data(tmp_path: Path) -> None:
+    from zipfile import ZipFile
+
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", os.fspath(tmp_path)],
+        cwd=REPO,
+        check=True,
+        capture_output=True,
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    names = set(ZipFile(wheel).namelist())
+    for folder, pattern in (("hw_profiles", "*.toml"), ("moetrace/models", "*.json")):
+        files = sorted((REPO / folder).glob(pattern))
+        assert files
+        assert {f"moetrace/{f.parent.name}/{f.name}" for f in files} <= names
+    assert "moetrace/py.typed" in names

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import moetrace
+
+SOURCE = Path(moetrace.__file__)
+
+
+@pytest.mark.parametrize("name", moetrace.__all__)
+def test_every_public_name_loads_and_is_documented(name: str) -> None:
+    value = getattr(moetrace, name)
+    assert not isinstance(value, ModuleType)
+    if name != "__version__":
+        assert inspect.getdoc(value)
+
+
+def test_types_and_run_time_name_the_same_things() -> None:
+    """The TYPE_CHECKING block, the lazy table and __all__ are three lists of one thing."""
+    block = next(n for n in ast.parse(SOURCE.read_text()).body if isinstance(n, ast.If))
+    typed = {
+        alias.asname: (node.module, alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == moetrace._PUBLIC
+    assert set(moetrace.__all__) == {*moetrace._PUBLIC, "__version__"}
+
+
+@pytest.mark.parametrize("name", ["parse", "attribute", "replay", "record"])
+def test_a_verb_stays_a_function_when_its_module_is_imported(name: str) -> None:
+    module = importlib.import_module(f"moetrace.{name}")
+    assert isinstance(module, ModuleType)
+    assert callable(getattr(moetrace, name))
+    assert getattr(moetrace, name) is getattr(module, name)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'parze'"):
+        moetrace.parze
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, moetrace; moetrace.MoetraceError;"
+        "print({'numpy', 'pyarrow', 'click', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SOURCE.parents[1]
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (SOURCE.parent / "py.typed").is_file()
+
+
+def test_the_api_does_the_main_job(shipped: Path) -> None:
+    run = moetrace.load(shipped)
+    assert isinstance(run, moetrace.Run)
+    explained = moetrace.attribute(run, moetrace.load_hardware("cpu"))
+    assert explained.table.num_rows == run.num_rows
+    plans = moetrace.scenarios(["n_a=4"], [moetrace.load_hardware("h100-sxm")], run)
+    predicted = [moetrace.replay(run, hardware, scenario) for hardware, scenario in plans]
+    assert [p.run.meta.kind for p in predicted] == ["predicted"]

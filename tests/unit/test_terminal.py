@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrace.report import terminal
+from moetrace.report.tables import Table, clean, shorten
+
+TABLE = Table("Times", ("family", "ops", "time"), (("experts", "12", "1.5 ms"), ("attention", "3", "-")))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_text_is_aligned_and_has_no_escapes() -> None:
+    text = terminal.plain(["head", TABLE, "tail"])
+    assert text == (
+        "head\n"
+        "\n"
+        "Times\n"
+        "family     ops    time\n"
+        "---------  ---  ------\n"
+        "experts     12  1.5 ms\n"
+        "attention    3       -\n"
+        "\n"
+        "tail\n"
+    )
+
+
+def test_wide_characters_keep_columns_aligned() -> None:
+    lines = terminal.plain([Table("t", ("name", "n"), (("専門家", "1"), ("ab", "2")))]).splitlines()
+    assert lines[3] == "専門家  1"
+    assert lines[4] == "ab      2"
+
+
+def test_nothing_to_show_is_nothing() -> None:
+    assert terminal.plain([]) == ""
+
+
+def test_a_long_plain_row_is_neither_cut_nor_wrapped() -> None:
+    name = "k" * 500
+    assert any(name in line for line in terminal.plain([Table("t", ("name",), ((name,),))]).splitlines())
+
+
+def test_a_pipe_gets_plain_text_and_a_terminal_every_cell(monkeypatch) -> None:
+    pipe, screen = io.StringIO(), Terminal()
+    monkeypatch.setenv("TERM", "dumb")
+    terminal.show([TABLE], pipe)
+    terminal.show([TABLE], screen)
+    assert pipe.getvalue() == terminal.plain([TABLE])
+    for cell in ("experts", "attention", "12", "1.5 ms"):
+        assert cell in screen.getvalue()
+
+
+def test_a_narrow_terminal_folds_instead_of_dropping(monkeypatch) -> None:
+    screen = Terminal()
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "xterm")
+    terminal.show([Table("t", ("name", "n"), (("a_rather_long_kernel_name", "123456789"),))], screen)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert all(len(line.rstrip()) <= 20 for line in text.splitlines())
+    assert Counter("a_rather_long_kernel_name123456789") <= Counter(text)
+
+
+def test_markup_in_a_name_is_text(monkeypatch) -> None:
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "dumb")
+    terminal.show([Table("[bold]t[/bold]", ("[red]n",), (("void f[int]()",),)), "[/x]"], screen)
+    assert "[bold]t[/bold]" in screen.getvalue()
+    assert "void f[int]()" in screen.getvalue()
+    assert "[/x]" in screen.getvalue()
+
+
+def test_json_has_null_for_what_is_not_finite() -> None:
+    out = io.StringIO()
+    terminal.show_json({"a": float("nan"), 3: [1.5]}, out)
+    assert json.loads(out.getvalue()) == {"a": None, "3": [1.5]}
+
+
+@given(st.text(st.characters()))
+def test_cleaned_text_is_one_printable_line(text: str) -> None:
+    cleaned = clean(text)
+    assert cleaned.isprintable()
+    assert len(cleaned.splitlines()) <= 1
+    if text.isprintable():
+        assert cleaned == text
+
+
+def test_an_escape_sequence_does_not_reach_the_terminal() -> None:
+    assert clean("\x1b[31mred\u202e\n") == "\\x1b[31mred\\u202e\\n"
+
+
+@given(st.text(), st.integers(8, 80))
+def test_a_shortened_name_fits_and_keeps_its_ends(text: str, width: int) -> None:
+    short = shorten(text, width)
+    assert len(short) <= width
+    if len(clean(text)) > width:
+        assert clean(text).startswith(short.split("...")[0][:3])
+        assert short.endswith(clean(text)[-1])
