@@ -1,0 +1,33 @@
+"""Replay: a run predicted on another machine and with knobs turned. Names load what they need when first used.
+
+scenario (values from ``--set``), grammar, knobs (the what-ifs), edit (of one op), draft (a run while it is edited),
+distinct (routing after the edits), anchor (durations), schedule (start times), memory, summary, engine (`replay`).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moetrace.replay.engine import Prediction as Prediction
+    from moetrace.replay.engine import replay as replay
+    from moetrace.replay.knobs import knob_table as knob_table
+    from moetrace.replay.scenario import Scenario as Scenario
+    from moetrace.replay.scenario import scenarios as scenarios
+
+_WHERE = {
+    "Prediction": "engine",
+    "Scenario": "scenario",
+    "knob_table": "knobs",
+    "replay": "engine",
+    "scenarios": "scenario",
+}
+
+__all__ = ["Prediction", "Scenario", "knob_table", "replay", "scenarios"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -1,0 +1,178 @@
+"""What each cell's ops take on the target: anchored to their measurement where that is fair, else by the law alone.
+
+A measurement anchors only on the same class of device and from a machine with a profile: then the prediction is
+``measured x model(target) / model(source)``, or from one token ``measured + model(target) - model(source)``, never below
+the target's lower bound. An op that changed in nothing, on the same chip, keeps its measured time to the ns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace import ops as work_of
+from moetrace.cost import PriceContext, price
+from moetrace.hardware import Hardware
+from moetrace.op import Costs, Op
+from moetrace.replay.draft import Draft
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+# How a cell's duration is found.
+SAME, SCALED, ADDED, MODEL, KEPT, UNPRICED = range(6)
+WORDS = (
+    "measured",
+    "measured x model(target)/model(source)",
+    "measured + model(target) - model(source)",
+    "model",
+    "measured, not modelled",
+    "not priced",
+)
+ANCHORED = (SAME, SCALED, ADDED)
+
+# On one chip, half of the law's error is taken to cancel in a ratio of two of its answers for the same op. An assumption:
+# anchored predictions of one kind of op were off by 5-10 % where un-anchored ones were by 9-12 %, which is about this.
+RATIO_ERROR = 0.5
+# A profile whose coefficients are another's, widened by a mean error of transfer, is off by that much when anchored there;
+# 80 % of a normal error lies within 1.6 times its mean.
+TRANSFER_QUANTILE = 1.6
+_TRANSFERRED = "transferred from"
+# An op whose work is not known, kept as measured on another machine of its class: right within a factor of two.
+KEPT_ERROR = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """The cells of a draft on the target. Arrays are by cell; `seconds` is the law's answer, nan if there is none."""
+
+    how: IntArray
+    factor: FloatArray  # SCALED: times the measured duration
+    added_s: FloatArray  # ADDED: plus the measured duration
+    floor_s: FloatArray
+    seconds: FloatArray
+    error: FloatArray
+    bound: IntArray
+    provenance: tuple[str, ...]
+
+    def durations(self, cell: IntArray, measured_ns: IntArray) -> IntArray:
+        """The predicted duration of each row in ns, given its cell and measured duration. Shapes [rows]."""
+        how, measured = self.how[cell], measured_ns.astype(np.float64)
+        added = np.maximum(measured + self.added_s[cell] * 1e9, self.floor_s[cell] * 1e9)
+        modelled = self.seconds[cell] * 1e9
+        choices: list[FloatArray] = [measured, measured * self.factor[cell], added, modelled, measured]
+        chosen = np.select([how == i for i in range(len(choices))], choices, default=0.0)
+        return np.asarray(np.rint(chosen), dtype=np.int64)
+
+
+def chip(hw: Hardware) -> str:
+    """The profile of one device: a node's base."""
+    return hw.base or hw.name
+
+
+def price_cells(draft: Draft, source: Hardware | None, here: PriceContext, there: PriceContext) -> Priced:
+    """What every cell takes on the draft's machine. `source` is the machine of the measurement, None if it anchors nothing.
+
+    `here` and `there` are the price contexts of the recorded and of the edited run.
+    """
+    target = price_ops(draft.ops, draft.hw, there)
+    origins = [origin or op for op, origin in zip(draft.ops, draft.origin, strict=True)]
+    recorded = price_ops(origins, source, here) if source is not None else None
+    size = len(draft.ops)
+    how, factor, added = np.full(size, MODEL), np.ones(size), np.zeros(size)
+    unknown = np.isnan(target.expected_s)
+    error = np.array(target.error, dtype=np.float64)
+    if recorded is None or source is None:
+        how[unknown] = UNPRICED
+        error[unknown] = np.nan
+    else:
+        how = _how(draft, source, unknown | np.isnan(recorded.expected_s))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = target.expected_s / recorded.expected_s
+        usable = np.isfinite(ratio)
+        how = np.where(~usable & np.isin(how, (SCALED, ADDED)), KEPT, how)
+        factor = np.where(usable, ratio, 1.0)
+        added = np.nan_to_num(target.expected_s - recorded.expected_s)
+        error = np.where(
+            np.isin(how, (SCALED, ADDED)), _ratio_error(target, recorded, source, draft.hw), error
+        )
+        kept = 0.0 if chip(source) == chip(draft.hw) else KEPT_ERROR
+        error = np.where(how == KEPT, kept, np.where(how == SAME, 0.0, error))
+    words = tuple(
+        WORDS[h] if h in (SAME, KEPT, UNPRICED) else f"{WORDS[h]}: {text}"
+        for h, text in zip(how.tolist(), target.provenance, strict=True)
+    )
+    return Priced(
+        how, factor, added, np.nan_to_num(target.lower_bound_s), target.expected_s, error, target.bound, words
+    )
+
+
+def _ratio_error(target: Costs, recorded: Costs, source: Hardware, hw: Hardware) -> FloatArray:
+    """The error of measured x model(target) / model(source), per op.
+
+    On the same chip half of the law's error. Between a profile and the one that its coefficients came from, the error of
+    that transfer. Between any other two, half of both: kernels differ, and what one lost says little of the other.
+    """
+    if chip(source) == chip(hw):
+        return np.asarray(target.error * RATIO_ERROR)
+    far = (1 + RATIO_ERROR * target.error) * (1 + RATIO_ERROR * recorded.error) - 1
+    near = np.expm1(TRANSFER_QUANTILE * np.abs(np.log1p(target.error) - np.log1p(recorded.error)))
+    names = {chip(source), chip(hw)}
+    texts = zip(target.provenance, recorded.provenance, strict=True)
+    linked = [any(f"{_TRANSFERRED} {name}" in text for name in names for text in pair) for pair in texts]
+    return np.where(linked, near, far)
+
+
+def _how(draft: Draft, source: Hardware, unknown: npt.NDArray[np.bool_]) -> IntArray:
+    """How each cell is found where the measurement anchors."""
+    same_chip, same_machine = chip(source) == chip(draft.hw), source.name == draft.hw.name
+    out = []
+    for op, origin, dark in zip(draft.ops, draft.origin, unknown.tolist(), strict=True):
+        if origin is None:
+            out.append(UNPRICED if dark else MODEL)
+        elif _alike(op, origin) and (
+            same_machine or (same_chip and work_of.family(op.kind) != "communication")
+        ):
+            out.append(SAME)
+        elif dark:
+            out.append(KEPT)
+        else:
+            out.append(ADDED if _tokens(origin) == 1 else SCALED)
+    return np.array(out, dtype=np.int64)
+
+
+def _alike(op: Op, origin: Op) -> bool:
+    """Whether two ops do the same: equal but for whether their distinct experts are counted or taken over."""
+    if op == origin:
+        return True
+    plain = op.with_dims(distinct=None, distinct_est=None)
+    if plain != origin.with_dims(distinct=None, distinct_est=None):
+        return False
+    return work_of.distinct_experts(op)[0] == work_of.distinct_experts(origin)[0]
+
+
+def _tokens(op: Op) -> float | None:
+    return next((op[dim] for dim in ("tokens", "m", "q", "batch") if op.has(dim)), None)
+
+
+def price_ops(ops: Sequence[Op], hw: Hardware, context: PriceContext) -> Costs:
+    """The costs of ops on a machine, in order; equal ops are priced once."""
+    distinct = list(dict.fromkeys(ops))
+    where = {op: i for i, op in enumerate(distinct)}
+    index = np.array([where[op] for op in ops], dtype=np.int64)
+    families = [work_of.family(op.kind) for op in distinct]
+    costs = price(distinct, work_of.works(distinct), families, hw, context=context)
+    said = tuple(costs.provenance[i] for i in index.tolist())
+    return Costs(
+        compute_s=costs.compute_s[index],
+        memory_s=costs.memory_s[index],
+        network_s=costs.network_s[index],
+        fixed_s=costs.fixed_s[index],
+        expected_s=costs.expected_s[index],
+        lower_bound_s=costs.lower_bound_s[index],
+        error=costs.error[index],
+        provenance=said,
+    )

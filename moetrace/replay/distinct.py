@@ -1,0 +1,154 @@
+"""After the knobs: how many distinct experts each edited expert op touches, from the best source there is.
+
+Best first: counted in the recording (nothing changed), counted again among each token's first n_a recorded choices (as
+many tokens, at most the recorded n_a), popularity recorded per expert (other tokens), the uniform formula.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace.op import Op
+from moetrace.replay.draft import EXPERTS, At, Draft
+from moetrace.routing import Routing, ep_max_distinct, popularity_distinct, uniform_distinct
+
+IntArray = npt.NDArray[np.int64]
+_SAMPLE = 4
+UNIFORM = (
+    "distinct experts follow the uniform formula E(1-(1-k/E)^T): no routing was recorded to say better, and real text "
+    "touches fewer"
+)
+_SOURCES = {
+    "recut": "distinct experts at another n_a are counted among each token's first n_a recorded choices: exact for the "
+    "hidden states recorded, an estimate in layers after the first, whose inputs would change a little",
+    "ranked": "distinct experts of the worst expert-parallel rank are counted in the recorded routing, experts lying in "
+    "contiguous blocks",
+    "popularity": "distinct experts at another batch follow from each expert's recorded popularity, tokens taken as "
+    "independent; experts that the recording never saw count as never chosen",
+    "uniform": UNIFORM,
+    "scaled": "the worst expert-parallel rank holds what uniform routing would put there, in proportion to the distinct "
+    "experts counted",
+}
+
+
+def settle(draft: Draft) -> Draft:
+    """The draft with `distinct`, `distinct_est` or neither on each expert op, as its edits leave it, and the source said."""
+    ranks = int(draft.scenario.get("ep", 1)) if any(op.has("local_experts") for op in draft.ops) else 1
+    routing = draft.run.routing
+    counts = np.full(draft.rows.size, -1, dtype=np.int64)
+    if routing is not None:
+        counts = _recounted(draft, routing, ranks)
+        draft, counts = draft.split(counts)
+    else:
+        counts = np.full(len(draft.ops), -1, dtype=np.int64)
+    said: dict[str, None] = {}
+    found, popularity = [], _Popularity(draft)
+    for op, origin, at, count in zip(draft.ops, draft.origin, draft.at, counts.tolist(), strict=True):
+        if origin is None or not _is_expert(op):
+            found.append(op)
+            continue
+        settled, source = _settled(popularity, op, origin, at, count, ranks)
+        found.append(settled)
+        if source:
+            said[source] = None
+    return replace(draft, ops=tuple(found)).noted(*(_SOURCES[source] for source in said))
+
+
+def _is_expert(op: Op) -> bool:
+    return op.kind in EXPERTS and op.has("experts", "topk", "tokens")
+
+
+def _same(op: Op, origin: Op) -> bool:
+    """Whether an edit left alone what decides the distinct experts of one rank."""
+    return all(op.get(dim) == origin.get(dim) for dim in ("topk", "tokens", "experts", "local_experts"))
+
+
+def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ranks: int) -> tuple[Op, str]:
+    """(the op with its distinct experts, where they come from if that had to change)."""
+    if _same(op, origin):
+        counted = op.get("distinct")
+        if counted is not None and at.layer != at.source_layer:
+            return op.with_dims(distinct=None, distinct_est=counted), ""
+        return op, ""
+    experts, topk, tokens = (int(op[dim]) for dim in ("experts", "topk", "tokens"))
+    if count >= 0:
+        estimate, source = float(count), "recut" if topk != origin["topk"] else "ranked"
+    elif (q := popularity(at, topk, tokens)) is not None:
+        many = (
+            popularity_distinct(q, tokens) if ranks == 1 else ep_max_distinct(experts, topk, tokens, ranks, q)
+        )
+        estimate, source = many, "popularity"
+    elif ranks == 1:
+        return op.with_dims(distinct=None, distinct_est=None), "uniform"
+    else:
+        estimate, source = ep_max_distinct(experts, topk, tokens, ranks), "uniform"
+        known = origin.get("distinct") if origin.get("distinct") is not None else origin.get("distinct_est")
+        if known is not None and (topk, tokens) == (origin["topk"], origin["tokens"]):
+            share = known / uniform_distinct(experts, topk, tokens)
+            estimate, source = min(estimate * share, experts / ranks, known), "scaled"
+    return op.with_dims(distinct=None, distinct_est=round(estimate, 4)), source
+
+
+class _Popularity:
+    """Recorded popularity of experts, each asked of the routing once."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft, self.routing = draft, draft.run.routing
+        self.known: dict[tuple[int, int, str | None], npt.NDArray[np.float64]] = {}
+        self.phase_of = {step.index: step.phase for step in draft.steps}
+        self.held: Counter[tuple[int, str | None]] = Counter()  # tokens by (layer, phase)
+        if self.routing is not None:
+            for (step, layer), tokens in self.routing.token_counts().items():
+                if step in self.phase_of:
+                    self.held[layer, self.phase_of[step]] += tokens
+        self.layers = {layer for layer, _ in self.held}
+
+    def __call__(self, at: At, topk: int, tokens: int) -> npt.NDArray[np.float64] | None:
+        """Popularity of a layer's experts at this n_a; None if it was not recorded.
+
+        Over steps of the same phase where they hold _SAMPLE times the tokens asked for (few tokens miss experts that
+        more would reach), else over all steps.
+        """
+        if self.routing is None or topk > self.routing.topk or at.source_layer not in self.layers:
+            return None
+        phase = self.draft.steps[at.step].phase
+        enough = self.held[at.source_layer, phase] >= _SAMPLE * tokens
+        key = (at.source_layer, topk, phase if enough else "")
+        if key not in self.known:
+            had = set(self.routing.steps) if enough else set()
+            steps = sorted(step for step in had if self.phase_of.get(step) == phase)
+            self.known[key] = self.routing.popularity(at.source_layer, topk, steps or None)
+        return self.known[key]
+
+
+def _recounted(draft: Draft, routing: Routing, ranks: int) -> IntArray:
+    """For each row the distinct experts of its step and layer at its op's n_a; -1 where that cannot be counted."""
+    changed = np.array(
+        [
+            origin is not None
+            and _is_expert(op)
+            and op["tokens"] == origin["tokens"]
+            and not _same(op, origin)
+            for op, origin in zip(draft.ops, draft.origin, strict=True)
+        ],
+        dtype=bool,
+    )
+    topk = np.array([int(op.get("topk", 0) or 0) for op in draft.ops], dtype=np.int64)
+    layer = np.array([at.source_layer for at in draft.at], dtype=np.int64)[draft.cell]
+    index = np.array([step.index for step in draft.steps], dtype=np.int64)[draft.base.step[draft.rows]]
+    out = np.full(draft.rows.size, -1, dtype=np.int64)
+    for n_a in np.unique(topk[changed]).tolist():
+        if n_a > routing.topk:
+            continue
+        cells = routing.distinct(n_a, ranks)
+        table = np.full((max(s for s, _ in cells) + 1, max(k for _, k in cells) + 1), -1, dtype=np.int64)
+        for (step, at), count in cells.items():
+            table[step, at] = count
+        here = (changed & (topk == n_a))[draft.cell]
+        here &= (layer >= 0) & (layer < table.shape[1]) & (index < table.shape[0])
+        out[here] = table[index[here], layer[here]]
+    return out

@@ -1,0 +1,171 @@
+"""Edits of one op or step: functions from a value to a value, used by the knobs. Light: no numpy here.
+
+An op whose dims are not known comes back as it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from moetrace.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from moetrace.model import ModelSpec
+    from moetrace.op import Op
+    from moetrace.run import Step
+
+_EXPERT_GEMMS = frozenset({"moe_gate_up", "moe_down", "moe_experts"})
+# GEMMs whose weights the dtype knob changes; `gemm` (role not known) only inside a layer, where the router is told apart.
+_TYPED = _EXPERT_GEMMS | {
+    "qkv_proj",
+    "o_proj",
+    "dense_gate_up",
+    "dense_down",
+    "shared_gate_up",
+    "shared_down",
+}
+_COLLECTIVES = frozenset(
+    {
+        "all_reduce",
+        "all_gather",
+        "reduce_scatter",
+        "all_to_all",
+        "moe_dispatch",
+        "moe_collect",
+        "send_recv",
+        "broadcast",
+    }
+)
+_PER_TOKEN = ("m", "tokens", "batch", "q", "kv", "elements", "rows")
+# Split by output columns, or by input rows, under tensor parallelism (Megatron-LM, arXiv 1909.08053, section 3).
+_BY_COLUMN = frozenset({"dense_gate_up", "shared_gate_up"})
+_BY_ROW = frozenset({"o_proj", "dense_down", "shared_down"})
+_BY_ELEMENT = frozenset({"rope", "kv_write", "attention_reduce", "activation", "shared_act"})
+
+
+def activation_dtype(weights: str) -> str:
+    """The activations' type that goes with a weight type.
+
+    Weight-only formats (int4, mxfp4) multiply bf16 activations in their public kernels; the 8-bit formats quantise both
+    sides. nvfp4 is taken as weight-only too, which is the careful reading where FP4 units exist.
+    """
+    return "bf16" if weights in ("int4", "mxfp4", "nvfp4") else weights
+
+
+def retyped(op: Op, weights: str, act: str, in_layer: bool) -> Op:
+    """The op with its weights in another type, where it is an expert or dense GEMM."""
+    if op.kind in _TYPED or (op.kind == "gemm" and in_layer):
+        return replace(op, dtype=weights if act == weights else f"{weights}/{act}")
+    return op
+
+
+def scaled(op: Op, new: int, old: int) -> Op:
+    """The op at `new` sequences instead of `old`: all dims that count tokens, rows or elements in proportion."""
+    if new == old:
+        return op
+    names = [n for n in _PER_TOKEN if op.has(n)]
+    if op.kind in _COLLECTIVES and op.has("bytes"):
+        names.append("bytes")
+    return op.with_dims(**{n: max(1, round(op[n] * new / old)) for n in names}) if names else op
+
+
+def scaled_step(step: Step, new: int, old: int) -> Step:
+    """The step at another batch."""
+    if new == old:
+        return replace(step, batch=new)
+    tokens = None if step.tokens is None else max(1, round(step.tokens * new / old))
+    kv = None if step.kv_tokens is None else max(1, round(step.kv_tokens * new / old))
+    return replace(step, batch=new, tokens=tokens, kv_tokens=kv)
+
+
+def with_context(op: Op, context: int, window: int) -> Op:
+    """A decode attention op whose sequences have `context` KV tokens each, at most `window` of them read (0: all)."""
+    if not op.has("kv", "batch"):
+        return op
+    read = min(context, window) if window else context
+    op = op.with_dims(kv=round(op["batch"]) * read)
+    if op.kind == "attention":
+        op = op.with_dims(window=window if window and context > window else None)
+    return op
+
+
+def step_context(step: Step, context: int, batch: int | None) -> Step:
+    """The decode step at another context."""
+    return replace(step, kv_tokens=batch * context) if batch else step
+
+
+def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
+    """One rank's share of an op under tensor parallelism; experts' widths are cut `expert_tp` ways.
+
+    Norms, router, top-k, align, combine, embedding and sampling are computed in whole on every rank, and so is a GEMM
+    whose role is not known. Raises ScenarioError where a dim does not divide.
+    """
+    kind = op.kind
+    if kind in _EXPERT_GEMMS or kind == "moe_act":
+        return _divided(op, "inter", expert_tp, tp)
+    if kind in _BY_COLUMN:
+        return _divided(op, "n", tp, tp)
+    if kind in _BY_ROW:
+        return _divided(op, "k", tp, tp)
+    if kind == "qkv_proj" and op.has("n"):
+        return op.with_dims(n=_qkv_width(op, tp, model))
+    if kind == "lm_head" and op.has("n"):
+        return op.with_dims(n=-(-int(op["n"]) // tp))  # the vocabulary is padded to a multiple
+    if kind in ("attention", "mla_attention"):
+        op = _divided(op, "heads", tp, tp)
+        return op.with_dims(kv_heads=max(1, int(op["kv_heads"]) // tp)) if op.has("kv_heads") else op
+    if (
+        kind in _BY_ELEMENT
+        and op.has("elements")
+        and not (kind == "kv_write" and model and model.attention == "mla")
+    ):
+        share = min(tp, model.kv_heads) if kind == "kv_write" and model else tp
+        return op.with_dims(elements=-(-int(op["elements"]) // share))
+    return op
+
+
+def _divided(op: Op, dim: str, by: int, tp: int) -> Op:
+    if by == 1 or not op.has(dim):
+        return op
+    value = int(op[dim])
+    if value % by:
+        raise ScenarioError(f"tp={tp}: {dim}={value} of {op.kind} does not divide by {by}")
+    return op.with_dims(**{dim: value // by})
+
+
+def _qkv_width(op: Op, tp: int, model: ModelSpec | None) -> int:
+    """Output columns of one rank: query heads are shared out, KV heads too but at least one to a rank; MLA's
+    down-projections are kept whole."""
+    n = int(op["n"])
+    if model is not None and model.attention == "mla":
+        latent = model.kv_lora + model.rope_dim
+        if n in (model.q_lora, latent, model.q_lora + latent):
+            return n
+    elif model is not None:
+        q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+        own_kv = max(1, model.kv_heads // tp) * model.head_dim
+        known = {q + 2 * kv: q // tp + 2 * own_kv, 2 * kv: 2 * own_kv, kv: own_kv, q: q // tp}
+        if n in known and model.heads % tp == 0:
+            return known[n]
+    if n % tp:
+        raise ScenarioError(f"tp={tp}: n={n} of {op.kind} does not divide by {tp}")
+    return n // tp
+
+
+def local_experts(op: Op, experts: int, ep: int) -> Op:
+    """One rank's share of an expert op: `experts` / `ep` of them in whole, the global count kept beside."""
+    if op.kind in _EXPERT_GEMMS and op.has("experts"):
+        return op.with_dims(local_experts=experts // ep, rows=None)
+    if op.kind == "moe_act" and op.has("topk"):
+        return op.with_dims(experts=experts, local_experts=experts // ep)
+    return op
+
+
+def collective(op: Op, kind: str, tokens: float, width: float, ranks: int) -> Op:
+    """A collective of `tokens` x `width` activations after `op`."""
+    from moetrace.op import element_bytes  # here: it brings numpy
+
+    act = "bf16" if op.act_dtype.startswith(("fp8", "int", "mx", "nv")) else op.act_dtype
+    dims = (("bytes", round(tokens * width * element_bytes(act))), ("ranks", ranks))
+    return replace(op, kind=kind, dtype=act, dims=dims)

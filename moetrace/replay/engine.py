@@ -1,0 +1,242 @@
+"""replay: a run on another machine and with knobs turned, as a predicted run with its error bars.
+
+Knobs edit the draft, `distinct` settles routing, `anchor` finds durations, `schedule` lays them out. Rows outside of every
+step are dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moetrace.cost import PriceContext
+from moetrace.errors import ScenarioError
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.machines.wafer import crossings_s
+from moetrace.parse import record_columns
+from moetrace.parse.nesting import exposed_by
+from moetrace.replay import memory, schedule
+from moetrace.replay.anchor import Priced, price_cells
+from moetrace.replay.assumptions import assumptions_of
+from moetrace.replay.distinct import settle
+from moetrace.replay.draft import Draft
+from moetrace.replay.knobs import KNOBS
+from moetrace.replay.scenario import Scenario
+from moetrace.replay.summary import Outcome, summarise
+from moetrace.run import Meta, Run, Step, nullable, ops_table, text_column
+
+IntArray = npt.NDArray[np.int64]
+AS_RECORDED = Scenario()
+_ADDED = " (added by the replay)"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A scenario on a machine: the predicted run, and a JSON-able summary of it (schema ``moetrace.replay/1``)."""
+
+    scenario: Scenario
+    hardware: str
+    run: Run
+    summary: dict[str, Any]
+
+
+def replay(run: Run, hw: Hardware, scenario: Scenario = AS_RECORDED) -> Prediction:
+    """The run predicted on `hw` with the scenario's knobs turned.
+
+    Its own hardware and no knob give the measured step times to the ns. Raises ScenarioError with one line if a knob
+    cannot apply, the parallelism does not fill the machine, or no op lies in a step.
+    """
+    draft = edited(run, hw, scenario)
+    source = _source(run, hw)
+    need = memory.need(draft)
+    priced = price_cells(draft, source, PriceContext(), _context(draft, need))
+    line, measured = _timeline(draft)
+    dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
+    start, spans = schedule.lay_out(line, draft.rows, draft.inserted, dur, source is not None)
+    error = np.nan_to_num(priced.error)[draft.cell]
+    low, high = (
+        schedule.lay_out(line, draft.rows, draft.inserted, np.rint(d).astype(np.int64), source is not None)[1]
+        for d in (dur / (1 + error), dur * (1 + error))
+    )
+    crossing = _crossings(draft, need)
+    spans, low, high = spans + crossing, low + crossing, high + crossing
+    begin = _begins(draft, spans, source is not None)
+    assumptions = (*scenario.notes, *draft.notes, *assumptions_of(draft, source, priced, measured))
+    steps = _steps(draft, begin, spans)
+    meta = _meta(draft, steps, assumptions)
+    table = _table(draft, priced, begin[line.segment[draft.rows]] + start, dur)
+    predicted = Run(meta, table, run.routing if _keeps_routing(scenario) else None)
+    span, fast, slow = (_per_step(draft, x) for x in (spans, low, high))
+    alone, _ = exposed_by(line.segment[draft.rows], start, start + dur)
+    busy = _per_step(
+        draft, np.bincount(line.segment[draft.rows], alone, spans.size).astype(np.int64) + crossing
+    )
+    outcome = Outcome(draft, priced, source, dur, span, fast, slow, busy, need, assumptions)
+    return Prediction(scenario, hw.name, predicted, summarise(outcome, crossing))
+
+
+def edited(run: Run, hw: Hardware, scenario: Scenario) -> Draft:
+    """The draft with every knob of the scenario applied, in the knob table's order, and its routing settled."""
+    draft = Draft.of(run, hw, scenario)
+    _check_parallelism(draft)
+    if run.meta.device_class == "cpu" != hw.device_class and "fusion" not in scenario.texts():
+        draft = KNOBS["fusion"].apply(draft, "runs")
+    for name, knob in KNOBS.items():
+        if name in scenario.texts():
+            draft = knob.apply(draft, scenario.get(name))
+    return settle(draft)
+
+
+def _check_parallelism(draft: Draft) -> None:
+    """Raises ScenarioError where tp does not equal the machine's GPUs, or a rank of many would move to a lone device."""
+    meta, hw, gpus = draft.run.meta, draft.hw, draft.gpus
+    if meta.hardware == hw.name and draft.tp == meta.tp and draft.ep == meta.ep:
+        return
+    if max(meta.tp, meta.ep, meta.gpus) > 1 and gpus != meta.gpus:
+        raise ScenarioError(
+            f"the recording is one rank of {meta.gpus} GPUs (tp={meta.tp} ep={meta.ep}) and {hw.name} has {gpus}: it can be "
+            f"replayed on a machine of {meta.gpus} GPUs"
+        )
+    if draft.tp != gpus and not (gpus == meta.gpus and draft.tp == meta.tp):
+        raise ScenarioError(
+            f"{hw.name} has {gpus} GPU(s), which tp={draft.tp} does not fill: add --set tp={gpus} or ep={gpus}"
+        )
+
+
+def _source(run: Run, hw: Hardware) -> Hardware | None:
+    """The machine whose measurement anchors a prediction on `hw`; None if none does."""
+    meta = run.meta
+    if meta.kind != "measured" or meta.hardware is None or meta.device_class != hw.device_class:
+        return None
+    return hw if meta.hardware == hw.name else load_hardware(meta.hardware)
+
+
+def _context(draft: Draft, need: memory.Need) -> PriceContext:
+    if draft.hw.device_class != "wafer":
+        return PriceContext()
+    if not need.model_bytes:
+        raise ScenarioError(
+            f"{draft.hw.name}: how many bytes the model takes is not known; parse with --model"
+        )
+    depth = max(1, draft.layers, draft.model.layers if draft.model else 0)
+    return PriceContext(need.model_bytes, depth, str(draft.scenario.get("placement", "spread")))
+
+
+def _crossings(draft: Draft, need: memory.Need) -> int:
+    """ns that a step spends between wafers."""
+    if draft.hw.device_class != "wafer" or not need.wafers:
+        return 0
+    hidden = draft.model.hidden if draft.model else 0
+    tokens = max((step.tokens or step.batch or 0 for step in draft.steps), default=0)
+    return round(crossings_s(draft.hw, need.wafers, tokens * hidden * 2.0) * 1e9)
+
+
+def _timeline(draft: Draft) -> tuple[schedule.Timeline, IntArray]:
+    """(the recorded order in time, measured duration of each row of the draft)."""
+    base, run = draft.base, draft.run
+    stream, launch, graph = (
+        run.numpy(n).astype(np.int64)[base.row] for n in ("stream", "launch_ns", "graph")
+    )
+    line = schedule.measure(base.segment, base.start, base.dur, stream, launch, graph)
+    return line, base.dur[draft.rows]
+
+
+def _first_rows(draft: Draft) -> IntArray:
+    """The first base row of each segment."""
+    return np.flatnonzero(np.diff(draft.base.segment, prepend=-1))
+
+
+def _per_step(draft: Draft, spans: IntArray) -> IntArray:
+    """ns of each step: that of its slowest rank; 0 for a step without ops."""
+    out = np.zeros(len(draft.steps), dtype=np.int64)
+    np.maximum.at(out, draft.base.step[_first_rows(draft)], spans)
+    return out
+
+
+def _begins(draft: Draft, spans: IntArray, gaps: bool) -> IntArray:
+    """Start of each segment in ns: as recorded, moved by what earlier steps gained or lost; without gaps one after another."""
+    base, first = draft.base, _first_rows(draft)
+    step, starts = base.step[first], base.start[first]
+    new = _per_step(draft, spans)
+    if gaps:
+        ends = np.maximum.reduceat(base.start + base.dur, first)
+        old = _per_step(draft, ends - starts)
+        return np.asarray(starts + np.concatenate([[0], np.cumsum(new - old)[:-1]])[step])
+    return np.asarray(starts.min() + np.concatenate([[0], np.cumsum(new)[:-1]])[step])
+
+
+def _steps(draft: Draft, begin: IntArray, spans: IntArray) -> tuple[Step, ...]:
+    """The edited steps at their new times; a step without ops keeps its own."""
+    first = draft.base.step[_first_rows(draft)]
+    out = []
+    for i, step in enumerate(draft.steps):
+        mine = np.flatnonzero(first == i)
+        if mine.size:
+            low, high = int(begin[mine].min()), int((begin[mine] + spans[mine]).max())
+            step = replace(step, start_ns=low, end_ns=high)
+        out.append(step)
+    return tuple(out)
+
+
+def _meta(draft: Draft, steps: tuple[Step, ...], assumptions: tuple[str, ...]) -> Meta:
+    meta, hw = draft.run.meta, draft.hw
+    facts = {
+        **dict(meta.facts),
+        "scenario": draft.scenario.texts(),
+        "measured_on": meta.hardware or meta.device,
+    }
+    return replace(
+        meta,
+        kind="predicted",
+        steps=steps,
+        model=draft.model,
+        device=hw.title,
+        device_class=hw.device_class,
+        hardware=hw.name,
+        gpus=draft.gpus,
+        tp=draft.tp,
+        ep=draft.ep,
+        notes=assumptions,
+        facts=facts,
+    )
+
+
+def _keeps_routing(scenario: Scenario) -> bool:
+    """Whether the recorded routing is that of the predicted run too."""
+    return not {"n_a", "batch", "layers"} & set(scenario.texts())
+
+
+def _table(draft: Draft, priced: Priced, start: IntArray, dur: IntArray) -> pa.Table:
+    """The predicted op table; launch times and graphs are the recording's and are left out."""
+    run, rows = draft.run, draft.base.row[draft.rows]
+    kept = ("rank", "device", "stream", "step", "phase", "op_source", "layer_source")
+    columns: dict[str, pa.Array] = {n: run.column(n).take(pa.array(rows)).combine_chunks() for n in kept}
+    layer = np.array([at.layer for at in draft.at], dtype=np.int64)[draft.cell]
+    code, kernels = run.codes("kernel")
+    kinds = sorted({draft.ops[i].kind for i in np.unique(draft.cell[draft.inserted]).tolist()})
+    own = np.array([kinds.index(op.kind) if op.kind in kinds else 0 for op in draft.ops], dtype=np.int64)[
+        draft.cell
+    ]
+    code = np.where(draft.inserted, len(kernels) + own, code[rows])
+    distinct = list(dict.fromkeys(draft.ops))
+    place = {op: i for i, op in enumerate(distinct)}
+    index = np.array([place[op] for op in draft.ops], dtype=np.int64)
+    words = list(dict.fromkeys(priced.provenance))
+    told = np.array([words.index(p) for p in priced.provenance], dtype=np.int64)[draft.cell]
+    error = priced.error[draft.cell]
+    return ops_table(
+        {
+            **columns,
+            "layer": nullable(layer, layer < 0, pa.int32()),
+            "kernel": text_column(code, [*kernels, *(kind + _ADDED for kind in kinds)]),
+            "start_ns": pa.array(start),
+            "dur_ns": pa.array(dur),
+            **record_columns(distinct, index[draft.cell], dur),
+            "error": nullable(error, np.isnan(error), pa.float64()),
+            "provenance": text_column(told, words),
+        }
+    )

@@ -1,0 +1,92 @@
+"""Runs of small operators as one kernel each: what a serving engine or a compiler makes of eager framework code.
+
+An eager recording has an operator for every step of a norm (cast, square, mean, ...), of rotary embedding, of routing.
+Where the recording gives the ops but not their times, pricing each as a kernel would charge its fixed cost many times
+over for what engines run as one. Neighbours of one class become the one of them that moves the most bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace import ops as work_of
+from moetrace.op import Op
+from moetrace.replay.draft import At, Draft
+
+IntArray = npt.NDArray[np.int64]
+
+_CLASSES = {
+    "norm": "norm", "elementwise": "pointwise", "rope": "pointwise", "activation": "pointwise", "shared_act": "pointwise",
+    "topk": "topk", "moe_align": "rows", "moe_combine": "rows", "moe_act": "act", "kv_write": "kv", "sampling": "sampling",
+}  # fmt: skip
+_NAMES = sorted(set(_CLASSES.values()))
+_ALONE, _TINY = -1, -2
+# Positions, counters and scalars: bookkeeping that engines do on the host or inside a neighbour.
+_TINY_BYTES = 8192.0
+
+
+def fuse(draft: Draft) -> Draft:
+    """The draft with each run of neighbouring small ops of one class, in one layer of one step, as a single op."""
+    moved = np.nan_to_num(work_of.works(draft.ops)["bytes"])
+    of_cell = np.array(
+        [_class(op, nbytes) for op, nbytes in zip(draft.ops, moved.tolist(), strict=True)], dtype=np.int64
+    )
+    layer = np.array([at.layer for at in draft.at], dtype=np.int64)[draft.cell]
+    segment = draft.base.segment[draft.rows]
+    kind = _filled(of_cell[draft.cell], segment, layer)
+    starts = (np.diff(kind, prepend=-9) != 0) | (kind == _ALONE) | _changes(segment) | _changes(layer)
+    run = np.cumsum(starts) - 1
+    order = np.lexsort((np.arange(run.size), moved[draft.cell], run))
+    largest = order[np.flatnonzero(np.diff(run[order], append=run[order][-1:] + 1))]
+    keep = np.sort(largest)
+    size = np.bincount(run)[run[keep]]
+    writes = np.array([op.kind == "kv_write" for op in draft.ops])[draft.cell]
+    times = np.where(writes[keep], np.bincount(run, weights=writes)[run[keep]].astype(np.int64), 1)
+    small = replace(draft, rows=draft.rows[keep], cell=draft.cell[keep], inserted=draft.inserted[keep])
+    fused, value = small.split(np.where(size > 1, times, 0))
+    act = draft.model.act_dtype if draft.model else "bf16"
+    new = tuple(
+        _as_one(op, at, int(n), act) for op, at, n in zip(fused.ops, fused.at, value.tolist(), strict=True)
+    )
+    dropped = run.size - keep.size
+    return replace(fused, ops=new).noted(
+        f"{dropped} of {run.size} recorded operators are taken to run inside a neighbour's kernel, as serving engines fuse "
+        "norms, rotary embedding, routing and activations (--set fusion=recorded prices each as a kernel)"
+    )
+
+
+def _class(op: Op, nbytes: float) -> int:
+    name = _CLASSES.get(op.kind)
+    if name is None:
+        return _ALONE
+    return _TINY if nbytes < _TINY_BYTES and name == "pointwise" else _NAMES.index(name)
+
+
+def _filled(kind: IntArray, segment: IntArray, layer: IntArray) -> IntArray:
+    """Tiny ops take the class of the op before them, at the head of a run that of the op behind."""
+    here = np.arange(kind.size)
+    border = _changes(segment) | _changes(layer)
+    before = np.maximum.accumulate(np.where((kind != _TINY) | border, here, 0))
+    out = np.where(kind[before] >= 0, kind[before], kind)
+    behind = np.minimum.accumulate(np.where(out != _TINY, here, kind.size - 1)[::-1])[::-1]
+    out = np.where(out == _TINY, out[behind], out)
+    return np.where((kind == _TINY) & (out < 0), _NAMES.index("pointwise"), out)
+
+
+def _changes(values: IntArray) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.diff(values, prepend=values[:1] - 1) != 0)
+
+
+def _as_one(op: Op, at: At, times: int, act: str) -> Op:
+    """A run's op: activations in the model's own type (the fp32 inside a norm stays on the chip), all cache writes of it."""
+    if not times:
+        return op
+    if op.kind == "kv_write":
+        return op.with_dims(elements=op["elements"] * times)
+    return replace(op, dtype=act) if op.dtype == "fp32" and op.kind != "sampling" else op
+
+
+__all__ = ["fuse"]

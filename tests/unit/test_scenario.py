@@ -1,0 +1,151 @@
+"""The grammar of --set, and which scenarios it makes on which machines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moetrace.errors import ScenarioError
+from moetrace.replay.grammar import NATIVE
+from moetrace.replay.knobs import KNOBS, knob_table
+from moetrace.replay.scenario import Scenario, read_sets, scenarios
+from moetrace.run import Run
+from tests.unit.replay_runs import H100, NODE, decode_run
+
+WAFER = replace(H100, name="wafer", law="wafer")
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return decode_run()
+
+
+def labels(sets: list[str], hardware: list, run: Run) -> list[str]:
+    return [f"{hw.name}: {s.label}" for hw, s in scenarios(sets, hardware, run)]
+
+
+def test_a_comma_separates_scenarios_and_a_colon_layers() -> None:
+    values = read_sets(["n_a=8,6:6:4,native,6x3:4x2"])["n_a"]
+    assert [s.value for s in values] == [8, (6, 6, 4), NATIVE, (6, 6, 6, 4, 4)]
+    assert [s.text for s in values] == ["8", "6:6:4", "native", "6x3:4x2"]
+
+
+def test_names_may_have_dashes() -> None:
+    assert Scenario.of("n-a=4").get("n_a") == 4
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["n_a"], "expected NAME=VALUE"),
+        (["n_aa=4"], "unknown knob 'n_aa': did you mean 'n_a'?"),
+        (["n_a=4", "n_a=6"], "n_a is given twice"),
+        (["n_a=4", "n-a=4"], "n_a is given twice"),
+        (["n_a=4,4"], "a value is given twice"),
+        (["n_a="], "a value is missing"),
+        (["n_a=4,"], "a value is missing"),
+        (["n_a=0"], "expected a whole number from 1"),
+        (["n_a=-2"], "expected a whole number"),
+        (["n_a=4.5"], "expected a whole number"),
+        (["n_a=٤"], "expected a whole number"),
+        (["n_a=9999999999999999999"], "expected a whole number"),
+        (["n_a=6x999999999"], "more than 4096 layers"),
+        (["n_a=6:"], "expected a whole number"),
+        (["n_a=6x"], "expected a whole number"),
+        (["batch=8:8"], "one value for the run, not one per layer"),
+        (["batch=native"], "expected a whole number"),
+        (["dtype=float9"], "unknown value of dtype 'float9'"),
+        (["placement=left"], "unknown value of placement 'left': there are own, spread"),
+    ],
+)
+def test_what_cannot_be_read_is_one_clear_line(sets: list[str], words: str) -> None:
+    with pytest.raises(ScenarioError) as error:
+        read_sets(sets)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_swept_knobs_give_their_product(run: Run) -> None:
+    assert labels(["batch=1,16", "n_a=8,4"], [H100], run) == [
+        "h100-sxm: n_a=8 batch=1",
+        "h100-sxm: n_a=8 batch=16",
+        "h100-sxm: n_a=4 batch=1",
+        "h100-sxm: n_a=4 batch=16",
+    ]
+
+
+def test_no_knob_is_one_scenario_as_recorded(run: Run) -> None:
+    assert labels([], [H100], run) == ["h100-sxm: as recorded"]
+
+
+def test_parallelism_goes_to_the_machines_that_it_fills(run: Run) -> None:
+    pairs = scenarios(["tp=8"], [H100, NODE], run)
+    assert [(hw.name, s.label) for hw, s in pairs] == [("h100-sxm", "as recorded"), ("node-x8", "tp=8")]
+    assert "tp and ep do not apply" in pairs[0][1].notes[0]
+    assert labels(["ep=8"], [NODE], run) == ["node-x8: ep=8"]
+    assert labels(["tp=8", "ep=1,8"], [NODE], run) == ["node-x8: tp=8 ep=1", "node-x8: tp=8 ep=8"]
+
+
+def test_each_of_several_nodes_takes_its_own_tp(run: Run) -> None:
+    four = replace(NODE, name="node-x4", gpus=4)
+    assert labels(["tp=4,8"], [four, NODE], run) == ["node-x4: tp=4", "node-x8: tp=8"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        ([], "node-x8 has 8 GPUs: add --set tp=8 or --set ep=8"),
+        (["n_a=4"], "node-x8 has 8 GPUs: add --set tp=8"),
+        (["tp=4"], "node-x8 has 8 GPUs, which tp=4 does not fill"),
+        (["tp=2,8"], "tp=2 matches no machine"),
+        (["ep=3"], "ep=3 does not divide tp=8"),
+        (["ep=16"], "ep=16 does not divide tp=8"),
+    ],
+)
+def test_parallelism_that_does_not_fill_the_node_is_one_line(sets: list[str], words: str, run: Run) -> None:
+    with pytest.raises(ScenarioError) as error:
+        scenarios(sets, [NODE], run)
+    assert words in str(error.value)
+
+
+def test_tp_on_lone_devices_only_matches_no_machine(run: Run) -> None:
+    with pytest.raises(ScenarioError, match=r"tp=8 matches no machine: .*h100-sxm has 1"):
+        scenarios(["tp=8"], [H100], run)
+    assert labels(["tp=1"], [H100], run) == ["h100-sxm: as recorded"]
+
+
+def test_a_wafer_shows_both_placements_when_n_a_is_set(run: Run) -> None:
+    assert labels(["n_a=4"], [WAFER, H100], run) == [
+        "wafer: n_a=4 placement=spread",
+        "wafer: n_a=4 placement=own",
+        "h100-sxm: n_a=4",
+    ]
+    assert labels(["batch=4"], [WAFER], run) == ["wafer: batch=4"]
+    assert labels(["n_a=4", "placement=own"], [WAFER, H100], run) == [
+        "wafer: n_a=4 placement=own",
+        "h100-sxm: n_a=4",
+    ]
+
+
+def test_placement_without_a_wafer_says_so(run: Run) -> None:
+    with pytest.raises(ScenarioError, match="no wafer was named"):
+        scenarios(["placement=own"], [H100], run)
+
+
+def test_a_grid_has_a_limit(run: Run) -> None:
+    many = ",".join(str(i) for i in range(1, 1000))
+    with pytest.raises(ScenarioError, match="at most 512 at once"):
+        scenarios([f"batch={many}"], [H100], run)
+
+
+def test_one_scenario_is_not_a_sweep() -> None:
+    with pytest.raises(ScenarioError, match="n_a has 2 values"):
+        Scenario.of("n_a=4,6")
+
+
+def test_the_table_has_every_knob_with_a_meaning_and_a_grammar() -> None:
+    table = knob_table()
+    assert [name for name, _, _ in table] == list(KNOBS)
+    assert {"n_a", "batch", "context", "dtype", "layers", "tp", "ep", "placement"} <= set(KNOBS)
+    assert all(meaning and grammar for _, meaning, grammar in table)
