@@ -2,33 +2,83 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 from moetrace.errors import TraceError
-from moetrace.formats import kineto
+from moetrace.formats import kineto, nsys
 from moetrace.formats.events import Events
+from moetrace.formats.nsys_file import REPORTS
 
-FORMATS: tuple[ModuleType, ...] = (kineto,)
+FORMATS: tuple[ModuleType, ...] = (kineto, nsys)
 
 
 def read(path: Path, progress: Callable[[float], object] | None = None) -> Events:
     """The events of a trace file of any known format. Raises TraceError if it is missing or of no known format."""
+    known = ", ".join((*kineto.SUFFIXES[:2], *nsys.SUFFIXES))
     if not path.exists():
         raise TraceError(f"{path} does not exist")
     if not path.is_file():
-        raise TraceError(
-            f"{path} is not a file: expected a trace ({', '.join(kineto.SUFFIXES[:2])}) or a moetrace run"
-        )
+        raise TraceError(f"{path} is not a file: expected a trace ({known}) or a moetrace run")
+    if path.suffix in REPORTS:
+        return nsys.read(path, progress)
+    head = _head(path)
+    for form in FORMATS:
+        if form.sniff(head):
+            events: Events = form.read(path, progress)
+            return events
+    raise TraceError(
+        f"{path} is not a PyTorch profiler trace (JSON beginning with '{{' or '[') and not an nsys export (SQLite): "
+        f"expected {known}"
+    )
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, decompressed if it is gzip."""
     with path.open("rb") as file:
-        head = file.read(16)
-    if head.startswith(b"SQLite format 3"):
+        raw = file.read(1 << 16)
+    if not raw:
+        raise TraceError(f"{path} is empty")
+    if not raw.startswith(b"\x1f\x8b"):
+        return raw[:64]
+    try:
+        return zlib.decompressobj(wbits=31).decompress(raw, 64)
+    except zlib.error as err:
         raise TraceError(
-            f"{path} is an SQLite file (nsys export?): this version reads PyTorch profiler traces only"
+            f"{path} is a damaged or truncated gzip file ({err}): copy it again or record again"
+        ) from err
+
+
+def remarks(events: Events) -> list[str]:
+    """Sentences on what the reader of a format counted: how far ranges reach, what was left out, what it holds together."""
+    count = events.counts
+    if "kernels" not in count:
+        return []
+    said = []
+    if count["kernels"]:
+        said.append(
+            f"{count['kernels_in_ranges']:,} of {count['kernels']:,} kernels lie in an NVTX range, by their launch; "
+            f"the launch of {count['kernels_launched']:,} was recorded"
         )
-    events: Events = kineto.read(path, progress)
-    return events
+    if count["processes"] > 1 or count["gpus"] > 1:
+        said.append(
+            f"the file holds {count['processes']} process(es) on {count['gpus']} GPU(s): all are taken together as rank 0, "
+            "told apart by the column device"
+        )
+    if count["whole_graphs"]:
+        said.append(
+            f"{count['whole_graphs']:,} replays of CUDA graphs were traced as wholes, without their kernels: record with "
+            "--cuda-graph-trace=node"
+        )
+    for what, sentence in (
+        ("unclosed", "NVTX range(s) were never closed"),
+        ("damaged", "row(s) have no sound times"),
+    ):
+        if count[what]:
+            said.append(f"{count[what]:,} of {count['events']:,} {sentence} and are left out")
+    return said
 
 
-__all__ = ["FORMATS", "Events", "read"]
+__all__ = ["FORMATS", "Events", "read", "remarks"]

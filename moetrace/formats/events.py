@@ -102,10 +102,13 @@ class EventsBuilder:
     def build(self, **facts: Any) -> Events:
         """The columns; `facts` are Events' other fields."""
         matrix = np.array(self._rows, dtype=np.int64).reshape(-1, 1 + len(_COLUMNS))
-        columns: dict[str, Any] = {name: np.ascontiguousarray(matrix[:, i + 1]) for i, name in enumerate(_COLUMNS)}
+        columns: dict[str, Any] = {
+            name: np.ascontiguousarray(matrix[:, i + 1]) for i, name in enumerate(_COLUMNS)
+        }
         return Events(
             cls=matrix[:, 0].astype(np.int8),
-            texts=list(self._texts),
+            # A lone half of a surrogate pair, which JSON can spell, is no text that could be written out again.
+            texts=[text.encode("utf-8", "replace").decode() for text in self._texts],
             tensor_sets=list(self._tensors),
             **columns,
             **facts,

@@ -45,6 +45,9 @@ _DTYPE = {
     "int": "int32", "c10::Float8_e4m3fn": "fp8", "c10::Float8_e4m3fnuz": "fp8", "c10::Float8_e5m2": "fp8",
     "unsigned char": "int8", "signed char": "int8", "bool": "int8", "short": "fp16",
 }  # fmt: skip
+# Times beyond are damage: the year 2043 in ns, so that sums and differences of times stay within 64 bits.
+_FAR = 1 << 61
+_BOM = b"\xef\xbb\xbf"
 _NCCL_DTYPE = {
     "Float": 4,
     "Double": 8,
@@ -60,7 +63,7 @@ _NCCL_DTYPE = {
 
 def sniff(head: bytes) -> bool:
     """Whether the first bytes of a file (decompressed) look like a Chrome trace."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    text = head.removeprefix(_BOM).lstrip(b" \t\r\n")
     return text[:1] in (b"{", b"[")
 
 
@@ -111,6 +114,7 @@ def _decode(data: bytes, path: Path) -> Any:
         raise TraceError(
             f"{path} is not a PyTorch profiler trace: expected JSON (.json or .json.gz) beginning with '{{' or '['"
         )
+    data = data.removeprefix(_BOM)
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -127,6 +131,8 @@ def _decode(data: bytes, path: Path) -> Any:
         ) from err
     except RecursionError:
         raise TraceError(f"{path} is not a trace: its JSON is nested too deeply") from None
+    except ValueError as err:  # a number of thousands of digits
+        raise TraceError(f"{path} is damaged JSON ({err}): record again") from err
 
 
 class _Lanes:
@@ -148,7 +154,7 @@ def _add(builder: EventsBuilder, event: Mapping[str, Any], base: int, lanes: _La
     if cls is None or not isinstance(name, str) or (cls == MODULE and not name.startswith("nn.Module")):
         return cls is None or isinstance(name, str)
     start, dur = _ns(event.get("ts")), _ns(event.get("dur", 0))
-    if start is None or dur is None:
+    if start is None or dur is None or abs(base + start) >= _FAR or dur >= _FAR:
         return False
     args = event.get("args")
     args = args if isinstance(args, dict) else {}
@@ -188,7 +194,7 @@ def _ns(value: Any) -> int | None:
 def _whole(value: Any, default: int = 0) -> int:
     """An int from an int, an integral float or digits (ROCm writes bytes as text); else the default."""
     if isinstance(value, str):
-        value = int(value) if value.isdigit() and len(value) < 19 else None
+        value = int(value) if value.isdecimal() and len(value) < 20 else None
     if isinstance(value, float):
         value = int(value) if value.is_integer() else None
     return value if isinstance(value, int) and abs(value) < 1 << 63 else default

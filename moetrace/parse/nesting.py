@@ -11,6 +11,19 @@ IntArray = npt.NDArray[np.int64]
 _LIFT = 1 << 62
 
 
+def _compact(lanes: int, *times: IntArray) -> tuple[list[IntArray], int]:
+    """(the times from 0 up, their span), such that lanes x span fits one number and lanes can be lifted apart.
+
+    From their minimum on; where one stray time makes that span too long, as ranks: equal and ordered as they are.
+    """
+    joined = np.concatenate(times)
+    low, span = int(joined.min()), int(joined.max()) - int(joined.min()) + 1
+    if lanes * span < _LIFT:
+        return [t - low for t in times], span
+    distinct, ranks = np.unique(joined, return_inverse=True)
+    return np.split(ranks.reshape(-1), np.cumsum([len(t) for t in times])[:-1]), len(distinct)
+
+
 def lookup(values: npt.NDArray[Any], index: IntArray, default: int = -1) -> IntArray:
     """The values at each index, `default` where the index is negative (`values` may be empty)."""
     if not len(values):
@@ -46,10 +59,10 @@ def _outermost(lane: IntArray, start: IntArray, end: IntArray) -> npt.NDArray[np
     """Which of the sorted ranges lie in no earlier one of their lane."""
     step = np.concatenate(([0], np.cumsum(np.diff(lane) != 0)))
     # Lanes are lifted apart so that one running maximum serves them all.
-    low, span = int(start.min()), int(end.max() - start.min()) + 1
-    reach = np.maximum.accumulate(end - low + step * span)
+    (start, end), span = _compact(int(step[-1]) + 1, start, end)
+    reach = np.maximum.accumulate(end + step * span)
     before = np.concatenate(([np.int64(-1)], reach[:-1]))
-    return np.asarray(before <= start - low + step * span)
+    return np.asarray(before <= start + step * span)
 
 
 class Ranges:
@@ -74,17 +87,10 @@ class Ranges:
         """The last range that starts at or before each moment on its lane."""
         if not len(self.start):
             return np.full(len(moment), -1, dtype=np.int64)
-        low = min(int(self.start.min()), int(moment.min()) if len(moment) else 0)
-        span = max(int(self.start.max()), int(moment.max()) if len(moment) else 0) - low + 1
         lanes, codes = np.unique(np.concatenate((self.lane, lane)), return_inverse=True)
-        if (
-            len(lanes) * span >= _LIFT
-        ):  # lanes x time do not fit one key: days of trace on millions of threads
-            raise OverflowError("too many threads over too long a time")
         own, asked = codes[: len(self.lane)], codes[len(self.lane) :]
-        found = (
-            np.searchsorted(own * span + (self.start - low), asked * span + (moment - low), side="right") - 1
-        )
+        (start, at), span = _compact(len(lanes), self.start, moment)
+        found = np.searchsorted(own * span + start, asked * span + at, side="right") - 1
         same = (found >= 0) & (own[found] == asked)
         return np.where(same, found, -1)
 
@@ -116,10 +122,12 @@ def exposed_by(group: IntArray, start: IntArray, end: IntArray) -> tuple[IntArra
         return part, gap
     order = np.lexsort((start, group))
     g, s, e = group[order], start[order], end[order]
-    low, span = int(s.min()), int(e.max() - s.min()) + 1
+    low, span = int(s.min()), int(e.max()) - int(s.min()) + 1
     rank = np.concatenate(([0], np.cumsum(np.diff(g) != 0)))
-    if (int(rank[-1]) + 1) * span >= _LIFT:
-        raise OverflowError("too many steps over too long a time")
+    if (int(rank[-1]) + 1) * span >= _LIFT:  # one stray time far from all others
+        for rows in np.split(order, np.flatnonzero(np.diff(g)) + 1):
+            part[rows], gap[rows] = exposed(start[rows], end[rows])
+        return part, gap
     lift = rank * span - low  # groups are lifted apart so that one running maximum serves them all
     reach = np.maximum.accumulate(e + lift)
     first = np.concatenate(([True], np.diff(g) != 0))

@@ -1,0 +1,550 @@
+"""Made-up nsys exports: schemas of several ages, links and ranges, and files that mean no good."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sqlite3
+import stat
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrace import formats
+from moetrace.errors import TraceError
+from moetrace.formats import kineto, nsys, nsys_file
+from moetrace.formats.events import KERNEL, LAUNCH, MEMCPY, MEMSET, OPERATOR, RANGE
+from moetrace.parse import parse
+
+KERNEL_TABLE, API, NVTX = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME", "NVTX_EVENTS"
+GRAPHS = "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
+EPOCH = 1_700_000_000_000_000_000
+
+
+def pid(process):
+    return process << 24
+
+
+def tid(process, thread=1):
+    return pid(process) + thread
+
+
+def save(path, **tables):
+    """An SQLite file of tables given as lists of dicts; a column's type is what its first value has."""
+    connection = sqlite3.connect(path)
+    for name, rows in tables.items():
+        columns = list(dict.fromkeys(c for row in rows for c in row))
+        connection.execute(f'CREATE TABLE "{name}" ({", ".join(columns)})')
+        values = [tuple(row.get(c) for c in columns) for row in rows]
+        connection.executemany(f'INSERT INTO "{name}" VALUES ({", ".join("?" * len(columns))})', values)
+    connection.commit()
+    connection.close()
+    return path
+
+
+def kernel(start, correlation, process=1, name="gemm_kernel", **more):
+    return {"start": start, "end": start + 10, "deviceId": 0, "streamId": 7, "correlationId": correlation,
+            "globalPid": pid(process), "demangledName": name, **more}  # fmt: skip
+
+
+def call(start, correlation, process=1, name="cudaLaunchKernel_v7000", thread=1):
+    return {"start": start, "end": start + 2, "globalTid": tid(process, thread), "correlationId": correlation,
+            "nameId": name}  # fmt: skip
+
+
+def span(start, end, text, process=1, thread=1, kind=59, **more):
+    return {
+        "start": start,
+        "end": end,
+        "eventType": kind,
+        "text": text,
+        "globalTid": tid(process, thread),
+        **more,
+    }
+
+
+def small(**more):
+    """One step with one kernel, as a recent nsys exports it."""
+    return {
+        KERNEL_TABLE: [kernel(120, 5, name=1)],
+        API: [call(105, 5, name=2)],
+        NVTX: [span(100, 110, "execute_context_0(0)_generation_4(4)", textId=None, endGlobalTid=None)],
+        "StringIds": [{"id": 1, "value": "nvjet_qkv"}, {"id": 2, "value": "cudaLaunchKernel_v7000"}],
+        "TARGET_INFO_SESSION_START_TIME": [{"utcEpochNs": EPOCH}],
+        **more,
+    }
+
+
+def listed(events, *classes):
+    """(name, start, dur) of the events of some classes, by start."""
+    return [
+        (events.texts[events.name[i]], int(events.start[i]), int(events.dur[i]))
+        for i in events.where(*classes)
+    ]
+
+
+def test_an_export_becomes_events(tmp_path):
+    events = formats.read(save(tmp_path / "t.sqlite", **small()))
+    assert listed(events, KERNEL) == [("nvjet_qkv", EPOCH + 120, 10)]
+    assert listed(events, LAUNCH) == [("cudaLaunchKernel", EPOCH + 105, 2)]
+    assert listed(events, RANGE) == [("execute_context_0(0)_generation_4(4)", EPOCH + 100, 10)]
+    key = {int(events.correlation[i]) for i in events.where(KERNEL, LAUNCH)}
+    assert len(key) == 1 and key != {-1}
+    assert len({int(events.lane[i]) for i in events.where(RANGE, LAUNCH)}) == 1
+    assert events.counts["kernels_in_ranges"] == events.counts["kernels"] == 1
+
+
+def test_steps_are_found_and_the_remark_says_how_far_ranges_reach(tmp_path):
+    run = parse(save(tmp_path / "t.sqlite", **small()))
+    (step,) = run.meta.steps
+    assert (step.phase, step.batch) == ("decode", 4)
+    assert any("1 of 1 kernels lie in an NVTX range" in note for note in run.meta.notes)
+    assert run.meta.facts["kernels_in_ranges"] == 1
+
+
+@pytest.mark.parametrize(
+    "absent", ["TARGET_INFO_SESSION_START_TIME", "StringIds", NVTX, API, "CUPTI_ACTIVITY_KIND_MEMCPY"]
+)
+def test_any_table_may_be_absent(absent, tmp_path):
+    tables = {name: rows for name, rows in small().items() if name != absent}
+    run = parse(save(tmp_path / "t.sqlite", **tables))
+    assert run.num_rows == 1
+    assert run.codes("kernel")[1] == (["name 1"] if absent == "StringIds" else ["nvjet_qkv"])
+    assert run.numpy("start_ns")[0] == 120 + (0 if absent.startswith("TARGET") else EPOCH)
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["deviceId", "streamId", "globalPid", "demangledName", "correlationId", "endGlobalTid", "eventType",
+     "nameId", "textId", "globalTid"],
+)  # fmt: skip
+def test_any_column_may_be_absent(column, tmp_path):
+    tables = {
+        name: [{c: v for c, v in row.items() if c != column} for row in rows]
+        for name, rows in small().items()
+    }
+    events = formats.read(save(tmp_path / "t.sqlite", **tables))
+    assert len(events.where(KERNEL)) == len(events.where(LAUNCH)) == len(events.where(RANGE)) == 1
+    assert events.counts["damaged"] == 0
+    linked = events.correlation[events.where(KERNEL)[0]] == events.correlation[events.where(LAUNCH)[0]] >= 0
+    assert linked == (column not in ("correlationId",))
+
+
+def test_rows_without_times_are_counted_and_left_out(tmp_path):
+    rows = [kernel(120, 5), {**kernel(130, 6), "start": None}, {**kernel(140, 7), "end": 139}]
+    zero = {**kernel(0, 8), "end": 0}  # what nsys leaves of a graph node it lost
+    events = formats.read(save(tmp_path / "t.sqlite", **small(**{KERNEL_TABLE: [*rows, zero]})))
+    assert len(events.where(KERNEL)) == 1
+    assert events.counts["damaged"] == 3
+    assert any("3 of 6 row(s) have no sound times" in said for said in formats.remarks(events))
+
+
+def test_names_are_the_first_there_is_by_id_or_as_text(tmp_path):
+    kernels = [
+        kernel(1, 1, name=1, shortName=2),
+        kernel(2, 2, name=None, shortName=2),
+        kernel(3, 3, name="as text", shortName=2),
+        kernel(4, 4, name=99),
+        kernel(5, 5, name=None),
+    ]
+    strings = [{"id": 1, "value": "long"}, {"id": 2, "value": "short"}]
+    events = formats.read(save(tmp_path / "t.sqlite", **{KERNEL_TABLE: kernels, "StringIds": strings}))
+    assert [name for name, _, _ in listed(events, KERNEL)] == ["long", "short", "as text", "name 99", ""]
+
+
+def test_registered_and_plain_range_texts(tmp_path):
+    ranges = [span(1, 9, None, textId=1), span(2, 8, "plain é ✓", textId=1)]
+    tables = small(**{NVTX: ranges, "StringIds": [{"id": 1, "value": "registered"}]})
+    events = formats.read(save(tmp_path / "t.sqlite", **tables))
+    assert [name for name, _, _ in listed(events, RANGE)] == ["registered", "plain é ✓"]
+
+
+def test_ranges_that_are_read_and_ranges_that_are_not(tmp_path):
+    ranges = [
+        span(1, 9, "push/pop"),
+        span(2, 8, "start/end", kind=60),
+        span(3, 7, "ends on another thread", kind=60, endGlobalTid=tid(1, 2)),
+        span(4, None, "never closed"),
+        span(5, None, "mark", kind=34),
+        span(6, None, "domain", kind=75),
+    ]
+    events = formats.read(save(tmp_path / "t.sqlite", **small(**{NVTX: ranges})))
+    assert [name for name, _, _ in listed(events, RANGE)] == ["push/pop", "start/end"]
+    assert events.counts["unclosed"] == 1
+    assert events.counts["damaged"] == 0
+
+
+def test_equal_correlation_ids_of_two_processes_stay_apart(tmp_path):
+    path = save(
+        tmp_path / "t.sqlite",
+        **{
+            KERNEL_TABLE: [kernel(120, 5, process=1, name="a"), kernel(121, 5, process=2, name="b", deviceId=1)],
+            API: [call(105, 5, process=1), call(106, 5, process=2), call(107, 5, process=3)],
+            NVTX: [span(100, 110, "moetrace.step#0 decode batch=2 tokens=2 kv=8", process=p) for p in (1, 2)],
+        },
+    )  # fmt: skip
+    events = formats.read(path)
+    keys = {events.texts[events.name[i]]: int(events.correlation[i]) for i in events.where(KERNEL)}
+    assert keys["a"] != keys["b"]
+    assert events.counts["kernels_launched"] == events.counts["kernels_in_ranges"] == 2
+    run = parse(path)
+    frame = run.to_pandas(["kernel", "launch_ns", "device", "step", "rank"])
+    assert frame[["launch_ns", "device", "step", "rank"]].values.tolist() == [[105, 0, 0, 0], [106, 1, 1, 0]]
+    assert any("2 process(es) on 2 GPU(s)" in note for note in run.meta.notes)
+
+
+def test_a_process_may_number_its_gpus_otherwise(tmp_path):
+    devices = [{"gpuId": 3, "cudaId": 0, "pid": 1}, {"gpuId": 5, "cudaId": 0, "pid": 2}]
+    gpus = [
+        {"id": i, "name": "NVIDIA H100 80GB HBM3", "totalMemory": 85 << 30, "smCount": 132} for i in (3, 5)
+    ]
+    tables = {KERNEL_TABLE: [kernel(1, 1, process=1), kernel(2, 1, process=2)], "TARGET_INFO_GPU": gpus}
+    path = save(tmp_path / "t.sqlite", **tables, TARGET_INFO_CUDA_DEVICE=devices)
+    events = formats.read(path)
+    assert events.device[events.where(KERNEL)].tolist() == [3, 5]
+    assert events.devices[1] == {
+        "id": 5, "name": "NVIDIA H100 80GB HBM3", "totalGlobalMem": 85 << 30, "numSms": 132,
+    }  # fmt: skip
+    assert parse(path).meta.device == "NVIDIA H100 80GB HBM3"
+
+
+def test_copies_and_sets_have_bytes_and_a_direction(tmp_path):
+    copy = {**kernel(1, 1), "bytes": 4096, "copyKind": 1}
+    odd = {**kernel(2, 2), "bytes": None, "copyKind": 77}
+    tables = {
+        "CUPTI_ACTIVITY_KIND_MEMCPY": [copy, odd],
+        "CUPTI_ACTIVITY_KIND_MEMSET": [{**kernel(3, 3), "bytes": 64}],
+    }
+    events = formats.read(save(tmp_path / "t.sqlite", **tables))
+    assert [name for name, _, _ in listed(events, MEMCPY, MEMSET)] == ["Memcpy HtoD", "Memcpy", "Memset"]
+    assert events.nbytes[events.where(MEMCPY, MEMSET)].tolist() == [4096, 0, 64]
+
+
+def test_a_graph_whose_kernels_were_not_traced(tmp_path):
+    tables = small(
+        **{GRAPHS: [kernel(120, 5, graphId=9)], API: [call(105, 5, name="cudaGraphLaunch_v10000")]}
+    )
+    del tables[KERNEL_TABLE]
+    path = save(tmp_path / "t.sqlite", **tables)
+    run = parse(path)
+    assert run.codes("kernel")[1] == ["whole CUDA graph"]
+    assert run.to_pandas().graph.notna().all()
+    assert run.to_pandas().family.tolist() == ["other"]
+    assert any("--cuda-graph-trace=node" in note for note in run.meta.notes)
+    assert run.meta.facts["kernels"] == 0
+
+
+def test_nodes_of_a_graph_share_its_launch(tmp_path):
+    tables = small(
+        **{
+            KERNEL_TABLE: [kernel(120 + 20 * i, 5, graphNodeId=i) for i in range(4)],
+            API: [call(105, 5, name="cudaGraphLaunch_v10000")],
+        }
+    )
+    frame = parse(save(tmp_path / "t.sqlite", **tables)).to_pandas()
+    assert len(frame) == 4
+    assert frame.graph.nunique() == 1 and frame.graph.notna().all()
+    assert (frame.step == 0).all()
+
+
+def emitted(tmp_path, text):
+    """(class, name, shapes) of a range with this text."""
+    events = formats.read(save(tmp_path / "t.sqlite", **small(**{NVTX: [span(100, 110, text)]})))
+    (i,) = events.where(RANGE, OPERATOR)
+    shapes = events.tensor_sets[events.tensors[i]].shapes if events.tensors[i] >= 0 else None
+    return int(events.cls[i]), events.texts[events.name[i]], shapes
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("aten::mm, op_id = 3", (OPERATOR, "aten::mm", None)),
+        ("aten::mm", (OPERATOR, "aten::mm", None)),
+        ("FlashAttnFunc, seq = 4, op_id = 9", (OPERATOR, "FlashAttnFunc", None)),
+        ("aten::mm, op_id = 3, sizes = [[2, 4], [4, 8]]", (OPERATOR, "aten::mm", ((2, 4), (4, 8)))),
+        (
+            "aten::mul, seq = 6, op_id = 8, sizes = [[4, 2], [], []], input_op_ids = [(1,0), (0,-1)]",
+            (OPERATOR, "aten::mul", ((4, 2), (), ())),
+        ),
+        ("aten::cat, op_id = 1, sizes = [[[1, 2], [3, 4]], []]", (OPERATOR, "aten::cat", ((1, 2), (3, 4), ()))),
+        ("triton_poi_fused_0, op_id = 1, sizes = [[8]]", (OPERATOR, "triton_poi_fused_0", ((8,),))),
+        ("aten::mm, op_id = 3, sizes = [[2, 4], [", (RANGE, "aten::mm, op_id = 3, sizes = [[2, 4], [", None)),
+        ("aten::mm, op_id = 3, sizes = [2, 4]", (OPERATOR, "aten::mm", None)),
+        ("ProfilerStep#3, op_id = 7", (RANGE, "ProfilerStep#3", None)),
+        ("{'Module': 'model.layers.0', 'sizes = ': 1}", (RANGE, "{'Module': 'model.layers.0', 'sizes = ': 1}", None)),
+        ("gpu_model_runner: forward", (RANGE, "gpu_model_runner: forward", None)),
+        (", op_id = 3", (RANGE, ", op_id = 3", None)),
+        ("two\nlines, op_id = 3", (RANGE, "two\nlines", None)),
+    ],
+)  # fmt: skip
+def test_what_emit_nvtx_wrote(text, expected, tmp_path):
+    assert emitted(tmp_path, text) == expected
+
+
+def test_operators_of_emit_nvtx_reach_the_kernels(tmp_path):
+    ranges = [
+        span(90, 190, "ProfilerStep#0, op_id = 1"),
+        span(100, 150, "aten::linear, op_id = 2, sizes = [[4, 64], [32, 64]]"),
+        span(101, 140, "aten::mm, op_id = 3, sizes = [[4, 64], [64, 32]]"),
+    ]
+    run = parse(save(tmp_path / "t.sqlite", **small(**{NVTX: ranges})))
+    assert [str(op) for op in run.codes("op")[1]] == ["gemm bf16 m=4 n=32 k=64"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_covered_launches_are_those_of_the_plain_comparison(data):
+    spot = st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(0, 12))
+    asked = data.draw(st.lists(spot, max_size=12))
+    ranges = data.draw(st.lists(spot, max_size=12))
+    lane, start, dur = np.array(asked + ranges, dtype=np.int64).reshape(-1, 3).T
+    end = start + dur
+    at, over = np.arange(len(asked)), np.arange(len(asked), len(asked) + len(ranges))
+    expected = [
+        i for i in at if any(lane[i] == lane[j] and start[j] <= start[i] and end[i] <= end[j] for j in over)
+    ]
+    assert sorted(nsys._covered(lane, start, end, at, over).tolist()) == expected
+
+
+# Ways in
+
+
+def test_gzip_is_read_and_leaves_no_temporary_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    plain = save(tmp_path / "t.sqlite", **small())
+    packed = tmp_path / "t.sqlite.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert listed(formats.read(packed), KERNEL) == listed(formats.read(plain), KERNEL)
+    packed.write_bytes(gzip.compress(plain.read_bytes()[:5000]))
+    with pytest.raises(TraceError, match="damaged"):
+        formats.read(packed)
+    packed.write_bytes(gzip.compress(plain.read_bytes())[:-20])
+    with pytest.raises(TraceError, match="truncated gzip"):
+        formats.read(packed)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_decompression_bomb_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch):
+    bomb = tmp_path / "bomb.sqlite.gz"
+    data = save(tmp_path / "t.sqlite", **small()).read_bytes()
+    bomb.write_bytes(gzip.compress(data + bytes(64 << 20)))
+    with pytest.raises(TraceError, match=r"bomb\.sqlite\.gz expands to more than .* times its size"):
+        formats.read(bomb)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2 * 4096})())
+    with pytest.raises(TraceError, match="half of the free disk"):
+        formats.read(bomb)
+
+
+def test_a_report_is_exported_by_the_nsys_on_the_path(tmp_path, monkeypatch):
+    report = tmp_path / "r.nsys-rep"
+    report.write_bytes(b"whatever a report is")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(TraceError, match=r"no nsys is on the PATH.*nsys export --type sqlite"):
+        formats.read(report)
+    tool = tmp_path / "bin" / "nsys"
+    tool.parent.mkdir()
+    made = save(tmp_path / "made.sqlite", **small())
+    tool.write_text(
+        f"#!{sys.executable}\nimport shutil, sys\nassert sys.argv[1:6] == ['export', '--type', 'sqlite', '-f', 'true']\n"
+        f"assert sys.argv[6] == '-o' and sys.argv[8] == {str(report)!r}\nshutil.copy({str(made)!r}, sys.argv[7])\n"
+    )
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    assert listed(formats.read(report), KERNEL) == [("nvjet_qkv", EPOCH + 120, 10)]
+    tool.write_text(
+        f"#!{sys.executable}\nimport sys\nprint('one\\nImporter missing', file=sys.stderr)\nsys.exit(3)\n"
+    )
+    with pytest.raises(TraceError, match=r"status 3: Importer missing") as caught:
+        formats.read(report)
+    assert "\n" not in str(caught.value)
+
+
+def test_odd_file_names(tmp_path):
+    events = formats.read(save(tmp_path / "a ?mode=rwc#é%41.sqlite", **small()))
+    assert len(events.where(KERNEL)) == 1
+
+
+def test_the_format_is_told_by_content_not_by_name(tmp_path):
+    path = save(tmp_path / "t.json", **small())
+    assert nsys.sniff(path.read_bytes()[:64]) and not kineto.sniff(path.read_bytes()[:64])
+    assert len(formats.read(path).where(KERNEL)) == 1
+
+
+# Bad content
+
+
+def refused(path, *hints):
+    with pytest.raises(TraceError) as caught:
+        parse(path)
+    said = str(caught.value)
+    assert str(path) in said and "\n" not in said
+    for hint in hints:
+        assert hint in said
+
+
+def test_another_database(tmp_path):
+    refused(save(tmp_path / "places.sqlite", bookmarks=[{"id": 1}]), "no nsys export", NVTX)
+
+
+def test_ranges_alone_are_nothing_to_attribute(tmp_path):
+    refused(
+        save(tmp_path / "t.sqlite", **{NVTX: [span(1, 2, "a")]}),
+        "1 NVTX range",
+        "nothing to attribute",
+        "cuda",
+    )
+
+
+def test_launches_alone_are_nothing_to_parse(tmp_path):
+    refused(save(tmp_path / "t.sqlite", **{API: [call(1, 1)]}), "no kernels")
+
+
+def test_empty_tables(tmp_path):
+    path = tmp_path / "t.sqlite"
+    connection = sqlite3.connect(path)
+    for table in (KERNEL_TABLE, API, NVTX):
+        connection.execute(f"CREATE TABLE {table} (start INTEGER, end INTEGER)")
+    connection.commit()
+    refused(path, "nothing to attribute")
+
+
+def test_a_view_in_place_of_a_table_is_never_run(tmp_path):
+    path = save(tmp_path / "t.sqlite", **{NVTX: [span(1, 2, "a")]})
+    connection = sqlite3.connect(path)
+    endless = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS start, i AS end FROM n"
+    )
+    connection.execute(f"CREATE VIEW {KERNEL_TABLE} AS {endless}")
+    connection.commit()
+    refused(path, KERNEL_TABLE, "not a table")
+
+
+def test_a_virtual_table_is_never_opened(tmp_path):
+    path = save(tmp_path / "t.sqlite", **{NVTX: [span(1, 2, "a")]})
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA writable_schema = ON")
+    virtual = f"CREATE VIRTUAL TABLE {API} USING nosuch(x)"
+    connection.execute("INSERT INTO sqlite_master VALUES ('table', ?, ?, 0, ?)", (API, API, virtual))
+    connection.commit()
+    connection.close()
+    refused(path)
+
+
+def test_the_environment_is_never_read(tmp_path, monkeypatch):
+    path = save(
+        tmp_path / "t.sqlite", **small(TARGET_INFO_SYSTEM_ENV=[{"name": "env", "value": "TOKEN=hunter2"}])
+    )
+    asked = []
+
+    def connect(file):
+        connection = plain(file)
+        connection.set_trace_callback(asked.append)
+        return connection
+
+    plain = nsys_file._connect
+    monkeypatch.setattr(nsys_file, "_connect", connect)
+    events = formats.read(path)
+    assert len(asked) > 5
+    assert not any("ENV" in query or "*" in query for query in asked)
+    assert not any("hunter2" in text for text in events.texts)
+
+
+def test_the_connection_cannot_write(tmp_path):
+    connection = nsys_file._connect(save(tmp_path / "t.sqlite", **small()))
+    with pytest.raises(sqlite3.OperationalError):
+        connection.execute("DELETE FROM NVTX_EVENTS")
+    assert connection.execute("PRAGMA trusted_schema").fetchone() == (0,)
+
+
+ODD = st.one_of(
+    st.none(), st.integers(-(1 << 63), (1 << 63) - 1), st.floats(), st.text(max_size=8), st.binary(max_size=8),
+    st.sampled_from([0, 1, 5, 59, 60, 100, 120, pid(1), tid(1), -(1 << 63), 1 << 62, -(1 << 62)]),
+)  # fmt: skip
+COLUMNS = {
+    KERNEL_TABLE: ["start", "end", "deviceId", "streamId", "correlationId", "globalPid", "demangledName"],
+    "CUPTI_ACTIVITY_KIND_MEMCPY": ["start", "end", "bytes", "copyKind", "correlationId", "globalPid"],
+    API: ["start", "end", "globalTid", "correlationId", "nameId"],
+    NVTX: ["start", "end", "eventType", "text", "textId", "globalTid", "endGlobalTid"],
+    "StringIds": ["id", "value"],
+    "TARGET_INFO_GPU": ["id", "name", "totalMemory", "smCount"],
+    "TARGET_INFO_CUDA_DEVICE": ["gpuId", "cudaId", "pid"],
+    "TARGET_INFO_SESSION_START_TIME": ["utcEpochNs"],
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_values_of_any_type_cost_their_row_at_most(data, tmp_path_factory):
+    tables = small()
+    for name, columns in COLUMNS.items():
+        rows = data.draw(st.lists(st.fixed_dictionaries(dict.fromkeys(columns, ODD)), max_size=3))
+        tables[name] = [*tables.get(name, []), *rows]
+    tables = {name: rows for name, rows in tables.items() if rows}
+    run = parse(save(tmp_path_factory.mktemp("odd") / "t.sqlite", **tables))
+    renamed = any(row["id"] == 1 for row in tables["StringIds"][len(small()["StringIds"]) :])
+    assert renamed or "nvjet_qkv" in run.codes("kernel")[1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused_in_one_line(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damage")
+    whole = bytearray(save(folder / "t.sqlite", **small()).read_bytes())
+    for at in data.draw(st.lists(st.integers(16, len(whole) - 1), min_size=1, max_size=20)):
+        whole[at] = data.draw(st.integers(0, 255))
+    path = folder / "d.sqlite"
+    path.write_bytes(whole[: data.draw(st.integers(20, len(whole)))])
+    try:
+        parse(path)
+    except TraceError as err:
+        assert "\n" not in str(err) and str(path) in str(err)
+
+
+@pytest.mark.parametrize("kept", [16, 100, 4096, 9000])
+def test_a_truncated_file_says_so(kept, tmp_path):
+    whole = save(tmp_path / "t.sqlite", **small()).read_bytes()
+    path = tmp_path / "cut.sqlite"
+    path.write_bytes(whole[:kept])
+    refused(path, "damaged", "export")
+
+
+def test_a_huge_text_is_refused_or_cut(tmp_path):
+    path = save(tmp_path / "t.sqlite", **small(**{NVTX: [span(1, 2, "x" * (20 << 20))]}))
+    if sys.version_info >= (3, 11):
+        refused(path, "too big")
+    else:
+        assert max(map(len, formats.read(path).texts)) <= 65536
+
+
+def test_a_long_text_is_cut(tmp_path):
+    events = formats.read(save(tmp_path / "t.sqlite", **small(**{NVTX: [span(1, 2, "x" * 100_000)]})))
+    assert max(map(len, events.texts)) == 65536
+
+
+def test_text_that_is_not_utf8(tmp_path):
+    path = save(tmp_path / "t.sqlite", **small(**{NVTX: [span(1, 2, "name-of-a-range")]}))
+    data = path.read_bytes()
+    assert data.count(b"name-of-a-range") == 1
+    path.write_bytes(data.replace(b"name-of-a-range", b"name-\xff\xfe-a-range"))
+    assert listed(formats.read(path), RANGE)[0][0] == "name-\ufffd\ufffd-a-range"
+
+
+def test_a_damaged_name_in_the_schema(tmp_path):
+    path = save(tmp_path / "t.sqlite", **small())
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE", b"CR\xe9ATE TAB\xe9E"))
+    refused(path, "damaged")
+
+
+def test_more_rows_than_the_file_can_hold(tmp_path, monkeypatch):
+    path = save(tmp_path / "t.sqlite", **small())
+    monkeypatch.setattr(nsys_file, "_LEAST_ROW", os.path.getsize(path) + 1)
+    refused(path, "more rows than the file can hold")
+
+
+def test_progress_goes_up(tmp_path):
+    told = []
+    formats.read(save(tmp_path / "t.sqlite", **small()), told.append)
+    assert told == sorted(told) and len(told) > 3 and 0 <= told[0] < told[-1] < 1
