@@ -1,0 +1,217 @@
+"""A profile's tables to a Hardware: keys, types and bounds checked, a node laid over its base, coefficients joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from moetrace.errors import ProfileError, unknown
+from moetrace.hardware.files import Reader, read_profile
+from moetrace.hardware.machine import Collective, Family, Hardware, Link, Memory, Wafer
+from moetrace.hardware.match import check_match
+
+LAWS = ("gpu", "wafer", "cpu")
+# Bounds catch values in the wrong unit (989 instead of 989e12).
+_DATASHEET = {
+    "memory_bytes": (1e8, 1e15),
+    "memory_bytes_per_s": (1e9, 1e18),
+    "cache_bytes": (0, 1e12),
+    "link_bytes_per_s": (1e8, 1e15),
+    "multiprocessors": (1, 1e5),
+    "cores": (1, 1e8),
+    "fabric_bytes_per_s": (1e9, 1e19),
+    "off_wafer_bytes_per_s": (1e6, 1e15),
+}
+_WAFER_ONLY = {"cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s"}
+_FAMILY: dict[str, tuple[float, float, float]] = {  # low, high, default
+    "t0_s": (0, 1, 0),
+    "eta_bw": (1e-3, 1, 1),
+    "eta_flops": (1e-3, 1, 1),
+    "per_expert_s": (0, 1e-3, 0),
+    "per_k_s": (0, 1e-6, 0),
+    "per_tile_s": (0, 1e-3, 0),
+    "blend": (1, 8, 1),
+    "error": (0, 20, 1),
+}
+_COLLECTIVE: dict[str, tuple[float, float, float]] = {
+    "latency_s": (0, 1, 0),
+    "per_rank_s": (0, 1, 0),
+    "efficiency": (1e-3, 1, 1),
+    "one_shot_bytes": (0, 1e12, 0),
+    "error": (0, 20, 1),
+}
+_COLLECTIVES = frozenset(
+    [
+        "all_reduce",
+        "all_gather",
+        "reduce_scatter",
+        "all_to_all",
+        "moe_dispatch",
+        "moe_collect",
+        "send_recv",
+        "broadcast",
+    ]
+)
+_TABLES = {"fitted", "assumed", "transferred", "match"}
+
+
+def load_hardware(name_or_path: str) -> Hardware:
+    """The Hardware of a shipped profile's name, or of a path to a ``.toml`` file. Raises ProfileError."""
+    path, table = read_profile(name_or_path)
+    if "base" not in table:
+        return _build(Reader(path), table)
+    base_path, base = read_profile(str(table["base"]))
+    reader = Reader(path)
+    reader.keys(table, "", {"base", "title", "gpus"}, {"datasheet", "fitted", "assumed"})
+    if "base" in base:
+        raise reader.error("base", table["base"], "a profile that has no base itself")
+    gpus = reader.number(table, "", "gpus", 2, whole=True)
+    whole = _build(Reader(base_path), base)
+    return _overlay(reader, whole, table, int(gpus))
+
+
+def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
+    law = table.get("law")
+    if law not in LAWS:
+        raise reader.error("law", law, f"one of {', '.join(LAWS)} (or base = NAME for a node)")
+    ceilings = "measured" if law == "cpu" else "datasheet"
+    reader.keys(table, "", {"title", "law", ceilings, "assumed"}, _TABLES)
+    sheet = table[ceilings]
+    required = {"source", "peak_flops", "memory_bytes", "memory_bytes_per_s", "cache_bytes"}
+    extra = _WAFER_ONLY if law == "wafer" else set()
+    reader.keys(sheet, ceilings, required | extra, {"multiprocessors", "link_bytes_per_s"})
+    value = {key: reader.number(sheet, ceilings, key, *_DATASHEET[key]) for key in sheet if key in _DATASHEET}
+    if value["cache_bytes"] > value["memory_bytes"]:
+        raise reader.error(f"{ceilings}.cache_bytes", sheet["cache_bytes"], "no more than memory_bytes")
+    if "match" in table:
+        check_match(reader, table["match"])
+    families, collectives, sources = _coefficients(reader, table)
+    if "other" not in families:
+        raise ProfileError(
+            f"hardware profile {reader.path}: lacks [assumed.family.other], the family of unnamed ops"
+        )
+    link = Link(value["link_bytes_per_s"], collectives) if "link_bytes_per_s" in value else None
+    scalars = table["assumed"]
+    if law == "wafer" and "crossing_s" not in scalars:
+        raise ProfileError(f"hardware profile {reader.path}: [assumed] lacks the key 'crossing_s'")
+    wafer = None
+    if law == "wafer":
+        crossing_s = reader.number(scalars, "assumed", "crossing_s", 0, 1)
+        wafer = Wafer(value["cores"], value["fabric_bytes_per_s"], value["off_wafer_bytes_per_s"], crossing_s)
+    return Hardware(
+        name=reader.path.stem,
+        title=reader.text(table, "", "title"),
+        law=law,
+        gpus=1,
+        base=None,
+        peaks=_peaks(reader, sheet["peak_flops"], ceilings),
+        memory=Memory(value["memory_bytes"], value["memory_bytes_per_s"], value["cache_bytes"]),
+        link=link,
+        wafer=wafer,
+        families=families,
+        launch_s=reader.number(scalars, "assumed", "launch_s", 0, 1) if "launch_s" in scalars else 0.0,
+        sources=MappingProxyType({ceilings: reader.text(sheet, ceilings, "source"), **sources}),
+    )
+
+
+def _overlay(reader: Reader, base: Hardware, table: dict[str, Any], gpus: int) -> Hardware:
+    """A node: the base profile with another number of devices and, where given, its own link and coefficients."""
+    sheet = table.get("datasheet", {})
+    reader.keys(sheet, "datasheet", set(), {"source", "link_bytes_per_s"})
+    families, collectives, sources = _coefficients(reader, table)
+    link = base.link
+    if "link_bytes_per_s" in sheet:
+        rate = reader.number(sheet, "datasheet", "link_bytes_per_s", *_DATASHEET["link_bytes_per_s"])
+        link = Link(rate, link.collectives if link else {})
+    if link is None:
+        raise ProfileError(
+            f"hardware profile {reader.path}: base {base.name!r} has no link: give link_bytes_per_s"
+        )
+    return replace(
+        base,
+        name=reader.path.stem,
+        title=reader.text(table, "", "title"),
+        gpus=gpus,
+        base=base.name,
+        link=replace(link, collectives=MappingProxyType({**link.collectives, **collectives})),
+        families=MappingProxyType({**base.families, **families}),
+        sources=MappingProxyType(
+            {**base.sources, **({"node": sheet["source"]} if "source" in sheet else {}), **sources}
+        ),
+    )
+
+
+def _peaks(reader: Reader, table: object, ceilings: str) -> Mapping[str, float]:
+    where = f"{ceilings}.peak_flops"
+    table = reader.keys(table, where, set(), {"fp64", "fp32", "bf16", "fp16", "fp8", "int8", "fp4"})
+    if "bf16" not in table:
+        raise ProfileError(f"hardware profile {reader.path}: [{where}] lacks the key 'bf16'")
+    return MappingProxyType({key: reader.number(table, where, key, 1e9, 1e19) for key in table})
+
+
+def _coefficients(
+    reader: Reader, table: Mapping[str, Any]
+) -> tuple[Mapping[str, Family], Mapping[str, Collective], dict[str, str]]:
+    """Families, collectives and sources of [transferred], then [assumed], then [fitted]: the better known wins."""
+    families: dict[str, Family] = {}
+    collectives: dict[str, Collective] = {}
+    sources: dict[str, str] = {}
+    if "transferred" in table:
+        families, collectives, sources["transferred"] = _transferred(reader, table["transferred"])
+    scalars = {"launch_s", "crossing_s"}
+    for kind in ("assumed", "fitted"):
+        part = table.get(kind)
+        if part is None:
+            continue
+        optional = {"family", "link", "date"} | (scalars if kind == "assumed" else set())
+        reader.keys(part, kind, {"source"}, optional)
+        source = sources[kind] = reader.text(part, kind, "source")
+        for key, entry in reader.table(part, kind, "family").items():
+            where = f"{kind}.family.{key}"
+            value = _entry(reader, entry, where, _FAMILY)
+            families[key] = Family(**value, provenance=kind, source=entry.get("source", source))
+        for key, entry in reader.table(part, kind, "link").items():
+            where = f"{kind}.link.{key}"
+            if key not in _COLLECTIVES:
+                raise ProfileError(
+                    f"hardware profile {reader.path}: {unknown('collective in [' + where + ']', key, _COLLECTIVES)}"
+                )
+            collectives[key] = Collective(**_entry(reader, entry, where, _COLLECTIVE), provenance=kind)
+    return MappingProxyType(families), MappingProxyType(collectives), sources
+
+
+def _entry(
+    reader: Reader, entry: object, where: str, schema: Mapping[str, tuple[float, float, float]]
+) -> dict[str, float]:
+    entry = reader.keys(entry, where, {"error"}, set(schema) | {"source", "rows"})
+    return {
+        key: reader.number(entry, where, key, low, high) if key in entry else default
+        for key, (low, high, default) in schema.items()
+    }
+
+
+def _transferred(reader: Reader, table: object) -> tuple[dict[str, Family], dict[str, Collective], str]:
+    """The fitted coefficients of another profile, their error widened: ``(1 + error)(1 + widen) - 1``."""
+    table = reader.keys(table, "transferred", {"from", "widen", "source"})
+    donor_path, donor_table = read_profile(reader.text(table, "transferred", "from"))
+    if "transferred" in donor_table or "fitted" not in donor_table:
+        raise reader.error("transferred.from", table["from"], "a profile with fitted coefficients of its own")
+    widen = reader.number(table, "transferred", "widen", 0, 10)
+    families, collectives, _ = _coefficients(Reader(donor_path), {"fitted": donor_table["fitted"]})
+    source = reader.text(table, "transferred", "source")
+    label = f"transferred from {donor_path.stem}"
+    return (
+        {
+            key: replace(
+                f, error=(1 + f.error) * (1 + widen) - 1, provenance=label, source=f"{source}; {f.source}"
+            )
+            for key, f in families.items()
+        },
+        {
+            key: replace(c, error=(1 + c.error) * (1 + widen) - 1, provenance=label)
+            for key, c in collectives.items()
+        },
+        source,
+    )
