@@ -117,7 +117,6 @@ class Meta:
     ep: int = 1
     engine: str | None = None
     routing: str = "none"  # provenance of distinct-expert counts
-    overlap_ok: bool = True
     notes: tuple[str, ...] = ()  # warnings and assumptions, one sentence each
     facts: Mapping[str, Any] = field(
         default_factory=dict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from moetrace.run import Run, codes_of
 
 FloatArray = npt.NDArray[np.float64]
 _TOP = 10
+_KERNELS = 100
 
 
 class _Columns:
     """The attribution table as numpy, nulls as zero (costs) or -1 (step, layer)."""
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, run: Run, table: pa.Table) -> None:
         self.table = table
         self.step = self._of("step", -1)
         self.layer = self._of("layer", -1)
@@ -35,6 +37,22 @@ class _Columns:
         self.known = ~np.isnan(self._of("expected_s", np.nan))
         self.expected, self.lower = self._of("expected_s", 0.0), self._of("lower_bound_s", 0.0)
         self.spent = self._split()
+        self.moved = sum(
+            (run.numpy(f"{what}_bytes", 0.0) for what in ("weight", "kv", "act")), np.zeros(len(self.dur))
+        )
+
+    def codes(self, column: str) -> tuple[npt.NDArray[np.int64], list[Any]]:
+        """(group per row, -1 for none; the groups' names)."""
+        if column == "layer":
+            layer = self.layer.astype(np.int64)
+            return layer, list(range(int(layer.max(initial=-1)) + 1))
+        return codes_of(self.table.column(column))
+
+    def only(self, steps: list[int]) -> _Columns:
+        """The same columns, with only these steps taken as inside."""
+        other = copy(self)
+        other.inside = self.inside & np.isin(self.step, steps)
+        return other
 
     def _of(self, name: str, null: float) -> Any:
         return np.asarray(pc.fill_null(self.table.column(name), null).to_numpy())
@@ -62,7 +80,7 @@ def summarise(
     index: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
     """The summary dict of an attribution (JSON-able; its schema is named in it)."""
-    c = _Columns(table)
+    c = _Columns(run, table)
     steps = _steps(run, c, table)
     span = sum(s["span_s"] for s in steps) or 1.0
     facts = coverage_of(run)
@@ -74,12 +92,8 @@ def summarise(
         "coverage": facts["coverage"],
         "layers_found": facts["layers"],
         "steps": steps,
-        "phases": _phases(steps),
-        "families": _groups(c, "family", span),
-        "kinds": _groups(c, "kind", span),
-        "kernels": _groups(c, "kernel", span)[:50],
-        "layers": _layers(c, span),
-        "halving": _halving(c, halved, index, span),
+        "phases": _phases(c, steps, halved, index),
+        **_tables(c, halved, index, span),
         "flags": _flags(c, table),
         "notes": _notes(run, hardware),
     }
@@ -156,6 +170,19 @@ def _communication(run: Run, c: _Columns) -> tuple[FloatArray, FloatArray]:
     return time, hidden
 
 
+def _tables(
+    c: _Columns, halved: Mapping[str, FloatArray], index: npt.NDArray[np.int64], span: float
+) -> dict[str, Any]:
+    """Groups of the ops inside, largest first, and what halving things would save; shares are of `span`."""
+    return {
+        "families": _groups(c, "family", span),
+        "kinds": _groups(c, "kind", span),
+        "kernels": _groups(c, "kernel", span)[:_KERNELS],
+        "layers": sorted(_groups(c, "layer", span), key=lambda row: int(row["layer"])),
+        "halving": _halving(c, halved, index, span),
+    }
+
+
 _MEDIANS = (
     "span_s",
     "busy_s",
@@ -174,31 +201,40 @@ _MEDIANS = (
 )
 
 
-def _phases(steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Medians over the steps of each phase; the critical resource is that of most of its time."""
+def _phases(
+    c: _Columns,
+    steps: list[dict[str, Any]],
+    halved: Mapping[str, FloatArray],
+    index: npt.NDArray[np.int64],
+) -> dict[str, dict[str, Any]]:
+    """Medians over the steps of each phase, and their families and halvings; the critical resource is the commonest."""
     out: dict[str, dict[str, Any]] = {}
     for phase in dict.fromkeys(s["phase"] or "unknown" for s in steps):
         mine = [s for s in steps if (s["phase"] or "unknown") == phase]
         criticals = [s["critical"] for s in mine]
+        here = c.only([s["index"] for s in mine])
+        span = sum(s["span_s"] for s in mine) or 1.0
         out[phase] = {
             "steps": len(mine),
             "critical": max(set(criticals), key=criticals.count),
             **{name: float(np.median([s[name] for s in mine])) for name in _MEDIANS},
+            **_tables(here, halved, index, span),
         }
     return out
 
 
 def _groups(c: _Columns, column: str, span: float) -> list[dict[str, Any]]:
-    code, names = codes_of(c.table.column(column))
-    code, size = code[c.inside], len(names)
+    code, names = c.codes(column)
+    at = c.inside & (code >= 0)
+    code, size = code[at], len(names)
 
     def total(values: FloatArray) -> FloatArray:
-        return np.bincount(code, weights=values[c.inside], minlength=size).astype(np.float64)
+        return np.bincount(code, weights=values[at], minlength=size).astype(np.float64)
 
-    busy, expected, lower, known = total(c.exposed), total(c.expected), total(c.lower), total(c.dur * c.known)
+    busy, expected, lower = total(c.exposed), total(c.expected), total(c.lower)
+    moved, timed = total(np.where(c.known, c.moved, 0.0)), total(c.dur * c.known)
     count = np.bincount(code, minlength=size)
     spent = {name: total(values) for name, values in c.spent.items()}
-    order = [i for i in np.argsort(-busy).tolist() if count[i]]
     return [
         {
             column: names[i],
@@ -207,29 +243,14 @@ def _groups(c: _Columns, column: str, span: float) -> list[dict[str, Any]]:
             "share": float(busy[i]) / span,
             "expected_s": float(expected[i]),
             "lower_bound_s": float(lower[i]),
-            "priced_s": float(known[i]),
             **{f"{name}_s": float(values[i]) for name, values in spent.items()},
+            "bytes": float(moved[i]),
+            "bytes_per_s": float(moved[i] / timed[i]) if timed[i] else None,
             "halving_saves_s": float(busy[i]) / 2,
             "halving_saves_share": float(busy[i]) / 2 / span,
         }
-        for i in order
-    ]
-
-
-def _layers(c: _Columns, span: float) -> list[dict[str, Any]]:
-    at = c.inside & (c.layer >= 0)
-    if not at.any():
-        return []
-    busy = np.bincount(c.layer[at], weights=c.exposed[at])
-    spent = {name: np.bincount(c.layer[at], weights=values[at]) for name, values in c.spent.items()}
-    return [
-        {
-            "layer": i,
-            "busy_s": float(b),
-            "share": float(b) / span,
-            **{f"{k}_s": float(v[i]) for k, v in spent.items()},
-        }
-        for i, b in enumerate(busy.tolist())
+        for i in np.argsort(-busy).tolist()
+        if count[i]
     ]
 
 

@@ -20,17 +20,27 @@ from moetrace.cli.options import (
 if TYPE_CHECKING:
     from moetrace.attribute import Attribution
 
-ROWS = ("family", "layer", "kind", "kernel", "step")
+ROWS = {"family": "families", "layer": "layers", "kind": "kinds", "kernel": "kernels", "step": "steps"}
+PHASES = ("decode", "prefill", "mixed", "all")
 
 
 @click.command()
 @run_argument
 @hardware_option("Machine to hold it against; the default is the one it ran on.")
 @click.option(
-    "--by", type=click.Choice(ROWS), default="family", show_default=True, help="What a row of the table is."
+    "--by",
+    type=click.Choice(list(ROWS)),
+    default="family",
+    show_default=True,
+    help="What a row of the table is.",
 )
 @click.option(
     "--top", metavar="N", type=click.IntRange(min=1), default=20, show_default=True, help="Rows to print."
+)
+@click.option(
+    "--phase",
+    type=click.Choice(PHASES),
+    help="Steps to sum up; the default is decode where there is any, else all.",
 )
 @output_option("FILE", "Parquet file to write; the default is RUN/attribution.parquet, and none for a trace.")
 @reading_options
@@ -41,6 +51,7 @@ def attribute(
     hardware: str | None,
     by: str,
     top: int,
+    phase: str | None,
     output: Path | None,
     model: str | None,
     capture_trace: Path | None,
@@ -53,7 +64,6 @@ def attribute(
     from moetrace import load_hardware
     from moetrace.errors import ProfileError
     from moetrace.report import tables, terminal
-    from moetrace.report.grouping import groups
 
     run = open_source(source, model=model, capture_trace=capture_trace, kv_len=kv_len)
     name = hardware or run.meta.hardware
@@ -64,11 +74,10 @@ def attribute(
     result = explain(run, load_hardware(name))
     target = output or (run.path / "attribution.parquet" if run.path else None)
     said = _save(result, target, force) if target is not None else "nothing written: give -o FILE to keep it"
-    rows = groups(run, result, by)
     if as_json:
-        terminal.show_json({**result.summary, "by": by, "groups": rows[:top]})
+        terminal.show_json(dict(result.summary))
     else:
-        terminal.show([*tables.attribute_report(result.summary, by, rows, top), said])
+        terminal.show([*tables.attribute_report(result.summary, by, ROWS[by], phase, top), said])
 
 
 def _save(result: Attribution, path: Path, force: bool) -> str:

@@ -30,7 +30,13 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--steps", metavar="N", type=COUNT, default=4, show_default=True, help="Decode steps.")
 @click.option("--n-a", metavar="K", type=COUNT, help="Experts per token.  [default: the model's]")
-@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bf16", "fp16", "fp32"]),
+    default="bf16",
+    show_default=True,
+    help="Element type of weights and activations.",
+)
 @click.option(
     "--experts",
     type=click.Choice(["grouped_mm", "batched_mm", "eager"]),
@@ -39,7 +45,13 @@ COUNT = click.IntRange(min=1)
     help="How transformers runs the experts: one grouped GEMM, a batched one, or a loop.",
 )
 @click.option("--prefill/--no-prefill", default=True, show_default=True, help="Record the prefill step too.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to run; auto takes a GPU if there is one.",
+)
 @click.option("--threads", metavar="N", type=COUNT, help="CPU threads of torch.  [default: torch's]")
 @click.option(
     "--seed", metavar="N", type=int, default=0, show_default=True, help="Of the weights and the prompt."

@@ -33,7 +33,7 @@ FAMILY_NAMES = (
 # Framework operators that do no work on the device: they only make views or allocate.
 _VIEW = re.compile(
     r"aten::(view|_unsafe_view|reshape|_reshape_alias|t|transpose|permute|expand|expand_as|as_strided|slice|select|unsqueeze|squeeze"
-    r"|detach|alias|narrow|split|split_with_sizes|chunk|unbind|flatten|unflatten|to|type_as|contiguous|numpy_T|movedim|empty\w*|new_empty\w*|resize_\w*"
+    r"|detach|alias|view_as_complex|view_as_real|narrow|split|split_with_sizes|chunk|unbind|flatten|unflatten|to|type_as|contiguous|numpy_T|movedim|empty\w*|new_empty\w*|resize_\w*"
     r"|result_type|set_|item|is_nonzero|resolve_conj|resolve_neg|lift_fresh|view_as|_has_compatible_shallow_copy_type|diff|_is_all_true|meshgrid"
     r"|zeros|zeros_like|ones|ones_like|full|full_like|new_zeros|new_ones|arange|linspace|rand\w*|pin_memory|is_pinned|broadcast_tensors|promote_types)$"
 )
@@ -92,7 +92,7 @@ def build(kind: str, seen: Seen) -> Op:
 def family(kind: str) -> str:
     """The family of a kind; ``other`` for one that is not known."""
     found = KINDS.get(kind)
-    return found.family if found else OTHER
+    return found.family if found else "experts" if kind == "moe_gemm" else OTHER
 
 
 def work(op: Op) -> Work:

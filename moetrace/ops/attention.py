@@ -13,24 +13,29 @@ from moetrace.ops.base import Kind, Seen, act, numel
 
 
 def pairs(op: Op) -> float:
-    """Query-key pairs under a causal mask: each query sees the keys before it and itself, at most `window` of them."""
-    batch, kv = op["batch"], op["kv"]
-    q = op.get("q", batch) or batch
-    per_q, per_kv = q / batch, kv / batch
-    seen = per_kv - (per_q - 1) / 2 if per_kv >= per_q else (per_kv + 1) / 2
-    window = op.get("window", 0) or 0
-    return q * (min(seen, window) if window else seen)
+    """Query-key pairs under a causal mask: each query sees the keys before it and itself, at most `window` of them.
+
+    Sequences are taken as equally long, and a sequence's queries as its last tokens.
+    """
+    batch = op["batch"]
+    keys = op["kv"] / batch
+    queries = min((op.get("q", batch) or batch) / batch, keys)
+    most = min(op.get("window", 0) or keys, keys)
+    first = min(keys - queries + 1, most)  # keys that the first query sees; each later one sees one more
+    rising = min(most - first + 1, queries)
+    return batch * (rising * (first + most) / 2 + (queries - rising) * most)
 
 
 def gqa_work(op: Op) -> Work:
-    """4 heads head_dim FLOPs per query-key pair; K and V of every token read once per KV head."""
+    """4 heads head_dim FLOPs per query-key pair; K and V of every token read once per KV head (V may be `v_dim` wide)."""
     heads, kv_heads, dim = op["heads"], op["kv_heads"], op["head_dim"]
+    value = op.get("v_dim", dim) or dim
     q = op.get("q", op["batch"]) or op["batch"]
     return Work(
-        flops=4.0 * heads * dim * pairs(op),
-        kv_read_bytes=2.0 * op["kv"] * kv_heads * dim * element_bytes(op.weight_dtype),
+        flops=2.0 * heads * (dim + value) * pairs(op),
+        kv_read_bytes=op["kv"] * kv_heads * (dim + value) * element_bytes(op.weight_dtype),
         act_read_bytes=q * heads * dim * act(op),
-        act_write_bytes=q * heads * dim * act(op),
+        act_write_bytes=q * heads * value * act(op),
         rows=q,
     )
 
@@ -125,7 +130,8 @@ def dims(kind: str, seen: Seen) -> Op | None:
         q = seen.tokens
         return Op.of(kind, "bf16", elements=q * sizes[0] * sizes[2]) if sizes and q else None
     model = seen.model
-    if kind == "mla_attention" or (model is not None and model.attention == "mla"):
+    # MLA over its compressed cache; over keys and values that were expanded first, it is plain attention.
+    if kind == "mla_attention" or (model is not None and model.attention == "mla" and not _sdpa(seen)):
         return _mla(seen)
     sizes, q = _heads(seen), _query_tokens(seen)
     kv, batch = _kv(seen)
@@ -133,6 +139,8 @@ def dims(kind: str, seen: Seen) -> Op | None:
         return None
     heads, kv_heads, dim = sizes
     extra = {"q": q} if q != batch else {}
+    if _sdpa(seen) and len(seen.shapes) >= 3 and seen.shapes[2] and seen.shapes[2][-1] != dim:
+        extra["v_dim"] = seen.shapes[2][-1]
     if seen.window and kv > batch * seen.window:  # a window also needs the keys that its first query sees
         kv = min(kv, batch * seen.window + q - batch)
         extra["window"] = seen.window
@@ -207,8 +215,8 @@ def _moved(kind: str, seen: Seen) -> Op | None:
         return Op.of(kind, _kv_dtype(seen), elements=both * numel(source))
     if kind == "rope" and len(shapes) >= 2 and "rotary" in seen.operator:
         return Op.of(kind, seen.act_dtype, elements=numel(shapes[0]) + numel(shapes[1]))
-    if kind == "rope" and shapes:
-        return Op.of(kind, seen.act_dtype, elements=max(numel(s) for s in shapes))
+    if kind == "rope" and seen.operator.startswith("aten::"):  # also the arithmetic on positions around it
+        return Op.of(kind, seen.act_dtype, elements=max((numel(s) for s, _ in seen.tensors), default=1))
     sizes = _heads(seen)
     if not sizes or seen.tokens is None:
         return None

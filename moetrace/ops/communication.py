@@ -60,7 +60,7 @@ KERNELS = (
     (r"(?i)nccl\w*ReduceScatter|reduce_scatter", "reduce_scatter"),
     (r"(?i)nccl\w*Broadcast", "broadcast"),
     (
-        r"(?i)(deep_ep|dpsk::ep|internode|intranode)\w*.*(::|_)(notify_|cached_notify_?)?dispatch|moeA2ADispatch|AllToAllDispatch|a2a_dispatch|moeAllToAllDispatch|pplx.*dispatch",
+        r"(?i)(deep_ep|dpsk::ep|internode|intranode)\w*.*(::|_)(notify_|cached_notify_?)?dispatch(?!_layout)|moeA2ADispatch|AllToAllDispatch|a2a_dispatch|moeAllToAllDispatch|pplx.*dispatch",
         "moe_dispatch",
     ),
     (

@@ -9,16 +9,17 @@ from moetrace.ops.base import Kind, Seen, Shape, act, numel, rows_and_width
 
 
 def norm_work(op: Op) -> Work:
-    """Two passes' worth of traffic: x (and the residual, counted as one more read and write) in and out; about 4 FLOPs an element."""
+    """x in and out, with `residual` that too; about 4 FLOPs an element. `writes`=0: a reduction out of an unfused norm."""
     elements = op["tokens"] * op["width"]
     streams = 2 if op.get("residual", 0) else 1
+    writes = streams if op.get("writes") is None else op["writes"]
     return Work(
         flops=4.0 * elements,
         weight_bytes=op["width"] * act(op),
         weight_bytes_min=op["width"] * act(op),
         resident_bytes=op["width"] * act(op),
         act_read_bytes=streams * elements * act(op),
-        act_write_bytes=streams * elements * act(op),
+        act_write_bytes=writes * elements * act(op),
         rows=op["tokens"],
     )
 
@@ -78,7 +79,7 @@ OPERATORS = (
     (r"aten::(argmax|multinomial|sort|softmax|_softmax|log_softmax|bincount)$", "sampling"),
     (r"aten::embedding$|triton_\w*embedding", "embedding"),
     (
-        r"aten::(add|sub|mul|div|neg|pow|rsqrt|sqrt|exp|mean|sum|cat|copy_|clone|fill_|zero_|index|index_select|index_put_|_index_put_impl_|index_add_?|index_copy_|scatter\w*|gather|where|masked_\w+|cumsum|arange|bitwise_\w+|logical_\w+|lt|le|gt|ge|eq|ne|cos|sin|clamp\w*|max|min|amax|any|all|histc|one_hot|floor_divide|remainder|sigmoid|softplus|tanh|triu|tril|minimum|maximum|reciprocal|abs|sign|nonzero|unique\w*|full|zeros|ones|stack|repeat|repeat_interleave|roll|searchsorted|linalg_\w+|constant_pad_nd|isin|_local_scalar_dense|_to_copy|contiguous|slice_scatter|addcmul|rsub|ceil|floor|round|_foreach_\w+)_?$|^triton_",
+        r"aten::(add|sub|mul|div|neg|pow|rsqrt|sqrt|exp|mean|sum|cat|copy_|clone|fill_|zero_|index|index_select|index_put_|_index_put_impl_|index_add_?|index_copy_|scatter\w*|gather|where|masked_\w+|cumsum|arange|bitwise_\w+|logical_\w+|lt|le|gt|ge|eq|ne|cos|sin|clamp\w*|max|min|amax|any|all|histc|one_hot|floor_divide|remainder|sigmoid|softplus|tanh|triu|tril|minimum|maximum|reciprocal|abs|sign|nonzero|unique\w*|full|zeros|ones|stack|repeat|repeat_interleave|roll|searchsorted|linalg_\w+|constant_pad_nd|isin|_local_scalar_dense|_to_copy|contiguous|slice_scatter|addcmul|rsub|polar|outer|complex|ceil|floor|round|_foreach_\w+)_?$|^triton_",
         "elementwise",
     ),
 )
@@ -180,8 +181,11 @@ def _norm(seen: Seen) -> Op | None:
     widths = [s for s, _ in seen.tensors if len(s) >= 2]
     if widths:
         tokens, width = rows_and_width(widths[0])
-        residual = {"residual": 1} if "add" in seen.operator or "add" in seen.kernel else {}
-        return Op.of("norm", seen.act_dtype, tokens=tokens, width=width, **residual)
+        extra: dict[str, float] = {"residual": 1} if "add" in seen.operator or "add" in seen.kernel else {}
+        if seen.operator.startswith("aten::") and "norm" not in seen.operator:  # one op of an unfused norm
+            ends = seen.operator == "aten::_to_copy" and seen.act_dtype == "fp32"  # a cast back to 16 bits
+            extra = {"writes": 0} if _REDUCES.search(seen.operator) else {"writes": 0.5} if ends else {}
+        return Op.of("norm", seen.act_dtype, tokens=tokens, width=width, **extra)
     if seen.model is not None and seen.tokens:
         per_head = {"q_norm": seen.model.heads, "k_norm": seen.model.kv_heads}.get(seen.role)
         if per_head:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from moetrace.op import Op, Work, element_bytes
-from moetrace.ops.base import Kind, Seen, act, padded, rows_and_width
+from moetrace.ops.base import Kind, Seen, act, numel, padded, rows_and_width
 from moetrace.routing import uniform_distinct
 
 _NEEDS = ("tokens", "hidden", "inter", "experts", "topk")
@@ -63,8 +63,8 @@ def _experts(op: Op, matrices: int, reads: float, writes: float) -> Work:
 
 
 def gate_up_work(op: Op) -> Work:
-    """Two matrices of every touched expert; each row reads `hidden` and writes 2 `inter`."""
-    return _experts(op, 2, op["hidden"], 2 * op["inter"])
+    """Two matrices of every touched expert; each row reads `hidden` and writes 2 `inter`, or their product if `fused`."""
+    return _experts(op, 2, op["hidden"], op["inter"] if op.get("fused", 0) else 2 * op["inter"])
 
 
 def down_work(op: Op) -> Work:
@@ -176,6 +176,9 @@ def dims(kind: str, seen: Seen) -> Op | None:
         return Op.of(kind, "bf16", tokens=tokens, experts=experts, topk=topk)
     if kind == "moe_align":
         return _align(kind, seen, tokens, experts, topk, hidden)
+    whole = seen.operator.startswith("aten::") and any(numel(s) == tokens * hidden for s in seen.shapes[:1])
+    if kind == "moe_combine" and whole:  # a sum or scaling of whole tokens: nothing is combined
+        return Op.of("elementwise", seen.act_dtype, elements=tokens * hidden)
     if kind == "moe_combine":
         return Op.of(kind, "bf16", tokens=tokens, hidden=hidden, topk=topk) if hidden else None
     if model is None or not model.expert_inter:
@@ -188,7 +191,8 @@ def dims(kind: str, seen: Seen) -> Op | None:
             else {}
         )
         return Op.of(kind, "bf16", tokens=tokens, inter=inter, topk=topk, **one)
-    return Op.of(kind, _dtype(seen), tokens=tokens, hidden=hidden, inter=inter, experts=experts, topk=topk)
+    op = Op.of(kind, _dtype(seen), tokens=tokens, hidden=hidden, inter=inter, experts=experts, topk=topk)
+    return op.with_dims(fused=1) if kind == "moe_gate_up" and _WITH_ACT.search(seen.kernel) else op
 
 
 def _align(kind: str, seen: Seen, tokens: int, experts: int, topk: int, hidden: int) -> Op:
@@ -233,6 +237,7 @@ def _tokens(seen: Seen) -> int | None:
     return seen.tokens
 
 
+_WITH_ACT = re.compile(r"(?i)_swiglu|_silu|swiGlu|run_global<")  # the activation runs in the same kernel
 _KERNEL_DTYPES = (
     (r"bf16xbf16xmxfp4", "mxfp4/bf16"),
     (r"fp8xfp8xmxfp4|MxE4m3_MxE2m1", "mxfp4/mxfp8"),

@@ -103,7 +103,7 @@ class _Parser:
     hardware: str | None
 
     def run(self, captured: Events | None) -> Run:
-        events, notes = self.events, []
+        events, notes = self.events, formats.remarks(self.events)
         rows = op_rows(events)
         if not len(rows):
             raise TraceError(
@@ -132,16 +132,15 @@ class _Parser:
         )
         placed = Placed(step, layer, kinds, kind_index, role, part, labels)
         index, found, source = build_ops(events, rows, placed, names, model, tp)
-        provenance = "uniform formula: no routing was recorded"
+        provenance, routing = "uniform formula: no routing was recorded", None
         if self.routing is not None:
-            recorded = np.array(
-                [-1 if n.recorded is None else n.recorded for n in names] + [-1], dtype=np.int64
-            )
-            index, found = count_distinct(index, found, recorded[step], layer, self.routing)
+            numbers = {n.recorded: i for i, n in enumerate(names) if n.recorded is not None}
+            routing = self.routing.renumbered(numbers)
+            index, found = count_distinct(index, found, step, layer, routing)
             provenance = "counted in the recording"
         table = self._table(rows, step, names, layer, layer_source, index, found, source)
         meta = self._meta(rows, step, names, model, model_source, tp, provenance, notes)
-        return Run(meta, table, self.routing)
+        return Run(meta, table, routing)
 
     def _steps(self, rows: Rows) -> tuple[IntArray, list[StepName], list[str]]:
         """(step per row, what the steps are, remarks)."""

@@ -21,6 +21,8 @@ _MOE = (
     "moe_combine",
     "moe_collect",
 )
+# What an MoE block can end with. A top-k only begins one: the last of a step may be the sampler's.
+_MOE_BODY = tuple(kind for kind in _MOE if kind != "topk")
 GEMMS = ("gemm",)
 
 
@@ -74,7 +76,7 @@ def _boundary(kinds: Sequence[str], low: int, high: int) -> int:
 
 def _block_end(kinds: Sequence[str], low: int, high: int) -> int | None:
     """Index of the last op of the MoE or dense block between two positions; None if neither is recognised."""
-    moe = next((i for i in range(high - 1, low - 1, -1) if kinds[i] in _MOE), None)
+    moe = next((i for i in range(high - 1, low - 1, -1) if kinds[i] in _MOE_BODY), None)
     if moe is not None:
         return moe
     activation = next((i for i in range(high - 1, low - 1, -1) if kinds[i] == "activation"), None)
@@ -96,6 +98,9 @@ def resolve(kinds: Sequence[str]) -> tuple[list[int], list[str]]:
         tail = [i for i in range(end, len(kinds)) if kinds[i] in GEMMS]
         if tail:
             roles[tail[-1]] = "lm_head"
+        for i in range(end, len(kinds)):
+            if kinds[i] == "topk":
+                roles[i] = "sampling"
     _pair_experts(kinds, roles)
     return layers, roles
 

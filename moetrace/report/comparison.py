@@ -37,6 +37,7 @@ def replay_report(predictions: Sequence[Facts], source: str) -> list[Block]:
         "scenario",
         "most time",
         "bound",
+        "idle",
         "step",
         "80 % interval",
         "tokens/s",
@@ -85,11 +86,16 @@ def _row(facts: Facts, phase: Facts, common: Sequence[str]) -> tuple[str, ...]:
     top = max(facts["families"], key=lambda f: f["step_s"] or 0.0, default=None)
     distinct = facts.get("distinct") or {}
     settings = " ".join(s for s in facts["label"].split() if s not in common)
+    idle = float(phase.get("idle_share") or 0.0)
+    waits = top is not None and idle > top["share"] * (
+        1 - idle
+    )  # the device waits longer than it does anything else
     return (
         clean(facts["hardware"]),
         clean(settings or "as recorded" if not common else settings or DASH),
         f"{clean(top['family'])} ({share(top['share'])})" if top else DASH,
-        clean(str(top["bound"])) if top else DASH,
+        "idle" if waits else clean(str(top["bound"])) if top else DASH,
+        share(idle) if phase.get("idle_share") is not None else DASH,
         seconds(phase.get("step_s")),
         _interval(phase.get("low_s"), phase.get("high_s")),
         number(phase.get("tokens_per_s")),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moetrace import units
+from moetrace.errors import RunError
 
 Facts = Mapping[str, Any]
 DASH = "-"
@@ -160,20 +161,28 @@ def notes(facts: Facts) -> list[Block]:
 PARTS = ("memory_s", "compute_s", "network_s", "fixed_s", "unexplained_s")
 
 
-def attribute_report(facts: Facts, by: str, groups: Sequence[Facts], top: int) -> list[Block]:
-    """Blocks for an `Attribution.summary`: steps, a table of `groups` (named at key `by`), halving, flags."""
+def attribute_report(facts: Facts, by: str, table: str, phase: str | None, top: int) -> list[Block]:
+    """Blocks for an `Attribution.summary`: steps, a table by `by` (the summary's `table`) of one phase, halving, flags."""
+    chosen = phase or ("decode" if "decode" in facts["phases"] else "all")
+    if chosen != "all" and chosen not in facts["phases"]:
+        raise RunError(
+            f"the run has no {chosen} step: its phases are {', '.join(facts['phases']) or 'not known'}"
+        )
+    here = facts if chosen == "all" else facts["phases"][chosen]
+    what = "all" if chosen == "all" else f"the {chosen}"
     blocks: list[Block] = [coverage_line(facts["coverage"], _device(facts["run"])), _identity(facts["run"])]
     blocks.append(_phase_table(facts))
+    rows = [s for s in facts["steps"] if chosen in ("all", s["phase"])] if by == "step" else here[table]
     blocks.append(
-        _step_table(groups[:top]) if by == "step" else _bound_table(facts["hardware"], by, groups[:top])
+        _step_table(rows[:top]) if by == "step" else _bound_table(what, facts["hardware"], by, rows[:top])
     )
-    if len(groups) > top:
-        blocks.append(f"{len(groups) - top} more rows: --top {len(groups)} shows all")
-    if facts["halving"]:
-        blocks.append("What halving one thing would save of all steps' time, everything else unchanged:")
+    if len(rows) > top:
+        blocks.append(f"{len(rows) - top} more rows: --top {len(rows)} shows all")
+    if here["halving"]:
+        blocks.append(f"What halving one thing would save of {what} steps' time, everything else unchanged:")
         blocks += [
             f"  {clean(h['what'])}: {seconds(h['saves_s'])} ({percent(h['saves_share'])})"
-            for h in facts["halving"]
+            for h in here["halving"]
             if h["saves_s"] > 0
         ]
     return [*blocks, *_flag_lines(facts["flags"]), *notes(facts)]
@@ -244,7 +253,7 @@ def _step_table(steps: Sequence[Facts]) -> Table:
     )
 
 
-def _bound_table(hardware: str, by: str, groups: Sequence[Facts]) -> Table:
+def _bound_table(what: str, hardware: str, by: str, groups: Sequence[Facts]) -> Table:
     """Rows with their time dealt out to what bounds it."""
     rows = tuple(
         (
@@ -272,7 +281,8 @@ def _bound_table(hardware: str, by: str, groups: Sequence[Facts]) -> Table:
         "saves if halved",
     )
     title = (
-        f"All steps by {by}: share of the steps, and what bounds it on {clean(hardware)} (of the row's time)"
+        f"Time of {what} steps by {by}: share of the steps, and what bounds it on {clean(hardware)} "
+        "(of the row's time)"
     )
     return without_empty(Table(title, header, rows), "network")
 

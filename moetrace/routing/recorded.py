@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +83,13 @@ class Routing:
         """Whether both hold the same counts."""
         same = (np.array_equal(getattr(self, name), getattr(other, name)) for name in _NAMES)
         return self.experts == other.experts and all(same)
+
+    def renumbered(self, steps: Mapping[int, int]) -> Routing:
+        """The routing of some steps, by their number here, under other numbers."""
+        kept = np.isin(self.step, np.fromiter(steps, dtype=np.int64, count=len(steps)))
+        new = np.array([steps[s] for s in self.step[kept].tolist()], dtype=np.int64)
+        rest = {name: getattr(self, name)[kept] for name in _NAMES if name != "step"}
+        return Routing(experts=self.experts, step=new, **rest)
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -1,0 +1,113 @@
+"""Dense GEMMs: FLOPs and bytes worked by hand, shapes of every operator, and what the model supplies."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrace import ops
+from moetrace.model import load_model
+from moetrace.op import Op
+from moetrace.ops.base import Seen
+
+SIZE = st.integers(1, 8192)
+
+
+def test_work_by_hand() -> None:
+    w = ops.work(Op.of("gemm", "bf16", m=16, n=64, k=2048))
+    assert w.flops == 2 * 16 * 64 * 2048
+    assert w.weight_bytes == w.weight_bytes_min == w.resident_bytes == 64 * 2048 * 2
+    assert (w.act_read_bytes, w.act_write_bytes) == (16 * 2048 * 2, 16 * 64 * 2)
+    assert (w.kv_bytes, w.net_bytes, w.experts, w.rows) == (0, 0, 0, 16)
+
+
+def test_weights_and_activations_of_different_types() -> None:
+    w = ops.work(Op.of("dense_down", "int4/bf16", m=2, n=256, k=128))
+    assert w.weight_bytes == 256 * 128 * (0.5 + 2 / 128)  # an fp16 scale per group of 128
+    assert (w.act_read_bytes, w.act_write_bytes) == (2 * 128 * 2, 2 * 256 * 2)
+
+
+def test_a_batched_gemm_is_that_many_gemms() -> None:
+    one, four = (ops.work(Op.of("gemm", m=8, n=32, k=16).with_dims(b=b)) for b in (None, 4))
+    assert (four.flops, four.bytes) == (4 * one.flops, 4 * one.bytes)
+
+
+@given(SIZE, SIZE, SIZE)
+def test_work_grows_with_every_dim_and_the_rows_do_not_touch_the_weights(m: int, n: int, k: int) -> None:
+    w = ops.work(Op.of("gemm", m=m, n=n, k=k))
+    for more in ({"m": m + 1}, {"n": n + 1}, {"k": k + 1}):
+        grown = ops.work(Op.of("gemm", "bf16", **{"m": m, "n": n, "k": k, **more}))
+        assert grown.flops > w.flops and grown.bytes > w.bytes
+    assert ops.work(Op.of("gemm", m=m + 7, n=n, k=k)).weight_bytes == w.weight_bytes
+    assert w.intensity <= m  # each weight element of two bytes is used 2 m times
+
+
+@pytest.mark.parametrize(
+    ("operator", "shapes", "expected"),
+    [
+        ("aten::mm", ((16, 2048), (2048, 64)), {"m": 16, "n": 64, "k": 2048}),
+        ("aten::addmm", ((64,), (16, 2048), (2048, 64)), {"m": 16, "n": 64, "k": 2048}),
+        ("aten::addmm", ((16, 64), (16, 2048), (2048, 64)), {"m": 16, "n": 64, "k": 2048}),
+        ("aten::linear", ((4, 4, 2048), (64, 2048), (64,)), {"m": 16, "n": 64, "k": 2048}),
+        ("aten::linear", ((16, 64), (64, 64)), {"m": 16, "n": 64, "k": 64}),
+        ("aten::bmm", ((4, 8, 16), (4, 16, 32)), {"m": 8, "n": 32, "k": 16, "b": 4}),
+        ("aten::matmul", ((2, 8, 16), (16, 32)), {"m": 16, "n": 32, "k": 16}),
+    ],
+)
+def test_shapes_of_operators(
+    operator: str, shapes: tuple[tuple[int, ...], ...], expected: dict[str, int]
+) -> None:
+    types = tuple("bf16" for _ in shapes)
+    op = ops.build("gemm", Seen("", operator, shapes, types))
+    assert op == Op.of("gemm", "bf16", **expected)
+    role = ops.build("gemm", Seen("", operator, shapes, types, role="router"))
+    assert role == Op.of("router", "bf16", **expected)
+
+
+def test_types_of_the_operands_are_told_apart() -> None:
+    seen = Seen("", "aten::linear", ((16, 128), (64, 128)), ("bf16", "fp8"))
+    assert ops.build("gemm", seen).dtype == "fp8/bf16"
+
+
+@pytest.mark.parametrize(
+    "shapes", [(), ((16, 2048),), ((16, 2048), (3, 5)), ((4, 8, 16), (5, 16, 32)), ((16,), (16, 4))]
+)
+def test_shapes_that_are_no_product_give_no_dims(shapes: tuple[tuple[int, ...], ...]) -> None:
+    op = ops.build("gemm", Seen("", "aten::mm", shapes, ("bf16",) * len(shapes)))
+    assert op == Op("gemm") and not ops.work(op).known
+
+
+def test_roles_from_the_model() -> None:
+    qwen = load_model("qwen3-30b-a3b")  # hidden 2048, 32 heads and 4 KV heads of 128, 128 experts
+    expected = {
+        "qkv_proj": (16, 32 * 128 + 2 * 4 * 128, 2048),
+        "o_proj": (16, 2048, 32 * 128),
+        "router": (16, 128, 2048),
+        "lm_head": (4, 151936, 2048),  # logits are made for each sequence's last token only
+    }
+    for role, (m, n, k) in expected.items():
+        seen = Seen("nvjet", role=role, tokens=16, batch=4, model=qwen)
+        assert ops.build("gemm", seen) == Op.of(role, "bf16", m=m, n=n, k=k)
+    split = Seen("nvjet", role="qkv_proj", tokens=16, model=qwen, tp=8)
+    assert ops.build("gemm", split)["n"] == 32 * 128 // 8 + 2 * 128  # a rank keeps one KV head at least
+    assert ops.build("gemm", Seen("nvjet", role="shared_down", tokens=16, model=qwen)) == Op(
+        "gemm"
+    )  # it has none
+    assert ops.build("gemm", Seen("nvjet", role="router", model=qwen)) == Op("gemm")  # tokens not known
+
+
+def test_shared_and_dense_widths() -> None:
+    v2 = load_model("deepseek-v2-lite")  # two shared experts of 1408, dense first layer of 10944
+    for role, n, k in (
+        ("shared_gate_up", 2 * 2816, 2048),
+        ("shared_down", 2048, 2816),
+        ("dense_gate_up", 2 * 10944, 2048),
+        ("dense_down", 2048, 10944),
+    ):
+        op = ops.build("gemm", Seen("nvjet", role=role, tokens=3, model=v2))
+        assert op == Op.of(role, "bf16", m=3, n=n, k=k)
+    assert ops.build("gemm", Seen("nvjet", role="qkv_proj", tokens=3, model=v2)) == Op(
+        "gemm"
+    )  # MLA has several
+    assert ops.family("shared_down") == "shared_expert" and ops.family("router") == "routing"
