@@ -70,5 +70,9 @@ def open_source(
     Raises RunError where an option about reading a trace is given with a RUN, which is read already.
     """
     from moetrace.parse import open_run
+    from moetrace.report.terminal import progress
 
-    return open_run(source, model=model, capture_trace=capture_trace, kv_len=kv_len, hardware=hardware)
+    with progress(f"reading {source.name}") as tell:
+        return open_run(
+            source, model=model, capture_trace=capture_trace, kv_len=kv_len, hardware=hardware, progress=tell
+        )

@@ -81,7 +81,11 @@ def replay(
     hardware = [load_hardware(name) for names in machines for name in names.split(",")]
     run = open_source(source, model=model, capture_trace=capture_trace, kv_len=kv_len)
     plans = scenarios(edits, hardware, run)
-    predictions = [predict(run, machine, scenario) for machine, scenario in plans]
+    predictions = []
+    with terminal.progress("replaying") as tell:
+        for done, (machine, scenario) in enumerate(plans):
+            tell(done / len(plans))
+            predictions.append(predict(run, machine, scenario))
     written = _save(predictions, output, force) if output is not None else []
     if as_json:
         terminal.show_json(

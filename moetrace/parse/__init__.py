@@ -34,6 +34,10 @@ from moetrace.routing import Routing
 from moetrace.run import Meta, Run, Step, is_run, nullable, ops_table, text_column
 
 Progress = Callable[[float], object]
+_IN_RECORDING = (
+    "trace.json.gz",
+    "trace.json",
+)  # what the recorder calls a trace: its folder has the telling name
 
 
 def open_run(path: str | os.PathLike[str], **options: Any) -> Run:
@@ -77,7 +81,7 @@ def _locate(path: Path) -> tuple[Path, Mapping[str, Any], Routing | None]:
     if not path.is_dir():
         return path, {}, None
     meta = path / "recording.json"
-    traces = sorted(p for p in (path / "trace.json.gz", path / "trace.json") if p.is_file())
+    traces = [p for p in (path / name for name in _IN_RECORDING) if p.is_file()]
     if not traces:
         raise TraceError(
             f"{path} is a directory without run.json or trace.json.gz: expected a RUN, a recording or a trace file"
@@ -236,7 +240,7 @@ class _Parser:
         native = self.recording.get("native_layers")
         return Meta(
             kind="measured",
-            source=self.path.name,
+            source=self.path.parent.name if self.path.name in _IN_RECORDING else self.path.name,
             steps=tuple(steps),
             model=model,
             model_source=model_source,

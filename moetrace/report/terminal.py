@@ -6,7 +6,9 @@ Plain text is never cut or wrapped, so that it can be searched and cut into colu
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import east_asian_width
 
@@ -31,6 +33,33 @@ def show_json(value: Any, stream: TextIO | None = None) -> None:
 
     flags = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
     (stream or sys.stdout).write(orjson.dumps(value, option=flags).decode() + "\n")
+
+
+@contextmanager
+def progress(
+    what: str, stream: TextIO | None = None, after_s: float = 1.0
+) -> Iterator[Callable[[float], None]]:
+    """A callback for the share done of something long: a bar on a terminal once `after_s` have passed, nothing when piped."""
+    out = stream or sys.stderr
+    if not out.isatty():
+        yield lambda share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(file=out), transient=True)
+    task, begin = bar.add_task(what, total=1.0), time.monotonic()
+
+    def tell(share: float) -> None:
+        if not bar.live.is_started and time.monotonic() - begin > after_s:
+            bar.start()
+        bar.update(task, completed=share)
+
+    try:
+        yield tell
+    finally:
+        bar.stop()
 
 
 def plain(blocks: Sequence[Block]) -> str:

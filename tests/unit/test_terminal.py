@@ -104,3 +104,12 @@ def test_a_shortened_name_fits_and_keeps_its_ends(text: str, width: int) -> None
     if len(clean(text)) > width:
         assert clean(text).startswith(short.split("...")[0][:3])
         assert short.endswith(clean(text)[-1])
+
+
+def test_progress_is_silent_when_piped_and_a_bar_on_a_terminal() -> None:
+    piped, shown, quick = io.StringIO(), Terminal(), Terminal()
+    for stream, after_s in ((piped, 0.0), (shown, -1.0), (quick, 60.0)):
+        with terminal.progress("reading x", stream, after_s) as tell:
+            tell(0.5)
+    assert piped.getvalue() == "" == quick.getvalue()
+    assert "reading x" in shown.getvalue() and "50 %" in shown.getvalue()
