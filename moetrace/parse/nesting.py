@@ -44,7 +44,7 @@ def parents(lane: IntArray, start: IntArray, end: IntArray) -> IntArray:
     parent = np.full(len(start), -1, dtype=np.int64)
     left = np.arange(len(start))
     while len(left):
-        top = _outermost(lane[left], start[left], end[left])
+        top = outermost(lane[left], start[left], end[left])
         if top.all():
             break
         holders = left[top]
@@ -55,7 +55,7 @@ def parents(lane: IntArray, start: IntArray, end: IntArray) -> IntArray:
     return parent
 
 
-def _outermost(lane: IntArray, start: IntArray, end: IntArray) -> npt.NDArray[np.bool_]:
+def outermost(lane: IntArray, start: IntArray, end: IntArray) -> npt.NDArray[np.bool_]:
     """Which of the sorted ranges lie in no earlier one of their lane."""
     step = np.concatenate(([0], np.cumsum(np.diff(lane) != 0)))
     # Lanes are lifted apart so that one running maximum serves them all.

@@ -122,7 +122,9 @@ def _ratio_error(target: Costs, recorded: Costs, source: Hardware, hw: Hardware)
     near = np.expm1(TRANSFER_QUANTILE * np.abs(np.log1p(target.error) - np.log1p(recorded.error)))
     names = {chip(source), chip(hw)}
     texts = zip(target.provenance, recorded.provenance, strict=True)
-    linked = [any(f"{_TRANSFERRED} {name}" in text for name in names for text in pair) for pair in texts]
+    linked = [
+        any(f"{_TRANSFERRED} {name} " in f"{text} " for name in names for text in pair) for pair in texts
+    ]
     return np.where(linked, near, far)
 
 

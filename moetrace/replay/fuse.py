@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from moetrace import ops as work_of
 from moetrace.op import Op
-from moetrace.replay.draft import At, Draft
+from moetrace.replay.draft import Draft
 
 IntArray = npt.NDArray[np.int64]
 
@@ -30,28 +30,28 @@ _TINY_BYTES = 8192.0
 
 def fuse(draft: Draft) -> Draft:
     """The draft with each run of neighbouring small ops of one class, in one layer of one step, as a single op."""
-    moved = np.nan_to_num(work_of.works(draft.ops)["bytes"])
+    act = draft.model.act_dtype if draft.model else "bf16"
+    moved = np.nan_to_num(work_of.works([_typed(op, act) for op in draft.ops])["bytes"])
     of_cell = np.array(
         [_class(op, nbytes) for op, nbytes in zip(draft.ops, moved.tolist(), strict=True)], dtype=np.int64
     )
     layer = np.array([at.layer for at in draft.at], dtype=np.int64)[draft.cell]
     segment = draft.base.segment[draft.rows]
-    kind = _filled(of_cell[draft.cell], segment, layer)
+    own = of_cell[draft.cell]
+    kind = _filled(own, segment, layer)
     starts = (np.diff(kind, prepend=-9) != 0) | (kind == _ALONE) | _changes(segment) | _changes(layer)
     run = np.cumsum(starts) - 1
-    order = np.lexsort((np.arange(run.size), moved[draft.cell], run))
-    largest = order[np.flatnonzero(np.diff(run[order], append=run[order][-1:] + 1))]
-    keep = np.sort(largest)
-    size = np.bincount(run)[run[keep]]
-    writes = np.array([op.kind == "kv_write" for op in draft.ops])[draft.cell]
-    times = np.where(writes[keep], np.bincount(run, weights=writes)[run[keep]].astype(np.int64), 1)
-    small = replace(draft, rows=draft.rows[keep], cell=draft.cell[keep], inserted=draft.inserted[keep])
-    fused, value = small.split(np.where(size > 1, times, 0))
-    act = draft.model.act_dtype if draft.model else "bf16"
-    new = tuple(
-        _as_one(op, at, int(n), act) for op, at, n in zip(fused.ops, fused.at, value.tolist(), strict=True)
-    )
+    # The last is kept: one that is of the class itself, of those the first that moves most. Tiny ops speak for no other.
+    order = np.lexsort((-np.arange(run.size), moved[draft.cell], own == kind, run))
+    keep = order[np.flatnonzero(np.diff(run[order], append=run[order][-1:] + 1))]
     dropped = run.size - keep.size
+    if not dropped:
+        return draft
+    written = np.array([_written(op) for op in draft.ops])[draft.cell]
+    size, elements = np.bincount(run), np.bincount(run, weights=written).astype(np.int64)
+    small = replace(draft, rows=draft.rows[keep], cell=draft.cell[keep], inserted=draft.inserted[keep])
+    fused, value = small.split(np.where(size > 1, 1 + elements, 0))
+    new = tuple(_as_one(op, act, int(n)) for op, n in zip(fused.ops, value.tolist(), strict=True))
     return replace(fused, ops=new).noted(
         f"{dropped} of {run.size} recorded operators are taken to run inside a neighbour's kernel, as serving engines fuse "
         "norms, rotary embedding, routing and activations (--set fusion=recorded prices each as a kernel)"
@@ -80,13 +80,20 @@ def _changes(values: IntArray) -> npt.NDArray[np.bool_]:
     return np.asarray(np.diff(values, prepend=values[:1] - 1) != 0)
 
 
-def _as_one(op: Op, at: At, times: int, act: str) -> Op:
-    """A run's op: activations in the model's own type (the fp32 inside a norm stays on the chip), all cache writes of it."""
-    if not times:
-        return op
-    if op.kind == "kv_write":
-        return op.with_dims(elements=op["elements"] * times)
-    return replace(op, dtype=act) if op.dtype == "fp32" and op.kind != "sampling" else op
+def _typed(op: Op, act: str) -> Op:
+    """The op as a part of a kernel: activations in the model's own type, for the fp32 inside a norm stays on the chip."""
+    return replace(op, dtype=act) if op.dtype == "fp32" and op.kind not in ("sampling", "kv_write") else op
+
+
+def _written(op: Op) -> float:
+    return op.get("elements", 0) or 0 if op.kind == "kv_write" else 0
+
+
+def _as_one(op: Op, act: str, value: int) -> Op:
+    """A run's op, with all of its cache writes; `value` is 0 for an op that stands alone, else 1 + the elements written."""
+    if op.kind == "kv_write" and value > 1:
+        return op.with_dims(elements=value - 1)
+    return _typed(op, act) if value else op
 
 
 __all__ = ["fuse"]

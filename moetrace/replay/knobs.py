@@ -147,7 +147,8 @@ def n_a(draft: Draft, value: int | str | tuple[int, ...]) -> Draft:
     def change(op: Op, at: At) -> Op:
         if not op.has("topk") or wanted.get(at.layer, op["topk"]) == op["topk"]:
             return op
-        return op.with_dims(topk=wanted[at.layer], rows=None)
+        copies = {"copies": wanted[at.layer]} if op.has("copies") else {}
+        return op.with_dims(topk=wanted[at.layer], rows=None, **copies)
 
     draft = draft.rewrite(change)
     if most > draft.topk:

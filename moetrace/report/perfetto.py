@@ -19,6 +19,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moetrace.parse.nesting import outermost, sort_ranges
 from moetrace.run import Run, codes_of, write_whole
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def _events(run: Run, attribution: Attribution | None) -> Iterator[bytes]:
     origin = min(
         [int(start.min(initial=np.iinfo(np.int64).max)), *(s.start_ns for s in run.meta.steps)], default=0
     )
-    tracks, track = np.unique(np.column_stack([rank, stream]), axis=0, return_inverse=True)
+    tracks, track = np.unique(
+        np.column_stack([rank, stream, _lane(rank, stream, start, start + dur)]), axis=0, return_inverse=True
+    )
     tid = FIRST_STREAM + track.reshape(-1)
     yield from _names(run, tracks)
     for number in np.unique(rank).tolist():
@@ -97,8 +100,24 @@ def _names(run: Run, tracks: npt.NDArray[np.int64]) -> Iterator[bytes]:
         yield _label(rank, 0, "process_name", f"rank {rank}: {model} on {where} ({run.meta.kind})")
         yield _label(rank, STEP_TRACK, "thread_name", "steps")
         yield _label(rank, LAYER_TRACK, "thread_name", "layers")
-    for place, (rank, stream) in enumerate(tracks.tolist()):
-        yield _label(rank, FIRST_STREAM + place, "thread_name", f"stream {stream}")
+    for place, (rank, stream, lane) in enumerate(tracks.tolist()):
+        more = f" (overlapping {lane})" if lane else ""
+        yield _label(rank, FIRST_STREAM + place, "thread_name", f"stream {stream}{more}")
+
+
+def _lane(rank: Ints, stream: Ints, start: Ints, end: Ints) -> Ints:
+    """0, or a higher number for ops that start before an earlier one of their stream and lane has ended.
+
+    Programmatic dependent launch lets kernels of one stream overlap, and Perfetto drops a slice that overlaps another.
+    """
+    _, track = np.unique(np.column_stack([rank, stream]), axis=0, return_inverse=True)
+    track, lane = track.reshape(-1), np.zeros(len(start), dtype=np.int64)
+    left = sort_ranges(track, start, end)
+    while left.size:
+        free = outermost(track[left], start[left], end[left])
+        left = left[~free]
+        lane[left] += 1
+    return lane
 
 
 def _label(pid: int, tid: int, what: str, name: str) -> bytes:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from moetrace.hardware import load_hardware
 from moetrace.model import ModelSpec, load_model
 from moetrace.op import Op
-from moetrace.parse import record_columns
+from moetrace.ops.columns import record_columns
 from moetrace.routing import Routing, RoutingBuilder
 from moetrace.run import Meta, Run, Step, nullable, ops_table, text_column
 

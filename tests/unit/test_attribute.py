@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from moetrace.attribute import ATTRIBUTION_SCHEMA, attribute
 from moetrace.hardware import load_hardware
 from moetrace.parse import parse
+from moetrace.run import Step
 from tests.made import decode_trace, event, write
+from tests.unit.replay_runs import build
 
 PARTS = ("memory_s", "compute_s", "network_s", "fixed_s", "unexplained_s")
 
@@ -129,3 +131,82 @@ def test_the_file_says_its_version_and_machine(result, tmp_path):
     assert stored.schema.metadata[b"moetrace.version"] == b"1"
     assert stored.schema.metadata[b"moetrace.hardware"] == b"h100-sxm"
     assert np.allclose(stored.column("expected_s").to_numpy(), result.table.column("expected_s").to_numpy())
+
+
+# -- a better machine ----------------------------------------------------------------------------------------------
+LAYER_ON_A_NODE = (
+    "norm bf16 tokens=16 width=2048",
+    "qkv_proj bf16 m=16 n=768 k=2048",
+    "attention bf16 batch=16 heads=2 kv_heads=2 head_dim=128 kv=8192",
+    "all_reduce bf16 bytes=65536 ranks=8",
+    "moe_gate_up bf16 tokens=16 hidden=2048 inter=1024 experts=64 topk=8 distinct=50",
+    "moe_down bf16 tokens=16 hidden=2048 inter=1024 experts=64 topk=8 distinct=50",
+    "all_reduce bf16 bytes=65536 ranks=8",
+    "elementwise bf16",
+)
+MEASURED = (
+    "rank",
+    "step",
+    "layer",
+    "op",
+    "dur_ns",
+    "exposed_ns",
+    "gap_ns",
+    "launch_ns",
+    "error",
+    "provenance",
+)
+
+
+@pytest.fixture(scope="module")
+def node_run():
+    rows = [(0, 0, op, 1000 + 40_000 * i, 35_000) for i, op in enumerate(LAYER_ON_A_NODE)]
+    steps = [Step(0, "decode", "decode", 1000, 1000 + 40_000 * len(rows), 16, 16)]
+    return build(rows, steps, hardware="h100-sxm-x8", gpus=8, tp=8)
+
+
+def doubled(hw, *what):
+    """The machine with some of its rates twice as high."""
+    changes = {
+        "memory": {"memory": replace(hw.memory, bytes_per_s=2 * hw.memory.bytes_per_s)},
+        "compute": {"peaks": {name: 2 * value for name, value in hw.peaks.items()}},
+        "network": {"link": replace(hw.link, bytes_per_s=2 * hw.link.bytes_per_s)},
+    }
+    for name in what:
+        hw = replace(hw, **changes[name])
+    return hw
+
+
+@pytest.mark.parametrize(
+    "what",
+    [("memory",), ("compute",), ("network",), ("memory", "compute"), ("memory", "compute", "network")],
+    ids="+".join,
+)
+def test_doubling_a_rate_halves_its_part_of_every_op_and_nothing_else(run, node_run, what):
+    for measured, name in ((run, "h100-sxm"), (node_run, "h100-sxm-x8")):
+        hw = load_hardware(name)
+        before, after = (attribute(measured, h).table.to_pandas() for h in (hw, doubled(hw, *what)))
+        for column in ("memory_s", "compute_s", "network_s", "fixed_s"):
+            factor = 0.5 if column.removesuffix("_s") in what else 1.0
+            assert np.array_equal(after[column], factor * before[column], equal_nan=True), column
+        assert after[list(MEASURED)].equals(before[list(MEASURED)])
+        if len(what) == 3:
+            assert np.array_equal(after.lower_bound_s, before.lower_bound_s / 2, equal_nan=True)
+            work = before.expected_s - before.fixed_s
+            assert np.allclose(after.expected_s, before.fixed_s + work / 2, rtol=1e-12, equal_nan=True)
+    assert before[["memory_s", "compute_s", "network_s"]].sum().min() > 0
+
+
+def test_doubling_a_rate_leaves_what_was_measured_of_a_step(run):
+    hw = load_hardware("h100-sxm")
+    before, after = (attribute(run, h).summary for h in (hw, doubled(hw, "memory", "compute")))
+    kept = (
+        "span_s", "busy_s", "idle_s", "communication_s", "exposed_communication_s", "launch_bound_s", "unpriced_s",
+    )  # fmt: skip
+    for one, two in zip(before["steps"], after["steps"], strict=True):
+        assert [one[name] for name in kept] == [two[name] for name in kept]
+        assert two["memory_s"] < one["memory_s"] and two["expected_s"] < one["expected_s"]
+        assert two["unexplained_s"] > one["unexplained_s"]
+    assert [(f["family"], f["busy_s"]) for f in before["families"]] == [
+        (f["family"], f["busy_s"]) for f in after["families"]
+    ]

@@ -242,6 +242,7 @@ def test_memory_counts_weights_cache_and_framework(run: Run) -> None:
     assert turned(run, H100, "batch=4096", "context=65536").summary["memory"]["fits"] is False
     unknown = decode_run(model=None)
     assert turned(unknown, H100).summary["memory"] == {
+        "weight_bytes": None, "kv_bytes": None, "framework_bytes": None,
         "needed_bytes": None, "capacity_bytes": 80e9, "fits": None,
     }  # fmt: skip
 

@@ -1,0 +1,129 @@
+"""The error of an anchored prediction: what a ratio of two of the law's answers is taken to lose, and what it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.op import Costs
+from moetrace.replay import Scenario, replay
+from moetrace.replay.anchor import KEPT_ERROR, RATIO_ERROR, TRANSFER_QUANTILE, _ratio_error
+from moetrace.run import Run
+from tests.unit.replay_runs import decode_run
+
+H100, NODE, H200, B200, A100, MI300X = (
+    load_hardware(n) for n in ("h100-sxm", "h100-sxm-x8", "h200-sxm", "b200", "a100-sxm", "mi300x")
+)
+FITTED, GIVEN = "fitted dense_gemm", "transferred from h100-sxm dense_gemm"
+error = st.floats(0, 20)
+
+
+def costs(hw: Hardware, *errors: float, says: str = FITTED) -> Costs:
+    """Costs of which only the errors and their provenance count."""
+    any_s = np.ones(len(errors))
+    said = (f"{hw.name} {says}",) * len(errors)
+    return Costs(any_s, any_s, any_s, any_s, any_s, any_s, np.array(errors, dtype=np.float64), said)
+
+
+def one(here: Hardware, there: Hardware, at_source: float, at_target: float, *says: str) -> float:
+    """The error of one op measured on `here` and predicted on `there`."""
+    recorded, target = (
+        costs(hw, e, says=words)
+        for hw, e, words in zip((here, there), (at_source, at_target), says or (FITTED, FITTED), strict=True)
+    )
+    return float(_ratio_error(target, recorded, here, there)[0])
+
+
+# -- the rule ------------------------------------------------------------------------------------------------------
+def test_the_figures_are_those_that_the_docs_state() -> None:
+    assert (RATIO_ERROR, TRANSFER_QUANTILE) == (0.5, 1.6)
+
+
+@given(error, error)
+def test_on_one_chip_half_of_the_laws_error_cancels(at_source: float, at_target: float) -> None:
+    assert one(H100, H100, at_source, at_target) == at_target / 2
+    assert one(H100, NODE, at_source, at_target) == one(NODE, H100, at_source, at_target) == at_target / 2
+
+
+@given(error, st.floats(0, 2))
+def test_between_a_profile_and_its_donor_only_the_transfer_errs(donor: float, widen: float) -> None:
+    """The transferred profile's error is (1 + donor's)(1 + widen) - 1: what is left is (1 + widen)^1.6 - 1."""
+    wide = (1 + donor) * (1 + widen) - 1
+    expected = (1 + widen) ** 1.6 - 1
+    assert one(H100, H200, donor, wide, FITTED, GIVEN) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert one(H200, H100, wide, donor, GIVEN, FITTED) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert one(NODE, H200, donor, wide, FITTED, GIVEN) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@given(error, error)
+def test_between_any_other_two_half_of_both_errs(at_source: float, at_target: float) -> None:
+    far = (1 + at_source / 2) * (1 + at_target / 2) - 1
+    assert one(H100, A100, at_source, at_target) == pytest.approx(far)
+    assert one(A100, H100, at_target, at_source) == pytest.approx(far)
+    # Two profiles with the same donor are not each other's donor.
+    assert one(H200, MI300X, at_source, at_target, GIVEN, GIVEN) == pytest.approx(far)
+
+
+@given(error, error)
+def test_it_is_never_better_than_exact_and_never_worse_than_both_errors(a: float, b: float) -> None:
+    for here, there in ((H100, H100), (H100, A100)):
+        assert 0 <= one(here, there, a, b) <= a + b + a * b
+
+
+def test_each_op_is_judged_by_its_own_provenance() -> None:
+    """A family whose coefficients a transferred profile states itself is not taken to share its donor's error."""
+    recorded, target = costs(H100, 0.2, 0.2), costs(H200, 0.5, 0.5)
+    target = replace(target, provenance=(f"h200-sxm {GIVEN}", "h200-sxm assumed norm"))
+    near, far = _ratio_error(target, recorded, H100, H200)
+    assert near == pytest.approx((1.5 / 1.2) ** 1.6 - 1)
+    assert far == pytest.approx(1.1 * 1.25 - 1)
+
+
+def test_an_unknown_error_stays_unknown() -> None:
+    assert np.isnan(one(H100, H100, 0.1, float("nan")))
+    assert np.isnan(one(H100, A100, 0.1, float("nan")))
+
+
+# -- as a prediction states it -------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return decode_run()
+
+
+def errors(run: Run, hw: Hardware, *sets: str) -> dict[str, float]:
+    """The error of a prediction by kind of op."""
+    frame = replay(run, hw, Scenario.of(*sets)).run.to_pandas(["kind", "error"])
+    return {str(kind): float(e) for kind, e in zip(frame["kind"], frame["error"], strict=True)}
+
+
+def test_an_edit_on_the_same_chip_errs_by_half_the_law_and_only_where_it_edits(run: Run) -> None:
+    found = errors(run, H100, "n_a=4")
+    assert found["moe_gate_up"] == H100.families["experts"].error / 2
+    assert found["o_proj"] == found["lm_head"] == found["attention"] == 0.0
+
+
+def test_from_an_h100_to_an_h200_only_the_transfer_errs(run: Run) -> None:
+    fitted, given = (hw.families["experts"] for hw in (H100, H200))
+    assert given.provenance == "transferred from h100-sxm"
+    widen = (1 + given.error) / (1 + fitted.error) - 1
+    found = errors(run, H200)
+    assert 0 < found["moe_gate_up"] == pytest.approx((1 + widen) ** 1.6 - 1)
+    assert found["moe_gate_up"] == pytest.approx(found["qkv_proj"])  # one transfer, one error
+
+
+def test_from_an_h100_to_an_a100_both_profiles_err(run: Run) -> None:
+    found = errors(run, A100)
+    for kind, family in (("moe_gate_up", "experts"), ("o_proj", "dense_gemm")):
+        here, there = (hw.families[family].error for hw in (H100, A100))
+        assert found[kind] == pytest.approx((1 + here / 2) * (1 + there / 2) - 1)
+
+
+def test_alone_the_law_errs_in_full_and_an_op_kept_as_measured_by_a_factor_of_two() -> None:
+    alone = errors(decode_run(hardware=None), A100)
+    assert alone["moe_gate_up"] == A100.families["experts"].error
+    assert KEPT_ERROR == 1.0 and errors(decode_run(), A100)["elementwise"] == KEPT_ERROR
