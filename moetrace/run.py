@@ -7,10 +7,8 @@ On disk a directory: ``run.json`` (metadata), ``ops.parquet`` (one row per op ex
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moetrace.errors import OutputError, RunError
+from moetrace.errors import ModelError, RunError
+from moetrace.files import replace_directory, write_parquet
 from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.routing import Routing
@@ -128,12 +127,46 @@ class Meta:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Meta:
-        known = {f.name for f in fields(cls)}
-        values = {k: v for k, v in raw.items() if k in known}
-        values["steps"] = tuple(Step(**s) for s in raw["steps"])
+        """The metadata that `to_dict` wrote. Raises RunError or ModelError naming what is not as it should be."""
+        values = _checked(cls, raw, "")
+        values["steps"] = tuple(
+            Step(**_checked(Step, step, f"steps[{i}].")) for i, step in enumerate(values.get("steps", ()))
+        )
         values["model"] = ModelSpec.from_dict(raw["model"]) if raw.get("model") else None
-        values["notes"] = tuple(raw.get("notes", ()))
+        values["notes"] = tuple(values.get("notes", ()))
         return cls(**values)
+
+
+_NONE = type(None)
+# What JSON must hold for a field, by the field's annotation: types, and their name in an error.
+_JSON: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a text"),
+    "str | None": ((str, _NONE), "a text or null"),
+    "int": ((int,), "a whole number"),
+    "int | None": ((int, _NONE), "a whole number or null"),
+    "tuple[Step, ...]": ((list,), "a list of steps"),
+    "tuple[str, ...]": ((list,), "a list of texts"),
+    "ModelSpec | None": ((dict, _NONE), "a model or null"),
+    "Mapping[str, Any]": ((dict,), "an object"),
+}
+
+
+def _checked(cls: type[Meta] | type[Step], raw: Any, where: str) -> dict[str, Any]:
+    """The values that are fields of the class; an unknown key is of a later version. Raises RunError by name of the field."""
+    if not isinstance(raw, dict):
+        raise RunError(f"{where.rstrip('.') or 'it'} is not an object")
+    found: dict[str, Any] = {}
+    for f in fields(cls):
+        if f.name not in raw:
+            if f.default is MISSING and f.default_factory is MISSING:
+                raise RunError(f"it lacks {where}{f.name}")
+            continue
+        value, (types, what) = raw[f.name], _JSON[str(f.type)]
+        texts = f.type != "tuple[str, ...]" or all(isinstance(v, str) for v in value or ())
+        if not isinstance(value, types) or isinstance(value, bool) or not texts:
+            raise RunError(f"{where}{f.name} is {str(value)[:40]!r}, expected {what}")
+        found[f.name] = value
+    return found
 
 
 class Run:
@@ -163,16 +196,18 @@ class Run:
             )
         try:
             raw = orjson.loads(meta_file.read_bytes())
-            version = raw["version"]
-            if version > RUN_VERSION:
-                raise RunError(
-                    f"{root} has run version {version}, this moetrace reads up to {RUN_VERSION}: upgrade moetrace"
-                )
-            return cls(Meta.from_dict(raw), path=root)
-        except (orjson.JSONDecodeError, KeyError, TypeError) as err:
+            version = raw.get("version", 0) if isinstance(raw, dict) else 0
+            meta = Meta.from_dict(raw) if version == RUN_VERSION else None
+        except (orjson.JSONDecodeError, RunError, ModelError) as err:
             raise RunError(
                 f"{meta_file} is not a run's metadata ({err}): parse the trace again with --force"
             ) from err
+        if meta is None:
+            raise RunError(
+                f"{root} has run version {str(version)[:20]}, this moetrace reads {RUN_VERSION}: "
+                "upgrade moetrace, or parse the trace again with --force"
+            )
+        return cls(meta, path=root)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of the op table, reading only it from disk."""
@@ -186,18 +221,32 @@ class Run:
             return self._ops.select(list(columns)) if columns else self._ops
         if self.path is None:
             raise RunError("this run has neither a table nor a path")
+        file = self.path / "ops.parquet"
         try:
-            table = pq.read_table(self.path / "ops.parquet", columns=list(columns) if columns else None)
-        except (pa.ArrowInvalid, OSError, KeyError) as err:
-            raise RunError(
-                f"{self.path / 'ops.parquet'} cannot be read ({err}): parse the trace again with --force"
-            ) from err
-        if columns and table.num_columns != len(columns):
-            missing = sorted(set(columns) - set(table.column_names))
-            raise RunError(
-                f"{self.path / 'ops.parquet'} lacks the columns {', '.join(missing)}: parse the trace again with --force"
-            )
-        return table
+            if problem := self._schema_problem(columns):
+                raise RunError(f"{file} {problem}: parse the trace again with --force")
+            return pq.read_table(file, columns=list(columns) if columns else None)
+        except (pa.ArrowInvalid, OSError) as err:
+            said = str(err).split("\n")[0][:120]
+            raise RunError(f"{file} cannot be read ({said}): parse the trace again with --force") from err
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        """What the file on disk says of its columns."""
+        return pq.read_schema(Path(self.path or "") / "ops.parquet")
+
+    def _schema_problem(self, columns: Sequence[str] | None) -> str | None:
+        """How the file's columns differ from those asked for (default: all of them), in words; None if they do not."""
+        wanted = columns or OPS_SCHEMA.names
+        missing = [name for name in wanted if name not in self._schema.names]
+        if missing:
+            more = f" and {len(missing) - 3} more" if missing[3:] else ""
+            return f"lacks the columns {', '.join(missing[:3])}{more}"
+        for name in set(wanted) & set(OPS_SCHEMA.names):
+            have, want = self._schema.field(name).type, OPS_SCHEMA.field(name).type
+            if have != want and not (pa.types.is_dictionary(want) and pa.types.is_string(have)):
+                return f"has {have} in column {name}, not {want}"
+        return None
 
     def numpy(self, name: str, null: float | int = -1) -> npt.NDArray[Any]:
         """One column as numpy, nulls replaced by `null`."""
@@ -291,69 +340,6 @@ def ops_table(columns: Mapping[str, pa.Array]) -> pa.Table:
         columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type) for f in OPS_SCHEMA
     ]
     return pa.Table.from_arrays(arrays, schema=OPS_SCHEMA)
-
-
-# -- files ---------------------------------------------------------------------------------------------------------
-def write_parquet(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a table as zstd Parquet, beside and renamed into place."""
-    merged = {**(table.schema.metadata or {}), **{k.encode(): v.encode() for k, v in metadata.items()}}
-    write_whole(
-        path, lambda part: pq.write_table(table.replace_schema_metadata(merged), part, compression="zstd")
-    )
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a path beside `path` and renames the result into place; on any failure nothing is left."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        part.replace(path)
-    except OSError as err:
-        raise OutputError(f"cannot write {path}: {err.strerror or err}") from err
-    finally:
-        part.unlink(missing_ok=True)
-
-
-_OURS = frozenset({"run.json", "ops.parquet", "routing.parquet", "attribution.parquet", "timeline.json"})
-
-
-def replace_directory(root: Path, fill: Callable[[Path], None], force: bool) -> None:
-    """Fills a directory beside `root` and renames it into place; the old one stays until the new one is whole."""
-    check_output(root, force)
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
-    except OSError as err:
-        raise OutputError(f"cannot write {root}: {err.strerror or err}") from err
-    try:
-        fill(part)
-        part.chmod(0o755)
-        if root.exists():
-            shutil.rmtree(root)
-        part.rename(root)
-    except OSError as err:
-        raise OutputError(f"cannot write {root}: {err.strerror or err}") from err
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def check_output(path: Path, force: bool, ours: Iterable[str] = _OURS) -> None:
-    """Raises OutputError if `path` exists and may not be replaced. Even `force` replaces only what moetrace wrote."""
-    if not path.exists() and not path.is_symlink():
-        return
-    if not force:
-        raise OutputError(f"{path} exists: give another name or --force to replace it")
-    if path.is_dir():
-        strange = sorted(p.name for p in path.iterdir() if p.name not in set(ours))
-        if strange:
-            raise OutputError(
-                f"{path} holds files that are not moetrace's ({', '.join(strange[:3])}): give another name"
-            )
-
-
-def is_run(path: Path) -> bool:
-    """Whether a path looks like a RUN directory."""
-    return (path / "run.json").is_file()
 
 
 __all__ = ["OPS_COLUMNS", "OPS_SCHEMA", "RUN_VERSION", "Meta", "Run", "Step"]

@@ -9,7 +9,8 @@ def _scaled(value: float, unit: str, steps: tuple[tuple[float, str], ...], digit
     if not math.isfinite(value):
         return "-"
     scale, prefix = next((step for step in steps if abs(value) >= step[0]), steps[-1])
-    return f"{value / scale:,.{digits}f} {prefix}{unit}".rstrip()
+    text = f"{value / scale:,.{digits}f}"
+    return f"{text} {prefix}{unit}".rstrip() if text.strip("-0.") else "0"
 
 
 _TIME = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))

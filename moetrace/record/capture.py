@@ -12,6 +12,7 @@ import gzip
 import inspect
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -31,14 +32,27 @@ _DTYPES = {
     "float64": "fp64",
     "float8_e4m3fn": "fp8",
 }
-# Config entries that say nothing about the architecture, or name a person's machine or code to run.
+# Config entries whose text says something about the architecture; any other text may name a person's machine or files.
+_CONFIG_TEXTS = frozenset(
+    (
+        *("model_type", "hidden_act", "hidden_activation", "activation_function", "torch_dtype", "dtype"),
+        *("layer_types", "mlp_layer_types", "rope_type", "position_embedding_type", "scoring_func"),
+        *("topk_method", "quant_method", "quant_algo", "quant_type", "fmt", "format", "strategy", "type"),
+        *("activation_scheme", "modules_to_not_convert", "ignore", "ignored_layers", "exclude"),
+        *("exclude_modules", "experts_implementation", "attn_implementation"),
+    )
+)
+_PLAIN = re.compile(r"[\w.*+:-]{1,128}")  # no separator of any path
+# Config entries that say nothing about the architecture.
 _CONFIG_DROPPED = frozenset(
     (
-        *("auto_map", "name_or_path", "transformers_version", "id2label", "label2id", "torchscript"),
+        *("auto_map", "transformers_version", "id2label", "label2id", "torchscript"),
         *("task_specific_params", "chunk_size_feed_forward", "problem_type", "output_attentions"),
         *("output_hidden_states", "return_dict", "pruned_heads", "is_encoder_decoder"),
     )
 )
+# Entries in which an exporter states where, on what and for whom it ran.
+_OWNER = re.compile(rb'("(?:host_name|username|traceName)"\s*:\s*)"(?:[^"\\\n]|\\.)*"')
 
 
 def start_profiler(cuda: bool) -> profile:
@@ -86,6 +100,8 @@ def _copy_lines(source: IO[bytes], target: gzip.GzipFile) -> dict[str, object]:
                 dropped += 1
                 continue
             events += 1
+        else:
+            line = _OWNER.sub(rb'\1""', line)
         target.write(line)
     return {"events": events, "dropped": dropped, "valid": True}
 
@@ -96,7 +112,7 @@ def _copy_whole(source: IO[bytes], target: gzip.GzipFile) -> dict[str, object]:
     try:
         trace = orjson.loads(body)
     except orjson.JSONDecodeError:
-        target.write(body)
+        target.write(_OWNER.sub(rb'\1""', body))
         return {"valid": False}
     for key in ("host_name", "username"):
         trace.pop(key, None)
@@ -150,16 +166,28 @@ def config_facts(config: object) -> dict[str, Any]:
 
 
 def _clean(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, lists of numbers and nested fields as they are; text only under names known to hold no path."""
     kept: dict[str, Any] = {}
     for key, value in fields.items():
-        if key.startswith("_") or key in _CONFIG_DROPPED or value is None:
+        if (
+            not isinstance(key, str)
+            or not _PLAIN.fullmatch(key)
+            or key.startswith("_")
+            or key in _CONFIG_DROPPED
+        ):
             continue
         if isinstance(value, Mapping):
             kept[key] = _clean(value)
-        elif isinstance(value, (bool, int, float)):
-            kept[key] = value
         elif isinstance(value, (list, tuple)):
-            kept[key] = [v for v in value if isinstance(v, (bool, int, float, str))]
-        elif not Path(text := str(value).removeprefix("torch.")).is_absolute():
-            kept[key] = text
+            kept[key] = [said for v in value if (said := _plain(key, v)) is not None]
+        elif (said := _plain(key, value)) is not None:
+            kept[key] = said
     return kept
+
+
+def _plain(key: str, value: object) -> bool | int | float | str | None:
+    """A number, or a text that `key` may hold; None for anything else."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    text = str(value).removeprefix("torch.")
+    return text if key in _CONFIG_TEXTS and _PLAIN.fullmatch(text) else None

@@ -6,6 +6,7 @@ import getpass
 import gzip
 import io
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -460,7 +461,7 @@ def test_force_replaces_nothing_but_a_recording(tmp_path: Path, entry: str) -> N
     out.mkdir()
     (out / "recording.json").write_text("{}")
     (out / entry).write_text("mine")
-    with pytest.raises(OutputError, match="no part of a recording"):
+    with pytest.raises(OutputError, match="not a recording's"):
         files.check_output(out, force=True)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match="not a directory"):
@@ -510,7 +511,13 @@ def test_any_name_survives_the_trace(name: str, tmp_path: Path) -> None:
 
 def test_broken_lines_of_a_trace_are_dropped_and_counted() -> None:
     lines = [b'"traceEvents": [\n', b'{"ph":"X","name":"a"},\n', b'{"ph":"X","name":"b"c"},\n']
-    lines += [b'{"ph":"i","name":"end"}\n', b"],\n", b'"traceName": "/home/someone/x.json"\n', b"}\n"]
+    lines += [
+        b'{"ph":"i","name":"end"}\n',
+        b"],\n",
+        b'"host_name": "node17",\n',
+        b'"traceName": "/home/someone/x.json"\n',
+        b"}\n",
+    ]
     written = io.BytesIO()
     with gzip.GzipFile(fileobj=written, mode="wb") as target:
         told = capture._copy_lines(io.BytesIO(b"{\n" + b"".join(lines)), target)
@@ -518,6 +525,34 @@ def test_broken_lines_of_a_trace_are_dropped_and_counted() -> None:
     assert told == {"events": 2, "dropped": 1, "valid": True}
     assert [e["name"] for e in trace["traceEvents"]] == ["a", "end"]
     assert trace["traceName"] == "trace.json.gz"
+    assert trace["host_name"] == ""
+
+
+def test_a_config_keeps_no_path_in_any_form() -> None:
+    config = {
+        "model_type": "x", "hidden_size": 64, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "from": "~/r"},
+        "layer_types": ["sliding_attention", "full_attention"], "_name_or_path": "/home/u/m", "tokenizer": "~/secret/m",
+        "checkpoint": "C:\\Users\\john\\m", "lists": ["/home/john/x", "a", 5], "nested": {"at": "home/john/w"},
+        "url": "file:///home/john", "hidden_act": "../john/silu", "torch_dtype": "torch.bfloat16", "/home/john": 1,
+        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "/home/j"]},
+    }  # fmt: skip
+    assert capture.config_facts(config) == {
+        "model_type": "x", "hidden_size": 64, "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+        "layer_types": ["sliding_attention", "full_attention"], "lists": [5], "nested": {}, "torch_dtype": "bfloat16",
+        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
+    }  # fmt: skip
+
+
+def test_a_broken_trace_of_the_c_exporter_keeps_no_names(tmp_path: Path) -> None:
+    class Old:
+        def export_chrome_trace(self, path: str) -> None:
+            Path(path).write_bytes(
+                b'{"host_name": "node17", "username":"jo\\"hn", "traceEvents": [{"name": "a"b"}], "traceName": "/home/john/t"}'
+            )
+
+    assert capture.export_trace(Old(), tmp_path)["valid"] is False  # type: ignore[arg-type]
+    written = gzip.decompress((tmp_path / "trace.json.gz").read_bytes())
+    assert not re.search(rb"node17|john|jo.*hn", written) and b'"traceEvents"' in written
 
 
 @pytest.mark.parametrize("broken", [True, False])

@@ -1,0 +1,155 @@
+"""Outputs are whole or absent: written beside and renamed into place, and nothing is replaced that is not meant."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moetrace.errors import OutputError
+
+RUN_FILES = (
+    "run.json",
+    "ops.parquet",
+    "routing.parquet",
+)  # a RUN's facts, which only writing a RUN may replace
+_OURS = frozenset({*RUN_FILES, "attribution.parquet", "timeline.json"})
+_STALE = re.compile(r"\.(.+)\.\d+\.part")  # what `write_whole` leaves if it is killed
+
+
+def write_parquet(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a table as zstd Parquet, beside and renamed into place."""
+    merged = {**(table.schema.metadata or {}), **{k.encode(): v.encode() for k, v in metadata.items()}}
+    write_whole(
+        path, lambda part: pq.write_table(table.replace_schema_metadata(merged), part, compression="zstd")
+    )
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a path beside `path` and renames the result into place; on any failure nothing is left."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(path)
+    except OSError as err:
+        raise _cannot(path, err) from err
+    finally:
+        with suppress(OSError):  # the folder itself may be what is wrong
+            part.unlink(missing_ok=True)
+
+
+def _cannot(path: Path, err: OSError) -> OutputError:
+    """The system's own words: an error's text may name the file beside `path`, which is none of the user's."""
+    return OutputError(f"cannot write {path}: {os.strerror(err.errno) if err.errno else err}")
+
+
+def replace_directory(root: Path, fill: Callable[[Path], None], force: bool) -> None:
+    """Fills a directory beside `root` and renames it into place; the old one stays until the new one is whole."""
+    check_directory(root, force)
+    made = staging(root)
+    try:
+        fill(made)
+        publish(made, root, force)
+    except OSError as err:
+        raise _cannot(root, err) from err
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def staging(root: Path) -> Path:
+    """A new directory beside `root`, to be published: a bad path fails before the work, and the last act is a rename."""
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
+        made.chmod(0o755)
+    except OSError as err:
+        raise _cannot(root, err) from err
+    return made
+
+
+def publish(
+    made: Path, root: Path, force: bool, ours: Iterable[str] = _OURS, whose: str = "moetrace's"
+) -> None:
+    """Renames a finished directory into place; the old one is set aside until that has worked, and else put back."""
+    check_directory(root, force, ours, whose)
+    old = made.with_suffix(".old")
+    try:
+        if root.exists():
+            root.rename(old)
+        made.rename(root)
+    finally:  # after an interrupt too
+        if old.exists() and not root.exists():
+            old.rename(root)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_directory(path: Path, force: bool, ours: Iterable[str] = _OURS, whose: str = "moetrace's") -> None:
+    """`check_output` where a directory is to be written: a file in its place is refused."""
+    check_output(path, force, ours, whose)
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is not a directory: it is not replaced, give another name")
+
+
+def check_output(path: Path, force: bool, ours: Iterable[str] = _OURS, whose: str = "moetrace's") -> None:
+    """Raises OutputError if `path` exists and may not be replaced. Even `force` replaces only what moetrace wrote."""
+    if path.name in RUN_FILES and is_run(path.parent):
+        raise OutputError(f"{path} is a part of the run {path.parent}: give another name")
+    if path.is_symlink():
+        raise OutputError(f"{path} is a symbolic link: it is not replaced, give another name")
+    if not path.exists():
+        return
+    if path.is_dir() and _is_stood_in(path):
+        raise OutputError(
+            f"{path} is the current directory, holds it or is a mount point: it is not replaced, give another name"
+        )
+    if not force:
+        raise OutputError(f"{path} exists: give another name or --force to replace it")
+    strange = _strange(path, frozenset(ours)) if path.is_dir() else []
+    if strange:
+        raise OutputError(
+            f"{path} holds files that are not {whose} ({', '.join(strange[:3])}): give another name"
+        )
+
+
+def _is_stood_in(folder: Path) -> bool:
+    """Whether a directory cannot be renamed, or not without moving the one that the user is in."""
+    there = folder.resolve()
+    try:
+        here = Path.cwd().resolve()
+    except OSError:  # the current directory was removed
+        return os.path.ismount(folder)
+    return there == here or there in here.parents or os.path.ismount(folder)
+
+
+def _strange(folder: Path, ours: frozenset[str]) -> list[str]:
+    """Names in a directory that are not ours to remove: a directory is never, whatever it is called."""
+    try:
+        found = {p.name: p.is_dir() and not p.is_symlink() for p in folder.iterdir()}
+    except OSError as err:
+        raise _cannot(folder, err) from err
+    return sorted(
+        name
+        for name, is_folder in found.items()
+        if is_folder or (name not in ours and not ((m := _STALE.fullmatch(name)) and m[1] in ours))
+    )
+
+
+def check_outside_runs(root: Path) -> None:
+    """Raises OutputError if `root` is a RUN or lies in one, so that files put there would become strangers in it."""
+    run = next((p for p in (root, *root.resolve().parents) if is_run(p)), None)
+    if run is not None:
+        inside = "is a run" if run == root else f"lies in the run {run}"
+        raise OutputError(f"{root} {inside}: give another directory for the predicted runs")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path looks like a RUN directory."""
+    return (path / "run.json").is_file()
