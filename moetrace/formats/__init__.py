@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 from moetrace.errors import TraceError
 from moetrace.formats import kineto, nsys
-from moetrace.formats.events import Events
+from moetrace.formats.events import Events, Tensors
 from moetrace.formats.nsys_file import REPORTS
 
 FORMATS: tuple[ModuleType, ...] = (kineto, nsys)
@@ -23,16 +27,46 @@ def read(path: Path, progress: Callable[[float], object] | None = None) -> Event
     if not path.is_file():
         raise TraceError(f"{path} is not a file: expected a trace ({known}) or a moetrace run")
     if path.suffix in REPORTS:
-        return nsys.read(path, progress)
+        return sound(nsys.read(path, progress), path)
     head = _head(path)
     for form in FORMATS:
         if form.sniff(head):
-            events: Events = form.read(path, progress)
-            return events
+            return sound(form.read(path, progress), path)
     raise TraceError(
         f"{path} is not a PyTorch profiler trace (JSON beginning with '{{' or '[') and not an nsys export (SQLite): "
         f"expected {known}"
     )
+
+
+_MOST_DEVICES = 1 << 20
+_MOST_ELEMENTS = 1 << 60
+
+
+def sound(events: Events, path: Path) -> Events:
+    """The events without sizes that nothing can have. Raises TraceError for numbers of devices or ranks that none has.
+
+    A tensor with a negative or impossible dim counts as not recorded, and so does a negative or impossible byte count.
+    """
+    most = int(np.abs(events.device).max(initial=0))
+    for what, number in (("device", most), ("rank", abs(events.rank)), ("world size", events.world_size)):
+        if number >= _MOST_DEVICES:
+            raise TraceError(f"{path} is damaged: {what} {number}, expected less than {_MOST_DEVICES}")
+    nbytes = np.where((events.nbytes < 0) | (events.nbytes >= _MOST_ELEMENTS), 0, events.nbytes)
+    return replace(events, nbytes=nbytes, tensor_sets=[_sound_tensors(t) for t in events.tensor_sets])
+
+
+def _sound_tensors(tensors: Tensors) -> Tensors:
+    shapes = tuple(s if _is_possible(s) else () for s in tensors.shapes)
+    nbytes = tensors.nbytes if 0 <= tensors.nbytes < _MOST_ELEMENTS else 0
+    group = tensors.group if 0 <= tensors.group < _MOST_DEVICES else 0
+    if (shapes, nbytes, group) == (tensors.shapes, tensors.nbytes, tensors.group):
+        return tensors
+    return replace(tensors, shapes=shapes, nbytes=nbytes, group=group)
+
+
+def _is_possible(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor can have this shape; one without elements can."""
+    return all(n >= 0 for n in shape) and math.prod(max(n, 1) for n in shape) < _MOST_ELEMENTS
 
 
 def _head(path: Path) -> bytes:

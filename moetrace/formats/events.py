@@ -62,7 +62,8 @@ class Events:
         return at[np.lexsort((-self.dur[at], self.start[at]))]
 
 
-_COLUMNS = (
+COLUMNS = (
+    "cls",
     "name",
     "start",
     "dur",
@@ -74,42 +75,77 @@ _COLUMNS = (
     "nbytes",
     "launched",
 )
+_FLUSH = 1 << 14  # rows added one by one are held as tuples until there are so many
+_MERGE = 1 << 17
+
+
+class Codes(dict[Any, int]):
+    """Dense codes for keys, in the order in which they are first asked for."""
+
+    def __missing__(self, key: Any) -> int:
+        self[key] = code = len(self)
+        return code
 
 
 class EventsBuilder:
-    """Collects events one by one and turns them into columns."""
+    """Collects events, one by one or in blocks of columns, and turns them into columns."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int, int, int, int, int, int, int, int, int]] = []
-        self._texts: dict[str, int] = {}
-        self._tensors: dict[Tensors, int] = {}
+        self._rows: list[tuple[int, ...]] = []
+        self._blocks: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in COLUMNS}
+        self._merged = self._small = 0  # blocks that are merged already; rows in those behind them
+        self.texts = Codes()
+        self.tensor_sets = Codes()
 
     def text(self, text: str) -> int:
         """The code of a text."""
-        return self._texts.setdefault(text, len(self._texts))
+        return self.texts[text]
 
     def add(
         self, cls: int, name: str, start: int, dur: int, lane: int, device: int = -1, correlation: int = -1,
         external: int = -1, tensors: Tensors | None = None, nbytes: int = 0, launched: str | None = None,
     ) -> None:  # fmt: skip
         """One event; times in ns."""
-        args = -1 if tensors is None else self._tensors.setdefault(tensors, len(self._tensors))
-        kernel = -1 if launched is None else self.text(launched)
+        args = -1 if tensors is None else self.tensor_sets[tensors]
+        kernel = -1 if launched is None else self.texts[launched]
         self._rows.append(
-            (cls, self.text(name), start, dur, lane, device, correlation, external, args, nbytes, kernel)
+            (cls, self.texts[name], start, dur, lane, device, correlation, external, args, nbytes, kernel)
         )
+        if len(self._rows) >= _FLUSH:
+            self._flush()
+
+    def extend(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """A block of events: every column of COLUMNS, texts and tensors by their codes in `texts` and `tensor_sets`."""
+        self._flush()
+        for name in COLUMNS:
+            self._blocks[name].append(columns[name])
+        self._small += len(columns["cls"])
+        if self._small >= _MERGE:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Makes one block of the small ones: thousands of small arrays leave the heap full of holes."""
+        for blocks in self._blocks.values():
+            blocks[self._merged :] = [np.concatenate(blocks[self._merged :])]
+        self._merged, self._small = self._merged + 1, 0
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        matrix = np.array(self._rows, dtype=np.int64)
+        self._rows = []
+        self.extend({name: matrix[:, i].astype(_width(name)) for i, name in enumerate(COLUMNS)})
 
     def build(self, **facts: Any) -> Events:
-        """The columns; `facts` are Events' other fields."""
-        matrix = np.array(self._rows, dtype=np.int64).reshape(-1, 1 + len(_COLUMNS))
-        columns: dict[str, Any] = {
-            name: np.ascontiguousarray(matrix[:, i + 1]) for i, name in enumerate(_COLUMNS)
-        }
-        return Events(
-            cls=matrix[:, 0].astype(np.int8),
-            # A lone half of a surrogate pair, which JSON can spell, is no text that could be written out again.
-            texts=[text.encode("utf-8", "replace").decode() for text in self._texts],
-            tensor_sets=list(self._tensors),
-            **columns,
-            **facts,
-        )
+        """The columns; `facts` are Events' other fields. The builder is empty afterwards."""
+        self._flush()
+        columns: dict[str, Any] = {}
+        for name in COLUMNS:  # one after the other, so that only one is held twice
+            columns[name] = np.concatenate([np.zeros(0, _width(name)), *self._blocks.pop(name)])
+        # A lone half of a surrogate pair, which JSON can spell, is no text that could be written out again.
+        texts = [text.encode("utf-8", "replace").decode() for text in self.texts]
+        return Events(texts=texts, tensor_sets=list(self.tensor_sets), **columns, **facts)
+
+
+def _width(column: str) -> type[np.int8] | type[np.int64]:
+    return np.int8 if column == "cls" else np.int64

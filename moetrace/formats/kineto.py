@@ -1,242 +1,234 @@
-"""PyTorch profiler (Kineto) traces: Chrome trace JSON, plain or gzip, of the dialects since 2021, CUDA and ROCm.
+"""PyTorch profiler (Kineto) traces: Chrome trace JSON, plain, gzip or zstd, of the dialects since 2021, CUDA and ROCm.
 
-Read whole: memory grows with the file. Not read: flow events (links come from correlation ids, which are complete where
-flows dangle), python_function events other than module calls, counters, memory events, host names and user names.
+Read in pieces: kineto_text cuts the file between events, kineto_rows makes columns of them (kineto_values: of their fields);
+here is what stands around the list of events. Not read: flow events (links come from correlation ids, which are complete
+where flows dangle), python_function events other than module calls, counters, memory events, host names and user names.
 `ts` and `dur` are always microseconds, whatever displayTimeUnit says; baseTimeNanoseconds makes them absolute.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import orjson
 
 from moetrace.errors import TraceError
-from moetrace.formats.events import (
-    DEVICE_RANGE,
-    KERNEL,
-    LAUNCH,
-    MEMCPY,
-    MEMSET,
-    MODULE,
-    OPERATOR,
-    RANGE,
-    Events,
-    EventsBuilder,
-    Tensors,
-)  # fmt: skip
+from moetrace.formats.events import COLUMNS, Events
+from moetrace.formats.kineto_rows import FAR, Rows, loads
+from moetrace.formats.kineto_text import BLOCK, ZSTD, Layout, blocks, cuts, list_of_events
+from moetrace.formats.kineto_values import whole
 
-SUFFIXES = (".json", ".json.gz", ".trace", ".pt.trace.json", ".pt.trace.json.gz", ".tmp")
+SUFFIXES = (".json", ".json.gz", ".json.zst", ".trace", ".pt.trace.json", ".pt.trace.json.gz", ".tmp")
 
-_CLASS = {
-    "kernel": KERNEL, "gpu_memcpy": MEMCPY, "memcpy": MEMCPY, "gpu_memset": MEMSET, "memset": MEMSET,
-    "cuda_runtime": LAUNCH, "cuda_driver": LAUNCH, "runtime": LAUNCH, "driver": LAUNCH,
-    "cpu_op": OPERATOR, "operator": OPERATOR,
-    "user_annotation": RANGE, "gpu_user_annotation": DEVICE_RANGE, "python_function": MODULE,
-}  # fmt: skip
-_DTYPE = {
-    "float": "fp32", "double": "fp64", "c10::BFloat16": "bf16", "c10::Half": "fp16", "long int": "int64", "long": "int64",
-    "int": "int32", "c10::Float8_e4m3fn": "fp8", "c10::Float8_e4m3fnuz": "fp8", "c10::Float8_e5m2": "fp8",
-    "unsigned char": "int8", "signed char": "int8", "bool": "int8", "short": "fp16",
-}  # fmt: skip
-# Times beyond are damage: the year 2043 in ns, so that sums and differences of times stay within 64 bits.
-_FAR = 1 << 61
 _BOM = b"\xef\xbb\xbf"
-_NCCL_DTYPE = {
-    "Float": 4,
-    "Double": 8,
-    "BFloat16": 2,
-    "Half": 2,
-    "Long": 8,
-    "Int": 4,
-    "Byte": 1,
-    "Char": 1,
-    "Float8_e4m3fn": 1,
-}
+_MAX_PIECE = (
+    64 << 20
+)  # bytes of one event, or of what stands before or after the events: real ones have a few KB
+_MAX_TEXTS = 256 << 20  # bytes of distinct names: real traces have a few MB
+_HINT = "record again; torch 2.13 writes invalid JSON when a name holds a quote, its use_python_export=True does not"
 
 
 def sniff(head: bytes) -> bool:
-    """Whether the first bytes of a file (decompressed) look like a Chrome trace."""
+    """Whether the first bytes of a file (decompressed, or of a zstd file as they are) look like a Chrome trace."""
     text = head.removeprefix(_BOM).lstrip(b" \t\r\n")
-    return text[:1] in (b"{", b"[")
+    return text[:1] in (b"{", b"[") or head.startswith(ZSTD)
 
 
 def read(path: Path, progress: Callable[[float], object] | None = None) -> Events:
-    """All events of a trace file. Raises TraceError with one line if it is not one, is empty, cut off or damaged."""
-    document = _decode(_bytes(path), path)
-    top: Mapping[str, Any] = document if isinstance(document, dict) else {}
-    raw = document if isinstance(document, list) else top.get("traceEvents")
-    if not isinstance(raw, list):
-        raise TraceError(
-            f"{path} is JSON but not a trace: it has no 'traceEvents' list (expected a PyTorch profiler export)"
-        )
-    builder, counts = EventsBuilder(), {"events": len(raw), "damaged": 0}
-    base, lanes = _whole(top.get("baseTimeNanoseconds")), _Lanes()
-    for i, event in enumerate(raw):
-        if progress is not None and not i & 0xFFFF:
-            progress(i / max(1, len(raw)))
-        if not isinstance(event, dict) or not _add(builder, event, base, lanes):
-            counts["damaged"] += 1
+    """All events of a trace file. Raises TraceError with one line if it is not one, is empty, cut off or damaged.
+
+    `progress` is told the share of the file's bytes that were read.
+    """
+    if not path.stat().st_size:
+        raise TraceError(f"{path} is empty")
+    reader = _Reader(path, blocks(path, progress))
+    top = reader.read()
     info = top.get("distributedInfo")
     info = info if isinstance(info, dict) else {}
     devices = top.get("deviceProperties")
-    return builder.build(
-        rank=_whole(info.get("rank")),
-        world_size=max(1, _whole(info.get("world_size"), 1)),
+    events = reader.rows.builder.build(
+        rank=whole(info.get("rank")),
+        world_size=max(1, whole(info.get("world_size"), 1)),
         devices=tuple(d for d in devices if isinstance(d, dict)) if isinstance(devices, list) else (),
         metadata=_own_metadata(top),
-        counts=counts,
     )
+    return _absolute(events, whole(top.get("baseTimeNanoseconds")), reader.rows)
 
 
-def _bytes(path: Path) -> bytes:
-    data = path.read_bytes()
-    if not data:
-        raise TraceError(f"{path} is empty")
-    if data[:2] != b"\x1f\x8b":
-        return data
-    try:
-        return gzip.decompress(data)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as err:
-        raise TraceError(
-            f"{path} is a damaged or truncated gzip file ({err}): copy it again or record again"
-        ) from err
+def _absolute(events: Events, base: int, rows: Rows) -> Events:
+    """The events with the base added to their starts, and without those that then are beyond any clock."""
+    low, high = max(-FAR - base, -(1 << 63)), min(FAR - base, (1 << 63) - 1)
+    sound = (events.start > low) & (events.start < high)
+    lost = len(sound) - int(np.count_nonzero(sound))
+    counts = {"events": rows.count, "damaged": rows.damaged + lost}
+    if lost:
+        events = replace(events, **{name: getattr(events, name)[sound] for name in COLUMNS})
+    return replace(events, start=events.start + base, counts=counts)
 
 
-def _decode(data: bytes, path: Path) -> Any:
-    if not sniff(data[:64]):
-        raise TraceError(
-            f"{path} is not a PyTorch profiler trace: expected JSON (.json or .json.gz) beginning with '{{' or '['"
-        )
-    data = data.removeprefix(_BOM)
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        pass  # Infinity, control characters and bad UTF-8 are written by real exporters; the slower reader takes them
-    try:
-        return json.loads(data.decode("utf-8", "replace"), strict=False)
-    except json.JSONDecodeError as err:
-        cut = (
-            "truncated" if err.pos >= len(data) - 2 or not data.rstrip().endswith((b"}", b"]")) else "damaged"
-        )
-        raise TraceError(
-            f"{path} is {cut} JSON (at character {err.pos} of {len(data)}: {err.msg}): record again; "
-            "torch 2.13 writes invalid JSON when a name holds a quote, its use_python_export=True does not"
-        ) from err
-    except RecursionError:
-        raise TraceError(f"{path} is not a trace: its JSON is nested too deeply") from None
-    except ValueError as err:  # a number of thousands of digits
-        raise TraceError(f"{path} is damaged JSON ({err}): record again") from err
+class _Reader:
+    """One pass over a file: `rows` fills while `read` goes on. Holds little more than the piece being read."""
 
+    def __init__(self, path: Path, source: Iterator[bytes]) -> None:
+        self.rows = Rows()
+        self._path = path
+        self._source = source
+        self._text = b""
+        self._behind = 0  # bytes of the text that were taken already
+        self._whole = False  # whether the text reaches to the file's end
+        self._layout = Layout()
 
-class _Lanes:
-    """Dense codes for (pid, tid), which may be numbers or texts."""
-
-    def __init__(self) -> None:
-        self._codes: dict[tuple[str, str], int] = {}
-
-    def __call__(self, event: Mapping[str, Any]) -> int:
-        return self._codes.setdefault((str(event.get("pid")), str(event.get("tid"))), len(self._codes))
-
-
-def _add(builder: EventsBuilder, event: Mapping[str, Any], base: int, lanes: _Lanes) -> bool:
-    """Adds one event if it is of a class that matters; False if it is damaged."""
-    if event.get("ph") != "X":
-        return True
-    cls = _CLASS.get(str(event.get("cat", "")).lower())
-    name = event.get("name")
-    if cls is None or not isinstance(name, str) or (cls == MODULE and not name.startswith("nn.Module")):
-        return cls is None or isinstance(name, str)
-    start, dur = _ns(event.get("ts")), _ns(event.get("dur", 0))
-    if start is None or dur is None or abs(base + start) >= _FAR or dur >= _FAR:
-        return False
-    args = event.get("args")
-    args = args if isinstance(args, dict) else {}
-    external = _whole(args.get("External id", args.get("external id")), -1)
-    correlation = _whole(args.get("correlation"), -1)
-    if cls in (KERNEL, MEMCPY, MEMSET):
-        builder.add(
-            cls, name, base + start, max(0, dur), _stream(args, event), _whole(args.get("device"), 0), correlation, external,
-            _message(args), _whole(args.get("bytes"), 0),
-        )  # fmt: skip
-    elif cls == LAUNCH:
-        launched = args.get("kernel")
-        builder.add(
-            cls, name, base + start, max(0, dur), lanes(event), -1, correlation, external,
-            launched=launched if isinstance(launched, str) else None,
-        )  # fmt: skip
-    elif cls == OPERATOR:
-        builder.add(cls, name, base + start, max(0, dur), lanes(event), -1, -1, external, _tensors(args))
-    else:
-        builder.add(cls, name, base + start, max(0, dur), lanes(event), external=external)
-    return True
-
-
-def _ns(value: Any) -> int | None:
-    """Microseconds as whole nanoseconds. Split before scaling: exact for floats below 2^43 us."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    whole = math.floor(value)
-    return whole * 1000 + round((value - whole) * 1000)
-
-
-def _whole(value: Any, default: int = 0) -> int:
-    """An int from an int, an integral float or digits (ROCm writes bytes as text); else the default."""
-    if isinstance(value, str):
-        value = int(value) if value.isdecimal() and len(value) < 20 else None
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else None
-    return value if isinstance(value, int) and abs(value) < 1 << 63 else default
-
-
-def _stream(args: Mapping[str, Any], event: Mapping[str, Any]) -> int:
-    return _whole(args.get("stream", event.get("tid")), 0)
-
-
-def _tensors(args: Mapping[str, Any]) -> Tensors | None:
-    dims = args.get("Input Dims", args.get("Input dims"))
-    if not isinstance(dims, list):
-        return None
-    types = args.get("Input type")
-    types = types if isinstance(types, list) else []
-    pairs = list(_flat(dims, types))
-    return Tensors(tuple(s for s, _ in pairs), tuple(t for _, t in pairs))
-
-
-def _flat(dims: list[Any], types: list[Any]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """(shape, dtype) per input; a list of tensors becomes its members."""
-    for i, shape in enumerate(dims):
-        dtype = _DTYPE.get(str(types[i]), "") if i < len(types) else ""
-        if not isinstance(shape, list):
-            yield (), ""
-        elif shape and isinstance(shape[0], list):
-            yield from (
-                (tuple(_whole(n) for n in member), dtype) for member in shape if isinstance(member, list)
+    def read(self) -> dict[str, Any]:
+        """What stands around the list of events, which goes into `rows`."""
+        self._fill(BLOCK)
+        if not sniff(self._text[:64]) or self._text.startswith(ZSTD):
+            raise TraceError(
+                f"{self._path} is not a PyTorch profiler trace: expected JSON (.json or .json.gz) beginning with '{{' or '['"
             )
-        else:
-            yield tuple(_whole(n) for n in shape), dtype
+        self._drop(len(self._text) - len(self._text.removeprefix(_BOM).lstrip(b" \t\r\n")))
+        if self._text.startswith(b"["):
+            self._drop(1)
+            self._events()
+            return self._after(b"[]")
+        top = self._before()
+        self._events()
+        return {**top, **self._after(b'{"":0')}
 
+    # -- text --------------------------------------------------------------------------------------------------------
+    def _fill(self, size: int) -> None:
+        """Reads on until the text has so many bytes, or to the end."""
+        parts, have = [self._text], len(self._text)
+        while have < size and not self._whole:
+            block = next(self._source, b"")
+            self._whole = not block
+            parts.append(block)
+            have += len(block)
+        self._text = b"".join(parts)
 
-def _message(args: Mapping[str, Any]) -> Tensors | None:
-    """What NCCL kernels say of their message."""
-    if "Collective name" not in args:
-        return None
-    width = _NCCL_DTYPE.get(str(args.get("dtype")), 0)
-    elements = max(_whole(args.get("In msg nelems")), _whole(args.get("Out msg nelems")))
-    return Tensors(
-        nbytes=elements * width, group=_whole(args.get("Group size")), collective=str(args["Collective name"])
-    )
+    def _grow(self, what: str) -> None:
+        if len(self._text) >= _MAX_PIECE:
+            raise TraceError(
+                f"{self._path} is not a trace that can be read: {what} takes more than {_MAX_PIECE >> 20} MiB "
+                f"(from byte {self._behind}), expected a few KB"
+            )
+        self._fill(2 * len(self._text) + BLOCK)
+
+    def _drop(self, size: int) -> None:
+        self._text = self._text[size:]
+        self._behind += size
+
+    # -- before, between, after --------------------------------------------------------------------------------------
+    def _before(self) -> dict[str, Any]:
+        """The entries before the list of events; the text then begins with the list's inside."""
+        while (found := list_of_events(self._text)) is None:
+            if self._whole:
+                self._decoded(self._text)
+                raise TraceError(
+                    f"{self._path} is JSON but not a trace: it has no 'traceEvents' list (expected a PyTorch profiler "
+                    "export)"
+                )
+            self._grow("what stands before 'traceEvents'")
+        entry, inside = found
+        top = self._decoded((self._text[:entry] or b"{") + b"}")
+        self._drop(inside)
+        return top if isinstance(top, dict) else {}
+
+    def _events(self) -> None:
+        """Takes the list of events, piece by piece, and its closing bracket."""
+        fresh, ended = True, False
+        while not ended:
+            self._fill(BLOCK)
+            comma = -1 if self._whole else self._layout.guess(self._text)
+            if comma < 0 or not self._takes(self._text[:comma]):
+                comma, ended = self._cut()
+                piece = self._text[:comma]
+                if (not piece.strip() and not (fresh and ended)) or not self._takes(piece):
+                    self._broken(b"[" + piece + b"]", "damaged")
+                if not ended:
+                    self._layout.learn(self._text, comma)
+            self._drop(comma + 1)
+            fresh = False
+            if self.rows.text_bytes > _MAX_TEXTS:
+                raise TraceError(
+                    f"{self._path} has more than {_MAX_TEXTS >> 20} MiB of different names: expected a few MB"
+                )
+
+    def _takes(self, piece: bytes) -> bool:
+        """Whether a piece is a list of JSON values; if so, its events are taken."""
+        try:
+            self.rows.add(piece)
+        except (ValueError, RecursionError):
+            return False
+        return True
+
+    def _cut(self) -> tuple[int, bool]:
+        """(the last comma between events or the list's closing bracket, whether it is the bracket), however far it is."""
+        while True:
+            found = cuts(self._text)
+            if found.end >= 0:
+                if self._text[found.end : found.end + 1] != b"]":
+                    self._broken(b"[" + self._text[: found.end + 1], "damaged")
+                return found.end, True
+            if found.comma >= 0 and not self._whole:
+                return found.comma, False
+            if self._whole:
+                self._broken(b"[" + self._text)
+            if len(self._text) < 4 * BLOCK:
+                self._check_open(b"[" + self._text)
+            self._grow("one event")
+
+    def _check_open(self, text: bytes) -> None:
+        """Raises if a list that is still open is damaged before its end so far."""
+        try:
+            loads(text)
+        except json.JSONDecodeError as err:
+            if not err.msg.startswith("Unterminated") and err.pos < len(text) - 64:
+                self._broken(text, "damaged")
+        except RecursionError:
+            self._broken(text)
+        except ValueError:  # a number of thousands of digits, which only the lenient reader refuses
+            return
+
+    def _after(self, opening: bytes) -> dict[str, Any]:
+        """The entries after the list of events, to the file's end; `opening` makes JSON of what is left."""
+        while not self._whole:
+            self._grow("what stands after the events")
+        rest = self._decoded(opening + self._text)
+        if isinstance(rest, list):
+            return {}
+        if rest.pop("traceEvents", None) is not None:
+            raise TraceError(f"{self._path} has two entries 'traceEvents': expected one list of events")
+        rest.pop("", None)
+        return dict(rest)
+
+    # -- errors ------------------------------------------------------------------------------------------------------
+    def _decoded(self, text: bytes) -> Any:
+        try:
+            return loads(text)
+        except (ValueError, RecursionError):
+            self._broken(text)
+
+    def _broken(self, text: bytes, kind: str = "") -> NoReturn:
+        """Raises the one line that says what is wrong with a text that is no JSON, and where in the file."""
+        try:
+            json.loads(text.decode("utf-8", "replace"), strict=False)
+        except json.JSONDecodeError as err:
+            ends = text.rstrip().endswith((b"}", b"]"))
+            more = err.msg == "Extra data"
+            cut = "truncated" if not more and (err.pos >= len(text) - 2 or not ends) else "damaged"
+            where = f"near byte {self._behind + err.pos}: {err.msg}"
+            hint = _HINT if "delimiter" in err.msg else "record again"  # what a quote in a name leads to
+            raise TraceError(f"{self._path} is {kind or cut} JSON ({where}): {hint}") from err
+        except RecursionError:
+            raise TraceError(f"{self._path} is not a trace: its JSON is nested too deeply") from None
+        except ValueError as err:  # a number of thousands of digits
+            raise TraceError(f"{self._path} is damaged JSON ({err}): record again") from err
+        raise TraceError(f"{self._path} is damaged JSON (near byte {self._behind}): {_HINT}")
 
 
 def _own_metadata(top: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,13 +16,13 @@ from moetrace.ops import attention, communication, elementwise, gemm, moe
 from moetrace.ops.base import Kind, Seen
 from moetrace.ops.moe import distinct_experts
 
-FAMILIES: tuple[ModuleType, ...] = (communication, moe, attention, elementwise, gemm)
+FAMILIES: tuple[ModuleType, ...] = (communication, moe, attention, gemm, elementwise)
 # Element-wise kernel names are generic: the operator above them, if it says more, decides.
 _GENERIC = "elementwise"
 
 KINDS: dict[str, Kind] = {kind.name: kind for module in FAMILIES for kind in module.KINDS}
 OTHER = "other"
-# Names of groups of kinds that recognition narrows down later (see parse.py).
+# Names of groups of kinds that recognition narrows down later (see parse/parts.py and parse/order.py).
 _HOME = {"moe_gemm": moe, **{kind.name: module for module in FAMILIES for kind in module.KINDS}}
 
 FAMILY_NAMES = (
@@ -72,11 +72,14 @@ def _match(name: str, table: str) -> str | None:
 def recognise(kernel: str, operator: str) -> str:
     """The kind of an op execution from its kernel name and the operator that launched it; ``other`` if neither is known.
 
-    A generic element-wise kernel takes the operator's kind when that says more.
+    A generic element-wise kernel takes the operator's kind when that says more; under a GEMM's operator it is what runs
+    beside the GEMM (a bias, a split-K sum), never the multiply itself.
     """
     by_kernel = kernel_kind(kernel)
     if by_kernel in (None, _GENERIC) and operator:
         by_operator = operator_kind(operator)
+        if by_operator == "gemm" and by_kernel == _GENERIC:
+            return "gemm_reduce"
         if by_operator is not None:
             return by_operator
     return by_kernel or OTHER

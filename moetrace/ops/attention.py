@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 
 from moetrace.op import Op, Work, element_bytes
-from moetrace.ops.base import Kind, Seen, act, numel
+from moetrace.ops.base import Kind, Seen, act, is_fixed, numel
 
 
 def pairs(op: Op) -> float:
     """Query-key pairs under a causal mask: each query sees the keys before it and itself, at most `window` of them.
 
-    Sequences are taken as equally long, and a sequence's queries as its last tokens.
+    The dim `pairs` says it; without one, sequences are taken as equally long, and a sequence's queries as its last tokens.
     """
-    batch = op["batch"]
+    batch, said = op["batch"], op.get("pairs")
+    if said is not None or not batch or not op["kv"]:
+        return said or 0.0
     keys = op["kv"] / batch
     queries = min((op.get("q", batch) or batch) / batch, keys)
     most = min(op.get("window", 0) or keys, keys)
@@ -103,7 +105,7 @@ KERNELS = (
     ),
     (r"(?i)rotary|\brope\b|_rope_|apply_rope|fused_qk_norm_rope|rope_quantize", "rope"),
     (
-        r"(?i)flash_fwd|flash_attn|FlashAttn|fmha|unified_attention|paged_attention|BatchDecode|BatchPrefill|SinglePrefill|_fwd_kernel_stage1|_fwd_grouped_kernel_stage1|_fwd_kernel$|attention_2d|attention_3d|cudnn\w*sdpa|fmhaKernel|mmha|masked_multihead|aiter.*fmha|attn_fwd|MHA|mha_fwd",
+        r"(?i)flash_fwd|flash_attn|FlashAttn|fmha|unified_attention|paged_attention|BatchDecode|BatchPrefill|SinglePrefill|_fwd_kernel_stage1|_fwd_grouped_kernel_stage1|_fwd_kernel$|attention_2d|attention_3d|cudnn\w*sdpa|fmhaKernel|device_kernel<flash::|mmha|masked_multihead|aiter.*fmha|attn_fwd|MHA|mha_fwd",
         "attention",
     ),
     (
@@ -128,10 +130,10 @@ def dims(kind: str, seen: Seen) -> Op | None:
     if kind == "attention_reduce":
         sizes = _heads(seen)
         q = seen.tokens
-        return Op.of(kind, "bf16", elements=q * sizes[0] * sizes[2]) if sizes and q else None
-    model = seen.model
+        width = seen.model.kv_lora if _latent(seen) and seen.model else sizes[2] if sizes else 0
+        return Op.of(kind, "bf16", elements=q * sizes[0] * width) if sizes and q else None
     # MLA over its compressed cache; over keys and values that were expanded first, it is plain attention.
-    if kind == "mla_attention" or (model is not None and model.attention == "mla" and not _sdpa(seen)):
+    if kind == "mla_attention" or _latent(seen):
         return _mla(seen)
     sizes, q = _heads(seen), _query_tokens(seen)
     kv, batch = _kv(seen)
@@ -144,7 +146,7 @@ def dims(kind: str, seen: Seen) -> Op | None:
     if seen.window and kv > batch * seen.window:  # a window also needs the keys that its first query sees
         kv = min(kv, batch * seen.window + q - batch)
         extra["window"] = seen.window
-    return Op.of(
+    op = Op.of(
         "attention",
         _kv_dtype(seen),
         batch=batch,
@@ -154,6 +156,17 @@ def dims(kind: str, seen: Seen) -> Op | None:
         kv=kv,
         **extra,
     )
+    return op if _sdpa(seen) else _with_pairs(op, seen)
+
+
+def _with_pairs(op: Op, seen: Seen) -> Op:
+    """The op with the step's own count of pairs, where that is not what equally long sequences would have.
+
+    A window cuts each sequence's pairs by its own length, which sums over sequences do not tell.
+    """
+    if seen.pairs is None or op.has("window") or abs(pairs(op) - seen.pairs) < 0.5:
+        return op
+    return op.with_dims(pairs=round(seen.pairs))
 
 
 def _sdpa(seen: Seen) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]] | None:
@@ -202,8 +215,9 @@ def _mla(seen: Seen) -> Op | None:
         return None
     q = _query_tokens(seen) or batch
     extra = {"q": q} if q != batch else {}
-    return Op.of("mla_attention", _kv_dtype(seen), batch=batch, heads=max(1, model.heads // max(1, seen.tp)),
-                 kv_lora=model.kv_lora, rope=model.rope_dim, kv=kv, **extra)  # fmt: skip
+    op = Op.of("mla_attention", _kv_dtype(seen), batch=batch, heads=max(1, model.heads // max(1, seen.tp)),
+               kv_lora=model.kv_lora, rope=model.rope_dim, kv=kv, **extra)  # fmt: skip
+    return _with_pairs(op, seen)
 
 
 def _moved(kind: str, seen: Seen) -> Op | None:
@@ -216,13 +230,23 @@ def _moved(kind: str, seen: Seen) -> Op | None:
     if kind == "rope" and len(shapes) >= 2 and "rotary" in seen.operator:
         return Op.of(kind, seen.act_dtype, elements=numel(shapes[0]) + numel(shapes[1]))
     if kind == "rope" and seen.operator.startswith("aten::"):  # also the arithmetic on positions around it
-        return Op.of(kind, seen.act_dtype, elements=max((numel(s) for s, _ in seen.tensors), default=1))
+        fixed = {"fixed": 1} if is_fixed(seen) else {}
+        size = max((numel(s) for s, _ in seen.tensors), default=1)
+        return Op.of(kind, seen.act_dtype, elements=size, **fixed)
     sizes = _heads(seen)
     if not sizes or seen.tokens is None:
         return None
     heads, kv_heads, dim = sizes
-    width = heads + kv_heads if kind == "rope" else 2 * kv_heads
-    return Op.of(kind, _kv_dtype(seen) if kind == "kv_write" else "bf16", elements=seen.tokens * width * dim)
+    width = (heads + kv_heads if kind == "rope" else 2 * kv_heads) * dim
+    if _latent(seen) and seen.model:  # one latent and one rotary key for all heads
+        rope, lora = seen.model.rope_dim, seen.model.kv_lora
+        width = (heads + 1) * rope if kind == "rope" else lora + rope
+    return Op.of(kind, _kv_dtype(seen) if kind == "kv_write" else "bf16", elements=seen.tokens * width)
+
+
+def _latent(seen: Seen) -> bool:
+    """Whether the layer's cache is MLA's compressed one."""
+    return seen.model is not None and seen.model.attention == "mla" and not _sdpa(seen)
 
 
 def _kv_dtype(seen: Seen) -> str:

@@ -45,9 +45,12 @@ class Seen:
     batch: int | None = None
     tokens: int | None = None
     kv_tokens: int | None = None
+    pairs: float | None = None  # of a query and a key that it sees, in the step
     window: int = 0
     model: ModelSpec | None = None
     tp: int = 1
+    ep: int = 1
+    collective: str = ""  # the collective's own name, as its message states it
     pad: int = 0  # expert widths are padded to a multiple of this, as seen on the hidden size
 
     @property
@@ -71,6 +74,38 @@ def numel(shape: Shape) -> int:
 def rows_and_width(shape: Shape) -> tuple[int, int]:
     """A tensor as a matrix: (product of all but the last dim, last dim)."""
     return (numel(shape[:-1]), shape[-1]) if shape else (0, 0)
+
+
+# Graphs are captured for a few batch sizes and padded up to the next; engines capture at steps of 8 or 16.
+_GRAPH_PADDING = 16
+
+
+def is_fixed(seen: Seen) -> bool:
+    """Whether no tensor's rows follow the step's tokens or sequences, so that its size stays when the batch changes.
+
+    Rows are all dims but the last (a vector's one): as many as tokens, sequences or KV tokens, up to a graph's padding
+    more, or that many for each expert choice, expert or head. False where the step says neither, or nothing has a shape.
+    """
+    counts = [n for n in (seen.tokens, seen.batch, seen.kv_tokens) if n]
+    if not counts or not seen.tensors:
+        return False
+    per_token = {m * n for n in (seen.tokens, seen.batch) if n for m in _repeats(seen)}
+    for shape, _ in seen.tensors:
+        whole = len(shape) == 1
+        for rows in shape if whole else shape[:-1]:
+            near = any(n <= rows <= n + _GRAPH_PADDING for n in counts)
+            if near or rows in per_token or (whole and any(rows % n == 0 for n in counts)):
+                return False
+    return True
+
+
+def _repeats(seen: Seen) -> set[int]:
+    """How many rows of a flattened tensor may belong to one token."""
+    model = seen.model
+    if model is None:
+        return set(range(1, 65))
+    heads, kv = max(1, model.heads // max(1, seen.tp)), max(1, model.kv_heads // max(1, seen.tp))
+    return {1, model.topk, model.experts, heads, kv, heads + kv, heads + 2 * kv, 2 * kv}
 
 
 def act(op: Op) -> float:

@@ -80,13 +80,47 @@ OPERATORS = (
 
 
 def dims(kind: str, seen: Seen) -> Op | None:
-    """Bytes from the event (copies, NCCL's message size) or from the operator's first input."""
+    """Bytes from the event (copies, NCCL's message size), else from the operator's inputs, else from the model."""
     if kind in ("memcpy", "memset"):
         host = {"host": 1} if re.search(r"HtoD|DtoH|Host", seen.kernel) else {}
         return Op.of(kind, "int8", bytes=seen.nbytes, **host) if seen.nbytes else None
-    nbytes = seen.nbytes
-    if not nbytes and seen.tensors:
-        shape, dtype = max(seen.tensors, key=lambda t: numel(t[0]))
-        nbytes = int(numel(shape) * element_bytes(dtype or "bf16"))
+    kind = collective_kind(seen.collective) or kind
+    nbytes = seen.nbytes or _contribution(kind, seen)
+    if (
+        not nbytes
+        and kind == "all_reduce"
+        and not seen.collective
+        and seen.model is not None
+        and seen.tokens is not None
+    ):
+        # A custom all-reduce states no message: what tensor parallelism reduces is the residual stream.
+        nbytes = int(seen.tokens * seen.model.hidden * element_bytes(seen.model.act_dtype))
     ranks = {"ranks": seen.group} if seen.group > 1 else {}
-    return Op.of(kind, "bf16", bytes=nbytes, **ranks) if nbytes else None
+    return Op.of(kind, "bf16", bytes=nbytes, **ranks) if nbytes else Op(kind, seen.act_dtype)
+
+
+def _contribution(kind: str, seen: Seen) -> int:
+    """Bytes of the tensor that one rank gives; 0 where no tensor is seen. c10d's gathers and scatters take it last."""
+    if not seen.tensors:
+        return 0
+    if kind in ("all_gather", "reduce_scatter", "all_to_all"):
+        shape, dtype = seen.tensors[-1 if "c10d::" in seen.operator else 0]
+    else:
+        shape, dtype = max(seen.tensors, key=lambda t: numel(t[0]))
+    return int(numel(shape) * element_bytes(dtype or "bf16"))
+
+
+# Names that torch's process groups give to collectives (torch.distributed, ProcessGroupNCCL).
+_COLLECTIVE = (
+    (re.compile(r"all_?reduce"), "all_reduce"),
+    (re.compile(r"all_?gather"), "all_gather"),
+    (re.compile(r"reduce_?scatter"), "reduce_scatter"),
+    (re.compile(r"all_?to_?all"), "all_to_all"),
+    (re.compile(r"broadcast"), "broadcast"),
+    (re.compile(r"^(send|recv)"), "send_recv"),
+)
+
+
+def collective_kind(name: str) -> str | None:
+    """The kind of a collective by its own name, which wins over its kernel's: all-to-all runs as SendRecv kernels."""
+    return next((kind for pattern, kind in _COLLECTIVE if pattern.search(name.lower())), None)

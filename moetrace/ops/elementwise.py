@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from moetrace.op import Op, Work, element_bytes
-from moetrace.ops.base import Kind, Seen, Shape, act, numel, rows_and_width
+from moetrace.ops.base import Kind, Seen, Shape, act, is_fixed, numel, rows_and_width
 
 
 def norm_work(op: Op) -> Work:
@@ -25,7 +25,10 @@ def norm_work(op: Op) -> Work:
 
 
 def elementwise_work(op: Op) -> Work:
-    """`reads` and `writes` passes over `elements` elements (default one each), one FLOP an element."""
+    """`reads` and `writes` passes over `elements` elements (default one each), one FLOP an element.
+
+    `fixed`=1 says that the batch does not change the size: a table, not the step's tokens.
+    """
     nbytes = op["elements"] * act(op)
     return Work(
         flops=op["elements"],
@@ -53,6 +56,7 @@ def sampling_work(op: Op) -> Work:
 KINDS = (
     Kind("norm", "norm", ("tokens", "width"), norm_work),
     Kind("activation", "elementwise", ("elements",), elementwise_work),
+    Kind("expert_act", "experts", ("elements",), elementwise_work),
     Kind("shared_act", "shared_expert", ("elements",), elementwise_work),
     Kind("elementwise", "elementwise", ("elements",), elementwise_work),
     Kind("attention_plan", "attention", ("elements",), elementwise_work),
@@ -61,7 +65,10 @@ KINDS = (
 )
 
 KERNELS = (
-    (r"(?i)rms_?norm|layer_?norm|add_rmsnorm|Rmsnorm2d|norm_fuse|fused_add_norm", "norm"),
+    (
+        r"(?i)rms_?norm|layer_?norm|add_rmsnorm|Rmsnorm2d|norm_fuse|fused_add_norm|^triton_(red|per)_fused\w*rsqrt|rsqrt_kernel",
+        "norm",
+    ),
     (r"(?i)act_and_mul|silu_and_mul|gelu_and_mul|swiglu|silu_kernel|gelu_kernel|silu_mul", "activation"),
     (
         r"(?i)ArgMaxOps|argmax|gatherTopK|sbtopk|mbtopk|radixFindKthValues|multinomial|sampling|top_p|top_k_top_p|cunn_SoftMax|softmax_warp_forward|RadixSort|radixSortKVInPlace|logits|log_softmax|exponential_|distribution_elementwise|bincount|min_p",
@@ -69,12 +76,12 @@ KERNELS = (
     ),
     (r"(?i)embedding", "embedding"),
     (
-        r"elementwise|vectorized_|unrolled_|CatArrayBatched|reduce_kernel|multi_tensor_apply|index_kernel|gather_kernel|scatter_gather|indexSelect|index_elementwise|index_put|fill_|arange|copy_kernel|memcpy32_post|transpose|where_kernel|tensor_scan|DeviceScan|DeviceReduce|DeviceSelect|trampoline_kernel|segmented_max_reduction|scaled_fp8_quant|per_token_group_quant|dynamic_per_token_scaled|quant_kernel|cast_kernel|triton_(poi|red|per|tem)_|^triton__?\d|resolve_future_token|clamp_position|convert_|pointwise|softmax|CompactNonZero|cumsum|advance_step|elementwise_kernel_with_index|distribution_nullary|_fused_",
+        r"elementwise|vectorized_|unrolled_|CatArrayBatched|reduce_kernel|multi_tensor_apply|index_kernel|gather_kernel|scatter_gather|indexSelect|index_elementwise|index_put|fill_|arange|copy_kernel|memcpy32_post|transpose|where_kernel|tensor_scan|DeviceScan|DeviceReduce|DeviceSelect|trampoline_kernel|segmented_max_reduction|quant_kernel|cast_kernel|triton_(poi|red|per|tem)_|^triton__?\d|resolve_future_token|clamp_position|convert_|pointwise|softmax|CompactNonZero|cumsum|advance_step|elementwise_kernel_with_index|distribution_nullary|_fused_",
         "elementwise",
     ),
 )
 OPERATORS = (
-    (r"rms_?norm|layer_?norm|group_norm", "norm"),
+    (r"rms_?norm|layer_?norm|group_norm|aten::rsqrt$|^triton_(red|per)_fused\w*rsqrt", "norm"),
     (r"(silu|gelu|act)_and_mul|aten::(silu|gelu|sigmoid|relu)_?$", "activation"),
     (r"aten::(argmax|multinomial|sort|softmax|_softmax|log_softmax|bincount)$", "sampling"),
     (r"aten::embedding$|triton_\w*embedding", "embedding"),
@@ -105,7 +112,8 @@ def dims(kind: str, seen: Seen) -> Op | None:
             else None
         )
     if kind == "sampling" and model and seen.batch and not tensors:
-        return Op.of(kind, "fp32", tokens=seen.batch, vocab=model.vocab)
+        rows = tokens or seen.batch if seen.phase == "decode" else seen.batch  # see lm_head
+        return Op.of(kind, "fp32", tokens=rows, vocab=model.vocab)
     if kind == "activation" and model and model.dense_inter and tokens and not tensors:
         return Op.of(kind, "bf16", elements=tokens * model.dense_inter // max(1, seen.tp), reads=2)
     if not tensors:
@@ -114,7 +122,8 @@ def dims(kind: str, seen: Seen) -> Op | None:
     if kind == "sampling" and len(largest) >= 2:
         rows, width = rows_and_width(largest)
         return Op.of(kind, dtype or "fp32", tokens=rows, vocab=width)
-    return _sized(kind, seen, numel(largest), dtype)
+    op = _sized(kind, seen, numel(largest), dtype)
+    return op.with_dims(fixed=1) if op is not None and is_fixed(seen) else op
 
 
 _REDUCES = re.compile(
@@ -186,12 +195,20 @@ def _norm(seen: Seen) -> Op | None:
             ends = seen.operator == "aten::_to_copy" and seen.act_dtype == "fp32"  # a cast back to 16 bits
             extra = {"writes": 0} if _REDUCES.search(seen.operator) else {"writes": 0.5} if ends else {}
         return Op.of("norm", seen.act_dtype, tokens=tokens, width=width, **extra)
-    if seen.model is not None and seen.tokens:
-        per_head = {"q_norm": seen.model.heads, "k_norm": seen.model.kv_heads}.get(seen.role)
-        if per_head:
-            return Op.of(
-                "norm", "bf16", tokens=seen.tokens * max(1, per_head // seen.tp), width=seen.model.head_dim
-            )
-        residual = {"residual": 1} if "add" in seen.kernel.lower() else {}
-        return Op.of("norm", "bf16", tokens=seen.tokens, width=seen.model.hidden, **residual)
-    return None
+    model, tp = seen.model, max(1, seen.tp)
+    if model is None or not seen.tokens:
+        return None
+    if "rsqrt_kernel" in seen.kernel:  # one op of an unfused norm: a number per token
+        return Op.of("norm", "bf16", tokens=seen.tokens, width=1)
+    if model.attention == "mla":
+        width = {"q_norm": model.q_lora, "k_norm": model.kv_lora}.get(seen.role) or model.hidden
+        heads = 0
+    else:
+        width = model.head_dim
+        q, k = max(1, model.heads // tp), max(1, model.kv_heads // tp)
+        heads = {"q_norm": q, "k_norm": k, "qk_norm": q + k}.get(seen.role, 0)
+    if heads:
+        return Op.of("norm", "bf16", tokens=seen.tokens * heads, width=width)
+    inner = model.attention == "mla" and seen.role in ("q_norm", "k_norm")
+    residual = {"residual": 1} if "add" in seen.kernel.lower() and not inner else {}
+    return Op.of("norm", "bf16", tokens=seen.tokens, width=width if inner else model.hidden, **residual)

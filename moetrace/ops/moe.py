@@ -135,9 +135,13 @@ KERNELS = (
         "moe_down",
     ),
     (r"^bmm_\w+_Fp32_t\d+.*dynBatch|ck_moe_stage1|kernel_moe_gemm(?!_2)|moe_gemm1", "moe_gate_up"),
+    # gate_up, activation and down in one kernel, or in two stages
+    (r"fmoe_stage1", "moe_gate_up"),
+    (r"fmoe_stage2", "moe_down"),
+    (r"(?<![a-z])fmoe_", "moe_experts"),
     # the same kernel name twice a layer: gate_up first, down second (the parser orders them)
     (
-        r"^fused_moe_kernel|fused_moe_kernel_gptq_awq|moe_wna16|m_grouped_\w*|grouped_gemm::|GroupedGemm|grouped_mm_kernel|marlin_moe|moe_marlin|fp8_gemm_kernel.*[Gg]rouped|_grouped_mm",
+        r"^fused_moe_kernel|fused_moe_kernel_gptq_awq|moe_wna16|m_grouped_\w*|grouped_gemm::(?!cuda::fp8_ptp)|GroupedGemm|GroupProblemShape|GemmType\)[1-9]|grouped_mm_kernel|marlin_moe|moe_marlin|fp8_gemm_kernel.*[Gg]rouped|_grouped_mm",
         "moe_gemm",
     ),
     (
@@ -145,18 +149,18 @@ KERNELS = (
         "topk",
     ),
     (
-        r"moe_align_block_size|count_and_sort_expert_tokens|_combined_routing_(memset|compute)|_sum_bitmatrix_rows|routingIndices\w*|fusedBuildExpertMaps|expandInputRows|clean_and_count_expert|get_dispatch_layout|moe_permute|permute_copy_scale|sort_tokens|MoeSorting|moe_sorting|_expt_data_|computeExpertOffsets|blockExpertPrefixSum|globalExpertPrefixSum|mergeExpertPrefixSum|ep_scatter|_fwd_kernel_ep_",
+        r"moe_align_block_size|count_and_sort_expert_tokens|_combined_routing_(memset|compute)|_sum_bitmatrix_rows|routingIndices\w*|fusedBuildExpertMaps|expandInputRows|clean_and_count_expert|get_dispatch_layout|moe_permute|moe::permute|permute_copy_scale|sort_tokens|MoeSorting|moe_sorting|_expt_data_|computeExpertOffsets|blockExpertPrefixSum|globalExpertPrefixSum|mergeExpertPrefixSum|ep_scatter|_fwd_kernel_ep_",
         "moe_align",
     ),
     (
-        r"quantize_with_block_size|per_token_cast_to_fp8|moe_quant|silu_and_mul_masked_post_quant|triton_poi_fused_constant_pad_nd_moe_forward|triton_\w*moe_forward\w*",
+        r"moe_quant|silu_and_mul_masked_post_quant|triton_poi_fused_constant_pad_nd_moe_forward|triton_\w*moe_forward\w*",
         "moe_align",
     ),
     (
         r"finalizeMoeRouting|finalizeKernel|_finalize_matmul_scatter|moe_sum|moe_unpermute|unpermute|moe_combine_kernel|ep_gather|post_reorder",
         "moe_combine",
     ),
-    (r"doActivationKernel|activationDeepSeekKernel", "moe_act"),
+    (r"do(Gated)?ActivationKernel|activationDeepSeekKernel", "moe_act"),
 )
 OPERATORS = (
     (r"aten::_grouped_mm|_grouped_mm_fallback|grouped_mm", "moe_gemm"),
@@ -183,15 +187,23 @@ def dims(kind: str, seen: Seen) -> Op | None:
         return Op.of(kind, "bf16", tokens=tokens, hidden=hidden, topk=topk) if hidden else None
     if model is None or not model.expert_inter:
         return None
-    inter = padded(model.expert_inter // max(1, seen.tp), seen.pad if seen.tp == 1 else min(seen.pad, 128))
+    # Whole experts are shared out first, their widths over the ranks that are left.
+    ways = max(1, seen.tp // seen.ep)
+    inter = padded(model.expert_inter // ways, seen.pad if ways == 1 else min(seen.pad, 128))
+    # Every group of `tp` ranks brings its own tokens to the experts that the `ep` ranks share out.
+    tokens *= max(1, seen.ep // seen.tp)
+    local = {"local_experts": -(-experts // seen.ep)} if seen.ep > 1 else {}
     if kind == "moe_act":
         one = (
             {"reads": 1}
             if seen.operator in ("aten::silu", "aten::gelu", "aten::sigmoid", "aten::clamp")
             else {}
         )
+        if local:
+            one = {"experts": experts, **local, **one}
         return Op.of(kind, "bf16", tokens=tokens, inter=inter, topk=topk, **one)
     op = Op.of(kind, _dtype(seen), tokens=tokens, hidden=hidden, inter=inter, experts=experts, topk=topk)
+    op = op.with_dims(**local)
     return op.with_dims(fused=1) if kind == "moe_gate_up" and _WITH_ACT.search(seen.kernel) else op
 
 

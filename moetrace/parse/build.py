@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from moetrace import ops
 from moetrace.formats.events import Events, Tensors
 from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.ops import Seen
+from moetrace.parse.distinct import distinct_rows
+from moetrace.parse.facts import Split
 from moetrace.parse.nesting import IntArray
+from moetrace.parse.order import ATTENTION, DRAFT
 from moetrace.parse.rows import CAPTURE, MODEL, NAME, NONE, SHAPES, SOURCES, Rows
-from moetrace.parse.steps import StepName
+from moetrace.parse.steps import Attended, StepName
 from moetrace.routing import Routing
-from moetrace.run import nullable, text_column
 
 _NO_TENSORS = Tensors()
 _ROUTED = ("moe_gate_up", "moe_down", "moe_experts")
+_BY_TP = ("all_reduce", "all_gather", "reduce_scatter")
+_BY_EP = ("moe_dispatch", "moe_collect", "all_to_all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,38 +42,42 @@ class Placed:
 
 
 def build_ops(
-    events: Events, rows: Rows, placed: Placed, steps: Sequence[StepName], model: ModelSpec | None, tp: int
+    events: Events,
+    rows: Rows,
+    placed: Placed,
+    steps: Sequence[StepName],
+    model: ModelSpec | None,
+    split: Split,
+    halves: IntArray,
 ) -> tuple[IntArray, list[Op], npt.NDArray[np.int8]]:
     """(op index per row, the distinct ops, source per row): one call of the op families per distinct set of facts."""
     pad = _padding(events, rows, model)
     window = _windows(placed.layer, model)
-    key = np.stack(
-        [
-            placed.kind_index,
-            rows.kernel,
-            rows.operator,
-            rows.tensors,
-            rows.message,
-            rows.nbytes,
-            placed.role,
-            placed.part,
-            window,
-            _step_facts(placed.step, steps),
-        ],
-        axis=1,
+    first, inverse = distinct_rows(
+        placed.kind_index,
+        rows.kernel,
+        rows.operator,
+        rows.tensors,
+        rows.message,
+        rows.nbytes,
+        placed.role,
+        placed.part,
+        window,
+        halves,
+        _step_facts(placed.step, steps),
     )
-    distinct, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
     found: dict[Op, int] = {}
-    index = np.zeros(len(distinct), dtype=np.int64)
-    source = np.zeros(len(distinct), dtype=np.int8)
+    index = np.zeros(len(first), dtype=np.int64)
+    source = np.zeros(len(first), dtype=np.int8)
     for i, row in enumerate(first.tolist()):
         step = steps[placed.step[row]] if placed.step[row] >= 0 else None
-        kind, seen = _seen(events, rows, placed, row, step, model, tp, pad, int(window[row]))
+        kind, seen = _seen(
+            events, rows, placed, row, step, model, split, pad, int(window[row]), int(halves[row])
+        )
         op = ops.build(kind, seen)
         index[i] = found.setdefault(op, len(found))
         source[i] = _source(op, rows, row)
-    flat = inverse.reshape(-1)
-    return index[flat], list(found), source[flat]
+    return index[inverse], list(found), source[inverse]
 
 
 def _seen(
@@ -80,33 +87,109 @@ def _seen(
     row: int,
     step: StepName | None,
     model: ModelSpec | None,
-    tp: int,
+    split: Split,
     pad: int,
     window: int,
+    half: int,
 ) -> tuple[str, Seen]:
     tensors = events.tensor_sets[rows.tensors[row]] if rows.tensors[row] >= 0 else _NO_TENSORS
     message = events.tensor_sets[rows.message[row]] if rows.message[row] >= 0 else _NO_TENSORS
     role = placed.labels[placed.role[row]] if placed.role[row] >= 0 else ""
+    if role.startswith(DRAFT):  # the draft model's widths are its own
+        role, model = role.removeprefix(DRAFT).strip(), None
     kind = placed.kind[placed.kind_index[row]]
+    tp, ep = split.tp or 1, split.ep or 1
+    facts = _facts(step, half)
     seen = Seen(
         kernel=events.texts[rows.kernel[row]],
         operator=events.texts[rows.operator[row]] if rows.operator[row] >= 0 else "",
         shapes=tensors.shapes,
         dtypes=tensors.dtypes,
         nbytes=int(rows.nbytes[row]) or message.nbytes,
-        group=message.group or (tp if kind in ("all_reduce", "all_gather", "reduce_scatter") else 0),
+        group=message.group or {**dict.fromkeys(_BY_TP, tp), **dict.fromkeys(_BY_EP, ep)}.get(kind, 0),
         part=placed.labels[placed.part[row]] if placed.part[row] >= 0 else "",
         role=role,
         phase=step.phase if step else None,
-        batch=step.batch if step else None,
-        tokens=step.tokens if step else None,
-        kv_tokens=step.kv_tokens if step else None,
+        batch=facts.batch,
+        tokens=facts.tokens,
+        kv_tokens=facts.kv_tokens,
+        pairs=facts.pairs,
         window=window,
         model=model,
         tp=tp,
+        ep=ep,
+        collective=message.collective,
         pad=pad,
     )
     return (role if role in ops.KINDS else kind), seen
+
+
+# What an attention op of a mixed step works on: all sequences, its prefills, its decodes, or one cannot tell.
+_ALL, _PREFILLS, _DECODES, _UNTOLD = range(4)
+_OF_PREFILLS = re.compile(r"(?i)prefill|context_?attention|contextfmha|varlen")
+_OF_DECODES = re.compile(r"(?i)decode|paged_attention|masked_multihead|mmha|splitkv|flash_?mla|cutlass_mla")
+
+
+def attended_halves(
+    events: Events, rows: Rows, placed: Placed, steps: Sequence[StepName]
+) -> tuple[IntArray, list[str]]:
+    """(which sequences each row attends to, remarks): in a mixed step two attention ops of a layer share them.
+
+    By name, where one of the two says prefill or decode; else the first has the prefills, as engines run them. One op has
+    all; more than two are not told apart, and two neither where the step does not state its halves.
+    """
+    halves = np.zeros(len(rows), dtype=np.int64)
+    mixed = np.array([s.phase == "mixed" for s in steps] + [False], dtype=bool)[placed.step]
+    attends = np.array([k in ATTENTION for k in placed.kind], dtype=bool)[placed.kind_index]
+    at = np.flatnonzero(mixed & attends & (placed.layer >= 0))
+    if not len(at):
+        return halves, []
+    layer = placed.step[at] * (int(placed.layer.max()) + 1) + placed.layer[at]
+    at, layer = at[order := np.argsort(layer, kind="stable")], layer[order]
+    _, first, inverse, count = np.unique(layer, return_index=True, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(-1)
+    stated = np.array([s.halves is not None for s in steps], dtype=bool)[placed.step[at]]
+    pair = (count[inverse] == 2) & stated
+    second = np.arange(len(at)) - first[inverse]
+    named = _named_halves(events, rows.kernel[at])
+    other = named[np.clip(first[inverse] + 1 - second, 0, len(at) - 1)]
+    by_name = np.where(named != _ALL, named, np.where(other != _ALL, _PREFILLS + _DECODES - other, _ALL))
+    by_name = np.where((named == other) & pair, _ALL, by_name)
+    halves[at] = np.where(
+        count[inverse] == 1,
+        _ALL,
+        np.where(pair, np.where(by_name != _ALL, by_name, _PREFILLS + second), _UNTOLD),
+    )
+    notes = []
+    if (pair & (by_name == _ALL)).any():
+        notes.append("mixed steps: of two attention ops of a layer the first is taken to have the prefills")
+    if ((count[inverse] == 1) & ~stated).any():
+        notes.append(
+            "mixed steps: attention's FLOPs take all sequences as equally long, for their lengths are not stated"
+        )
+    if (halves == _UNTOLD).any():
+        notes.append(
+            "mixed steps: which sequences each of a layer's attention ops reads is not known, so no bytes for them"
+        )
+    return halves, notes
+
+
+def _named_halves(events: Events, kernel: IntArray) -> IntArray:
+    codes, inverse = np.unique(kernel, return_inverse=True)
+    said = [
+        _PREFILLS if _OF_PREFILLS.search(name) else _DECODES if _OF_DECODES.search(name) else _ALL
+        for name in (events.texts[c] for c in codes.tolist())
+    ]
+    return np.array(said, dtype=np.int64)[inverse.reshape(-1)]
+
+
+def _facts(step: StepName | None, half: int) -> StepName | Attended:
+    """The counts of a step, or of the part of its sequences that an op attends to."""
+    if step is None:
+        return StepName(None)
+    if half == _UNTOLD:
+        return StepName(step.phase, step.batch, step.tokens)
+    return step if half == _ALL or step.halves is None else step.halves[half - _PREFILLS]
 
 
 def _source(op: Op, rows: Rows, row: int) -> int:
@@ -180,28 +263,6 @@ def count_distinct(
     index = index.copy()
     index[at] = np.array(codes, dtype=np.int64)[inverse.reshape(-1)]
     return index, list(known)
-
-
-def record_columns(found: Sequence[Op], index: IntArray, dur_ns: IntArray) -> Mapping[str, pa.Array]:
-    """The memory and compute record of each row: family, kind, op, FLOPs, bytes, intensity, achieved rates."""
-    works = ops.works(found)
-    families = [ops.family(op.kind) for op in found]
-    names, kinds = sorted(set(families)), sorted({op.kind for op in found})
-    unknown = ~works.known[index]
-    total, flops = works["bytes"][index], works["flops"][index]
-    seconds = np.maximum(dur_ns, 1) / 1e9
-    idle = dur_ns <= 0
-    out: dict[str, Any] = {
-        "family": text_column(np.array([names.index(f) for f in families], dtype=np.int64)[index], names),
-        "kind": text_column(np.array([kinds.index(op.kind) for op in found], dtype=np.int64)[index], kinds),
-        "op": text_column(index, [str(op) for op in found]),
-        "intensity": nullable(flops / np.maximum(total, 1e-300), unknown | (total <= 0), pa.float64()),
-        "bytes_per_s": nullable(total / seconds, unknown | idle, pa.float64()),
-        "flop_per_s": nullable(flops / seconds, unknown | idle, pa.float64()),
-    }
-    for column in ("flops", "weight_bytes", "kv_bytes", "act_bytes", "net_bytes"):
-        out[column] = nullable(works[column][index], unknown, pa.float64())
-    return out
 
 
 def sources() -> Sequence[str]:

@@ -1,136 +1,291 @@
 """Capture-time traces: the launches made while a graph was recorded give its replayed kernels operators and shapes.
 
 A replayed graph's kernels share one correlation id and carry no operator. The capture of the same graph holds every
-launch with its operator, in the order in which a single-stream replay runs them.
+launch with its operator, in the order in which a single-stream replay runs them. An engine captures one graph for each
+of many batch sizes, with mostly equal kernels: which of them was replayed is told by the tokens of the step.
+Where neither names nor tokens tell, nothing is taken, and a sentence says why.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from difflib import SequenceMatcher
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from moetrace.formats.events import LAUNCH, OPERATOR, Events, Tensors
-from moetrace.parse.nesting import Ranges
+from moetrace import ops
+from moetrace.errors import TraceError
+from moetrace.formats.events import KERNEL, Events
+from moetrace.parse.graphs import COPIED, Graph, captured_graphs
+from moetrace.parse.nesting import IntArray, lookup
 from moetrace.parse.rows import CAPTURE, Rows
 
-_LAUNCHES = re.compile(
-    r"(cuda|hip|cu)\w*(Launch\w*Kernel\w*|LaunchKernel\w*|LaunchCooperative\w*)|(cuda|hip|cu)Mem(cpy|set)\w*"
+_AGREED = 0.95  # of the kernels whose kind is known on both sides: names are not always recognised rightly
+_FITTING = (
+    0.5  # of the kernels of a replay and of a graph that must be alike for the one to be the other's capture
 )
-_BEGIN, _END = re.compile(r"(cuda|hip|cu)StreamBeginCapture"), re.compile(r"(cuda|hip|cu)StreamEndCapture")
+_TABLE = 1 << 25  # cells of a table that an alignment may fill: 128 MB
+_NO_FIT = "no graph captured for its tokens has these kernels"
+_Fit = tuple[Graph, IntArray]  # a graph and, for each kernel of a replay, its launch there; -1: none
 
 
 @dataclass(frozen=True, slots=True)
-class Captured:
-    """One launch of a capture: the kernel it names (empty if the format does not say), its operator and input tensors."""
+class _Replay:
+    """A replayed graph's kernels, and the tokens of its step."""
 
-    kernel: str
-    operator: str
-    tensors: Tensors | None
-
-
-def captured_graphs(events: Events) -> list[list[Captured]]:
-    """The launches of each graph captured in a trace, in order; the whole trace's if it shows no capture calls."""
-    launches = events.where(LAUNCH)
-    names = [events.texts[c] for c in events.name[launches]]
-    operators = events.where(OPERATOR)
-    by_id = {int(events.external[i]): int(i) for i in operators[::-1] if events.external[i] >= 0}
-    running = Ranges(
-        events.lane[operators], events.start[operators], events.start[operators] + events.dur[operators]
-    )
-    covering = running.covering(events.lane[launches], events.start[launches])
-    graphs: list[list[Captured]] = []
-    loose: list[Captured] = []
-    current: list[Captured] | None = None
-    for at, name, cover in zip(launches.tolist(), names, covering.tolist(), strict=True):
-        if _BEGIN.match(name):
-            current = []
-        elif _END.match(name):
-            if current:
-                graphs.append(current)
-            current = None
-        elif _LAUNCHES.match(name):
-            operator = by_id.get(int(events.external[at]), int(operators[cover]) if cover >= 0 else -1)
-            captured = _captured(events, at, operator)
-            (loose if current is None else current).append(captured)
-    return graphs or ([loose] if loose else [])
+    kernel: IntArray  # the name's code; COPIED for copies
+    parallel: bool  # ran on several streams: then the order of starts is not that of launches
+    tokens: int | None
 
 
-def _captured(events: Events, launch: int, operator: int) -> Captured:
-    kernel = events.texts[events.launched[launch]] if events.launched[launch] >= 0 else ""
-    if operator < 0:
-        return Captured(kernel, "", None)
-    tensors = int(events.tensors[operator])
-    return Captured(
-        kernel, events.texts[events.name[operator]], events.tensor_sets[tensors] if tensors >= 0 else None
-    )
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """For each kernel of a replay the codes of the capture; nothing but a reason where it is refused."""
+
+    reason: str = ""
+    found: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    operator: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    tensors: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    remark: str = ""
 
 
-def apply(rows: Rows, events: Events, capture: Events) -> list[str]:
-    """Gives every graph-replayed row the operator and tensors of its capture, in place; returns sentences on how it went.
+def apply(
+    rows: Rows, events: Events, capture: Events, step: IntArray, tokens: Sequence[int | None]
+) -> list[str]:
+    """Gives every graph-replayed row the operator and tensors of its capture, in place; sentences on how it went.
 
-    Each distinct sequence of kernels is matched once and the result is broadcast over its replays.
+    `step` is the step of each row, `tokens` those of each step. Each distinct sequence of kernels is matched once.
+    Raises TraceError if the capture serves no row.
     """
-    graphs = captured_graphs(capture)
-    replays = np.unique(rows.graph[rows.graph >= 0])
-    if not len(replays):
+    graphs = captured_graphs(capture, events.texts)
+    replayed = np.flatnonzero(rows.graph >= 0)
+    if not len(replayed):
         return ["a capture trace was given, but the trace replays no graph"]
-    solved: dict[bytes, list[int | None]] = {}
-    matched = total = 0
-    pool: list[Captured] = []
-    for replay in replays.tolist():
-        at = np.flatnonzero(rows.graph == replay)
-        key = rows.kernel[at].tobytes()
+    if not graphs:
+        raise TraceError(
+            "the capture trace holds no launch of a kernel: record it with activities CPU and CUDA"
+        )
+    texts = _Codes(events.texts, capture.texts)
+    sets = _Codes(events.tensor_sets, capture.tensor_sets)
+    solved: dict[tuple[bytes, bool, int | None], _Answer] = {}
+    said: Counter[str] = Counter()
+    matched = 0
+    kernel = np.where(events.cls[rows.event] == KERNEL, rows.kernel, COPIED)
+    order = replayed[np.argsort(rows.graph[replayed], kind="stable")]
+    for at in np.split(order, np.flatnonzero(np.diff(rows.graph[order])) + 1):
+        replay = _replay(rows, events, at, kernel[at], step[at], tokens)
+        key = (replay.kernel.tobytes(), replay.parallel, replay.tokens)
         if key not in solved:
-            solved[key] = _match([events.texts[c] for c in rows.kernel[at]], graphs, pool)
-        found = solved[key]
-        total += len(at)
-        matched += sum(i is not None for i in found)
-        for row, index in zip(at.tolist(), found, strict=True):
-            if index is not None:
-                _give(rows, events, row, pool[index])
-    note = f"capture trace: {matched} of {total} graph-replayed ops matched to their capture"
-    return [note] if matched == total else [f"{note}; the others have names only"]
+            solved[key] = _solve(replay, graphs, events, capture)
+        answer = solved[key]
+        said.update(filter(None, (answer.reason, answer.remark)))
+        if answer.reason:
+            continue
+        matched += int(answer.found.sum())
+        rows.operator[at] = texts.of(answer.operator, rows.operator[at])
+        rows.tensors[at] = sets.of(answer.tensors, rows.tensors[at])
+        rows.source[at] = np.where(answer.tensors >= 0, CAPTURE, rows.source[at])
+    if not matched:
+        why = said.most_common(1)[0][0] if said else _NO_FIT
+        raise TraceError(
+            f"the capture trace serves none of the {len(replayed)} graph-replayed ops ({why}): give the capture of this "
+            "graph, or none"
+        )
+    note = f"capture trace: {matched} of {len(replayed)} graph-replayed ops matched to their capture"
+    first = note if matched == len(replayed) else f"{note}; the others have names only"
+    return [first, *(f"capture trace, {n} replay(s): {text}" for text, n in said.items())]
 
 
-def _give(rows: Rows, events: Events, row: int, captured: Captured) -> None:
-    if captured.operator:
-        rows.operator[row] = _code(events.texts, captured.operator)
-    if captured.tensors is not None:
-        rows.tensors[row] = _tensor_code(events.tensor_sets, captured.tensors)
-        rows.source[row] = CAPTURE
+class _Codes:
+    """Codes of the capture's texts or tensor sets as codes of the trace's, which gets those that it lacks when asked."""
+
+    def __init__(self, own: list[Any], foreign: Sequence[Any]) -> None:
+        self._own, self._foreign = own, foreign
+        self._code = {value: code for code, value in enumerate(own)}
+        self._table = np.full(len(foreign), -1, dtype=np.int64)
+
+    def of(self, codes: IntArray, otherwise: IntArray) -> IntArray:
+        """The trace's codes; `otherwise` where the capture has none."""
+        used = np.unique(codes[codes >= 0])
+        for code in used[self._table[used] < 0].tolist():
+            value = self._foreign[code]
+            if value not in self._code:
+                self._code[value] = len(self._own)
+                self._own.append(value)
+            self._table[code] = self._code[value]
+        return np.where(codes >= 0, lookup(self._table, codes), otherwise)
 
 
-def _code(texts: list[str], text: str) -> int:
-    if text not in texts:
-        texts.append(text)
-    return texts.index(text)
+def _replay(
+    rows: Rows, events: Events, at: IntArray, kernel: IntArray, step: IntArray, tokens: Sequence[int | None]
+) -> _Replay:
+    streams = events.lane[rows.event[at]][kernel != COPIED]
+    inside = step[step >= 0]
+    return _Replay(
+        kernel,
+        parallel=bool(len(streams)) and bool((streams != streams[0]).any()),
+        tokens=tokens[int(inside[0])] if len(inside) else None,
+    )
 
 
-def _tensor_code(sets: list[Tensors], tensors: Tensors) -> int:
-    if tensors not in sets:
-        sets.append(tensors)
-    return sets.index(tensors)
+def _solve(replay: _Replay, graphs: Sequence[Graph], events: Events, capture: Events) -> _Answer:
+    """What the captures say of one replay: of those that fit equally well, what they agree on."""
+    sizes = _by_size(graphs, replay.tokens)
+    if not sizes:
+        have = ", ".join(str(n) for n in sorted({g.tokens for g in graphs if g.tokens is not None})[-8:])
+        return _Answer(
+            f"no graph was captured for the step's {replay.tokens} tokens or more (there is {have})"
+        )
+    why = _NO_FIT
+    chosen: list[_Fit] = []
+    for group in sizes:
+        named = any(g.named for g in group)
+        fits = [_exact(replay, g) if named else _in_place(replay, g, events, capture) for g in group]
+        chosen = [(g, fit) for g, fit in zip(group, fits, strict=True) if not isinstance(fit, str)]
+        why = next((fit for fit in fits if isinstance(fit, str) and fit != _NO_FIT), why)
+        if chosen or not named:  # without names nothing but the size tells graphs apart
+            break
+    if not chosen and named and len({g.tokens for g in sizes[0]}) == 1 and sizes[0][0].tokens is not None:
+        chosen = _aligned(replay, sizes[0])
+    return _agreed(replay, chosen) if chosen else _Answer(why)
 
 
-def _match(kernels: list[str], graphs: list[list[Captured]], pool: list[Captured]) -> list[int | None]:
-    """For each replayed kernel the index into `pool` of its captured launch, by name and order."""
-    best: list[int | None] = [None] * len(kernels)
-    for graph in graphs:
-        base = len(pool)
-        pool.extend(graph)
-        names = [c.kernel for c in graph]
-        if not any(names):  # CUDA launches do not name their kernels: only an equal count is trustworthy
-            found: list[int | None] = (
-                [base + i for i in range(len(graph))] if len(graph) == len(kernels) else []
-            )
+def _by_size(graphs: Sequence[Graph], tokens: int | None) -> list[list[Graph]]:
+    """The graphs that a step of so many tokens can have replayed, nearest size first; all at once if it does not say."""
+    if tokens is None:
+        return [list(graphs)]
+    sizes = sorted({g.tokens for g in graphs if g.tokens is not None and g.tokens >= tokens})
+    told = [[g for g in graphs if g.tokens == size] for size in sizes]
+    untold = [g for g in graphs if g.tokens is None]
+    return [*told, untold] if untold else told
+
+
+def _exact(replay: _Replay, graph: Graph) -> IntArray | str:
+    """The launch of each kernel where all names are alike, else why not."""
+    return np.arange(len(graph.kernel)) if np.array_equal(replay.kernel, graph.kernel) else _NO_FIT
+
+
+def _in_place(replay: _Replay, graph: Graph, events: Events, capture: Events) -> IntArray | str:
+    """The launch of each kernel by its place alone, where the kinds of kernels and operators bear it out, else why not."""
+    if len(graph.kernel) != len(replay.kernel):
+        return _NO_FIT
+    if replay.parallel:
+        return "its launches name no kernel, and the replay ran on several streams: their order is not told"
+    kernels, operators = _sides(replay, graph, events, capture)
+    judged = (kernels != "") & (operators != "")
+    strict = np.isin(kernels, ("gemm", "attention", "communication", "copy"))
+    agree = (kernels == operators) | (~strict & (operators == "light"))
+    right = int((agree & judged).sum())
+    if not right or right < _AGREED * judged.sum():
+        return (
+            f"its launches name no kernel, and by their place only {right} of {int(judged.sum())} kernels are of "
+            "their operator's kind: the replay has another order"
+        )
+    return np.where(agree | ~judged, np.arange(len(graph.kernel)), -1)
+
+
+def _sides(
+    replay: _Replay, graph: Graph, events: Events, capture: Events
+) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.str_]]:
+    """For each pair what the kernel and what the operator is by its name, as broadly as both names can say."""
+
+    def of(codes: IntArray, texts: Sequence[str], by_kernel: bool) -> npt.NDArray[np.str_]:
+        used, inverse = np.unique(codes, return_inverse=True)
+        sides = [_side(texts[c], by_kernel) if c >= 0 else "copy" if c == COPIED else "" for c in used]
+        return np.array(sides, dtype="U16")[inverse.reshape(-1)]
+
+    operator = np.where(graph.kernel == COPIED, COPIED, graph.operator)
+    return of(replay.kernel, events.texts, True), of(operator, capture.texts, False)
+
+
+def _side(name: str, by_kernel: bool) -> str:
+    kind = ops.kernel_kind(name) if by_kernel else ops.operator_kind(name)
+    if kind is None or (by_kernel and kind in ("rope", "kv_write")):  # fused with anything
+        return ""
+    family = ops.family(kind)
+    if family in ("dense_gemm", "shared_expert") or kind == "router":
+        return "gemm"
+    if family in ("experts", "routing"):
+        return "moe"
+    if family in ("attention", "norm", "communication"):
+        return family
+    return "" if by_kernel else "light"
+
+
+def _aligned(replay: _Replay, group: Sequence[Graph]) -> list[_Fit]:
+    """The graphs that hold the most of a replay's kernels in order; none if that is too little of either."""
+    fits = [(graph, _in_order(replay.kernel, graph.kernel)) for graph in group]
+    held = [int((at >= 0).sum()) for _, at in fits]
+    whole = [max(len(replay.kernel), len(graph.kernel)) for graph, _ in fits]
+    best = max(held)
+    return [f for f, n, of in zip(fits, held, whole, strict=True) if n == best and n >= _FITTING * of]
+
+
+def _in_order(asked: IntArray, names: IntArray) -> IntArray:
+    """The place in `names` of each name asked for, such that the most are found in order; -1 for none."""
+    short = min(len(asked), len(names))
+    head = int(np.append(asked[:short] != names[:short], True).argmax())
+    short -= head
+    tail = int(np.append(asked[::-1][:short] != names[::-1][:short], True).argmax())
+    found = np.full(len(asked), -1, dtype=np.int64)
+    found[:head] = np.arange(head)
+    found[len(asked) - tail :] = np.arange(len(names) - tail, len(names))
+    a, b = asked[head : len(asked) - tail], names[head : len(names) - tail]
+    if len(a) * len(b) <= _TABLE:  # else the equal ends alone
+        middle = _common(a, b)
+        found[head : head + len(a)] = np.where(middle >= 0, middle + head, -1)
+    return found
+
+
+def _common(a: IntArray, b: IntArray) -> IntArray:
+    """The place in `b` of each of `a` in a longest common subsequence; -1 for those that are not in it."""
+    length = np.zeros((len(a) + 1, len(b) + 1), dtype=np.int32)  # of the first i of a and the first j of b
+    for i, name in enumerate(a.tolist()):
+        length[i + 1, 1:] = np.maximum(length[i, 1:], length[i, :-1] + (b == name))
+        np.maximum.accumulate(length[i + 1], out=length[i + 1])
+    found = np.full(len(a), -1, dtype=np.int64)
+    i, j = len(a), len(b)
+    while i and j:
+        if length[i, j] == length[i - 1, j]:
+            i -= 1
+        elif length[i, j] == length[i, j - 1]:
+            j -= 1
         else:
-            found = [None] * len(kernels)
-            for block in SequenceMatcher(a=kernels, b=names, autojunk=False).get_matching_blocks():
-                for k in range(block.size):
-                    found[block.a + k] = base + block.b + k
-        if sum(i is not None for i in found) > sum(i is not None for i in best):
-            best = found
-    return best
+            i, j = i - 1, j - 1
+            found[i] = j
+    return found
+
+
+def _agreed(replay: _Replay, chosen: Sequence[_Fit]) -> _Answer:
+    """What graphs that fit equally well say alike; a remark where they differ or are larger than the step."""
+    found = np.all([at >= 0 for _, at in chosen], axis=0)
+
+    def alike(columns: list[IntArray]) -> IntArray:
+        return np.where(np.all([c == columns[0] for c in columns], axis=0), columns[0], -1)
+
+    tensors = [lookup(g.tensors, at) for g, at in chosen]
+    same = alike(tensors)
+    size, remark = chosen[0][0].tokens, ""
+    if any((same != t).any() for t in tensors):
+        remark = f"{len(chosen)} captured graphs fit and nothing tells which: shapes are taken where they are alike"
+    elif size is not None and replay.tokens is not None and size > replay.tokens:
+        remark = f"a step of {replay.tokens} tokens is taken to have run the graph captured for {size}: shapes have {size} rows"
+    return _Answer("", found, alike([lookup(g.operator, at) for g, at in chosen]), same, remark)
+
+
+def missing(rows: Rows, known: npt.NDArray[np.bool_]) -> list[str]:
+    """A sentence if a trace replays graphs and no capture was given; `known`: which rows have bytes all the same."""
+    _, code, count = np.unique(rows.graph, return_inverse=True, return_counts=True)
+    # A graph of one row is a replay recorded as a whole: no capture tells what is inside.
+    bare = (rows.graph >= 0) & (rows.tensors < 0) & (count[code.reshape(-1)] > 1)
+    if not bare.any():
+        return []
+    total = int(rows.dur[bare].sum())
+    share = int(rows.dur[bare & known].sum()) / total if total else 0.0
+    return [
+        f"{int(bare.sum())} kernels are replays of a graph, which carry no shapes: {share:.0%} of their time has bytes, "
+        "by the model and the step alone; give the trace of the graph's capture (--capture-trace) for their shapes"
+    ]

@@ -5,14 +5,19 @@ Each comes from the user, the recorder's metadata or the trace itself, in that o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from moetrace.errors import TraceError
 from moetrace.formats.events import Events
 from moetrace.hardware import match_device
 from moetrace.model import ModelSpec, infer_model
+from moetrace.ops.communication import COLLECTIVES, collective_kind
+from moetrace.parse.distinct import distinct_rows
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.rows import Rows
 
@@ -39,8 +44,8 @@ def model_of(
 def dims_seen(events: Events, rows: Rows, layer: IntArray) -> dict[str, int]:
     """Model dims that operators show: hidden and experts from MoE and norm inputs, top-k from routing, vocabulary."""
     seen: dict[str, int] = {}
-    pairs = np.unique(np.stack([rows.operator, rows.tensors], axis=1), axis=0)
-    for operator, tensors in pairs.tolist():
+    first, _ = distinct_rows(rows.operator, rows.tensors)
+    for operator, tensors in zip(rows.operator[first].tolist(), rows.tensors[first].tolist(), strict=True):
         if operator < 0 or tensors < 0:
             continue
         name = events.texts[operator]
@@ -61,24 +66,134 @@ def dims_seen(events: Events, rows: Rows, layer: IntArray) -> dict[str, int]:
     return seen
 
 
-def tensor_parallel(
-    events: Events, rows: Rows, attention_out: IntArray, model: ModelSpec | None
-) -> tuple[int, list[str]]:
-    """(size, remarks): what the input width of the attention output projections says, where it divides the world."""
-    world = events.world_size
-    if world == 1 or model is None:
-        return 1, []
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How the ranks share the model: `tp` ways by width, experts `ep` ways by number. None: not known (when given)."""
+
+    tp: int | None = None
+    ep: int | None = None
+
+
+_GIVE = "--ran-tp and --ran-ep say it otherwise"
+_EXCHANGES = ("moe_dispatch", "moe_collect", "all_to_all")
+
+
+def split(
+    events: Events,
+    traffic: Mapping[str, int],
+    output_sets: IntArray,
+    model: ModelSpec | None,
+    given: Split,
+) -> tuple[Split, list[str]]:
+    """(the sizes, both known; remarks). What the user gives wins over shapes, shapes over the collectives seen.
+
+    `traffic` is what `traffic_of` says, `output_sets` the codes of the tensors of the attention output projections.
+    Raises TraceError for sizes that do not divide the model or the number of ranks.
+    """
+    _check(given, events.world_size, model)
+    world, notes = events.world_size, []
+    tp, shown = given.tp, _shown_tp(events, output_sets, model) if world > 1 else None
+    if tp is None and shown is not None:
+        tp, width, full = shown
+        notes.append(
+            f"tensor parallel over {tp} of {world} ranks: the attention output is {width} of {full} wide"
+        )
+    ep, exchanged = given.ep, world > 1 and any(kind in traffic for kind in _EXCHANGES)
+    if tp is None:
+        tp, said = _assumed_tp(world, traffic, exchanged, model)
+        notes += said
+    if ep is None:
+        ep = world if exchanged and (model is None or model.experts) else 1
+        if ep > 1:
+            notes.append(
+                f"experts are taken as shared out over all {ep} ranks, for tokens are exchanged: {_GIVE}"
+            )
+    notes += _expert_remarks(tp, ep, given, model)
+    return Split(tp, ep), notes
+
+
+def _check(given: Split, world: int, model: ModelSpec | None) -> None:
+    for name, size in (("--ran-tp", given.tp), ("--ran-ep", given.ep)):
+        if size is not None and (size < 1 or (world > 1 and world % size)):
+            raise TraceError(
+                f"{name} {size}: expected a divisor of the {world} rank(s) that the trace is one of"
+            )
+    if model is not None and model.heads and model.heads % (given.tp or 1):
+        raise TraceError(f"--ran-tp {given.tp}: the {model.heads} heads of {model.name} do not divide by it")
+    if model is not None and model.experts and model.experts % (given.ep or 1):
+        raise TraceError(
+            f"--ran-ep {given.ep}: the {model.experts} experts of {model.name} do not divide by it"
+        )
+
+
+def _shown_tp(events: Events, sets: IntArray, model: ModelSpec | None) -> tuple[int, int, int] | None:
+    """(size, width of one rank's attention output, full width), where the output projections' shapes show them."""
+    if model is None:
+        return None
     full = model.heads * (model.v_dim if model.attention == "mla" else model.head_dim)
-    sets = np.unique(rows.tensors[attention_out])
-    shapes = [events.tensor_sets[t].shapes for t in sets[sets >= 0].tolist()]
+    shapes = [events.tensor_sets[t].shapes for t in np.unique(sets[sets >= 0]).tolist()]
     for width in {m[0][1] for s in shapes if len(m := [x for x in s if len(x) == 2]) >= 2}:
-        if width and full % width == 0 and world % (full // width) == 0:
-            tp = full // width
-            return tp, [
-                f"tensor parallel over {tp} of {world} ranks: the attention output is {width} of {full} wide",
-                f"an expert's width on one rank is taken as 1/{tp} of {model.expert_inter}, padded to 128: not shown",
-            ]
-    return 1, []
+        if width and full % width == 0 and events.world_size % (full // width) == 0:
+            return full // width, width, full
+    return None
+
+
+def _assumed_tp(
+    world: int, traffic: Mapping[str, int], exchanged: bool, model: ModelSpec | None
+) -> tuple[int, list[str]]:
+    """(size, remarks) where no shape shows it: the group that all-reduces, if it states its size, else all ranks."""
+    if world == 1:
+        return 1, []
+    if "all_reduce" not in traffic:
+        why = "attention is taken as whole on each" if exchanged else "each is taken to hold the whole model"
+        return 1, [f"one of {world} ranks, and no all-reduce was seen: {why}; {_GIVE}"]
+    tp = traffic["all_reduce"] or world
+    if model is not None and model.heads and model.heads % tp:
+        return 1, [
+            f"one of {world} ranks, but the {model.heads} heads do not divide by {tp}: priced as if whole; {_GIVE}"
+        ]
+    return tp, [
+        f"taken as tensor parallel over {tp} of {world} ranks: all-reduces were seen, no shapes; {_GIVE}"
+    ]
+
+
+def _expert_remarks(tp: int, ep: int, given: Split, model: ModelSpec | None) -> list[str]:
+    if model is None or not model.experts or max(tp, ep) == 1:
+        return []
+    if ep > 1:
+        others = max(1, ep // tp)
+        return [
+            f"one rank is taken to hold {-(-model.experts // ep)} of {model.experts} experts, "
+            f"and their tokens to come from {others} group(s) of ranks with as many tokens each: the trace shows one rank"
+        ]
+    how = "given" if given.ep else "not shown; --ran-ep if whole experts are shared out instead"
+    return [f"an expert's width on one rank is taken as 1/{tp} of {model.expert_inter}, padded to 128: {how}"]
+
+
+def traffic_of(events: Events, rows: Rows, kind_index: IntArray, kinds: Sequence[str]) -> dict[str, int]:
+    """Kinds of collectives that were run -> the largest group that states its size, 0 if none does."""
+    found: dict[str, int] = {}
+    first, _ = distinct_rows(kind_index, rows.message)
+    for kind_code, message in zip(kind_index[first].tolist(), rows.message[first].tolist(), strict=True):
+        tensors = events.tensor_sets[message] if message >= 0 else None
+        kind = (collective_kind(tensors.collective) if tensors else None) or kinds[kind_code]
+        if kind in COLLECTIVES:
+            found[kind] = max(found.get(kind, 0), tensors.group if tensors else 0)
+    return found
+
+
+# torch names traces <worker>.<time>.pt.trace.json, and the worker <host>_<process> unless told otherwise.
+_TORCH_NAME = re.compile(r"(.*)\.\d{9,}(\.pt\.trace\.json(?:\.gz)?)")
+_RANK = re.compile(r"(?i)(?<![a-z0-9])(?:rank|[tpde]p)[-_]?\d{1,5}(?![a-z0-9])")
+
+
+def source_of(name: str) -> str:
+    """A trace file's name without the host, process and time that torch puts there; ranks stay."""
+    found = _TORCH_NAME.fullmatch(name)
+    if not found:
+        return name
+    ranks = [rank.replace("-", "").replace("_", "") for rank in _RANK.findall(found[1].replace("_", "-"))]
+    return "-".join(["trace", *ranks]) + found[2]
 
 
 def device_of(events: Events, rows: Rows, recording: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -75,7 +75,7 @@ class Ranges:
 
     def covering(self, lane: IntArray, moment: IntArray) -> IntArray:
         """Index (into the ranges as given) of the innermost range that covers each moment on its lane; -1 for none."""
-        found = self._before(lane, moment)
+        found = last_before(self.lane, self.start, lane, moment)
         while len(self.end):
             outside = (found >= 0) & (self.end[found] < moment)
             if not outside.any():
@@ -83,16 +83,17 @@ class Ranges:
             found = np.where(outside, self.parent[found], found)
         return lookup(self.order, found)
 
-    def _before(self, lane: IntArray, moment: IntArray) -> IntArray:
-        """The last range that starts at or before each moment on its lane."""
-        if not len(self.start):
-            return np.full(len(moment), -1, dtype=np.int64)
-        lanes, codes = np.unique(np.concatenate((self.lane, lane)), return_inverse=True)
-        own, asked = codes[: len(self.lane)], codes[len(self.lane) :]
-        (start, at), span = _compact(len(lanes), self.start, moment)
-        found = np.searchsorted(own * span + start, asked * span + at, side="right") - 1
-        same = (found >= 0) & (own[found] == asked)
-        return np.where(same, found, -1)
+
+def last_before(lane: IntArray, start: IntArray, asked: IntArray, moment: IntArray) -> IntArray:
+    """Index of the last start at or before each moment on the lane asked for; -1 for none. Starts are sorted by lane."""
+    if not len(start):
+        return np.full(len(moment), -1, dtype=np.int64)
+    lanes, codes = np.unique(np.concatenate((lane, asked)), return_inverse=True)
+    own, wanted = codes[: len(lane)], codes[len(lane) :]
+    (begin, at), span = _compact(len(lanes), start, moment)
+    found = np.searchsorted(own * span + begin, wanted * span + at, side="right") - 1
+    same = (found >= 0) & (own[found] == wanted)
+    return np.where(same, found, -1)
 
 
 def union_ns(start: IntArray, end: IntArray) -> int:

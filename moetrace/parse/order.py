@@ -1,59 +1,79 @@
-"""What the order of ops says: where layers begin, which GEMM is which, which expert GEMM is gate_up and which down.
+"""What the order of ops says of layers: where each begins and ends, and what lies behind the last.
 
-Works on one step's sequence of kinds; a sequence that repeats (a replayed graph) is resolved once by the caller. The
-rules need only that a decoder layer is: norm, projections, attention, projection, norm, MoE or dense block.
+Works on one step's sequence of kinds. The rules need only that a decoder layer is: norm, projections, attention,
+projection, norm, MoE or dense block. Where the operators' shapes are known (`widths`), they go before the order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 ATTENTION = ("attention", "mla_attention")
-_MOE = (
-    "topk",
-    "moe_align",
-    "moe_gemm",
-    "moe_gate_up",
-    "moe_down",
-    "moe_experts",
-    "moe_act",
-    "moe_combine",
-    "moe_collect",
-)
+EXPERT_GEMMS = ("moe_gemm", "moe_gate_up", "moe_down", "moe_experts")
+MOE = ("topk", "moe_align", *EXPERT_GEMMS, "moe_act", "moe_combine", "moe_collect")
 # What an MoE block can end with. A top-k only begins one: the last of a step may be the sampler's.
-_MOE_BODY = tuple(kind for kind in _MOE if kind != "topk")
+_MOE_BODY = tuple(kind for kind in MOE if kind != "topk")
 GEMMS = ("gemm",)
+BREAKS = ("norm", "all_reduce", "reduce_scatter")  # what parts one block from the next
+DRAFT = "draft"  # role, or its first word, of everything behind the model's last layer and head
+
+Widths = Sequence[
+    tuple[int, int]
+]  # (outputs n, inputs k) of each op that is a GEMM with known shapes, else (0, 0)
 
 
-def layer_starts(kinds: Sequence[str]) -> tuple[list[int], int]:
-    """(index at which each layer begins, index at which the last one ends); empty if there is no attention op."""
-    attention = _attention_ops(kinds)
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What the model says beforehand. `layers`: 0 if it is not known."""
+
+    layers: int = 0
+    mla: bool = False
+    q_lora: bool = False
+    shared: bool = False
+
+
+NO_HINTS = Hints()
+
+
+def layer_starts(kinds: Sequence[str], widths: Widths = (), depth: int = 0) -> tuple[list[int], int, int]:
+    """(index at which each layer begins, at which the last one ends, at which a draft's attention begins or the length).
+
+    Empty if there is no attention op. A draft: up to `depth` - 1 more layers behind the model's `depth`.
+    """
+    attention = attention_ops(kinds)
     if not attention:
-        return [], 0
+        return [], 0, len(kinds)
+    drafts = attention[depth:] if 0 < depth < len(attention) < 2 * depth else []
+    attention = attention[:depth] if drafts else attention
     starts = [_first_layer(kinds, attention[0])]
     for before, here in pairwise(attention):
-        starts.append(_boundary(kinds, before + 1, here))
-    last = _block_end(kinds, attention[-1] + 1, len(kinds))
-    end = (
-        len(kinds)
-        if last is None
-        else next((i for i in range(last + 1, len(kinds)) if kinds[i] == "norm"), last + 1)
-    )
-    return starts, end
+        starts.append(_boundary(kinds, widths, before + 1, here))
+    stop = drafts[0] if drafts else len(kinds)
+    last = _block_end(kinds, widths, attention[-1] + 1, stop)
+    if last is None:
+        return starts, stop, stop
+    return starts, next((i for i in range(last + 1, stop) if kinds[i] == "norm"), last + 1), stop
 
 
-def _attention_ops(kinds: Sequence[str]) -> list[int]:
-    """One index per layer: attention ops with no GEMM between them belong together (split prefill and decode)."""
+def attention_ops(kinds: Sequence[str]) -> list[int]:
+    """The first attention op of each layer.
+
+    Those with at most one GEMM and no other block between them belong together: split prefill and decode, and MLA's
+    prefill (expanded keys) beside its decode (absorbed), which have one projection between them.
+    """
     found: list[int] = []
-    fresh = True
+    gemms = 2
     for i, kind in enumerate(kinds):
         if kind in ATTENTION:
-            if fresh:
+            if gemms > 1:
                 found.append(i)
-            fresh = False
-        elif kind in GEMMS or kind in _MOE:
-            fresh = True
+            gemms = 0
+        elif kind in GEMMS:
+            gemms += 1
+        elif kind in MOE or kind == "activation" or kind in BREAKS:
+            gemms = 2
     return found
 
 
@@ -63,9 +83,9 @@ def _first_layer(kinds: Sequence[str], attention: int) -> int:
     return gemm if norm is None else min(norm, gemm) if gemm < norm else norm
 
 
-def _boundary(kinds: Sequence[str], low: int, high: int) -> int:
+def _boundary(kinds: Sequence[str], widths: Widths, low: int, high: int) -> int:
     """Where the next layer begins between two attention ops: at the first norm behind the MoE or dense block."""
-    end = _block_end(kinds, low, high)
+    end = _block_end(kinds, widths, low, high)
     if end is not None:
         norm = next((i for i in range(end + 1, high) if kinds[i] == "norm"), None)
         return norm if norm is not None else end + 1
@@ -74,7 +94,7 @@ def _boundary(kinds: Sequence[str], low: int, high: int) -> int:
     return norm if norm is not None else gemm
 
 
-def _block_end(kinds: Sequence[str], low: int, high: int) -> int | None:
+def _block_end(kinds: Sequence[str], widths: Widths, low: int, high: int) -> int | None:
     """Index of the last op of the MoE or dense block between two positions; None if neither is recognised."""
     moe = next((i for i in range(high - 1, low - 1, -1) if kinds[i] in _MOE_BODY), None)
     if moe is not None:
@@ -82,81 +102,22 @@ def _block_end(kinds: Sequence[str], low: int, high: int) -> int | None:
     activation = next((i for i in range(high - 1, low - 1, -1) if kinds[i] == "activation"), None)
     if activation is None:
         return None
-    return next((i for i in range(activation + 1, high) if kinds[i] in GEMMS), activation)
+    gemms = [i for i in range(activation + 1, high) if kinds[i] in GEMMS]
+    if not gemms:
+        return activation
+    end = _way_down(kinds, widths, low, gemms)
+    return end + 1 if end + 1 < high and kinds[end + 1] == "gemm_reduce" else end
 
 
-def resolve(kinds: Sequence[str]) -> tuple[list[int], list[str]]:
-    """(layer per op, -1 outside of layers; role per op, empty where order says nothing) of one step's sequence."""
-    starts, end = layer_starts(kinds)
-    layers, roles = [-1] * len(kinds), [""] * len(kinds)
-    bounds = [*starts, end]
-    for layer, (low, high) in enumerate(pairwise(bounds)):
-        for i in range(low, high):
-            layers[i] = layer
-        _layer_roles(kinds, roles, low, high)
-    if starts:
-        tail = [i for i in range(end, len(kinds)) if kinds[i] in GEMMS]
-        if tail:
-            roles[tail[-1]] = "lm_head"
-        for i in range(end, len(kinds)):
-            if kinds[i] == "topk":
-                roles[i] = "sampling"
-    _pair_experts(kinds, roles)
-    return layers, roles
+def _way_down(kinds: Sequence[str], widths: Widths, low: int, gemms: list[int]) -> int:
+    """The down projection among the GEMMs behind the activation, of which one may still be the up projection.
 
-
-def _layer_roles(kinds: Sequence[str], roles: list[str], low: int, high: int) -> None:
-    attention = next((i for i in range(low, high) if kinds[i] in ATTENTION), None)
-    if attention is None:
-        return
-    moe = next((i for i in range(attention, high) if kinds[i] in _MOE), None)
-    gemms = [i for i in range(low, high) if kinds[i] in GEMMS]
-    after = [i for i in gemms if i > attention]
-    for i in gemms:
-        if i < attention:
-            roles[i] = "qkv_proj"
-    inner = [i for i in range(gemms[0] if gemms else attention, attention) if kinds[i] == "norm"]
-    if len(inner) == 2:  # engines normalise q, then k
-        roles[inner[0]], roles[inner[1]] = "q_norm", "k_norm"
-    if after:
-        roles[after[0]] = "o_proj"
-    rest = after[1:]
-    if moe is not None:
-        routers = [i for i in rest if i < moe]
-        if routers:
-            roles[routers[-1]] = "router"
-        shared = [i for i in rest if roles[i] == ""]
-        _mlp_roles(roles, shared, "shared_gate_up", "shared_down")
-    else:
-        _mlp_roles(roles, rest, "dense_gate_up", "dense_down")
-    _activation_role(kinds, roles, moe, attention, high)
-
-
-def _mlp_roles(roles: list[str], gemms: list[int], up: str, down: str) -> None:
-    for i in gemms:
-        roles[i] = up
-    if len(gemms) > 1:
-        roles[gemms[-1]] = down
-
-
-def _activation_role(
-    kinds: Sequence[str], roles: list[str], moe: int | None, attention: int, high: int
-) -> None:
-    """An activation right behind an expert GEMM is the experts' own; one behind a shared GEMM the shared expert's."""
-    previous = ""
-    for i in range(attention, high):
-        if kinds[i] == "activation" and moe is not None:
-            roles[i] = "shared_act" if previous.startswith("shared") else "moe_act"
-        elif kinds[i] in GEMMS or kinds[i] in _MOE:
-            previous = roles[i] or kinds[i]
-
-
-def _pair_experts(kinds: Sequence[str], roles: list[str]) -> None:
-    """Expert GEMMs with one name for both: gate_up and down alternate."""
-    turn = 0
-    for i, kind in enumerate(kinds):
-        if kind in ATTENTION:
-            turn = 0
-        elif kind == "moe_gemm":
-            roles[i] = ("moe_gate_up", "moe_down")[turn % 2]
-            turn += 1
+    By shape: the last one back to the width of the attention's output. Else the last one before the next norm.
+    """
+    out = next((i for i in range(low, gemms[0]) if kinds[i] in GEMMS), gemms[0])
+    hidden = widths[out][0] if widths else 0
+    down = [i for i in gemms if hidden and widths[i][0] == hidden != widths[i][1]]
+    if down:
+        return down[-1]
+    stop = next((i for i in range(gemms[0] + 1, gemms[-1]) if kinds[i] in BREAKS), gemms[0] + 1)
+    return max(i for i in gemms if i < stop)

@@ -10,18 +10,20 @@ import re
 import numpy as np
 
 from moetrace.formats.events import MODULE, RANGE, BoolArray, Events
+from moetrace.parse.distinct import distinct_rows
 from moetrace.parse.nesting import IntArray, Ranges, lookup
 from moetrace.parse.order import ATTENTION
 from moetrace.parse.rows import Rows
 
-_LAYER = re.compile(r"moetrace\.layer#(\d+)")
+_LAYER = re.compile(r"moetrace\.layer#(\d{1,4})(?!\d)")  # a deeper model is damage (model.config.MAX_LAYERS)
 _PART = re.compile(r"moetrace\.part:(\w+)")
-_MODULE_LAYER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|Block|TransformerLayer)_(\d+)")
+_MODULE_LAYER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|Block|TransformerLayer)_(\d{1,9})(?!\d)")
 
 _SIMPLE = {
     "input_norm": "norm", "post_norm": "norm", "final_norm": "norm", "embedding": "embedding", "sampling": "sampling",
 }  # fmt: skip
 _GEMM = {"router": "router", "lm_head": "lm_head"}
+_ONE_EXPERT = re.compile(r"aten::(mm|addmm|linear|mkldnn_linear)$|mkldnn::_linear")  # experts run one by one
 _MLP = {
     "shared_expert": ("shared_gate_up", "shared_down", "shared_act"),
     "dense_mlp": ("dense_gate_up", "dense_down", "activation"),
@@ -79,7 +81,13 @@ def role_in_part(
             else ""
         )
     if kind in ("gemm", "moe_gemm"):
-        return _gemm_role(part, before_attention, shape, hidden)
+        role = _gemm_role(part, before_attention, shape, hidden)
+        one = kind == "gemm" and _ONE_EXPERT.search(operator)
+        return {"moe_gate_up": "expert_up", "moe_down": "expert_down"}.get(role, role) if one else role
+    if (
+        part == "attention" and operator == "aten::rsqrt"
+    ):  # inside q's or k's norm, whose other ops are element-wise too
+        return "elementwise"
     if part == "attention" and kind in ("elementwise", "sampling"):
         return (
             "kv_write"
@@ -140,9 +148,8 @@ def part_roles(
     labels = list(labels)
     is_attention = np.array([k in ATTENTION for k in kinds], dtype=bool)[kind_index]
     before = _before_first(is_attention, step, layer)
-    key = np.stack([part, kind_index, rows.operator, rows.tensors, before], axis=1)
-    distinct, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
-    codes = np.full(len(distinct), -1, dtype=np.int64)
+    first, inverse = distinct_rows(part, kind_index, rows.operator, rows.tensors, before)
+    codes = np.full(len(first), -1, dtype=np.int64)
     for i, row in enumerate(first.tolist()):
         if part[row] < 0:
             continue
@@ -158,7 +165,7 @@ def part_roles(
             codes[i] = labels.index(said)
     # Which expert GEMM is first is for the order to say: hidden and expert width may be equal.
     paired = np.array([k == "moe_gemm" for k in kinds], dtype=bool)[kind_index]
-    return np.where((part >= 0) & ~paired, codes[inverse.reshape(-1)], role), labels
+    return np.where((part >= 0) & ~paired, codes[inverse], role), labels
 
 
 def _before_first(marked: BoolArray, step: IntArray, layer: IntArray) -> IntArray:

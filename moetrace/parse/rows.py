@@ -7,6 +7,7 @@ operators whose work is known, and other operators that call nothing further; vi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from moetrace import ops
 from moetrace.formats.events import DEVICE_CLASSES, LAUNCH, MEMCPY, MEMSET, OPERATOR, Events
-from moetrace.parse.nesting import IntArray, Ranges, lookup, parents, sort_ranges
+from moetrace.parse.nesting import IntArray, Ranges, last_before, lookup, outermost, parents, sort_ranges
 
 
 @dataclass(slots=True)
@@ -62,15 +63,17 @@ def op_rows(events: Events) -> Rows:
 
 
 def _device_rows(events: Events, device: IntArray) -> Rows:
-    launches = events.where(LAUNCH)
-    launches = launches[events.correlation[launches] >= 0]
-    linked = _first_match(events.correlation[launches], events.correlation[device])
+    launches = _launches(events)
+    linked = _launch_of(
+        events.correlation[launches], events.start[launches], events.correlation[device], events.start[device]
+    )
     launch = lookup(launches, linked)
     have = launch >= 0
-    operator = _operators(events, device, launch)
-    host_time = lookup(events.start, launch)
     graph_codes = [i for i, t in enumerate(events.texts) if "GraphLaunch" in t]
     is_graph = have & np.isin(events.name[launch], graph_codes)
+    operator = _operators(events, device, launch)
+    operator[is_graph & _enclosing(events, operator, launch)] = -1
+    host_time = lookup(events.start, launch)
     return Rows(
         event=device,
         start=events.start[device],
@@ -88,7 +91,63 @@ def _device_rows(events: Events, device: IntArray) -> Rows:
     )
 
 
-def _first_match(keys: IntArray, asked: IntArray) -> IntArray:
+def _launches(events: Events) -> IntArray:
+    """Launches with an id, without calls that lie in another of the same id on their thread (runtime and driver)."""
+    found = events.where(LAUNCH)
+    found = found[events.correlation[found] >= 0]
+    ids, code = np.unique(events.correlation[found], return_inverse=True)
+    if len(ids) == len(found):
+        return found
+    lanes, lane = np.unique(events.lane[found], return_inverse=True)
+    key, start = code * len(lanes) + lane, events.start[found]
+    end = start + events.dur[found]
+    order = sort_ranges(key, start, end)
+    return found[order][outermost(key[order], start[order], end[order])]
+
+
+def _launch_of(ids: IntArray, start: IntArray, asked: IntArray, moment: IntArray) -> IntArray:
+    """Index of the launch of each id: the last that began before the kernel, else (clocks apart) the first; -1 for none."""
+    order = np.lexsort((start, ids))
+    linked = lookup(order, last_before(ids[order], start[order], asked, moment))
+    return np.where(linked >= 0, linked, first_match(ids, asked))
+
+
+_DEVICE_CALL = re.compile(r"(cuda|hip|cu(?=[A-Z]))\w*(Launch|Memcpy|Memset)")
+
+
+def doubts(events: Events) -> list[str]:
+    """Sentences on launches that cannot be trusted: those of no kernel at all, and those that share a correlation id."""
+    launches, device = _launches(events), events.where(*DEVICE_CLASSES)
+    if not len(device):
+        codes = [i for i, t in enumerate(events.texts) if _DEVICE_CALL.match(t)]
+        calls = int(np.isin(events.name[events.where(LAUNCH)], codes).sum())
+        return [_BLIND.format(calls)] if calls else []
+    ids, count = np.unique(events.correlation[launches], return_counts=True)
+    twice = ids[count > 1]
+    kernels = int(np.isin(events.correlation[device], twice).sum())
+    return [_TWICE.format(len(twice), kernels)] if kernels else []
+
+
+_BLIND = (
+    "{:,} CUDA or HIP launches and copies but no kernels: a GPU's run of which only the host was recorded; what follows is "
+    "the time of the host's operators, not of the GPU (record with activities CPU and CUDA)"
+)
+_TWICE = (
+    "{:,} correlation id(s) belong to several launches: their {:,} op(s) are taken as launched by the last before them, so "
+    "steps and launch waits may be wrong (files of several ranks put together?)"
+)
+
+
+def _enclosing(events: Events, operator: IntArray, launch: IntArray) -> npt.NDArray[np.bool_]:
+    """Whether an operator only ran around the launch: that of a graph says nothing about the kernels within."""
+    begin = lookup(events.start, operator)
+    end = begin + lookup(events.dur, operator, 0)
+    moment = lookup(events.start, launch)
+    same_id = lookup(events.external, operator) == lookup(events.external, launch)
+    return np.asarray(same_id | ((begin <= moment) & (moment <= end)))
+
+
+def first_match(keys: IntArray, asked: IntArray) -> IntArray:
     """Index of the first key equal to each value asked for; -1 for none."""
     if not len(keys):
         return np.full(len(asked), -1, dtype=np.int64)
@@ -105,7 +164,7 @@ def _operators(events: Events, device: IntArray, launch: IntArray) -> IntArray:
     external = np.where(
         events.external[device] >= 0, events.external[device], lookup(events.external, launch)
     )
-    by_id = np.where(external >= 0, _first_match(events.external[ids], external), -1)
+    by_id = np.where(external >= 0, first_match(events.external[ids], external), -1)
     found = lookup(ids, by_id)
     rest = np.flatnonzero((found < 0) & have)
     if len(rest) and len(operators):

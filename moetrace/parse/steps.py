@@ -7,18 +7,30 @@ Understood: moetrace's own ranges, vLLM's ``execute_...`` (plain and detailed), 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moetrace.formats.events import Events
-from moetrace.parse.nesting import IntArray, exposed
+from moetrace.formats.events import DEVICE_RANGE, RANGE, Events
+from moetrace.parse.distinct import rows_of_groups
+from moetrace.parse.nesting import IntArray, Ranges, exposed, outermost
+from moetrace.parse.rows import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """What some sequences attend to: `tokens` queries, `kv_tokens` keys, `pairs` of a query and a key that it sees."""
+
+    batch: int
+    tokens: int
+    kv_tokens: int
+    pairs: float
 
 
 @dataclass(frozen=True, slots=True)
 class StepName:
-    """What a step's annotation says; None where it does not."""
+    """What a step's annotation says; None where it does not. `halves`: its prefills and its decodes, where told apart."""
 
     phase: str | None
     batch: int | None = None
@@ -26,6 +38,11 @@ class StepName:
     kv_tokens: int | None = None
     note: str = ""
     recorded: int | None = field(default=None, compare=False)  # the recorder's own number of the step
+    halves: tuple[Attended, Attended] | None = None
+
+    @property
+    def pairs(self) -> float | None:
+        return sum(half.pairs for half in self.halves) if self.halves else None
 
 
 def _phase(prefills: int, decodes: int) -> str:
@@ -36,18 +53,26 @@ def _moetrace(m: re.Match[str]) -> StepName:
     return StepName(m[2], int(m[3]), int(m[4]), int(m[5]), recorded=int(m[1]))
 
 
-_SUMS = re.compile(r"sq(\d+)sk(\d+)sqsq\d+sqsk\d+")
+_SUMS = re.compile(r"sq(\d+)sk(\d+)sqsq(\d+)sqsk(\d+)")
+_MOST = 1 << 40  # sequences or tokens of a step: beyond is damage
+_TOO_LONG = re.compile(r"\d{19}")
+
+
+def _attended(batch: int, sums: re.Match[str]) -> Attended:
+    """From the sums over sequences of queries q, keys k, q q and q k: q new tokens see q k - q (q - 1) / 2 keys."""
+    sq, sk, sqsq, sqsk = (int(sums[i]) for i in range(1, 5))
+    return Attended(batch, sq, sk, max(0.0, sqsk - (sqsq - sq) / 2))
 
 
 def _vllm(m: re.Match[str]) -> StepName:
     """``execute_[T_]context_N(x)_generation_M(y)``; x and y are token counts, or sums sq (queries) and sk (KV tokens)."""
     contexts, generations = int(m[1]), int(m[3])
-    detail = [_SUMS.fullmatch(m[2]), _SUMS.fullmatch(m[4])]
     phase, batch = _phase(contexts, generations), contexts + generations
-    if all(detail):
-        return StepName(
-            phase, batch, sum(int(d[1]) for d in detail if d), sum(int(d[2]) for d in detail if d)
-        )
+    prefills, decodes = _SUMS.fullmatch(m[2]), _SUMS.fullmatch(m[4])
+    if prefills and decodes:
+        halves = (_attended(contexts, prefills), _attended(generations, decodes))
+        tokens, keys = sum(h.tokens for h in halves), sum(h.kv_tokens for h in halves)
+        return StepName(phase, batch, tokens, keys, halves=halves)
     first = [int(re.match(r"\d*", part)[0] or 0) for part in (m[2], m[4])]  # type: ignore[index]
     if phase == "prefill":  # "888_788544": tokens and a sum of squares
         return StepName(
@@ -87,11 +112,15 @@ _NAMES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], StepName]], ...] 
 
 
 def describe(name: str) -> tuple[int, StepName] | None:
-    """(rank among the kinds of step annotation, what it says), or None if a name is no step's."""
+    """(rank among the kinds of step annotation, what it says), or None if a name is no step's or its numbers are absurd."""
+    if _TOO_LONG.search(name):
+        return None
     for i, (pattern, read) in enumerate(_NAMES):
         found = pattern.fullmatch(name)
         if found:
-            return i, read(found)
+            said = read(found)
+            numbers = (said.batch, said.tokens, said.kv_tokens, said.recorded)
+            return (i, said) if max(n or 0 for n in numbers) < _MOST else None
     return None
 
 
@@ -109,6 +138,61 @@ def step_ranges(events: Events, candidates: IntArray) -> tuple[IntArray, list[St
     return chosen, [d[1] for d in names if d]
 
 
+_ENOUGH = 0.9  # of the device time that the best way to find the steps places: then the surest way is taken
+
+
+def place(events: Events, rows: Rows) -> tuple[IntArray, list[StepName], list[str]]:
+    """(step per row or -1, what the steps are, remarks); no steps at all where nothing is annotated.
+
+    The surest way is the thread and time of an op's launch. Where that loses steps (launches on another thread, or not
+    in the file) it is the time of the launch, then the device's own annotations, then the time of the op itself.
+    """
+    host, names = step_ranges(events, events.where(RANGE))
+    device, device_names = step_ranges(events, events.where(DEVICE_RANGE))
+    launched = rows.host_lane >= 0
+    ways: list[tuple[IntArray, list[StepName], str]] = []
+    late = None
+    if len(host):
+        ways.append((_covering(events, host, rows.host_time, rows.host_lane), names, ""))
+    if len(host) and _apart(events, host):
+        step = np.where(launched, _covering(events, host, rows.host_time), -1)
+        ways.append((step, names, "by the time of launches: other threads than the annotated one made many"))
+        said = "by the time at which ops ran, for no launch could be joined: one that ran late counts to the next step"
+        late = (_covering(events, host, rows.start), names, said)
+    if len(device):
+        main, device_names = _main_stream(events, device, device_names)
+        said = "by the device's annotations: too few launches could be joined to the host's" if ways else ""
+        ways.append((_covering(events, main, rows.start), device_names, said))
+    if not ways:
+        return np.full(len(rows), -1, dtype=np.int64), [], []
+    placed = [int((rows.dur + 1)[step >= 0].sum()) for step, _, _ in ways]
+    step, names, said = ways[next(i for i, n in enumerate(placed) if n >= _ENOUGH * max(placed))]
+    if not max(placed) and late is not None:
+        step, names, said = late
+    return step, names, [f"steps are told {said}"] if said and (step >= 0).any() else []
+
+
+def _covering(events: Events, steps: IntArray, moment: IntArray, lane: IntArray | None = None) -> IntArray:
+    """Which of the steps covers each moment, on its lane or on whichever; -1 for none."""
+    on = events.lane[steps] if lane is not None else np.zeros(len(steps), np.int64)
+    ranges = Ranges(on, events.start[steps], events.start[steps] + events.dur[steps])
+    return ranges.covering(lane if lane is not None else np.zeros(len(moment), np.int64), moment)
+
+
+def _apart(events: Events, steps: IntArray) -> bool:
+    """Whether the time alone tells steps apart: those of several threads do not overlap."""
+    start, none = events.start[steps], np.zeros(len(steps), np.int64)
+    one = len(np.unique(events.lane[steps])) == 1
+    return one or bool(outermost(none, start, start + events.dur[steps]).all())
+
+
+def _main_stream(events: Events, steps: IntArray, names: list[StepName]) -> tuple[IntArray, list[StepName]]:
+    """The steps of the stream that is in steps the longest: a step is annotated once on every stream."""
+    lanes, code = np.unique(events.lane[steps], return_inverse=True)
+    at = np.flatnonzero(code == np.bincount(code, weights=events.dur[steps], minlength=len(lanes)).argmax())
+    return steps[at], [names[i] for i in at.tolist()]
+
+
 _STRAY_SHARE = 0.1  # of the busy time of the rest: more than that is a part of the step that came late
 
 
@@ -118,8 +202,7 @@ def drop_strays(step: IntArray, start: IntArray, end: IntArray, count: int) -> t
     Apart: beyond a gap longer than everything on the busier side of it, first to last, and with little work of its own.
     """
     step, notes = step.copy(), []
-    for i in range(count):
-        rows = np.flatnonzero(step == i)
+    for i, rows in enumerate(rows_of_groups(step, count)):
         rows = rows[np.argsort(start[rows], kind="stable")]
         while len(rows) > 1:
             busy, gap = exposed(start[rows], end[rows])
@@ -139,6 +222,23 @@ def drop_strays(step: IntArray, start: IntArray, end: IntArray, count: int) -> t
             )
             rows = keep
     return step, notes
+
+
+def unused_kv(names: Sequence[StepName], given_kv: int | None) -> list[str]:
+    """A sentence where the KV length that the user gave per sequence is not what `complete` left in the decode steps."""
+    if given_kv is None:
+        return []
+    decodes = [n for n in names if n.phase == "decode"]
+    said = [n for n in decodes if n.kv_tokens not in (None, given_kv * (n.batch or 0))]
+    given = f"the given KV length, {given_kv} per sequence, is not used"
+    if said:
+        here = "here" if len(said) == len(decodes) else f"in {len(said)} of {len(decodes)} decode steps"
+        return [
+            f"{given} {here}: the trace itself says {said[0].kv_tokens} KV tokens for {said[0].batch} sequences"
+        ]
+    if all(n.kv_tokens is None for n in decodes):
+        return [f"{given}: the trace shows no decode step with its number of sequences"]
+    return []
 
 
 def complete(name: StepName, given_kv: int | None) -> StepName:

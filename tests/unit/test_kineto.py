@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moetrace import formats
 from moetrace.errors import TraceError
-from moetrace.formats import kineto
+from moetrace.formats import kineto, kineto_values
 from moetrace.formats.events import (
     DEVICE_RANGE,
     KERNEL,
@@ -49,9 +49,17 @@ def test_absolute_whole_microseconds(tmp_path: Path) -> None:
     assert (events.start.tolist(), events.dur.tolist()) == ([1_650_000_000_000_001_000], [7000])
 
 
-def test_absolute_float_microseconds(tmp_path: Path) -> None:
-    events = read(tmp_path, {"traceEvents": [event(ts=1_650_000_000_000_001.25, dur=0.5)]})
-    assert (events.start.tolist(), events.dur.tolist()) == ([1_650_000_000_000_001_250], [500])
+@pytest.mark.parametrize(
+    ("text", "ns"), [("001.251", 1251), ("001.2", 1200), ("001.000", 1000), ("001.9999", 2000)]
+)
+def test_absolute_microseconds_with_decimals_are_read_digit_by_digit(
+    tmp_path: Path, text: str, ns: int
+) -> None:
+    data = json.dumps([event(ts=-77, dur=0.5)]).replace(
+        "-77", f"1650000000000{text}"
+    )  # beyond what a float holds
+    events = read(tmp_path, data.encode())
+    assert (events.start.tolist(), events.dur.tolist()) == ([1_650_000_000_000_000_000 + ns], [500])
 
 
 def test_relative_float_microseconds_and_a_base(tmp_path: Path) -> None:
@@ -65,8 +73,8 @@ def test_relative_float_microseconds_and_a_base(tmp_path: Path) -> None:
 
 @given(st.integers(0, 2**43 * 1000 - 1))
 def test_microseconds_with_three_decimals_are_exact(ns: int) -> None:
-    assert kineto._ns(float(f"{ns // 1000}.{ns % 1000:03d}")) == ns
-    assert kineto._ns(f"{ns // 1000}.{ns % 1000:03d}") == ns  # as text, as one vendor writes it
+    assert kineto_values.ns(float(f"{ns // 1000}.{ns % 1000:03d}")) == ns
+    assert kineto_values.ns(f"{ns // 1000}.{ns % 1000:03d}") == ns  # as text, as one vendor writes it
 
 
 def test_names_of_2021(tmp_path: Path) -> None:
@@ -159,6 +167,29 @@ def test_the_message_of_a_collective(tmp_path: Path) -> None:
     events = read(tmp_path, {"traceEvents": rows})
     assert events.tensor_sets == [Tensors(nbytes=8192, group=8, collective="allreduce")]
     assert events.tensors.tolist() == [0, -1]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "given", "taken", "nbytes"),
+    [
+        ("_allgather_base", "BFloat16", 25136, 201088, 50272),  # what one rank gives, not what it gets
+        ("_reduce_scatter_base", "c10::BFloat16", 800, 100, 1600),
+        ("all_to_allv", "Half", 100, 900, 200),
+        ("allreduce", "c10::BFloat16", 100, 100, 200),
+        ("allreduce", "Float8_e5m2", 100, 100, 100),
+        ("broadcast", "Float", 0, 100, 400),
+        ("all_gather", "Float", 0, 100, 0),
+        ("allreduce", "Quaternion", 100, 100, 0),
+    ],
+)
+def test_a_message_s_bytes_are_those_that_one_rank_gives(
+    tmp_path: Path, name: str, dtype: str, given: int, taken: int, nbytes: int
+) -> None:
+    said: dict[str, Any] = {
+        "Collective name": name, "In msg nelems": given, "Out msg nelems": taken, "Group size": 8, "dtype": dtype,
+    }  # fmt: skip
+    (tensors,) = read(tmp_path, {"traceEvents": [event(name="ncclDevKernel", **said)]}).tensor_sets
+    assert tensors == Tensors(nbytes=nbytes, group=8, collective=name)
 
 
 def test_facts_of_the_file(tmp_path: Path) -> None:
@@ -258,7 +289,7 @@ WHOLE = json.dumps({"schemaVersion": 1, "traceEvents": [event(ts=i) for i in ran
     ("content", "words"),
     [
         (b"", "is empty"),
-        (gzip.compress(b""), "not a PyTorch profiler trace"),
+        (gzip.compress(b"", mtime=0), "not a PyTorch profiler trace"),
         (b" \n", "not a PyTorch profiler trace"),
         (b"not json at all", "expected JSON"),
         (b"PK\x03\x04" + bytes(60), "expected JSON"),
@@ -266,11 +297,12 @@ WHOLE = json.dumps({"schemaVersion": 1, "traceEvents": [event(ts=i) for i in ran
         (WHOLE[: len(WHOLE) // 2], "truncated JSON"),
         (WHOLE[:-3], "truncated JSON"),
         (WHOLE.replace(b'"name": "k"', b'"name": "k"k"', 1), "damaged JSON"),
-        (gzip.compress(WHOLE)[:-20], "damaged or truncated gzip"),
-        (gzip.compress(WHOLE)[:40], "damaged or truncated gzip"),
-        (gzip.compress(WHOLE)[:60] + bytes(60), "damaged or truncated gzip"),
-        (gzip.compress(WHOLE)[:-8] + bytes(8), "damaged or truncated gzip"),
+        (gzip.compress(WHOLE, mtime=0)[:-20], "damaged or truncated gzip"),
+        (gzip.compress(WHOLE, mtime=0)[:40], "damaged or truncated gzip"),
+        (gzip.compress(WHOLE, mtime=0)[:60] + bytes(60), "damaged or truncated gzip"),
+        (gzip.compress(WHOLE, mtime=0)[:-8] + bytes(8), "damaged or truncated gzip"),
         (b"\x1f\x8b", "damaged or truncated gzip"),
+        (WHOLE + b"}", r"damaged JSON \(near byte \d+: Extra data\): record again$"),
         (b"{}", "has no 'traceEvents' list"),
         (b'{"traceEvents": {}}', "has no 'traceEvents' list"),
         (b'{"distributedInfo": {"rank": 0}}', "has no 'traceEvents' list"),

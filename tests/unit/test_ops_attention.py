@@ -148,3 +148,27 @@ def test_rope_and_cache_writes_by_hand() -> None:
     assert ops.work(fp8).kv_write_bytes * 2 == ops.work(fp8).act_read_bytes == w.act_read_bytes
     reduce = ops.work(Op.of("attention_reduce", elements=100))
     assert reduce.act_write_bytes == 200 and reduce.act_read_bytes > reduce.act_write_bytes
+
+
+def test_stated_pairs_win_over_equal_lengths() -> None:
+    assert ops.work(attention(batch=2, q=400, kv=400, pairs=50200)).flops == 4 * 32 * 128 * 50200
+    built = ops.build(
+        "attention", Seen("flash", batch=2, tokens=400, kv_tokens=400, pairs=50200, model=load_model("qwen3-30b-a3b"))
+    )  # fmt: skip
+    assert built["pairs"] == 50200
+    equal = ops.build(
+        "attention", Seen("flash", batch=2, tokens=2, kv_tokens=400, pairs=400, model=load_model("qwen3-30b-a3b"))
+    )  # fmt: skip
+    assert not equal.has("pairs")
+
+
+def test_a_step_of_no_sequences_is_no_work() -> None:
+    assert ops.work(attention(batch=0, kv=0)).flops == 0
+
+
+def test_mla_moves_one_latent_for_all_heads() -> None:
+    v2 = load_model("deepseek-v2-lite")  # 16 heads, latent 512 + 64
+    assert ops.build("kv_write", Seen("concat_and_cache_mla", tokens=32, model=v2))["elements"] == 32 * 576
+    assert ops.build("rope", Seen("rotary_embedding", tokens=32, model=v2))["elements"] == 32 * 17 * 64
+    reduce = ops.build("attention_reduce", Seen("mla_combine", tokens=32, model=v2))
+    assert reduce["elements"] == 32 * 16 * 512

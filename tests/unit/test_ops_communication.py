@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from moetrace import ops
+from moetrace.model import load_model
 from moetrace.op import Op
 from moetrace.ops.base import Seen
-from moetrace.ops.communication import COLLECTIVES
+from moetrace.ops.communication import COLLECTIVES, collective_kind
 
 
 @pytest.mark.parametrize("kind", COLLECTIVES)
@@ -50,3 +51,35 @@ def test_a_collective_s_size_comes_from_its_message_else_from_its_tensor() -> No
     tensor = Seen("multimem_all_reduce_kernel", "vllm::all_reduce", ((888, 2880), ()), ("bf16", ""))
     assert ops.build("all_reduce", tensor) == Op.of("all_reduce", bytes=888 * 2880 * 2)
     assert ops.build("all_reduce", Seen("ncclDevKernel_AllReduce", group=8)) == Op("all_reduce")
+
+
+def test_a_gather_counts_what_one_rank_gives() -> None:
+    base = Seen("ncclDevKernel", "c10d::_allgather_base_", ((256, 64), (32, 64)), ("bf16", "bf16"), group=8)
+    assert ops.build("all_gather", base) == Op.of("all_gather", bytes=32 * 64 * 2, ranks=8)
+    scatter = Seen("k", "c10d::_reduce_scatter_base_", ((32, 64), (256, 64)), ("bf16", "bf16"), group=8)
+    assert ops.build("reduce_scatter", scatter) == Op.of("reduce_scatter", bytes=256 * 64 * 2, ranks=8)
+    engine = Seen("k", "vllm::all_gather", ((32, 64),), ("bf16",), group=8)
+    assert ops.build("all_gather", engine) == Op.of("all_gather", bytes=32 * 64 * 2, ranks=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("allreduce", "all_reduce"), ("allreduce_coalesced", "all_reduce"), ("_allgather_base", "all_gather"),
+        ("all_gather", "all_gather"), ("_reduce_scatter_base", "reduce_scatter"), ("all_to_allv", "all_to_all"),
+        ("_broadcast_oop", "broadcast"), ("send", "send_recv"), ("recv 0->1", "send_recv"), ("barrier", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_collective_s_own_name_decides(name: str, kind: str | None) -> None:
+    assert collective_kind(name) == kind
+    op = ops.build("send_recv", Seen("ncclDevKernel_SendRecv", nbytes=64, collective=name))
+    assert op == Op.of(kind or "send_recv", bytes=64)
+
+
+def test_only_an_all_reduce_that_states_nothing_takes_its_bytes_from_the_model() -> None:
+    model = load_model("gpt-oss-20b")
+    plain = Seen("cross_device_reduce_1stage", tokens=4, model=model)
+    assert ops.build("all_reduce", plain) == Op.of("all_reduce", bytes=4 * 2880 * 2)
+    assert not ops.work(ops.build("all_gather", plain)).known
+    stated = Seen("ncclDevKernel_AllReduce", tokens=4, model=model, collective="allreduce")
+    assert not ops.work(ops.build("all_reduce", stated)).known  # a message of a type that has no known width

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace import ops
-from moetrace.model import load_model
+from moetrace.model import ModelSpec, load_model
 from moetrace.op import Op
 from moetrace.ops.base import Seen, numel, padded, rows_and_width
 
@@ -100,6 +102,29 @@ def test_dims_from_shapes(
     assert str(ops.build(kind, Seen("", operator, shapes, dtypes))) == op
 
 
+@pytest.mark.parametrize(
+    ("shapes", "fixed"),
+    [
+        (((131072, 64), (131072, 64)), True),  # gpt-oss casts its whole rotary table in each layer
+        (((1, 1, 128),), True),
+        (((260,),), True),  # positions of one sequence
+        (((32, 2880),), False),
+        (((1, 32, 2880), (2880,)), False),
+        (((40, 2880),), False),  # a graph's padding
+        (((32 * 64, 64),), False),  # flattened over heads
+        (((92160,),), False),
+        (((55086,),), False),
+    ],
+)
+def test_what_has_no_dim_of_tokens_is_of_a_fixed_size(
+    shapes: tuple[tuple[int, ...], ...], fixed: bool
+) -> None:
+    seen = Seen("", "triton_poi_fused__to_copy_1", shapes, ("bf16",) * len(shapes), batch=32, tokens=32,
+                kv_tokens=55086, model=load_model("gpt-oss-20b"))  # fmt: skip
+    assert ops.build("elementwise", seen).has("fixed") is fixed
+    assert not ops.build("elementwise", replace(seen, batch=None, tokens=None, kv_tokens=None)).has("fixed")
+
+
 def test_a_copy_between_types_reads_one_and_writes_the_other() -> None:
     cast = ops.build("elementwise", Seen("", "aten::copy_", ((16, 64), (16, 64)), ("fp32", "bf16")))
     w = ops.work(cast)
@@ -129,3 +154,21 @@ def test_sizes(shape: list[int], width: int, multiple: int) -> None:
     assert wide >= width and (
         wide == width if not multiple else wide % multiple == 0 and wide - width < multiple
     )
+
+
+def test_inner_norms_by_the_kind_of_attention() -> None:
+    v3, qwen = load_model("deepseek-v3"), load_model("qwen3-30b-a3b")
+
+    def widths(model: ModelSpec, role: str) -> tuple[float, float]:
+        op = ops.build("norm", Seen("rms_norm", role=role, tokens=2, model=model))
+        return op["tokens"], op["width"]
+
+    assert (widths(v3, "q_norm"), widths(v3, "k_norm")) == ((2, 1536), (2, 512))
+    assert (widths(qwen, "q_norm"), widths(qwen, "k_norm")) == ((2 * 32, 128), (2 * 4, 128))
+    assert widths(qwen, "qk_norm") == (2 * 36, 128)
+    assert widths(qwen, "") == (2, 2048)
+    unfused = ops.recognise(
+        "void at::native::vectorized_elementwise_kernel<4, rsqrt_kernel_cuda>", "aten::rsqrt"
+    )
+    assert unfused == "norm"
+    assert ops.build("norm", Seen("rsqrt_kernel_cuda", tokens=2, model=qwen))["width"] == 1

@@ -111,3 +111,69 @@ def test_shared_and_dense_widths() -> None:
         "gemm"
     )  # MLA has several
     assert ops.family("shared_down") == "shared_expert" and ops.family("router") == "routing"
+
+
+def test_mla_projections_from_the_model() -> None:
+    v3 = load_model("deepseek-v3")  # hidden 7168, 128 heads of 128 + 64, q rank 1536, latent 512 + 64
+    expected = {
+        "qkv_a": ("qkv_proj", {"m": 32, "n": 1536 + 576, "k": 7168}),
+        "q_a": ("qkv_proj", {"m": 32, "n": 1536, "k": 7168}),
+        "kv_a": ("qkv_proj", {"m": 32, "n": 576, "k": 7168}),
+        "q_b": ("qkv_proj", {"m": 32, "n": 16 * 192, "k": 1536}),
+        "kv_b": ("qkv_proj", {"m": 32, "n": 16 * 256, "k": 512}),
+        "absorb": ("qkv_proj", {"m": 32, "n": 512, "k": 128, "b": 16}),
+        "v_up": ("o_proj", {"m": 32, "n": 128, "k": 512, "b": 16}),
+        "o_proj": ("o_proj", {"m": 32, "n": 7168, "k": 16 * 128}),
+    }
+    for role, (kind, dims) in expected.items():
+        op = ops.build("gemm", Seen("nvjet", role=role, tokens=32, model=v3, tp=8))
+        assert (op.kind, dict(op.dims)) == (kind, dims), role
+    assert ops.build("gemm", Seen("nvjet", role="mla_part", tokens=32, model=v3)) == Op("qkv_proj")
+    for role in ("absorb", "kv_b", "v_up"):  # whose tokens these see, a mixed step does not say
+        assert not ops.build("gemm", Seen("nvjet", role=role, tokens=32, phase="mixed", model=v3)).dims
+
+
+def test_parts_of_a_projection_are_not_the_whole() -> None:
+    qwen = load_model("qwen3-30b-a3b")
+    widths = {"q_proj": 4096, "k_proj": 512, "v_proj": 512}
+    found = {r: ops.build("gemm", Seen("nvjet", role=r, tokens=2, model=qwen)) for r in widths}
+    assert {r: op["n"] for r, op in found.items()} == widths
+    assert {op.kind for op in found.values()} == {"qkv_proj"}
+    assert ops.build("gemm", Seen("nvjet", role="qkv_part", tokens=2, model=qwen)) == Op("qkv_proj")
+    dense = load_model("qwen3-8b")
+    half = ops.build("gemm", Seen("nvjet", role="dense_half", tokens=2, model=dense))
+    assert (half.kind, half["n"]) == ("dense_gate_up", dense.dense_inter)
+
+
+def test_verified_tokens_all_have_logits() -> None:
+    model = load_model("gpt-oss-20b")
+    for phase, rows in (("decode", 32), ("prefill", 8), ("mixed", 8)):
+        seen = Seen("nvjet", role="lm_head", tokens=32, batch=8, phase=phase, model=model)
+        assert ops.build("gemm", seen)["m"] == rows
+        argmax = Seen("ArgMaxOps", tokens=32, batch=8, phase=phase, model=model)
+        assert ops.build("sampling", argmax)["tokens"] == rows
+
+
+def test_a_split_k_sum_is_no_second_gemm() -> None:
+    name, shapes = "void cublasLt::splitKreduce_kernel<32>", ((16, 4096), (4096, 6144))
+    kind = ops.recognise(name, "aten::mm")
+    op = ops.build(kind, Seen(name, "aten::mm", shapes, ("bf16", "bf16")))
+    assert op == Op.of("gemm_reduce", "bf16", elements=16 * 6144, splits=2)
+    w = ops.work(op)
+    assert (w.weight_bytes, w.act_read_bytes, w.act_write_bytes) == (0, 16 * 6144 * 8, 16 * 6144 * 2)
+    model = load_model("qwen3-8b")  # without shapes, by the GEMM before it
+    told = ops.build("gemm_reduce", Seen(name, role="reduce o_proj", tokens=16, model=model))
+    assert told["elements"] == 16 * model.hidden
+    assert not ops.build("gemm_reduce", Seen(name)).dims
+
+
+def test_quantising_has_the_size_of_its_gemm_s_input() -> None:
+    model = load_model("qwen3-8b")
+    name = "per_token_group_quant_8bit_kernel"
+    told = ops.build("quantize", Seen(name, role="quantize dense_down", tokens=4, model=model))
+    assert told["elements"] == 4 * model.dense_inter
+    w = ops.work(told)
+    assert (w.act_read_bytes, w.act_write_bytes) == (8 * model.dense_inter, 4 * model.dense_inter)
+    seen = Seen(name, shapes=((4, 64), (4, 64)), dtypes=("fp8", "bf16"))
+    assert ops.build("quantize", seen)["elements"] == 4 * 64
+    assert not ops.build("quantize", Seen(name)).dims

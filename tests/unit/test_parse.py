@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moetrace.attribute import attribute
 from moetrace.errors import TraceError
 from moetrace.parse import parse, summary
 from tests.made import KINDS, decode_trace, event, write
@@ -53,6 +54,48 @@ def test_busy_is_a_union_not_a_sum(tmp_path):
     (step,) = summary(parse(write(tmp_path / "t.json", events)))["steps"]
     assert step["busy_s"] == pytest.approx(15e-6)
     assert step["span_s"] == pytest.approx(15e-6)
+
+
+def test_a_rate_is_of_the_time_whose_bytes_are_known(tmp_path):
+    run = parse(write(tmp_path / "t.json", decode_trace()), model="qwen3-30b-a3b")  # attention: no KV length
+    families = {f["family"]: f for f in summary(run)["families"]}
+    explained = {f["family"]: f for f in attribute(run, "h100-sxm").summary["families"]}
+    frame = run.to_pandas(["family", "dur_ns", "weight_bytes", "kv_bytes", "act_bytes"])
+    attention = frame[frame.family == "attention"]
+    known = attention[attention.weight_bytes.notna()]
+    assert 0 < len(known) < len(attention)
+    moved = known[["weight_bytes", "kv_bytes", "act_bytes"]].to_numpy().sum()
+    told = families["attention"]
+    assert told["bytes_per_s"] == pytest.approx(moved / (known.dur_ns.sum() / 1e9))
+    assert told["bytes_share"] == pytest.approx(known.dur_ns.sum() / attention.dur_ns.sum())
+    for name, family in families.items():
+        assert family["bytes_per_s"] == pytest.approx(explained[name]["bytes_per_s"])
+    blind = next(f for f in summary(parse(tmp_path / "t.json"))["families"] if f["family"] == "experts")
+    assert (blind["bytes"], blind["flops"], blind["bytes_per_s"], blind["bytes_share"]) == (
+        None,
+        None,
+        None,
+        0,
+    )
+
+
+def test_what_the_user_says_against_the_trace_is_said(tmp_path):
+    name = "moetrace.step#0 decode batch=4 tokens=4 kv=80"
+    events = [dict(e, name=name) if e["name"].startswith("execute_") else e for e in decode_trace(steps=1)]
+    device = {"id": 0, "name": "NVIDIA H100 80GB HBM3"}
+    trace = write(tmp_path / "t.json", events, deviceProperties=[device])
+    plain = parse(trace, model="qwen3-30b-a3b")
+    assert plain.meta.hardware == "h100-sxm" and plain.meta.steps[0].kv_tokens == 80
+    against = parse(trace, model="qwen3-30b-a3b", kv_len=100, hardware="b200")
+    new = set(against.meta.notes) - set(plain.meta.notes)
+    assert sorted(new) == [
+        "the given KV length, 100 per sequence, is not used here: the trace itself says 80 KV tokens for 4 sequences",
+        "the trace says that it ran on h100-sxm: b200 was given and is taken instead",
+    ]
+    agreeing = parse(trace, model="qwen3-30b-a3b", kv_len=20, hardware="h100-sxm")
+    assert agreeing.meta.notes == plain.meta.notes
+    lost = parse(write(tmp_path / "u.json", [e for e in events if e["name"] != name]), kv_len=20)
+    assert any("no decode step with its number of sequences" in note for note in lost.meta.notes)
 
 
 def columns(run, *, shift=0):

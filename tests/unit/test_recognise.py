@@ -26,7 +26,7 @@ VLLM_TRITON = {
     "void vllm::moe::moe_sum_vec_kernel<c10::BFloat16, 8>(args)": "moe_combine",
     "void vllm::act_and_mul_kernel<c10::BFloat16, &vllm::silu_kernel, true>(args)": "activation",
     "void vllm::segmented_max_reduction_strided<c10::BFloat16>(args)": "elementwise",
-    "void vllm::scaled_fp8_quant_kernel_strided_dynamic<c10::BFloat16>(args)": "elementwise",
+    "void vllm::scaled_fp8_quant_kernel_strided_dynamic<c10::BFloat16>(args)": "quantize",
     "_gemma4_routing_kernel": "topk",
     "triton_red_fused__to_copy_moe_forward_mul_1": "moe_align",
 }
@@ -52,12 +52,32 @@ DEEPSEEK = {
     "void dpsk::ep::internode::combine<false, 8>(args)": "moe_collect",
     "void dpsk::ep::internode::cached_notify<false>(args)": "moe_collect",
     "void dpsk::ep::cuda::get_dispatch_layout<256, 32, 8>(args)": "moe_align",
-    "void cutlass::device_kernel<dpsk::grouped_gemm::cuda::fp8_ptp128c::GemmKernel<int>>": "moe_gemm",
+    "void cutlass::device_kernel<dpsk::grouped_gemm::cuda::fp8_ptp128c::GemmKernel<int>>": "gemm",
     "void cutlass::device_kernel<dpsk::grouped_gemm::cuda::m_grouped_fp8_ptp128c::GemmKernel<int>>": "moe_gemm",
     "void cutlass::device_kernel<dpsk::grouped_gemm::cuda::fp8_dptp128c_acc::GemmKernel<int>>": "moe_gemm",
     "void cuda::topk_sum_and_topk_idx<16, 64>(args)": "topk",
     "void cuda::clean_and_count_expert<512>(args)": "moe_align",
-    "void cuda::per_token_cast_to_fp8_with_channels<128>(args)": "moe_align",
+    "void cuda::per_token_cast_to_fp8_with_channels<128>(args)": "quantize",
+}
+SINGLE_KERNELS = {
+    "dsv3_fused_a_gemm_kernel": "gemm",
+    "triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_3": "norm",
+    "triton_poi_fused_add_mul_1": "elementwise",
+    "triton_tem_fused_addmm_0": "gemm",
+    "triton_poi_fused_addmm_relu_2": "elementwise",
+    "aiter::fmoe_bf16_pertokenFp8_g1u1_vs_silu_1tg_32x64": "moe_experts",
+    "aiter::fmoe_stage1_bf16_pertokenFp8_g1u1_64x128": "moe_gate_up",
+    "void cutlass::device_kernel<flash::enable_sm90<flash::FlashAttnFwdSm90<args>>>": "attention",
+    "void cutlass::device_kernel<flash::FlashAttnFwdCombine<args>>": "attention_reduce",
+    "void tensorrt_llm::kernels::cutlass_kernels::doGatedActivationKernel<args>": "moe_act",
+    "void moe::permuteKernel<args>": "moe_align",
+    "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<cutlass::gemm::GroupProblemShape<int>>>": "moe_gemm",
+    "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<cute::tuple<int>>>": "gemm",
+    "void deep_gemm::sm90_fp8_gemm_1d2d_impl<128u, (deep_gemm::GemmType)1>": "moe_gemm",
+    "void deep_gemm::sm90_fp8_gemm_1d2d_impl<128u, (deep_gemm::GemmType)0>": "gemm",
+    "void cublasLt::splitKreduce_kernel<32, 16, int>": "gemm_reduce",
+    "void vllm::rms_norm_dynamic_per_token_quant_kernel<args>": "norm",
+    "_per_token_group_quant_8bit_colmajor": "quantize",
 }
 COLLECTIVES = {
     "void (anonymous namespace)::multimem_all_reduce_kernel<c10::BFloat16, 16>(args)": "all_reduce",
@@ -85,7 +105,16 @@ REST_OF_THE_STEP = {
     "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at::native::ArgMaxOps<float>>>": "sampling",
     "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<int>>": "elementwise",
 }
-TABLES = (VLLM_CUTLASS, VLLM_TRITON, TRT_LLM_GEN, TRITON_KERNELS, DEEPSEEK, COLLECTIVES, REST_OF_THE_STEP)
+TABLES = (
+    VLLM_CUTLASS,
+    VLLM_TRITON,
+    TRT_LLM_GEN,
+    TRITON_KERNELS,
+    DEEPSEEK,
+    SINGLE_KERNELS,
+    COLLECTIVES,
+    REST_OF_THE_STEP,
+)
 NAMES = {name: kind for table in TABLES for name, kind in table.items()}
 MOE = {"topk", "moe_align", "moe_gemm", "moe_gate_up", "moe_down", "moe_experts", "moe_act", "moe_combine"}
 
@@ -161,7 +190,10 @@ def test_names_that_only_sound_like_moe_are_not(kernel: str, operator: str) -> N
 )
 def test_operators_say_what_a_cpu_op_or_a_generic_kernel_is(operator: str, kind: str) -> None:
     assert ops.operator_kind(operator) == kind == ops.recognise("", operator)
-    assert ops.recognise("void at::native::vectorized_elementwise_kernel<4>", operator) == kind
+    beside = (
+        "gemm_reduce" if kind == "gemm" else kind
+    )  # a bias or the like: no multiply is an element-wise kernel
+    assert ops.recognise("void at::native::vectorized_elementwise_kernel<4>", operator) == beside
     assert ops.recognise("nvjet_tst_64x64", operator) == "gemm"  # a kernel with a name of its own decides
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.formats.events import RANGE, Events, EventsBuilder
-from moetrace.parse.steps import StepName, complete, describe, drop_strays, step_ranges
+from moetrace.formats.events import DEVICE_RANGE, KERNEL, LAUNCH, RANGE, Events, EventsBuilder
+from moetrace.parse.rows import op_rows
+from moetrace.parse.steps import StepName, complete, describe, drop_strays, place, step_ranges
 
 SPEECH = "execute_{}_context_{}(sq{}sk{}sqsq{}sqsk{})_generation_{}(sq{}sk{}sqsq{}sqsk{})"
 
@@ -159,3 +160,77 @@ def test_a_given_kv_length_fills_in_only_what_is_not_said() -> None:
     assert complete(StepName("decode", 4, 4, 7), 100) == StepName("decode", 4, 4, 7)
     assert complete(StepName("decode"), 100) == StepName("decode")
     assert complete(StepName("decode", 4, 4), None) == StepName("decode", 4, 4)
+
+
+def launched(*rows: tuple[int, int, int], notes: tuple[tuple[int, str, int, int, int], ...]) -> Events:
+    """Kernels (launch thread or -1, launch time, start), each 10 long; annotations (class, name, lane, start, dur)."""
+    builder = EventsBuilder()
+    for i, (thread, moment, start) in enumerate(rows):
+        if thread >= 0:
+            builder.add(LAUNCH, "cudaLaunchKernel", moment, 1, lane=thread, correlation=i)
+        builder.add(KERNEL, "k", start, 10, lane=7, device=0, correlation=i)
+    for cls, name, lane, start, dur in notes:
+        builder.add(cls, name, start, dur, lane=lane)
+    return builder.build()
+
+
+def placed(events: Events) -> tuple[list[int], list[StepName], list[str]]:
+    step, names, said = place(events, op_rows(events))
+    return step.tolist(), names, said
+
+
+FIRST, SECOND = "step[DECODE bs=8]", "step[DECODE bs=9]"
+HOST = ((RANGE, FIRST, 1, 0, 100), (RANGE, SECOND, 1, 1000, 100))
+DEVICE = ((DEVICE_RANGE, FIRST, 7, 300, 60), (DEVICE_RANGE, SECOND, 7, 1300, 60))
+
+
+def test_ops_belong_to_the_step_that_launched_them_however_late_they_run() -> None:
+    events = launched(
+        *((1, 5, 310 + i) for i in range(20)),
+        (1, 500, 600),
+        (1, 90, 1310),
+        (1, 1005, 1330),
+        notes=(*HOST, *DEVICE),
+    )
+    step, names, said = placed(events)
+    assert step == [0] * 20 + [-1, 0, 1]
+    assert [n.batch for n in names] == [8, 9] and said == []
+
+
+def test_launches_of_another_thread_belong_to_the_step_of_that_time() -> None:
+    rows = ((2, 5, 310), (2, 90, 1310), (2, 1005, 1330))
+    step, _, said = placed(launched(*rows, notes=HOST))
+    assert step == [0, 0, 1] and len(said) == 1 and "other threads" in said[0]
+    mostly = (*(((1, 5 + i, 310 + 10 * i)) for i in range(20)), (2, 1005, 1330))
+    step, _, said = placed(launched(*mostly, notes=HOST))
+    assert step == [0] * 20 + [-1] and said == []  # what another thread does beside is left out
+
+
+def test_steps_of_several_threads_that_overlap_are_not_told_by_time() -> None:
+    both = (*HOST, (RANGE, FIRST, 3, 50, 100))
+    step, _, said = placed(launched((2, 5, 310), (2, 1005, 1330), notes=both))
+    assert step == [-1, -1] and said == []
+
+
+def test_without_launches_the_device_s_annotations_place_the_ops() -> None:
+    rows = ((-1, 0, 310), (-1, 0, 340), (-1, 0, 1310), (-1, 0, 5000))
+    step, names, said = placed(launched(*rows, notes=(*HOST, *DEVICE)))
+    assert step == [0, 0, 1, -1] and [n.batch for n in names] == [8, 9]
+    assert len(said) == 1 and "device's annotations" in said[0]
+    assert placed(launched(*rows, notes=DEVICE)) == (step, names, [])  # nothing else to go by
+
+
+def test_a_step_annotated_on_two_streams_is_one() -> None:
+    copies = tuple((cls, name, 8, start + 20, 10) for cls, name, _, start, _ in DEVICE)
+    events = launched((-1, 0, 310), (-1, 0, 325), (-1, 0, 1310), notes=(*copies, *DEVICE))
+    step, names, _ = placed(events)
+    assert step == [0, 0, 1] and len(names) == 2
+
+
+def test_with_nothing_else_the_time_of_the_op_itself_places_it() -> None:
+    step, names, said = placed(launched((-1, 0, 10), (-1, 0, 1010), (-1, 0, 500), notes=HOST))
+    assert step == [0, -1, 1] and len(names) == 2 and "at which ops ran" in said[0]
+
+
+def test_without_annotations_there_are_no_steps_to_place() -> None:
+    assert placed(launched((1, 5, 10), notes=())) == ([-1], [], [])

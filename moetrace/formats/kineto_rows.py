@@ -1,0 +1,325 @@
+"""Kineto events -> columns. Decoded by type with msgspec, a chunk at a time; a chunk with anything odd is read event by event.
+
+Both ways must say the same (tests/unit/test_kineto_rows.py): the first knows only events as profilers write them and
+refuses a whole chunk for one that is not; the second takes whatever JSON can hold.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from itertools import islice
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from moetrace.formats.events import (
+    DEVICE_RANGE,
+    KERNEL,
+    LAUNCH,
+    MEMCPY,
+    MEMSET,
+    MODULE,
+    OPERATOR,
+    RANGE,
+    Codes,
+    EventsBuilder,
+    IntArray,
+    Tensors,
+)  # fmt: skip
+from moetrace.formats.kineto_values import INT64, message_of, ns, tensors_of, whole
+
+_CLASS = {
+    "kernel": KERNEL, "gpu_memcpy": MEMCPY, "memcpy": MEMCPY, "gpu_memset": MEMSET, "memset": MEMSET,
+    "cuda_runtime": LAUNCH, "cuda_driver": LAUNCH, "runtime": LAUNCH, "driver": LAUNCH,
+    "cpu_op": OPERATOR, "operator": OPERATOR,
+    "user_annotation": RANGE, "gpu_user_annotation": DEVICE_RANGE, "python_function": MODULE,
+}  # fmt: skip
+_OTHER = MODULE + 1  # classes that are not read
+# Times beyond are damage: the year 2043 in ns, so that sums and differences of times stay within 64 bits.
+FAR = 1 << 61
+_EXACT = float(1 << 51)  # us that a float holds, in ns still far within 64 bits
+_LONG = 8_796_000_000_000  # us from which (2^43) a float does not hold every ns: three months, or an absolute time
+_DECIMALS = re.compile(rb'"ts"[ \t\r\n]*:[ \t\r\n]*-?\d{13,}\.\d*[1-9]')
+_MAX_KNOWN = 1 << 16  # distinct texts of shapes remembered at a time
+
+_ABSENT = -INT64  # outside of what _Int takes, so no event can say it
+_Int = Annotated[int, msgspec.Meta(ge=1 - INT64, le=INT64 - 1)]
+_NO_TEXT = msgspec.Raw(b"")
+
+
+class _Args(msgspec.Struct, gc=False, frozen=True):
+    external: _Int = msgspec.field(default=_ABSENT, name="External id")
+    external_2021: _Int = msgspec.field(default=-1, name="external id")
+    correlation: _Int = -1
+    device: _Int = 0
+    stream: _Int = _ABSENT
+    bytes: _Int | str = 0
+    kernel: str | None = None
+    dims: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Input Dims")
+    dims_2021: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Input dims")
+    types: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Input type")
+    collective: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Collective name")
+    dtype: msgspec.Raw = _NO_TEXT
+    elements_in: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="In msg nelems")
+    elements_out: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Out msg nelems")
+    group: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Group size")
+
+
+_NO_ARGS = _Args()
+
+
+class _Event(msgspec.Struct, gc=False):
+    ph: str | None = None
+    cat: str | None = None
+    name: str | None = None
+    ts: float | None = None
+    dur: float | None = 0.0
+    pid: int | str | None = None
+    tid: int | str | None = None
+    args: _Args | None = _NO_ARGS
+
+
+class _Stamp(msgspec.Struct, gc=False):
+    ts: msgspec.Raw = _NO_TEXT
+
+
+_EVENTS = msgspec.json.Decoder(list[_Event])
+_STAMPS = msgspec.json.Decoder(list[_Stamp])
+
+
+class _OddError(ValueError):
+    """A chunk that is not as profilers write it, for reading event by event."""
+
+
+class _Classes(dict[str | None, int]):
+    """Class per category, in whatever case it is written."""
+
+    def __missing__(self, cat: str | None) -> int:
+        self[cat] = found = _CLASS.get(str(cat).lower(), _OTHER)
+        return found
+
+
+class _Lanes(dict[tuple[Any, Any], int]):
+    """Dense codes for (pid, tid), which may be numbers or texts: 7 and "7" are one thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._codes = Codes()
+
+    def __missing__(self, key: tuple[Any, Any]) -> int:
+        self[key] = code = self._codes[str(key[0]), str(key[1])]
+        return code
+
+
+class Rows:
+    """Takes the events of a file chunk by chunk into columns; `count` and `damaged` events so far."""
+
+    def __init__(self) -> None:
+        self.builder = EventsBuilder()
+        self.count = self.damaged = self.text_bytes = self._weighed = 0
+        self._classes, self._lanes = _Classes(), _Lanes()
+        self._known: dict[tuple[bytes, ...], int] = {}
+
+    def add(self, chunk: bytes) -> None:
+        """The events of the inside of a list. Raises ValueError or RecursionError, and takes none, if it is no JSON."""
+        text = b"[" + chunk + b"]"
+        try:
+            events = _EVENTS.decode(text)
+            columns = self._columns(events, text)
+        except (ValueError, OverflowError, RecursionError):
+            self.add_each(loads(text))
+        else:
+            self.count += len(events)
+            self.builder.extend(columns)
+        self._weigh()
+
+    def add_each(self, events: list[Any]) -> None:
+        """Events as decoded JSON, whatever they hold."""
+        for event in events:
+            self.count += 1
+            if not isinstance(event, dict) or not self._add(event):
+                self.damaged += 1
+
+    def _weigh(self) -> None:
+        texts = self.builder.texts
+        self.text_bytes += sum(map(len, islice(reversed(texts), len(texts) - self._weighed)))
+        self._weighed = len(texts)
+
+    # -- by type -----------------------------------------------------------------------------------------------------
+    def _columns(self, events: list[_Event], text: bytes) -> dict[str, npt.NDArray[Any]]:
+        """The columns of the events that are read. Raises _OddError (or OverflowError) for what is not as usual."""
+        classes = self._classes
+        at = [
+            i
+            for i, e in enumerate(events)
+            if (
+                (c := classes[e.cat]) < MODULE
+                or (c == MODULE and (e.name or "nn.Module").startswith("nn.Module"))
+            )
+            and e.ph == "X"
+        ]
+        kept = [events[i] for i in at]
+        args = [e.args or _NO_ARGS for e in kept]
+        names = [e.name for e in kept]
+        if None in names:
+            raise _OddError
+        start, dur = _times([e.ts for e in kept]), _times([e.dur for e in kept])
+        if len(start) and np.abs(start).max() >= _LONG * 1000 and _DECIMALS.search(text):
+            stamps = _STAMPS.decode(text)
+            start = np.array([_digits(bytes(stamps[i].ts)) for i in at], dtype=np.int64)
+        cls = np.array([classes[e.cat] for e in kept], dtype=np.int8)
+        device = cls <= MEMSET
+        nbytes = [n if (n := a.bytes).__class__ is int else whole(n) for a in args]
+        external = np.array([a.external for a in args], dtype=np.int64)
+        older = np.array([a.external_2021 for a in args], dtype=np.int64)
+        tensors = self._tensor_codes(cls.tolist(), args)
+        name, launched = self._text_codes(cls.tolist(), names, args)
+        return {
+            "cls": cls,
+            "name": name,
+            "start": start,
+            "dur": np.maximum(dur, 0),
+            "lane": self._lane_codes(device.tolist(), kept, args),
+            "device": np.where(device, np.array([a.device for a in args], dtype=np.int64), -1),
+            "correlation": np.where(
+                cls <= LAUNCH, np.array([a.correlation for a in args], dtype=np.int64), -1
+            ),
+            "external": np.where(external == _ABSENT, older, external),
+            "tensors": tensors,
+            "nbytes": np.where(device, np.array(nbytes, dtype=np.int64), 0),
+            "launched": launched,
+        }
+
+    def _text_codes(
+        self, cls: list[int], names: list[str | None], args: list[_Args]
+    ) -> tuple[IntArray, IntArray]:
+        texts = self.builder.texts
+        name, launched = [], []
+        for c, said, a in zip(cls, names, args, strict=True):
+            launched.append(texts[a.kernel] if a.kernel is not None and c == LAUNCH else -1)
+            name.append(texts[said])
+        return np.array(name, dtype=np.int64), np.array(launched, dtype=np.int64)
+
+    def _lane_codes(self, device: list[bool], kept: list[_Event], args: list[_Args]) -> IntArray:
+        lanes = self._lanes
+        return np.array(
+            [
+                lanes[e.pid, e.tid] if not d else a.stream if a.stream != _ABSENT else whole(e.tid)
+                for e, a, d in zip(kept, args, device, strict=True)
+            ],
+            dtype=np.int64,
+        )
+
+    def _tensor_codes(self, cls: list[int], args: list[_Args]) -> IntArray:
+        """Codes of shapes, by their text: a text that was seen before is not decoded again."""
+        known = self._known
+        if len(known) > _MAX_KNOWN:
+            known.clear()
+        codes = []
+        for c, a in zip(cls, args, strict=True):
+            code = -1
+            if c == OPERATOR:
+                dims = bytes(a.dims) or bytes(a.dims_2021)
+                if dims:
+                    key: tuple[bytes, ...] = (dims, bytes(a.types))
+                    found = known.get(key)
+                    code = self._learn(key, _shapes(*key)) if found is None else found
+            elif c <= MEMSET and a.collective is not _NO_TEXT:
+                key = (
+                    bytes(a.collective),
+                    bytes(a.dtype),
+                    bytes(a.elements_in),
+                    bytes(a.elements_out),
+                    bytes(a.group),
+                )
+                found = known.get(key)
+                code = self._learn(key, _spelled_message(key)) if found is None else found
+            codes.append(code)
+        return np.array(codes, dtype=np.int64)
+
+    def _learn(self, key: tuple[bytes, ...], tensors: Tensors | None) -> int:
+        self._known[key] = code = -1 if tensors is None else self.builder.tensor_sets[tensors]
+        return code
+
+    # -- event by event ----------------------------------------------------------------------------------------------
+    def _add(self, event: Mapping[str, Any]) -> bool:
+        """Adds one event if it is of a class that matters; False if it is damaged."""
+        if event.get("ph") != "X":
+            return True
+        cls, name = _CLASS.get(str(event.get("cat", "")).lower()), event.get("name")
+        if cls is None or not isinstance(name, str) or (cls == MODULE and not name.startswith("nn.Module")):
+            return cls is None or isinstance(name, str)
+        start, dur = ns(event.get("ts")), ns(event.get("dur", 0))
+        if start is None or dur is None or abs(start) >= INT64 or dur >= FAR:
+            return False
+        args = event.get("args")
+        args = args if isinstance(args, dict) else {}
+        external = whole(args.get("External id", args.get("external id")), -1)
+        correlation = whole(args.get("correlation"), -1)
+        add, dur = self.builder.add, max(0, dur)
+        if cls in (KERNEL, MEMCPY, MEMSET):
+            lane, device = whole(args.get("stream", event.get("tid"))), whole(args.get("device"))
+            add(
+                cls,
+                name,
+                start,
+                dur,
+                lane,
+                device,
+                correlation,
+                external,
+                message_of(args),
+                whole(args.get("bytes")),
+            )
+            return True
+        lane = self._lanes[str(event.get("pid")), str(event.get("tid"))]
+        if cls == LAUNCH:
+            launched = args.get("kernel")
+            launched = launched if isinstance(launched, str) else None
+            add(cls, name, start, dur, lane, -1, correlation, external, launched=launched)
+        elif cls == OPERATOR:
+            add(cls, name, start, dur, lane, external=external, tensors=tensors_of(args))
+        else:
+            add(cls, name, start, dur, lane, external=external)
+        return True
+
+
+def loads(text: bytes) -> Any:
+    """JSON as profilers write it, Infinity, control characters and bad UTF-8 included. Raises ValueError, RecursionError."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text.decode("utf-8", "replace"), strict=False)
+
+
+def _times(values: list[float | None]) -> IntArray:
+    """Microseconds as whole nanoseconds. Split before scaling: exact for floats below 2^43 us. Raises _OddError."""
+    us = np.array(values, dtype=np.float64)  # None becomes NaN
+    if not (np.abs(us) < _EXACT).all():
+        raise _OddError
+    low = np.floor(us)
+    return low.astype(np.int64) * 1000 + np.rint((us - low) * 1000).astype(np.int64)
+
+
+def _digits(text: bytes) -> int:
+    """Microseconds as whole nanoseconds, read digit by digit: exact for any."""
+    if b"e" in text or b"E" in text:
+        raise _OddError
+    return int((Decimal(text.decode()) * 1000).to_integral_value())
+
+
+def _shapes(dims: bytes, types: bytes) -> Tensors | None:
+    return tensors_of(
+        {"Input Dims": orjson.loads(dims), "Input type": orjson.loads(types) if types else None}
+    )
+
+
+def _spelled_message(key: tuple[bytes, ...]) -> Tensors | None:
+    keys = ("Collective name", "dtype", "In msg nelems", "Out msg nelems", "Group size")
+    return message_of({k: orjson.loads(text) for k, text in zip(keys, key, strict=True) if text})

@@ -1,0 +1,298 @@
+"""Traces in pieces: whatever the layout, the block size and the compression, the same events; bounded memory; no crash."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrace import formats
+from moetrace.errors import TraceError
+from moetrace.formats import kineto, kineto_text
+from moetrace.formats.events import COLUMNS, Events
+from moetrace.formats.kineto_text import Layout, cuts, list_of_events
+
+NAMES = ["k", "},{", "\n  },\n  {", 'say "x"', "\\", '\\"', "[", "]}", "é", ""]
+# Events whose args hold what also stands between events
+ROWS: list[dict[str, Any]] = [
+    {
+        "ph": "X", "cat": cat, "name": NAMES[i % len(NAMES)], "pid": 1, "tid": 2, "ts": i + 0.125, "dur": 2,
+        "args": {"External id": i, "nested": [{"a": {}}, {"b": [1, {"c": "},"}]}], "Input Dims": [[i % 3, 4], []]},
+    }
+    for i, cat in enumerate(["cpu_op", "kernel", "python_function", "ac2g", "user_annotation"] * 8)
+]  # fmt: skip
+TOP = {
+    "schemaVersion": 1,
+    "distributedInfo": {"rank": 3, "world_size": 8},
+    "metadata": [{"traceEvents": []}, {"x": 1}],
+}
+TAIL = {"baseTimeNanoseconds": 10**18, "traceName": "a ]} b"}
+
+
+def torch_layout(document: dict[str, Any]) -> str:
+    head = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in document.items() if k != "traceEvents")
+    return (
+        f'{{ {head}, "traceEvents": [\n'
+        + ",\n".join("  " + json.dumps(e)[:-1] + "\n  }" for e in ROWS)
+        + "\n]}"
+    )
+
+
+LAYOUTS = {
+    "torch": torch_layout,
+    "line": lambda d: json.dumps(d).replace('}, {"ph"', '},\n{"ph"'),
+    "default": json.dumps,
+    "minified": lambda d: json.dumps(d, separators=(",", ":")),
+    "indent 0": lambda d: json.dumps(d, indent=0),
+    "indent 1": lambda d: json.dumps(d, indent=1),
+    "tabs": lambda d: json.dumps(d, indent="\t"),
+    "odd": lambda d: re.sub(r'\}, \{"ph"', '}\t\n ,  {"ph"', " \r\n" + json.dumps(d) + "\n\n"),
+}
+
+
+def read(folder: Path, data: bytes, name: str = "t.json") -> Events:
+    file = folder / name
+    file.write_bytes(data)
+    return formats.read(file)
+
+
+def assert_same(one: Events, other: Events) -> None:
+    for column in COLUMNS:
+        assert getattr(one, column).tolist() == getattr(other, column).tolist(), column
+        assert getattr(one, column).dtype == getattr(other, column).dtype
+    assert (one.texts, one.tensor_sets, one.counts) == (other.texts, other.tensor_sets, other.counts)
+    assert (one.rank, one.world_size, one.devices) == (other.rank, other.world_size, other.devices)
+
+
+@pytest.mark.parametrize("block", [7, 64, 333, 1 << 19])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout_in_blocks_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, block: int
+) -> None:
+    expected = read(tmp_path, json.dumps({**TOP, "traceEvents": ROWS, **TAIL}).encode())
+    assert expected.counts == {"events": 40, "damaged": 0} and len(expected.cls) == 24
+    assert (expected.rank, expected.start[0]) == (3, 10**18 + 125)
+    monkeypatch.setattr(kineto, "BLOCK", block)
+    monkeypatch.setattr(kineto_text, "BLOCK", block)
+    orders = (
+        {**TOP, "traceEvents": ROWS, **TAIL},
+        {"traceEvents": ROWS, **TOP, **TAIL},
+        {**TAIL, **TOP, "traceEvents": ROWS},
+    )
+    for document in orders:
+        assert_same(read(tmp_path, LAYOUTS[layout](document).encode()), expected)
+
+
+def test_the_list_is_found_at_the_top_only() -> None:
+    inner = b'{"a": {"traceEvents": [1]}, "b": [{"traceEvents": [2]}], "c": "{\\"traceEvents\\": [3", '
+    found = list_of_events(inner + b'"traceEvents" : [ 4 ]}')
+    assert found == (len(inner) - 2, len(inner) + len('"traceEvents" : ['))
+    assert list_of_events(inner) is None and list_of_events(b'{"a": 1} , "traceEvents": [') is None
+    assert list_of_events(b'{"traceEvents":[') == (0, 16)
+
+
+JSON = st.recursive(
+    st.none() | st.integers(-9, 9) | st.text(alphabet='a",[]{}\\é', max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text('a"\\{', max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.lists(JSON, max_size=5), st.sampled_from([None, 0, 2]), st.integers(0, 400), st.booleans())
+def test_cuts_are_where_a_json_parser_says(
+    rows: list[Any], indent: int | None, size: int, ascii_only: bool
+) -> None:
+    text = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode()[1:]
+    # Behind every value in turn, as a parser reads them one by one (latin-1: a byte is a character)
+    plain, at, commas = text.decode("latin-1"), 0, [-1]
+    for _ in rows:
+        at += len(plain[at:]) - len(plain[at:].lstrip())
+        _, at = json.JSONDecoder().raw_decode(plain, at)
+        at += len(plain[at:]) - len(plain[at:].lstrip())
+        commas.append(at)
+        at += 1
+    end = len(text.rstrip()) - 1
+    found = cuts(text)
+    assert (found.end, found.comma) == (end, commas[-2] if rows else -1)
+    part = cuts(text[:size])
+    assert part.comma == max(c for c in commas if c < min(size, end)) and part.end == (
+        end if end < size else -1
+    )
+
+
+def test_a_layout_guesses_what_it_was_taught() -> None:
+    layout, text = Layout(), b'{"a": 1\n  },\n  {"b": [{},{}]\n  },\n  {"c": 1'
+    assert layout.guess(text) == -1
+    layout.learn(text, text.index(b",\n"))
+    assert layout.guess(text) == text.rindex(b",\n")
+    layout.learn(b"1, 2", 1)  # numbers: no layout of events
+    assert layout.guess(text) == -1
+
+
+# -- compression ---------------------------------------------------------------------------------------------------
+PLAIN = json.dumps({**TOP, "traceEvents": ROWS * 60, **TAIL}).encode()
+
+
+def test_gzip_in_members_and_with_padding(tmp_path: Path) -> None:
+    expected = read(tmp_path, PLAIN)
+    half = len(PLAIN) // 2
+    parts = gzip.compress(PLAIN[:half]) + gzip.compress(PLAIN[half:])
+    for data in (gzip.compress(PLAIN), parts, parts + bytes(1 << 17)):
+        assert_same(read(tmp_path, data), expected)
+    for data in (parts + b"garbage", parts[:-1], gzip.compress(PLAIN) + b"\x1f\x8b"):
+        with pytest.raises(TraceError, match="damaged or truncated gzip"):
+            read(tmp_path, data)
+
+
+def test_zstd(tmp_path: Path) -> None:
+    packed = pa.compress(PLAIN, codec="zstd", asbytes=True)
+    assert_same(read(tmp_path, packed, "t.json.zst"), read(tmp_path, PLAIN))
+    for data in (packed[: len(packed) // 2], packed[:9] + bytes(40) + packed[49:]):
+        with pytest.raises(TraceError, match="damaged or truncated zstd") as caught:
+            read(tmp_path, data)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TraceError, match="not a PyTorch profiler trace"):
+        read(tmp_path, pa.compress(b"plain words", codec="zstd", asbytes=True))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_progress_is_the_share_of_bytes_read(tmp_path: Path, pack: Any) -> None:
+    file, said = tmp_path / "t.json", list[float]()
+    file.write_bytes(pack(PLAIN * 1))
+    formats.read(file, said.append)
+    assert said == sorted(said) and said[-1] == 1.0 and all(0 < x <= 1 for x in said)
+
+
+# -- damage --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "text", ["[1,]", "[,1]", "[1,,2]", "[1}", "[{}}", "[1 2]", "[1] 2", '{"traceEvents": [1}}', '{"traceEvents": [],}',
+             '{"traceEvents": []]', '{"traceEvents": [1], "a" 1}', '{"a": [}, "traceEvents": []}', '{"a" "traceEvents": []}'],
+)  # fmt: skip
+@pytest.mark.parametrize("block", [1, 1 << 19])
+def test_what_is_no_json_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int
+) -> None:
+    monkeypatch.setattr(kineto, "BLOCK", block)
+    monkeypatch.setattr(kineto_text, "BLOCK", block)
+    with pytest.raises(TraceError, match=r"(damaged|truncated) JSON") as caught:
+        read(tmp_path, text.encode())
+    assert "\n" not in str(caught.value)
+
+
+def test_two_lists_of_events_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="two entries 'traceEvents'"):
+        read(tmp_path, b'{"traceEvents": [], "traceEvents": []}')
+
+
+SMALL = json.dumps({**TOP, "traceEvents": ROWS[:6], **TAIL}, indent=1).encode()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, len(SMALL) - 1), st.sampled_from([5, 100, 1 << 19]))
+def test_a_file_cut_anywhere_is_one_line(
+    tmp_path_factory: pytest.TempPathFactory, size: int, block: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kineto, "BLOCK", block)
+        patch.setattr(kineto_text, "BLOCK", block)
+        with pytest.raises(TraceError, match="truncated JSON") as caught:
+            read(tmp_path_factory.getbasetemp(), SMALL[:size])
+    assert "\n" not in str(caught.value)
+
+
+def test_damage_is_placed_in_the_file(tmp_path: Path) -> None:
+    at = len(PLAIN) * 3 // 4
+    at = PLAIN.index(b'"ts": ', at)
+    data = PLAIN[:at] + b'"ts" ' + PLAIN[at + 5 :]
+    with pytest.raises(TraceError, match=r"damaged JSON \(near byte (\d+)") as caught:
+        read(tmp_path, data)
+    place = re.search(r"near byte (\d+)", str(caught.value))
+    assert place and abs(int(place[1]) - at) < 10
+
+
+# -- memory --------------------------------------------------------------------------------------------------------
+def peak_of(file: Path) -> float:
+    """MB that reading a file takes at most, by what Python and numpy allocate."""
+    tracemalloc.start()
+    try:
+        formats.read(file)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1] / 1e6
+        tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_grow_with_what_is_not_kept(tmp_path: Path) -> None:
+    file, peaks = tmp_path / "t.json", []
+    skipped = json.dumps({**ROWS[0], "cat": "python_function"}, indent=1).encode()
+    for times in (8_000, 32_000):  # 3 and 12 MB
+        file.write_bytes(b"[" + (skipped + b",") * times + skipped + b"]")
+        peaks.append(peak_of(file))
+    assert peaks[1] < 1.2 * peaks[0] < 20
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{{"traceEvents": [{{"name": "{}"}}]}}', "one event takes more than 1 MiB"),
+        ('{{"a": "{}", "traceEvents": []}}', "what stands before 'traceEvents' takes more than 1 MiB"),
+        ('{{"traceEvents": [], "a": "{}"}}', "what stands after the events takes more than 1 MiB"),
+        ('{{"traceEvents": [{}{{}}]}}', "one event takes more than 1 MiB"),
+    ],
+    ids=["string", "before", "after", "white space"],
+)
+def test_a_bomb_is_refused_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
+    monkeypatch.setattr(kineto, "_MAX_PIECE", 1 << 20)
+    filler = " " if "[{}{{" in text else "x"
+    file = tmp_path / "t.json.gz"
+    file.write_bytes(gzip.compress(text.format(filler * 50_000_000).encode(), 1))
+    tracemalloc.start()
+    with pytest.raises(TraceError, match=words):
+        formats.read(file)
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
+
+
+def test_a_ratio_that_no_trace_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kineto_text, "_RATIO_FROM", 1 << 20)
+    with pytest.raises(TraceError, match="expands to more than 300 times"):
+        read(tmp_path, gzip.compress(b"[" + b"{},\n" * 2_000_000 + b"{}]"))
+    assert len(read(tmp_path, gzip.compress(PLAIN)).cls) == 24 * 60
+
+
+def test_names_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kineto, "_MAX_TEXTS", 100_000)
+    rows = [{**ROWS[0], "name": f"{i}" * 100} for i in range(3000)]
+    with pytest.raises(TraceError, match="of different names"):
+        read(tmp_path, json.dumps(rows).encode())
+    assert len(read(tmp_path, json.dumps([ROWS[0]] * 3000).encode()).cls) == 3000
+
+
+def test_deep_nesting_is_one_line(tmp_path: Path) -> None:
+    for text in (
+        "[" * 1_000_000,
+        '{"traceEvents": [' + '{"a":' * 1_000_000,
+        '[{"args":' + "[" * 5000 + "]" * 5000 + "}]",
+    ):
+        with pytest.raises(TraceError, match="nested too deeply"):
+            read(tmp_path, text.encode())
+
+
+def test_columns_are_numpy_of_the_same_kind_with_and_without_events(tmp_path: Path) -> None:
+    empty, full = read(tmp_path, b"[]"), read(tmp_path, PLAIN)
+    for column in COLUMNS:
+        assert getattr(empty, column).dtype == getattr(full, column).dtype
+    assert empty.start.dtype == np.int64
