@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ import pyarrow as pa
 from moetrace import ops
 from moetrace.attribute.summary import summarise
 from moetrace.cost import PriceContext, price
-from moetrace.hardware import Hardware
+from moetrace.errors import ProfileError
+from moetrace.files import write_parquet
+from moetrace.hardware import Hardware, load_hardware
 from moetrace.op import BOUNDS, PARTS, Costs, Op
 from moetrace.parse.nesting import exposed_by
-from moetrace.run import TEXT, Run, nullable, text_column, write_parquet
+from moetrace.parse.summary import step_and_device
+from moetrace.run import TEXT, Run, nullable, text_column
 
 ATTRIBUTION_VERSION = 1
 FLAGS = ("cache-resident", "suspect")
@@ -40,7 +43,7 @@ ATTRIBUTION_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     (
         "exposed_ns",
         pa.int64(),
-        "what the op adds to the busy time of its step, ns: its duration less what overlaps earlier ops",
+        "what the op adds to the busy time of its device in its step, ns: its duration less what overlaps earlier ops",
     ),
     ("gap_ns", pa.int64(), "idle time of the device right before the op, ns"),
     (
@@ -80,7 +83,7 @@ ATTRIBUTION_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     (
         "flag",
         TEXT,
-        "cache-resident or suspect: shorter than its lower bound, and what it touches does or does not fit the last-level cache; else null",
+        "cache-resident: shorter than its lower bound, which is that of its bytes, and these fit the last-level cache; suspect: shorter than it otherwise; else null",
     ),
     ("provenance", TEXT, "where the law's coefficients for this op come from"),
 )
@@ -110,7 +113,6 @@ class Attribution:
 class _Priced:
     """Per row: exposed time and gaps (ns), the ops' costs spread over the rows, and what halving each resource leaves."""
 
-    step: IntArray
     dur: IntArray
     exposed: IntArray
     gap: IntArray
@@ -118,11 +120,19 @@ class _Priced:
     index: IntArray
     found: tuple[Op, ...]
     costs: Costs
+    certain: FloatArray  # the part of an op's lower bound that no cache can take away: compute and network
     halved: Mapping[str, FloatArray]  # resource -> share of an op's expected time that halving it saves
 
 
-def attribute(run: Run, hardware: Hardware) -> Attribution:
-    """Where the time of a run goes, held against a machine (by default meant: the one it ran on)."""
+def attribute(run: Run, hardware: Hardware | str | None = None) -> Attribution:
+    """Where the time of a run goes, held against a machine or the name of one; by default the one it ran on.
+
+    Raises ProfileError if there is no such machine, or the run does not say its own.
+    """
+    machine = hardware or run.meta.hardware
+    if machine is None:
+        raise ProfileError("the run does not say which machine it ran on: name one (see 'moetrace profiles')")
+    hardware = load_hardware(machine)
     priced = _price(run, hardware)
     touched = ops.works(priced.found)["bytes_min"]
     table = _table(run, priced, hardware, touched)
@@ -130,8 +140,10 @@ def attribute(run: Run, hardware: Hardware) -> Attribution:
 
 
 def _context(run: Run) -> PriceContext:
-    """What a law must know of the whole: the model's size and depth, graph or eager."""
-    model = run.meta.model
+    """What a law must know of the whole: what a predicted run was priced with, else the model's size and depth."""
+    model, stored = run.meta.model, run.meta.facts.get("price_context")
+    if isinstance(stored, Mapping) and stored.get("model_bytes"):
+        return PriceContext(**{f.name: stored[f.name] for f in fields(PriceContext) if f.name in stored})
     return PriceContext(
         model_bytes=model.weight_bytes() if model else 0.0,
         layers=model.layers if model else 0,
@@ -147,11 +159,13 @@ def price_run(run: Run, hardware: Hardware) -> tuple[IntArray, tuple[Op, ...], C
 
 def _price(run: Run, hardware: Hardware) -> _Priced:
     index, found, costs = price_run(run, hardware)
-    step, start, dur = run.numpy("step"), run.numpy("start_ns"), run.numpy("dur_ns")
-    exposed, gap = exposed_by(step, start, start + dur)
-    launch = run.numpy("launch_ns")
+    group, _ = step_and_device(run)
+    start, dur, launch = run.numpy("start_ns"), run.numpy("dur_ns"), run.numpy("launch_ns")
+    exposed, gap = exposed_by(group, start, start + dur)
+    uncached = replace(hardware, memory=replace(hardware.memory, bytes_per_s=float("inf")))
     return _Priced(
-        step, dur, exposed, gap, _launch_wait(start, gap, launch), index, found, costs,
+        dur, exposed, gap, _launch_wait(start, gap, launch), index, found, costs,
+        price_run(run, uncached)[2].lower_bound_s,
         {name: _saving(run, twice, costs) for name, twice in _twice(hardware).items()},
     )  # fmt: skip
 
@@ -201,12 +215,15 @@ def _launch_wait(start: IntArray, gap: IntArray, launch: IntArray) -> IntArray:
 
 
 def _flags(priced: _Priced, hardware: Hardware, touched: FloatArray) -> IntArray:
-    """Code of the flag per row; -1 for none. Zero-length records (clock resolution) are not judged."""
+    """Code of the flag per row; -1 for none. Zero-length records (clock resolution) are not judged.
+
+    A cache explains only that memory was beaten: what beats its FLOPs or its messages too is suspect, however small.
+    """
     seconds = priced.dur / 1e9
-    bound = priced.costs.lower_bound_s[priced.index]
-    below = np.nan_to_num(bound) > seconds
+    below = np.nan_to_num(priced.costs.lower_bound_s)[priced.index] > seconds
+    certain = np.nan_to_num(priced.certain)[priced.index] > seconds
     fits = touched[priced.index] <= hardware.memory.cache_bytes
-    return np.where(below & (priced.dur > 0), np.where(fits, 0, 1), -1)
+    return np.where(below & (priced.dur > 0), np.where(fits & ~certain, 0, 1), -1)
 
 
 def _table(run: Run, priced: _Priced, hardware: Hardware, touched: FloatArray) -> pa.Table:

@@ -2,74 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from moetrace.attribute.groups import Columns, tables
 from moetrace.hardware import Hardware
-from moetrace.op import PARTS
 from moetrace.parse.nesting import exposed_by
 from moetrace.parse.summary import summary as coverage_of
-from moetrace.run import Run, codes_of
+from moetrace.run import Run, Step, codes_of
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 _TOP = 10
-_KERNELS = 100
-
-
-class _Columns:
-    """The attribution table as numpy, nulls as zero (costs) or -1 (step, layer)."""
-
-    def __init__(self, run: Run, table: pa.Table) -> None:
-        self.table = table
-        self.step = self._of("step", -1)
-        self.layer = self._of("layer", -1)
-        self.inside = self.step >= 0
-        self.dur = self._of("dur_ns", 0) / 1e9
-        self.exposed = self._of("exposed_ns", 0) / 1e9
-        self.gap = self._of("gap_ns", 0) / 1e9
-        self.launch = np.maximum(0, self._of("launch_ns", 0)) / 1e9
-        self.known = ~np.isnan(self._of("expected_s", np.nan))
-        self.expected, self.lower = self._of("expected_s", 0.0), self._of("lower_bound_s", 0.0)
-        self.spent = self._split()
-        self.moved = sum(
-            (run.numpy(f"{what}_bytes", 0.0) for what in ("weight", "kv", "act")), np.zeros(len(self.dur))
-        )
-
-    def codes(self, column: str) -> tuple[npt.NDArray[np.int64], list[Any]]:
-        """(group per row, -1 for none; the groups' names)."""
-        if column == "layer":
-            layer = self.layer.astype(np.int64)
-            return layer, list(range(int(layer.max(initial=-1)) + 1))
-        return codes_of(self.table.column(column))
-
-    def only(self, steps: list[int]) -> _Columns:
-        """The same columns, with only these steps taken as inside."""
-        other = copy(self)
-        other.inside = self.inside & np.isin(self.step, steps)
-        return other
-
-    def _of(self, name: str, null: float) -> Any:
-        return np.asarray(pc.fill_null(self.table.column(name), null).to_numpy())
-
-    def _split(self) -> dict[str, FloatArray]:
-        """The exposed time of each op dealt out: to its parts in proportion, up to what the law expects; the rest stays.
-
-        Where the law expects more than was measured, the parts are scaled down to the measured time and nothing remains.
-        """
-        parts = np.vstack([self._of(part, 0.0) for part in PARTS])
-        total = parts.sum(axis=0)
-        share = np.divide(parts, total, out=np.zeros_like(parts), where=total > 0)
-        shown = np.where(self.dur > 0, self.exposed / np.maximum(self.dur, 1e-12), 0.0)
-        explained = np.minimum(self.expected, self.dur) * shown
-        spent = {name.removesuffix("_s"): share[i] * explained for i, name in enumerate(PARTS)}
-        spent["unexplained"] = self.exposed - explained
-        return spent
 
 
 def summarise(
@@ -80,8 +28,9 @@ def summarise(
     index: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
     """The summary dict of an attribution (JSON-able; its schema is named in it)."""
-    c = _Columns(run, table)
-    steps = _steps(run, c, table)
+    c = Columns(run, table)
+    communication = _communication(run, c)
+    steps = _steps(run, c, communication)
     span = sum(s["span_s"] for s in steps) or 1.0
     facts = coverage_of(run)
     return {
@@ -92,19 +41,21 @@ def summarise(
         "coverage": facts["coverage"],
         "layers_found": facts["layers"],
         "steps": steps,
+        "between_steps": _between_all(run.meta.steps, steps),
+        "devices": _devices(c, steps, communication),
         "phases": _phases(c, steps, halved, index),
-        **_tables(c, halved, index, span),
+        **tables(c, steps, halved, index, span),
         "flags": _flags(c, table),
-        "notes": _notes(run, hardware),
+        "notes": _notes(run, hardware, len(c.devices)),
     }
 
 
-def _steps(run: Run, c: _Columns, table: pa.Table) -> list[dict[str, Any]]:
+def _steps(run: Run, c: Columns, comm: tuple[FloatArray, FloatArray]) -> list[dict[str, Any]]:
     count = max([s.index for s in run.meta.steps], default=-1) + 1
-    comm = _communication(run, c)
+    between = _between(run.meta.steps)
 
     def total(values: FloatArray) -> FloatArray:
-        return np.bincount(c.step[c.inside], weights=values[c.inside], minlength=count).astype(np.float64)
+        return c.total(c.step, values, count)
 
     busy, launch = total(c.exposed), total(np.minimum(c.launch, c.gap))
     spent = {name: total(values) for name, values in c.spent.items()}
@@ -125,6 +76,7 @@ def _steps(run: Run, c: _Columns, table: pa.Table) -> list[dict[str, Any]]:
                 "tokens": s.tokens,
                 "kv_tokens": s.kv_tokens,
                 "span_s": span,
+                "between_steps_s": between[i],
                 "busy_s": float(busy[i]),
                 "idle_s": idle,
                 "idle_share": idle / span if span else 0.0,
@@ -141,50 +93,79 @@ def _steps(run: Run, c: _Columns, table: pa.Table) -> list[dict[str, Any]]:
     return out
 
 
-def _communication(run: Run, c: _Columns) -> tuple[FloatArray, FloatArray]:
-    """(time of collectives, what of it no other op hides), per row."""
+def _between(steps: Sequence[Step]) -> dict[int, float | None]:
+    """Seconds from the end of the steps before to the start of each, by index; None for the first, 0 where they overlap."""
+    out: dict[int, float | None] = {}
+    reach: int | None = None
+    for s in sorted(steps, key=lambda s: s.start_ns):
+        out[s.index] = None if reach is None else max(0, s.start_ns - reach) / 1e9
+        reach = s.end_ns if reach is None else max(reach, s.end_ns)
+    return out
+
+
+def _between_all(known: Sequence[Step], steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Time in no step: its sum, its median, and its share of the time from the first step's start to the last one's end."""
+    gaps = [s["between_steps_s"] for s in steps if s["between_steps_s"] is not None]
+    whole = max((s.end_ns for s in known), default=0) - min((s.start_ns for s in known), default=0)
+    return {
+        "total_s": sum(gaps),
+        "median_s": _median(gaps),
+        "share": sum(gaps) / (whole / 1e9) if whole else 0.0,
+    }
+
+
+def _devices(
+    c: Columns, steps: list[dict[str, Any]], comm: tuple[FloatArray, FloatArray]
+) -> list[dict[str, Any]]:
+    """Each device's own times, over the steps that it takes part in; idle is what it leaves of the span of these."""
+    size, at = len(c.devices), c.inside
+    spans = np.zeros(int(c.step.max(initial=0)) + 1)
+    for s in steps:
+        if s["index"] < len(spans):
+            spans[s["index"]] = s["span_s"]
+    used = np.unique(c.group[at])
+    span = np.bincount(used % max(1, size), weights=spans[used // max(1, size) - 1], minlength=size)
+    place = c.group[at] % max(1, size)
+    busy, time, exposed = (np.bincount(place, v[at], minlength=size) for v in (c.exposed, *comm))
+    return [
+        {
+            "device": int(device),
+            "span_s": float(span[i]),
+            "busy_s": float(busy[i]),
+            "idle_s": max(0.0, float(span[i] - busy[i])),
+            "idle_share": max(0.0, 1 - float(busy[i] / span[i])) if span[i] else 0.0,
+            "communication_s": float(time[i]),
+            "exposed_communication_s": float(exposed[i]),
+        }
+        for i, device in enumerate(c.devices.tolist())
+        if span[i]
+    ]
+
+
+def _communication(run: Run, c: Columns) -> tuple[FloatArray, FloatArray]:
+    """(time of collectives, what of it no other op of their device hides), per row."""
     family, names = codes_of(c.table.column("family"))
     comm = family == (names.index("communication") if "communication" in names else -2)
-    zero = np.zeros(len(c.dur))
+    time = np.zeros(len(c.dur))
     if not comm.any():
-        return zero, zero
+        return time, time
     start = run.numpy("start_ns")
     end = start + run.numpy("dur_ns")
-    # Busy time with and without the collectives: the difference is what they expose. Charged to the ops step by step.
-    alone, _ = exposed_by(c.step[comm], start[comm], end[comm])
-    everything, _ = exposed_by(c.step, start, end)
-    others, _ = exposed_by(c.step[~comm], start[~comm], end[~comm])
-    with_all = np.bincount(c.step[c.inside], weights=everything[c.inside] / 1e9)
-    without = np.bincount(
-        c.step[~comm & c.inside], weights=others[c.inside[~comm]] / 1e9, minlength=len(with_all)
-    )
-    per_step = np.bincount(
-        c.step[comm & c.inside], weights=alone[c.inside[comm]] / 1e9, minlength=len(with_all)
-    )
-    scale = np.divide(with_all - without, per_step, out=np.zeros(len(with_all)), where=per_step > 0)
-    hidden = zero.copy()
-    time = zero.copy()
-    time[comm] = alone / 1e9
-    at = comm & c.inside
-    hidden[at] = time[at] * scale[c.step[at]]
-    return time, hidden
-
-
-def _tables(
-    c: _Columns, halved: Mapping[str, FloatArray], index: npt.NDArray[np.int64], span: float
-) -> dict[str, Any]:
-    """Groups of the ops inside, largest first, and what halving things would save; shares are of `span`."""
-    return {
-        "families": _groups(c, "family", span),
-        "kinds": _groups(c, "kind", span),
-        "kernels": _groups(c, "kernel", span)[:_KERNELS],
-        "layers": sorted(_groups(c, "layer", span), key=lambda row: int(row["layer"])),
-        "halving": _halving(c, halved, index, span),
-    }
+    used, group = np.unique(c.group, return_inverse=True)
+    group = group.reshape(-1)
+    # Busy time with and without the collectives: the difference is what they expose. Charged to the ops group by group.
+    time[comm] = exposed_by(group[comm], start[comm], end[comm])[0] / 1e9
+    others = exposed_by(group[~comm], start[~comm], end[~comm])[0] / 1e9
+    with_all = np.bincount(group, weights=c.exposed, minlength=len(used))
+    without = np.bincount(group[~comm], weights=others, minlength=len(used))
+    alone = np.bincount(group, weights=time, minlength=len(used))
+    scale = np.divide(with_all - without, alone, out=np.zeros(len(used)), where=alone > 0)
+    return time, time * scale[group]
 
 
 _MEDIANS = (
     "span_s",
+    "between_steps_s",
     "busy_s",
     "idle_s",
     "launch_bound_s",
@@ -201,8 +182,14 @@ _MEDIANS = (
 )
 
 
+def _median(values: Sequence[float | None]) -> float | None:
+    """The median of those that are known, None without any."""
+    known = [v for v in values if v is not None]
+    return float(np.median(known)) if known else None
+
+
 def _phases(
-    c: _Columns,
+    c: Columns,
     steps: list[dict[str, Any]],
     halved: Mapping[str, FloatArray],
     index: npt.NDArray[np.int64],
@@ -217,57 +204,13 @@ def _phases(
         out[phase] = {
             "steps": len(mine),
             "critical": max(set(criticals), key=criticals.count),
-            **{name: float(np.median([s[name] for s in mine])) for name in _MEDIANS},
-            **_tables(here, halved, index, span),
+            **{name: _median([s[name] for s in mine]) for name in _MEDIANS},
+            **tables(here, mine, halved, index, span),
         }
     return out
 
 
-def _groups(c: _Columns, column: str, span: float) -> list[dict[str, Any]]:
-    code, names = c.codes(column)
-    at = c.inside & (code >= 0)
-    code, size = code[at], len(names)
-
-    def total(values: FloatArray) -> FloatArray:
-        return np.bincount(code, weights=values[at], minlength=size).astype(np.float64)
-
-    busy, expected, lower = total(c.exposed), total(c.expected), total(c.lower)
-    moved, timed = total(np.where(c.known, c.moved, 0.0)), total(c.dur * c.known)
-    count = np.bincount(code, minlength=size)
-    spent = {name: total(values) for name, values in c.spent.items()}
-    return [
-        {
-            column: names[i],
-            "count": int(count[i]),
-            "busy_s": float(busy[i]),
-            "share": float(busy[i]) / span,
-            "expected_s": float(expected[i]),
-            "lower_bound_s": float(lower[i]),
-            **{f"{name}_s": float(values[i]) for name, values in spent.items()},
-            "bytes": float(moved[i]),
-            "bytes_per_s": float(moved[i] / timed[i]) if timed[i] else None,
-            "halving_saves_s": float(busy[i]) / 2,
-            "halving_saves_share": float(busy[i]) / 2 / span,
-        }
-        for i in np.argsort(-busy).tolist()
-        if count[i]
-    ]
-
-
-def _halving(
-    c: _Columns, halved: Mapping[str, FloatArray], index: npt.NDArray[np.int64], span: float
-) -> list[dict[str, Any]]:
-    """What the run would lose if one thing took half: resources by the law's own answer, idle and launches by measure."""
-    rows = [(name, float((c.exposed * saving[index])[c.inside].sum())) for name, saving in halved.items()]
-    launch = float(np.minimum(c.launch, c.gap)[c.inside].sum())
-    idle = float(c.gap[c.inside].sum())
-    rows += [("launch waits", launch / 2), ("other idle time", max(0.0, idle - launch) / 2)]
-    rows += [("unexplained time", float(np.maximum(0, c.spent["unexplained"])[c.inside].sum()) / 2)]
-    rows.sort(key=lambda r: -r[1])
-    return [{"what": name, "saves_s": saves, "saves_share": saves / span} for name, saves in rows]
-
-
-def _flags(c: _Columns, table: pa.Table) -> dict[str, Any]:
+def _flags(c: Columns, table: pa.Table) -> dict[str, Any]:
     """Counts of flagged ops and the longest of the suspects, one row per distinct op."""
     flag, names = codes_of(table.column("flag"))
     op, texts = codes_of(table.column("op"))
@@ -287,8 +230,13 @@ def _flags(c: _Columns, table: pa.Table) -> dict[str, Any]:
     return out
 
 
-def _notes(run: Run, hardware: Hardware) -> list[str]:
+def _notes(run: Run, hardware: Hardware, devices: int) -> list[str]:
     notes = list(run.meta.notes)
+    if devices > 1:
+        notes.append(
+            f"{devices} devices: times, bytes and shares are means over the devices of each step, counts are of all; layers "
+            "told by the order of kernels are not to be trusted"
+        )
     if run.meta.hardware is None:
         notes.append(f"the trace does not say what it ran on: held against {hardware.name} as asked")
     elif run.meta.hardware != hardware.name:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from moetrace.attribute import ATTRIBUTION_SCHEMA, attribute
 from moetrace.hardware import load_hardware
 from moetrace.parse import parse
+from moetrace.parse import summary as coverage
+from moetrace.report import tables
 from moetrace.run import Step
 from tests.made import decode_trace, event, write
 from tests.unit.replay_runs import build
@@ -210,3 +212,128 @@ def test_doubling_a_rate_leaves_what_was_measured_of_a_step(run):
     assert [(f["family"], f["busy_s"]) for f in before["families"]] == [
         (f["family"], f["busy_s"]) for f in after["families"]
     ]
+
+
+# -- halving -------------------------------------------------------------------------------------------------------
+@settings(max_examples=60, deadline=None)
+@given(
+    op=st.sampled_from(LAYER_ON_A_NODE),
+    rows=st.lists(
+        st.tuples(st.sampled_from(LAYER_ON_A_NODE), st.integers(0, 30_000), st.integers(0, 200_000)),
+        min_size=1,
+        max_size=12,
+    ),
+    machine=st.sampled_from(["h100-sxm-x8", "mi300x", "a100-sxm"]),
+)
+def test_all_rows_of_halving_together_save_at_most_half_of_the_span(op, rows, machine):
+    """Whatever the law makes of the measured times, which here are any: gaps, overlaps, ops far off what is expected."""
+    made, now, end = [], 1000, 0
+    for text, after, dur in [(op, 0, 50_000), *rows]:
+        made.append((0, 0, text, now + after, dur))
+        now, end = now + after + dur // 2, max(end, now + after + dur)
+    run = build(made, [Step(0, "decode", "decode", 1000, end, 16, 16)], gpus=8, tp=8)
+    summary = attribute(run, load_hardware(machine)).summary
+    (step,) = summary["steps"]
+    saved = {row["what"]: row["saves_s"] for row in summary["halving"]}
+    assert min(saved.values()) >= 0
+    assert sum(saved.values()) <= step["span_s"] / 2 * (1 + 1e-9)
+    explained = step["busy_s"] - step["unexplained_s"]
+    resources = sum(saved[name] for name in saved if "time" not in name and "waits" not in name)
+    assert resources <= explained / 2 * (1 + 1e-9) + 1e-15
+
+
+def test_an_op_that_took_far_more_than_expected_saves_no_more_than_was_expected(node_run):
+    """35 us of which the law explains a few: twice the bandwidth saves half of the memory part, not of the 35 us."""
+    rows = [(0, 0, "norm bf16 tokens=4096 width=8192", 1000, 1_000_000)]
+    run = build(rows, [Step(0, "decode", "decode", 1000, 1_001_000, 16, 16)])
+    summary = attribute(run, load_hardware("h100-sxm")).summary
+    saved = {row["what"]: row["saves_s"] for row in summary["halving"]}
+    (step,) = summary["steps"]
+    assert step["unexplained_s"] > 0.8e-3
+    assert 0 < saved["memory bandwidth"] <= step["memory_s"] / 2 * (1 + 1e-9)
+    assert saved["unexplained time"] == pytest.approx(step["unexplained_s"] / 2)
+
+
+# -- several devices -------------------------------------------------------------------------------------------------
+def on_devices(tmp_path, second=1):
+    """Two GPUs, each 50 us of work and then 50 us of all-reduce; the second one begins 50 us later."""
+
+    def kernel(name, start, device):
+        return event(name, "kernel", start, 50, tid=7, pid=device, stream=7, device=device)
+
+    reduce = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL"
+    events = [
+        kernel("nvjet_a", 100, 0), kernel(reduce, 150, 0), kernel("nvjet_a", 150, second), kernel(reduce, 200, second),
+    ]  # fmt: skip
+    return parse(write(tmp_path / "t.json", events))
+
+
+def test_each_device_has_busy_idle_and_exposed_time_of_its_own(tmp_path):
+    run = on_devices(tmp_path)
+    result = attribute(run, load_hardware("h100-sxm-x8")).summary
+    (step,) = result["steps"]
+    assert step["span_s"] == pytest.approx(150e-6)
+    for what, expected in (
+        ("busy_s", 100e-6),
+        ("idle_s", 50e-6),
+        ("communication_s", 50e-6),
+        ("exposed_communication_s", 50e-6),
+    ):
+        assert step[what] == pytest.approx(expected), what
+        assert [d[what] for d in result["devices"]] == pytest.approx([expected] * 2), what
+    assert sum(f["busy_s"] for f in result["families"]) == pytest.approx(step["busy_s"])
+    assert sum(row["saves_s"] for row in result["halving"]) <= step["span_s"] / 2 * (1 + 1e-9)
+    assert any(note.startswith("2 devices") for note in result["notes"])
+    (facts,) = coverage(run)["steps"]
+    assert facts["busy_s"] == pytest.approx(100e-6)
+    text = tables.attribute_report(result, "family", "families", None, 10)
+    assert any(isinstance(b, tables.Table) and b.title.startswith("Device by device") for b in text)
+
+
+def test_one_device_is_no_news(tmp_path):
+    result = attribute(on_devices(tmp_path, second=0), load_hardware("h100-sxm-x8")).summary
+    assert len(result["devices"]) == 1
+    assert not any("devices" in note for note in result["notes"])
+
+
+# -- between steps -------------------------------------------------------------------------------------------------
+def test_time_between_steps_is_reported(tmp_path):
+    events = []
+    for i in range(3):
+        events += [
+            event("step[DECODE bs=1]", "user_annotation", 1000 * i, 50, tid=7),
+            event("cudaLaunchKernel", "cuda_runtime", 1000 * i + 1, 1, tid=7, correlation=i),
+            event("nvjet_a", "kernel", 1000 * i + 10, 100, tid=3, pid=0, stream=3, device=0, correlation=i),
+        ]
+    summary = attribute(parse(write(tmp_path / "t.json", events)), load_hardware("h100-sxm")).summary
+    assert [s["between_steps_s"] for s in summary["steps"]] == [None, *[pytest.approx(900e-6)] * 2]
+    assert summary["phases"]["decode"]["between_steps_s"] == pytest.approx(900e-6)
+    assert summary["between_steps"]["share"] == pytest.approx(1800 / 2100)
+    (line,) = [
+        b
+        for b in tables.attribute_report(summary, "family", "families", None, 10)
+        if isinstance(b, str) and b.startswith("between steps")
+    ]
+    assert "900.0 us" in line and "85.7 %" in line
+
+
+# -- flags, layers -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("op", "dur_ns", "flag"),
+    [
+        ("all_gather bf16 bytes=4000000 ranks=8", 1_000, "suspect"),  # 28 MB over the links: no cache helps
+        ("gemm bf16 m=4096 n=2048 k=2048", 1_000, "suspect"),  # 34 GFLOP on 33 MB, which fit
+        ("elementwise bf16 elements=4000000", 1_000, "cache-resident"),
+    ],
+)
+def test_only_a_memory_bound_can_be_beaten_by_a_cache(op, dur_ns, flag):
+    run = build([(0, 0, op, 1000, dur_ns)], [Step(0, "decode", "decode", 1000, 1000 + dur_ns, 16, 16)])
+    assert attribute(run, load_hardware("h100-sxm-x8")).table.column("flag").to_pylist() == [flag]
+
+
+def test_a_layer_of_any_number_is_one_layer():
+    """A number that no model has must cost neither time nor memory."""
+    rows = [(0, layer, "gemm bf16 m=16 n=64 k=64", 1000 + i, 1) for i, layer in enumerate((0, 2_000_000_000))]
+    run = build(rows, [Step(0, "decode", "decode", 1000, 1002, 16, 16)])
+    layers = attribute(run, load_hardware("h100-sxm")).summary["layers"]
+    assert [row["layer"] for row in layers] == [0, 2_000_000_000]
