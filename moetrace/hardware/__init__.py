@@ -9,11 +9,11 @@ docs/hardware.md.
 from __future__ import annotations
 
 from moetrace.hardware.files import profile_names
-from moetrace.hardware.machine import FALLBACK, Collective, Family, Hardware, Link, Memory, Wafer
+from moetrace.hardware.machine import FALLBACK, OF_BF16, Collective, Family, Hardware, Link, Memory, Wafer
 from moetrace.hardware.match import match_device
 from moetrace.hardware.profile import LAWS, load_hardware
 
 __all__ = [
-    "FALLBACK", "LAWS", "Collective", "Family", "Hardware", "Link", "Memory", "Wafer",
+    "FALLBACK", "LAWS", "OF_BF16", "Collective", "Family", "Hardware", "Link", "Memory", "Wafer",
     "load_hardware", "match_device", "profile_names",
 ]  # fmt: skip

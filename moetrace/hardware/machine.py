@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moetrace.errors import ProfileError, unknown
 
@@ -18,14 +18,23 @@ FALLBACK = {
     "int32": "fp32",
     "int64": "fp32",
 }
+# Types whose kernels are not those of 16-bit weights. How far off a 4-bit one may be: from 0.24 to above 0.6 of the bandwidth
+# are known on one machine (h100-sxm.toml, experts:mxfp4), a factor of two to both sides with the 16-bit family's own error.
+_NARROW = frozenset({"fp8", "fp8_block", "int8", "int4", "mxfp8", "mxfp4", "nvfp4"})
+OF_BF16 = "of 16-bit kernels, error widened for"
 # Whose coefficients an op kind takes, where that is not its own family's. The small kernels of an MoE module share the
 # module's fitted time per launch, so that the parts add up to the measured whole; every GEMM is a GEMM.
 _MODEL_OF_KIND = {
     **dict.fromkeys(
         ("topk", "moe_align", "moe_act", "moe_combine", "moe_gate_up", "moe_down", "moe_experts"), "experts"
     ),
-    **dict.fromkeys(("router", "shared_gate_up", "shared_down", "gemm", "lm_head"), "dense_gemm"),
-    **dict.fromkeys(("attention_reduce", "kv_write", "rope", "shared_act", "activation"), "elementwise"),
+    **dict.fromkeys(
+        ("router", "shared_gate_up", "shared_down", "expert_up", "expert_down", "gemm", "lm_head"),
+        "dense_gemm",
+    ),
+    **dict.fromkeys(
+        ("attention_reduce", "kv_write", "rope", "shared_act", "expert_act", "activation"), "elementwise"
+    ),
 }
 
 
@@ -131,9 +140,16 @@ class Hardware:
         raise ProfileError(f"profile {self.name!r}: {unknown('dtype of a peak', dtype, self.peaks)}")
 
     def family(self, kind: str, family: str, dtype: str) -> tuple[str, Family]:
-        """Key and coefficients for an op: those of its kind before those of its family, with its dtype before without."""
+        """Key and coefficients for an op: those of its kind before those of its family, with its dtype before without.
+
+        Coefficients without a dtype were fitted on 16-bit kernels. A narrower type that has none of its own takes them with
+        an error of a factor of two more, and the key says so.
+        """
         model = _MODEL_OF_KIND.get(kind, family)
         for key in (f"{kind}:{dtype}", kind, f"{model}:{dtype}", model):
             if key in self.families:
-                return key, self.families[key]
+                found = self.families[key]
+                if dtype in _NARROW and not key.endswith(f":{dtype}") and found.provenance != "assumed":
+                    return f"{key} ({OF_BF16} {dtype})", replace(found, error=(1 + found.error) * 2 - 1)
+                return key, found
         return "other", self.families["other"]

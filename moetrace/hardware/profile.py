@@ -57,9 +57,14 @@ _COLLECTIVES = frozenset(
 _TABLES = {"fitted", "assumed", "transferred", "match"}
 
 
-def load_hardware(name_or_path: str) -> Hardware:
-    """The Hardware of a shipped profile's name, or of a path to a ``.toml`` file. Raises ProfileError."""
-    path, table = read_profile(name_or_path)
+def load_hardware(machine: str | Hardware) -> Hardware:
+    """The Hardware of a shipped profile's name, or of a path to a ``.toml`` file. Raises ProfileError.
+
+    A Hardware is returned as it is, so that whatever takes a machine takes its name too.
+    """
+    if isinstance(machine, Hardware):
+        return machine
+    path, table = read_profile(machine)
     if "base" not in table:
         return _build(Reader(path), table)
     base_path, base = read_profile(str(table["base"]))
@@ -67,7 +72,7 @@ def load_hardware(name_or_path: str) -> Hardware:
     reader.keys(table, "", {"base", "title", "gpus"}, {"datasheet", "fitted", "assumed"})
     if "base" in base:
         raise reader.error("base", table["base"], "a profile that has no base itself")
-    gpus = reader.number(table, "", "gpus", 2, whole=True)
+    gpus = reader.number(table, "", "gpus", 2, 1e5, whole=True)
     whole = _build(Reader(base_path), base)
     return _overlay(reader, whole, table, int(gpus))
 

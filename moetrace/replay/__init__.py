@@ -1,7 +1,8 @@
 """Replay: a run predicted on another machine and with knobs turned. Names load what they need when first used.
 
 scenario (values from ``--set``), grammar, knobs (the what-ifs), edit (of one op), draft (a run while it is edited),
-distinct (routing after the edits), anchor (durations), schedule (start times), memory, summary, engine (`replay`).
+distinct (routing after the edits), anchor (durations), schedule (start times), memory, summary, engine (`replay`),
+simulation (a synthesized run replayed and its steps put together).
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ if TYPE_CHECKING:
     from moetrace.replay.knobs import knob_table as knob_table
     from moetrace.replay.scenario import Scenario as Scenario
     from moetrace.replay.scenario import scenarios as scenarios
+    from moetrace.replay.simulation import Simulation as Simulation
+    from moetrace.replay.simulation import simulate as simulate
 
 _WHERE = {
     "Prediction": "engine",
     "Scenario": "scenario",
+    "Simulation": "simulation",
     "knob_table": "knobs",
     "replay": "engine",
     "scenarios": "scenario",
+    "simulate": "simulation",
 }
 
-__all__ = ["Prediction", "Scenario", "knob_table", "replay", "scenarios"]
+__all__ = ["Prediction", "Scenario", "Simulation", "knob_table", "replay", "scenarios", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

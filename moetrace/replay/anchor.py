@@ -2,7 +2,8 @@
 
 A measurement anchors only on the same class of device and from a machine with a profile: then the prediction is
 ``measured x model(target) / model(source)``, or from one token ``measured + model(target) - model(source)``, never below
-the target's lower bound. An op that changed in nothing, on the same chip, keeps its measured time to the ns.
+the target's lower bound. An op that changed in nothing, on the same chip, keeps its measured time to the ns; where its
+layer is a copy of a recorded one, with the error of that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from moetrace import ops as work_of
 from moetrace.cost import PriceContext, price
 from moetrace.hardware import Hardware
 from moetrace.op import Costs, Op
+from moetrace.replay.copies import copy_error
 from moetrace.replay.draft import Draft
 
 FloatArray = npt.NDArray[np.float64]
@@ -33,6 +35,7 @@ WORDS = (
     "not priced",
 )
 ANCHORED = (SAME, SCALED, ADDED)
+COPIED = ", on another layer of its kind"
 
 # On one chip, half of the law's error is taken to cancel in a ratio of two of its answers for the same op. An assumption:
 # anchored predictions of one kind of op were off by 5-10 % where un-anchored ones were by 9-12 %, which is about this.
@@ -84,7 +87,7 @@ def price_cells(draft: Draft, source: Hardware | None, here: PriceContext, there
     size = len(draft.ops)
     how, factor, added = np.full(size, MODEL), np.ones(size), np.zeros(size)
     unknown = np.isnan(target.expected_s)
-    error = np.array(target.error, dtype=np.float64)
+    error, copied = np.array(target.error, dtype=np.float64), np.zeros(size, dtype=bool)
     if recorded is None or source is None:
         how[unknown] = UNPRICED
         error[unknown] = np.nan
@@ -101,13 +104,22 @@ def price_cells(draft: Draft, source: Hardware | None, here: PriceContext, there
         )
         kept = 0.0 if chip(source) == chip(draft.hw) else KEPT_ERROR
         error = np.where(how == KEPT, kept, np.where(how == SAME, 0.0, error))
+        other = np.array([at.layer != at.source_layer for at in draft.at])
+        copied = other & np.isin(how, (*ANCHORED, KEPT))
+        error = np.where(copied, (1 + error) * (1 + copy_error(draft)[0]) - 1, error)
     words = tuple(
-        WORDS[h] if h in (SAME, KEPT, UNPRICED) else f"{WORDS[h]}: {text}"
-        for h, text in zip(how.tolist(), target.provenance, strict=True)
+        _words(h, copy, text)
+        for h, copy, text in zip(how.tolist(), copied.tolist(), target.provenance, strict=True)
     )
     return Priced(
         how, factor, added, np.nan_to_num(target.lower_bound_s), target.expected_s, error, target.bound, words
     )
+
+
+def _words(how: int, copied: bool, law: str) -> str:
+    """The provenance of a cell's duration; `law` says where the law's coefficients come from."""
+    word = WORDS[how] + (COPIED if copied else "")
+    return word if how in (SAME, KEPT, UNPRICED) else f"{word}: {law}"
 
 
 def _ratio_error(target: Costs, recorded: Costs, source: Hardware, hw: Hardware) -> FloatArray:

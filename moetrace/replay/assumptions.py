@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import numpy.typing as npt
 
-from moetrace.hardware import Hardware
+from moetrace import ops as work_of
+from moetrace.hardware import OF_BF16, Hardware
+from moetrace.op import Op
 from moetrace.replay.anchor import KEPT, UNPRICED, Priced, chip
+from moetrace.replay.copies import copy_error
 from moetrace.replay.distinct import UNIFORM
 from moetrace.replay.draft import EXPERTS, Draft
 
 IntArray = npt.NDArray[np.int64]
+_MANY = 2  # times the step's tokens: more rows than that are not its tokens'
+_WORTH_SAYING = 0.05  # of the predicted time
 
 
-def assumptions_of(draft: Draft, source: Hardware | None, priced: Priced, measured: IntArray) -> list[str]:
-    """What the prediction takes for granted beside what the knobs said."""
+def assumptions_of(
+    draft: Draft, source: Hardware | None, priced: Priced, measured: IntArray, dur: IntArray
+) -> list[str]:
+    """What the prediction takes for granted beside what the knobs said. `measured` and `dur` (predicted): ns by row."""
     meta, hw = draft.run.meta, draft.hw
-    said = _of_anchor(draft, source)
+    said = [*_of_anchor(draft, source), *_of_machine(draft, priced)]
+    if source is not None:
+        said += _of_copies(draft)
+    elif meta.kind != "synthesized":  # that one is of no engine
+        said += _of_engine(draft, dur)
     how, own = priced.how[draft.cell], ~draft.inserted
     total = max(1, int(measured[own].sum()))
     dark, kept = (_share(int(measured[own & (how == k)].sum()) / total) for k in (UNPRICED, KEPT))
@@ -65,6 +78,62 @@ def _of_anchor(draft: Draft, source: Hardware | None) -> list[str]:
     if any(not op.has("distinct") and not op.has("distinct_est") for op in guessed):
         said.append(UNIFORM)
     return [text for text in said if text not in draft.notes]
+
+
+def _of_copies(draft: Draft) -> list[str]:
+    said = copy_error(draft)[1]
+    return [said] if said else []
+
+
+def _of_machine(draft: Draft, priced: Priced) -> list[str]:
+    """What the machine's law leaves out or borrows."""
+    said = []
+    if draft.hw.device_class == "wafer":
+        said.append(
+            "tokens/s is of one step at a time: a wafer works on one layer's region after another, and the regions of the "
+            "other layers wait. Several batches on their way through the layers at once are not modelled; they would raise "
+            "tokens/s, by no more than the number of layers, and leave the step's time"
+        )
+    pattern = re.compile(rf"(\S+) \({OF_BF16} (\w+)\)")
+    borrowed = sorted({found.groups() for text in set(priced.provenance) if (found := pattern.search(text))})
+    if borrowed:
+        what = ", ".join(f"{dtype} {key}" for key, dtype in borrowed)
+        said.append(
+            f"{draft.hw.name} has no coefficients for {what}: those of 16-bit kernels, with an error of a factor of two more"
+        )
+    return said
+
+
+def _of_engine(draft: Draft, dur: IntArray) -> list[str]:
+    """What the recording's engine ran and another would not, by its share of the predicted (decode) time."""
+    hw, steps = draft.hw, draft.steps
+    decode = np.array([step.phase == "decode" for step in steps])[draft.base.step[draft.rows]]
+    ns = np.bincount(draft.cell, dur * (decode if decode.any() else 1), len(draft.ops))
+    total = max(1.0, float(ns.sum()))
+    anew = [
+        _is_projection(op) and op["m"] > _MANY * (steps[at.step].tokens or np.inf)
+        for op, at in zip(draft.ops, draft.at, strict=True)
+    ]
+    small = [op.kind == "elementwise" for op in draft.ops]
+    parts = []
+    if ns[anew].sum() > _WORTH_SAYING * total:
+        parts.append(
+            "projections of far more rows than the step has tokens, as where MLA's cached latents are expanded again in "
+            f"every step ({_share(float(ns[anew].sum()) / total)} of the predicted time)"
+        )
+    if hw.device_class == "wafer" and ns[small].sum() > _WORTH_SAYING * total:
+        parts.append(
+            f"casts, copies and other elementwise kernels ({_share(float(ns[small].sum()) / total)} of the predicted time)"
+        )
+    if not parts:
+        return []
+    return [
+        f"{' and '.join(parts)} are the recording engine's: an engine made for {hw.name} would not run them so"
+    ]
+
+
+def _is_projection(op: Op) -> bool:
+    return op.has("m", "n", "k") and work_of.family(op.kind) == "dense_gemm"
 
 
 def _share(part: float) -> str:

@@ -37,7 +37,7 @@ _SOURCES = {
 
 def settle(draft: Draft) -> Draft:
     """The draft with `distinct`, `distinct_est` or neither on each expert op, as its edits leave it, and the source said."""
-    ranks = int(draft.scenario.get("ep", 1)) if any(op.has("local_experts") for op in draft.ops) else 1
+    ranks = draft.ep if any(op.has("local_experts") for op in draft.ops) else 1
     routing = draft.run.routing
     counts = np.full(draft.rows.size, -1, dtype=np.int64)
     if routing is not None:

@@ -24,6 +24,8 @@ _TYPED = _EXPERT_GEMMS | {
     "dense_down",
     "shared_gate_up",
     "shared_down",
+    "expert_up",
+    "expert_down",
 }
 _COLLECTIVES = frozenset(
     {
@@ -37,10 +39,10 @@ _COLLECTIVES = frozenset(
         "broadcast",
     }
 )
-_PER_TOKEN = ("m", "tokens", "batch", "q", "kv", "elements", "rows")
+_PER_TOKEN = ("m", "tokens", "batch", "q", "kv", "pairs", "elements", "rows")
 # Split by output columns, or by input rows, under tensor parallelism (Megatron-LM, arXiv 1909.08053, section 3).
-_BY_COLUMN = frozenset({"dense_gate_up", "shared_gate_up"})
-_BY_ROW = frozenset({"o_proj", "dense_down", "shared_down"})
+_BY_COLUMN = frozenset({"dense_gate_up", "shared_gate_up", "expert_up"})
+_BY_ROW = frozenset({"o_proj", "dense_down", "shared_down", "expert_down"})
 _BY_ELEMENT = frozenset({"rope", "kv_write", "attention_reduce", "activation", "shared_act"})
 
 
@@ -61,8 +63,11 @@ def retyped(op: Op, weights: str, act: str, in_layer: bool) -> Op:
 
 
 def scaled(op: Op, new: int, old: int) -> Op:
-    """The op at `new` sequences instead of `old`: all dims that count tokens, rows or elements in proportion."""
-    if new == old:
+    """The op at `new` sequences instead of `old`: all dims that count tokens, rows or elements in proportion.
+
+    An op that the parser found to have no dim of tokens or sequences (`fixed`) keeps its size.
+    """
+    if new == old or op.get("fixed"):
         return op
     names = [n for n in _PER_TOKEN if op.has(n)]
     if op.kind in _COLLECTIVES and op.has("bytes"):
@@ -84,7 +89,7 @@ def with_context(op: Op, context: int, window: int) -> Op:
     if not op.has("kv", "batch"):
         return op
     read = min(context, window) if window else context
-    op = op.with_dims(kv=round(op["batch"]) * read)
+    op = op.with_dims(kv=round(op["batch"]) * read, pairs=None)
     if op.kind == "attention":
         op = op.with_dims(window=window if window and context > window else None)
     return op
@@ -102,6 +107,8 @@ def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
     whose role is not known. Raises ScenarioError where a dim does not divide.
     """
     kind = op.kind
+    if kind in ("qkv_proj", "o_proj") and op.has("b"):
+        return _divided(op, "b", tp, tp)  # MLA's absorbed projections: one GEMM per head
     if kind in _EXPERT_GEMMS or kind == "moe_act":
         return _divided(op, "inter", expert_tp, tp)
     if kind in _BY_COLUMN:
@@ -118,6 +125,7 @@ def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
     if (
         kind in _BY_ELEMENT
         and op.has("elements")
+        and not op.get("fixed")
         and not (kind == "kv_write" and model and model.attention == "mla")
     ):
         share = min(tp, model.kv_heads) if kind == "kv_write" and model else tp

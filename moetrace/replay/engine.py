@@ -6,7 +6,7 @@ step are dropped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from moetrace.cost import PriceContext
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines.wafer import crossings_s
-from moetrace.parse import record_columns
+from moetrace.ops.columns import record_columns
 from moetrace.parse.nesting import exposed_by
 from moetrace.replay import memory, schedule
 from moetrace.replay.anchor import Priced, price_cells
@@ -44,16 +44,18 @@ class Prediction:
     summary: dict[str, Any]
 
 
-def replay(run: Run, hw: Hardware, scenario: Scenario = AS_RECORDED) -> Prediction:
-    """The run predicted on `hw` with the scenario's knobs turned.
+def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Prediction:
+    """The run predicted on `hw`, a machine or the name of one, with the scenario's knobs turned.
 
     Its own hardware and no knob give the measured step times to the ns. Raises ScenarioError with one line if a knob
     cannot apply, the parallelism does not fill the machine, or no op lies in a step.
     """
+    hw = load_hardware(hw)
     draft = edited(run, hw, scenario)
     source = _source(run, hw)
     need = memory.need(draft)
-    priced = price_cells(draft, source, PriceContext(), _context(draft, need))
+    context = _context(draft, need)
+    priced = price_cells(draft, source, PriceContext(), context)
     line, measured = _timeline(draft)
     dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
     start, spans = schedule.lay_out(line, draft.rows, draft.inserted, dur, source is not None)
@@ -63,18 +65,17 @@ def replay(run: Run, hw: Hardware, scenario: Scenario = AS_RECORDED) -> Predicti
         for d in (dur / (1 + error), dur * (1 + error))
     )
     crossing = _crossings(draft, need)
-    spans, low, high = spans + crossing, low + crossing, high + crossing
+    spans, low, high = (x + crossing[draft.base.step[_first_rows(draft)]] for x in (spans, low, high))
     begin = _begins(draft, spans, source is not None)
-    assumptions = (*scenario.notes, *draft.notes, *assumptions_of(draft, source, priced, measured))
+    assumptions = (*scenario.notes, *draft.notes, *assumptions_of(draft, source, priced, measured, dur))
     steps = _steps(draft, begin, spans)
-    meta = _meta(draft, steps, assumptions)
+    meta = _meta(draft, steps, assumptions, context)
     table = _table(draft, priced, begin[line.segment[draft.rows]] + start, dur)
     predicted = Run(meta, table, run.routing if _keeps_routing(scenario) else None)
     span, fast, slow = (_per_step(draft, x) for x in (spans, low, high))
     alone, _ = exposed_by(line.segment[draft.rows], start, start + dur)
-    busy = _per_step(
-        draft, np.bincount(line.segment[draft.rows], alone, spans.size).astype(np.int64) + crossing
-    )
+    busy = _per_step(draft, np.bincount(line.segment[draft.rows], alone, spans.size).astype(np.int64))
+    busy = busy + crossing
     outcome = Outcome(draft, priced, source, dur, span, fast, slow, busy, need, assumptions)
     return Prediction(scenario, hw.name, predicted, summarise(outcome, crossing))
 
@@ -126,13 +127,16 @@ def _context(draft: Draft, need: memory.Need) -> PriceContext:
     return PriceContext(need.model_bytes, depth, str(draft.scenario.get("placement", "spread")))
 
 
-def _crossings(draft: Draft, need: memory.Need) -> int:
-    """ns that a step spends between wafers."""
+def _crossings(draft: Draft, need: memory.Need) -> IntArray:
+    """ns that each step spends between wafers."""
+    out = np.zeros(len(draft.steps), dtype=np.int64)
     if draft.hw.device_class != "wafer" or not need.wafers:
-        return 0
+        return out
     hidden = draft.model.hidden if draft.model else 0
-    tokens = max((step.tokens or step.batch or 0 for step in draft.steps), default=0)
-    return round(crossings_s(draft.hw, need.wafers, tokens * hidden * 2.0) * 1e9)
+    for i, step in enumerate(draft.steps):
+        tokens = step.tokens or step.batch or 0
+        out[i] = round(crossings_s(draft.hw, need.wafers, tokens * hidden * 2.0) * 1e9)
+    return out
 
 
 def _timeline(draft: Draft) -> tuple[schedule.Timeline, IntArray]:
@@ -182,11 +186,12 @@ def _steps(draft: Draft, begin: IntArray, spans: IntArray) -> tuple[Step, ...]:
     return tuple(out)
 
 
-def _meta(draft: Draft, steps: tuple[Step, ...], assumptions: tuple[str, ...]) -> Meta:
+def _meta(draft: Draft, steps: tuple[Step, ...], assumptions: tuple[str, ...], context: PriceContext) -> Meta:
     meta, hw = draft.run.meta, draft.hw
     facts = {
         **dict(meta.facts),
         "scenario": draft.scenario.texts(),
+        "price_context": asdict(context),  # so that attribution prices the run as the replay did
         "measured_on": meta.hardware or meta.device,
     }
     return replace(

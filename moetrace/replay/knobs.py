@@ -95,9 +95,11 @@ def layers(draft: Draft, value: int | str) -> Draft:
         return draft
     origin = draft.layer_origins(int(value))
     more = (
-        f"layers {recorded} to {value} repeat recorded ones"
-        if int(value) > recorded
-        else "the later ones are left out"
+        "the later ones are left out"
+        if int(value) < recorded
+        else f"layer {recorded} repeats a recorded one"
+        if int(value) == recorded + 1
+        else f"layers {recorded} to {int(value) - 1} repeat recorded ones"
     )
     return draft.with_layers(origin).noted(f"layers={value}: {recorded} layers were recorded; {more}")
 
@@ -161,7 +163,7 @@ def n_a(draft: Draft, value: int | str | tuple[int, ...]) -> Draft:
 
 @knob("batch", "sequences decoded together", "a whole number", one_whole)
 def batch(draft: Draft, value: int) -> Draft:
-    """Scales tokens, rows and KV of every step by new over recorded batch."""
+    """Scales tokens, rows and KV of every step by new over recorded batch; ops of a fixed size keep it."""
     was = {i: draft.batch_of(i) for i in range(len(draft.steps))}
     lacking = next((i for i, n in was.items() if n is None), None)
     if lacking is not None:
@@ -172,6 +174,13 @@ def batch(draft: Draft, value: int) -> Draft:
     def change(op: Op, at: At) -> Op:
         return edit.scaled(op, value, was[at.step] or value)
 
+    fixed = sorted(
+        (op for op in set(draft.ops) if op.get("fixed")), key=lambda op: -(op.get("elements") or 0)
+    )
+    if fixed and any(n != value for n in was.values()):
+        draft = draft.noted(
+            f"batch={value}: ops whose shapes hold neither tokens nor sequences keep their size, the largest is {fixed[0]}"
+        )
     return draft.rewrite(change).with_steps(lambda i, step: edit.scaled_step(step, value, was[i] or value))
 
 

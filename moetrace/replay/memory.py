@@ -23,6 +23,7 @@ class Need:
     capacity_bytes: float
     fits: bool | None
     wafers: int | None
+    framework_bytes: float | None = None
 
     @property
     def model_bytes(self) -> float:
@@ -47,8 +48,9 @@ def need(draft: Draft) -> Need:
     capacity = hw.memory.capacity_bytes * draft.gpus
     if model is None or weights is None or hw.device_class == "cpu":
         return Need(weights, kv, None, capacity, None, None)
-    needed = weights + (kv or 0.0) + _FRAMEWORK_BYTES * draft.gpus
-    return Need(weights, kv, needed, capacity, needed <= capacity, None)
+    framework = _FRAMEWORK_BYTES * draft.gpus
+    needed = weights + (kv or 0.0) + framework
+    return Need(weights, kv, needed, capacity, needed <= capacity, None, framework)
 
 
 def _kv_bytes(draft: Draft, model: ModelSpec) -> float | None:

@@ -89,18 +89,24 @@ def _values(name: str, text: str) -> tuple[Setting, ...]:
     parts = [part.strip() for part in text.split(",")]
     if "" in parts:
         raise ScenarioError(f"{name}={text}: a value is missing (expected {knob.grammar})")
-    if len(set(parts)) < len(parts):
+    settings = tuple(Setting(name, part, knob.parse(name, part)) for part in parts)
+    if len({s.value for s in settings}) < len(settings):
         raise ScenarioError(f"{name}={text}: a value is given twice")
-    return tuple(Setting(name, part, knob.parse(name, part)) for part in parts)
+    return settings
 
 
-def scenarios(sets: Sequence[str], hardware: Sequence[Hardware], run: Run) -> list[tuple[Hardware, Scenario]]:
+def scenarios(
+    sets: Sequence[str], machines: Sequence[Hardware | str], run: Run
+) -> list[tuple[Hardware, Scenario]]:
     """Every (machine, scenario) that ``--set`` texts ask for: for each machine the product of the knobs' values.
 
     A tp or ep value goes to the machines that it fills; a machine of one GPU is shown without it. A wafer gets both
     expert placements where n_a is set and placement is not. Raises ScenarioError with one line: see `read_sets`, and a
     tp that no machine has the GPUs for, a node left without parallelism, or a placement without a wafer.
     """
+    from moetrace.hardware import load_hardware
+
+    hardware = [load_hardware(machine) for machine in machines]
     if not hardware:
         raise ScenarioError("no machine was named: expected at least one --hw NAME")
     chosen = read_sets(sets)
@@ -160,17 +166,20 @@ def _parallelism(
             return [()]
         raise ScenarioError(f"{hw.name} has {gpus} GPUs: add --set tp={gpus} or --set ep={gpus}")
     found: list[tuple[Setting, ...]] = []
+    odd: list[int] = []
     for combination in product(*asked.values()):
         by_name = {s.name: s for s in combination}
         tp = by_name["tp"].value if "tp" in by_name else gpus
         ep = by_name["ep"].value if "ep" in by_name else 1
-        if tp != gpus:
-            continue
-        if tp % ep:
-            raise ScenarioError(
-                f"ep={ep} does not divide tp={tp}: experts are shared out over the tensor-parallel GPUs"
-            )
-        found.append(tuple(combination))
+        if tp == gpus and tp % ep == 0:
+            found.append(tuple(combination))
+        elif tp == gpus:
+            odd.append(ep)
+    if not found and odd:
+        raise ScenarioError(
+            f"ep={','.join(map(str, odd))} does not divide tp={gpus}, the GPUs of {hw.name}: experts are shared out over the "
+            "tensor-parallel GPUs"
+        )
     if not found:
         given = " ".join(f"{n}={','.join(s.text for s in v)}" for n, v in asked.items())
         raise ScenarioError(
@@ -191,7 +200,12 @@ def _all_used(
             if setting.value == 1 or any(setting in scenario.settings for _, scenario in pairs):
                 continue
             have = ", ".join(f"{hw.name} has {gpus_of(hw, run)}" for hw in hardware)
-            raise ScenarioError(f"{setting} matches no machine: tp must equal the number of GPUs ({have})")
+            rule = (
+                "tp must equal the number of GPUs"
+                if name == "tp"
+                else "ep must divide tp, the number of GPUs"
+            )
+            raise ScenarioError(f"{setting} matches no machine: {rule} ({have})")
 
 
 __all__ = ["Scenario", "Setting", "gpus_of", "read_sets", "scenarios"]

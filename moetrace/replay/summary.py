@@ -37,8 +37,11 @@ class Outcome:
     assumptions: tuple[str, ...]
 
 
-def summarise(o: Outcome, crossing_ns: int) -> dict[str, Any]:
-    """The summary. Times in seconds; `low_s` and `high_s` bound the 80 % interval, all ops' errors taken together."""
+def summarise(o: Outcome, crossing_ns: IntArray) -> dict[str, Any]:
+    """The summary. Times in seconds; `low_s` and `high_s` bound the 80 % interval, all ops' errors taken together.
+
+    `crossing_ns` [steps] is what each step spends between wafers.
+    """
     share = _anchored_share(o)
     word = "unanchored" if o.source is None else "anchored" if share > _WHOLLY else "partly"
     return {
@@ -52,6 +55,9 @@ def summarise(o: Outcome, crossing_ns: int) -> dict[str, Any]:
         "families": _families(o, crossing_ns),
         "distinct": _distinct(o),
         "memory": {
+            "weight_bytes": o.need.weight_bytes,
+            "kv_bytes": o.need.kv_bytes,
+            "framework_bytes": o.need.framework_bytes,
             "needed_bytes": o.need.needed_bytes,
             "capacity_bytes": o.need.capacity_bytes,
             "fits": o.need.fits,
@@ -119,25 +125,25 @@ def _anchored_share(o: Outcome) -> float:
     return float(o.dur[fine[o.draft.cell]].sum()) / total if total else 1.0
 
 
-def _in_focus(draft: Draft) -> tuple[npt.NDArray[np.bool_], int]:
-    """(rows of decode steps, else of all; how many steps they are)."""
+def _in_focus(draft: Draft) -> tuple[npt.NDArray[np.bool_], list[int]]:
+    """(rows of decode steps, else of all; which steps they are)."""
     steps = np.unique(draft.base.step)
     decode = [i for i in steps.tolist() if draft.steps[i].phase == "decode"] or steps.tolist()
-    return np.isin(draft.base.step[draft.rows], decode), len(decode)
+    return np.isin(draft.base.step[draft.rows], decode), decode
 
 
-def _families(o: Outcome, crossing_ns: int) -> list[dict[str, Any]]:
+def _families(o: Outcome, crossing_ns: IntArray) -> list[dict[str, Any]]:
     """Busy seconds of a mean decode step by family, largest first, each with what bounds most of its time."""
     rows, steps = _in_focus(o.draft)
-    busy = np.bincount(o.draft.cell[rows], o.dur[rows], len(o.draft.ops)) / 1e9 / steps
+    busy = np.bincount(o.draft.cell[rows], o.dur[rows], len(o.draft.ops)) / 1e9 / len(steps)
     found: dict[str, dict[str, float]] = {}
     for op, bound, seconds in zip(o.draft.ops, o.priced.bound.tolist(), busy.tolist(), strict=True):
         word = BOUNDS[bound] if bound >= 0 else "unknown"
         by_bound = found.setdefault(work_of.family(op.kind), {})
         by_bound[word] = by_bound.get(word, 0.0) + seconds
-    if crossing_ns:
+    if crossing_ns.any():
         by_bound = found.setdefault("communication", {})
-        by_bound["network"] = by_bound.get("network", 0.0) + crossing_ns / 1e9
+        by_bound["network"] = by_bound.get("network", 0.0) + float(crossing_ns[steps].mean()) / 1e9
     total = sum(sum(parts.values()) for parts in found.values()) or 1.0
     table: list[dict[str, Any]] = []
     for family, parts in found.items():

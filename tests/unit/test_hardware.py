@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,11 +89,29 @@ def test_transferred_coefficients_are_the_donors_with_a_wider_error() -> None:
 def test_coefficients_by_kind_and_dtype() -> None:
     hw = load_hardware("h100-sxm")
     assert hw.family("moe_down", "experts", "fp8")[0] == "experts:fp8"
-    assert hw.family("moe_down", "experts", "int4")[0] == "experts"
+    assert hw.family("moe_down", "experts", "fp16")[0] == "experts"
     assert hw.family("topk", "routing", "bf16")[0] == "experts"
     assert hw.family("router", "routing", "bf16")[0] == "dense_gemm"
     assert hw.family("mla_attention", "attention", "bf16")[0] == "mla_attention"
     assert hw.family("nothing_known", "nowhere", "bf16")[0] == "other"
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int8", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize(("kind", "family"), [("moe_down", "experts"), ("o_proj", "dense_gemm")])
+def test_a_narrow_type_without_a_fit_is_the_16_bit_one_with_twice_its_error(
+    kind: str, family: str, dtype: str
+) -> None:
+    hw = load_hardware("h100-sxm")
+    key, found = hw.family(kind, family, dtype)
+    own = hw.families[family]
+    assert found == replace(own, error=(1 + own.error) * 2 - 1)
+    assert key == f"{family} (of 16-bit kernels, error widened for {dtype})"
+
+
+def test_what_was_never_fitted_is_of_no_type() -> None:
+    for name, family in (("h100-sxm", "elementwise"), ("cs3", "experts")):
+        hw = load_hardware(name)
+        assert hw.family(family, family, "int4") == (family, hw.families[family])
 
 
 @pytest.mark.parametrize(
@@ -193,7 +212,7 @@ def test_a_bad_profile_is_named_with_file_key_and_expectation(
     [
         ('title = "n"\nbase = "nowhere"\ngpus = 2', "unknown hardware profile 'nowhere'"),
         ('title = "n"\nbase = "h100-sxm-x8"\ngpus = 2', "a profile that has no base itself"),
-        ('title = "n"\nbase = "h100-sxm"\ngpus = 0', "gpus = 0: expected a whole number from 2"),
+        ('title = "n"\nbase = "h100-sxm"\ngpus = 0', "gpus = 0: expected a whole number from 2 to 100000$"),
         ('title = "n"\nbase = "h100-sxm"\ngpus = 2.5', "gpus = 2.5"),
         ('title = "n"\nbase = "h100-sxm"', "lacks the key 'gpus'"),
         ('title = "n"\nbase = "cpu"\ngpus = 2', "has no link"),

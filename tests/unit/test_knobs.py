@@ -121,6 +121,14 @@ def test_batch_with_recorded_routing_follows_each_experts_popularity(run: Run) -
     assert any("popularity" in note for note in draft.notes)
 
 
+def test_a_table_keeps_its_size_at_another_batch_and_this_is_said() -> None:
+    table, rows = "elementwise fp32 elements=8388608 writes=0.5 fixed=1", "elementwise bf16 elements=32768"
+    step = Step(0, "decode 0", "decode", 0, 3000, 16, 16, 4096)
+    draft = turned(build([(0, 0, table, 0, 1000), (0, 0, rows, 2000, 1000)], [step]), "batch=64")
+    assert [str(op) for op in ops_of(draft, "elementwise")] == [table, "elementwise bf16 elements=131072"]
+    assert any("keep their size" in note and table in note for note in draft.notes)
+
+
 def test_the_same_batch_changes_nothing(run: Run) -> None:
     draft = turned(run, "batch=16")
     assert draft.ops == draft.origin
@@ -183,6 +191,14 @@ def test_layers_repeat_in_order_round_what_lies_outside_of_them(run: Run) -> Non
     assert kinds[0] == "embedding" and kinds[-2] == "lm_head"
     sources = [draft.at[c].source_layer for c in draft.cell[first].tolist()][1::11][:5]
     assert sources == [0, 1, 0, 1, 0]
+
+
+def test_the_note_names_the_layers_that_repeat(run: Run) -> None:
+    for setting, words in (
+        ("5", "layers 2 to 4 repeat recorded ones"),
+        ("3", "layer 2 repeats a recorded one"),
+    ):
+        assert any(words in note for note in turned(run, f"layers={setting}").notes)
 
 
 def test_repeated_layers_keep_the_count_but_as_an_estimate(run: Run) -> None:

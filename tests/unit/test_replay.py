@@ -17,7 +17,7 @@ from moetrace.op import Op
 from moetrace.replay import Prediction, Scenario, replay, scenarios
 from moetrace.replay.anchor import price_ops
 from moetrace.run import Run, Step
-from tests.unit.replay_runs import H100, build, decode_run, span_ns
+from tests.unit.replay_runs import H100, build, decode_run, olmoe, span_ns
 
 A100 = load_hardware("a100-sxm")
 NODE = load_hardware("h100-sxm-x8")
@@ -230,6 +230,62 @@ def test_a_model_too_big_for_one_wafer_needs_several_and_crosses_between_them(ru
     assert several["wafers"] == 3 and several["memory"]["fits"] is False
     network = {f["family"]: f for f in several["families"]}["communication"]
     assert network["step_s"] >= 2 * 5e-6
+
+
+def test_each_step_crosses_between_wafers_with_its_own_tokens() -> None:
+    rows = [
+        (step, 0, f"norm bf16 tokens={n} width=2048", 1000 * (step + 1), 500)
+        for step, n in enumerate((4096, 16))
+    ]
+    steps = [
+        Step(0, "prefill 0", "prefill", 1000, 1500, 16, 4096, 4096),
+        Step(1, "decode 1", "decode", 2000, 2500, 16, 16, 4112),
+    ]
+    run = build(rows, steps, model=olmoe(16))
+    two = replace(WAFER, memory=replace(WAFER.memory, capacity_bytes=8e9))
+    found = turned(run, two)
+    assert found.summary["wafers"] == 2 and two.wafer is not None
+    between = np.array(span_ns(found.run)) - found.run.numpy("dur_ns")
+    sent = [tokens * 2048 * 2 / two.wafer.off_wafer_bytes_per_s for tokens in (4096, 16)]
+    assert between.tolist() == pytest.approx([1e9 * (two.wafer.crossing_s + s) for s in sent], abs=1)
+    network = {f["family"]: f for f in found.summary["families"]}["communication"]
+    assert network["step_s"] == pytest.approx(
+        two.wafer.crossing_s + 16 * 4096 / two.wafer.off_wafer_bytes_per_s, rel=1e-3
+    )
+
+
+def test_a_wafer_says_that_one_step_is_on_its_way_at_a_time(run: Run) -> None:
+    said = "tokens/s is of one step at a time"
+    assert any(said in text for text in turned(run, WAFER).summary["assumptions"])
+    assert not any(said in text for text in turned(run, A100).summary["assumptions"])
+
+
+def test_what_only_the_recordings_engine_runs_is_said_by_its_share() -> None:
+    rows = [
+        (0, 0, "qkv_proj bf16 m=16 n=3072 k=2048", 1000, 500),
+        (0, 0, "qkv_proj bf16 m=4112 n=4096 k=512", 2000, 500),
+        (0, 0, "elementwise fp32 elements=8388608 fixed=1", 3000, 500),
+    ]
+    step = Step(0, "decode 0", "decode", 1000, 4000, 16, 16, 4112)
+    fresh = build(rows[:1], [step], model=olmoe(16), hardware=None, device_class="cpu")
+    whole = build(rows, [step], model=olmoe(16), hardware=None, device_class="cpu")
+    anew, small = "projections of far more rows than the step has tokens", "other elementwise kernels"
+
+    def said(run: Run, hw: Hardware) -> str:
+        return " ".join(turned(run, hw).summary["assumptions"])
+
+    assert anew in said(whole, WAFER) and small in said(whole, WAFER)
+    assert anew in said(whole, H100) and small not in said(whole, H100)
+    assert anew not in said(fresh, WAFER) and small not in said(fresh, WAFER)
+
+
+def test_a_type_without_a_fit_of_its_own_is_wider_and_said(run: Run) -> None:
+    plain, narrow = (turned(run, A100, f"dtype={d}").summary for d in ("bf16", "mxfp8"))
+    widths = [p["phases"]["decode"]["high_s"] / p["phases"]["decode"]["low_s"] for p in (plain, narrow)]
+    assert widths[1] > 1.3 * widths[0]
+    words = "a100-sxm has no coefficients for mxfp8 dense_gemm, mxfp8 experts: those of 16-bit kernels"
+    assert any(words in text for text in narrow["assumptions"])
+    assert not any("no coefficients" in text for text in plain["assumptions"])
 
 
 def test_memory_counts_weights_cache_and_framework(run: Run) -> None:

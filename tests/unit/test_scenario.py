@@ -43,6 +43,7 @@ def test_names_may_have_dashes() -> None:
         (["n_a=4", "n_a=6"], "n_a is given twice"),
         (["n_a=4", "n-a=4"], "n_a is given twice"),
         (["n_a=4,4"], "a value is given twice"),
+        (["n_a=4,04"], "a value is given twice"),
         (["n_a="], "a value is missing"),
         (["n_a=4,"], "a value is missing"),
         (["n_a=0"], "expected a whole number from 1"),
@@ -90,6 +91,17 @@ def test_parallelism_goes_to_the_machines_that_it_fills(run: Run) -> None:
 def test_each_of_several_nodes_takes_its_own_tp(run: Run) -> None:
     four = replace(NODE, name="node-x4", gpus=4)
     assert labels(["tp=4,8"], [four, NODE], run) == ["node-x4: tp=4", "node-x8: tp=8"]
+
+
+def test_each_of_several_nodes_takes_the_pairs_of_tp_and_ep_that_are_its_own(run: Run) -> None:
+    four = replace(NODE, name="node-x4", gpus=4)
+    assert labels(["tp=8,4", "ep=8,4"], [NODE, four], run) == [
+        "node-x8: tp=8 ep=8",
+        "node-x8: tp=8 ep=4",
+        "node-x4: tp=4 ep=4",
+    ]
+    with pytest.raises(ScenarioError, match="ep=3 matches no machine: ep must divide tp"):
+        scenarios(["tp=8,4", "ep=4,3"], [NODE, four], run)
 
 
 @pytest.mark.parametrize(
