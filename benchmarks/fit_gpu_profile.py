@@ -32,17 +32,11 @@ from moetrace.op import element_bytes
 
 PROFILE = {"h100_sxm": "h100-sxm", "a100_sxm": "a100-sxm"}
 DTYPE = {
-    "bfloat16": "bf16",
-    "fp8": "fp8",
-    "fp8_block": "fp8_block",
-    "int4_wo": "int4",
-    "int8_wo": "int8",
-    "w4a16_mxfp4": "mxfp4",
-}
-COMPUTE = {
-    "fp8": "fp8",
-    "fp8_block": "fp8",
-}  # in GEMMs; all else, attention over fp8 caches too, multiplies in bf16
+    "bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block",
+    "int4_wo": "int4", "int8_wo": "int8", "w4a16_mxfp4": "mxfp4",
+}  # fmt: skip
+# In GEMMs; all else, attention over fp8 caches too, multiplies in bf16.
+COMPUTE = {"fp8": "fp8", "fp8_block": "fp8"}
 # Kernels that a pooled fit must not be drawn by; the report still shows what they are off by.
 LEFT_OUT = "flashinfer_cutlass|situ|nongated"  # 2.8x slower bf16 path; another activation; not gated
 LAUNCHES = 6.0

@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from moetrace.record import record as record
     from moetrace.replay import Prediction as Prediction
     from moetrace.replay import Scenario as Scenario
+    from moetrace.replay import knob_table as knob_table
     from moetrace.replay import replay as replay
     from moetrace.replay import scenarios as scenarios
+    from moetrace.replay import simulate as simulate
+    from moetrace.report.perfetto import write_timeline as write_timeline
     from moetrace.routing import Routing as Routing
     from moetrace.run import Run as Run
+    from moetrace.synthesize import Workload as Workload
+    from moetrace.synthesize import synthesize as synthesize
 
     __version__: str
 
@@ -46,7 +51,9 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "Routing": ("moetrace.routing", "Routing"),
     "Run": ("moetrace.run", "Run"),
     "Scenario": ("moetrace.replay", "Scenario"),
+    "Workload": ("moetrace.synthesize", "Workload"),
     "attribute": ("moetrace.attribute", "attribute"),
+    "knob_table": ("moetrace.replay", "knob_table"),
     "load": ("moetrace.parse", "open_run"),
     "load_hardware": ("moetrace.hardware", "load_hardware"),
     "load_model": ("moetrace.model", "load_model"),
@@ -56,6 +63,9 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "record": ("moetrace.record", "record"),
     "replay": ("moetrace.replay", "replay"),
     "scenarios": ("moetrace.replay", "scenarios"),
+    "simulate": ("moetrace.replay", "simulate"),
+    "synthesize": ("moetrace.synthesize", "synthesize"),
+    "write_timeline": ("moetrace.report.perfetto", "write_timeline"),
 }
 
 __all__ = [
@@ -68,8 +78,10 @@ __all__ = [
     "Routing",
     "Run",
     "Scenario",
+    "Workload",
     "__version__",
     "attribute",
+    "knob_table",
     "load",
     "load_hardware",
     "load_model",
@@ -79,6 +91,9 @@ __all__ = [
     "record",
     "replay",
     "scenarios",
+    "simulate",
+    "synthesize",
+    "write_timeline",
 ]
 
 

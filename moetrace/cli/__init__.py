@@ -10,6 +10,7 @@ VERBS: dict[str, str] = {
     "parse": "Read a trace into a RUN: one row per op, with FLOPs, bytes and layer.",
     "attribute": "Show where the time goes: bound, idle, and what halving each part saves.",
     "replay": "Predict a run on other hardware and with edited settings.",
+    "simulate": "Predict TTFT, TPOT and throughput of a model on a machine, without a trace.",
     "export": "Write a run's timeline for a viewer such as Perfetto.",
     "profiles": "List the machines that --hw knows.",
     "models": "List the models that --model knows.",

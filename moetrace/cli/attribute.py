@@ -56,6 +56,8 @@ def attribute(
     model: str | None,
     capture_trace: Path | None,
     kv_len: int | None,
+    ran_tp: int | None,
+    ran_ep: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -65,7 +67,9 @@ def attribute(
     from moetrace.errors import ProfileError
     from moetrace.report import tables, terminal
 
-    run = open_source(source, model=model, capture_trace=capture_trace, kv_len=kv_len)
+    run = open_source(
+        source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
+    )
     name = hardware or run.meta.hardware
     if name is None:
         raise ProfileError(
@@ -82,7 +86,7 @@ def attribute(
 
 def _save(result: Attribution, path: Path, force: bool) -> str:
     """Writes the table and says so; a file that holds the same already is left as it is, also without `force`."""
-    from moetrace.run import check_output
+    from moetrace.files import check_output
 
     if path.is_file() and not force and _same(result, path):
         return f"unchanged: {path}"

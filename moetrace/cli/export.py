@@ -33,6 +33,8 @@ def export(
     model: str | None,
     capture_trace: Path | None,
     kv_len: int | None,
+    ran_tp: int | None,
+    ran_ep: int | None,
     force: bool,
 ) -> None:
     """Write a run's timeline for a viewer such as Perfetto.
@@ -40,12 +42,14 @@ def export(
     One track per rank and stream, with tracks for steps and layers above them.
     """
     from moetrace import attribute, load_hardware
+    from moetrace.files import check_output
     from moetrace.report import terminal
     from moetrace.report.perfetto import write_timeline
-    from moetrace.run import check_output
 
     check_output(output, force, ours=())
-    run = open_source(source, model=model, capture_trace=capture_trace, kv_len=kv_len)
+    run = open_source(
+        source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
+    )
     name = hardware or run.meta.hardware
     events = write_timeline(run, output, attribute(run, load_hardware(name)) if name else None)
     terminal.show([f"written: {output} ({events:,} events; open it at https://ui.perfetto.dev)"])

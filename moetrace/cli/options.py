@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from moetrace.hardware import Hardware
     from moetrace.run import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
+_ALIAS = "alias_"
+_SET_HELP = (
+    "Edit of the run (see 'moetrace knobs'); repeats. A comma separates scenarios, a colon the layers "
+    "of one value: n_a=8,6,4 or n_a=6x13:4x13. Several swept knobs give every combination."
+)
 
 run_argument = click.argument("source", metavar="RUN|TRACE", type=PATH)
 trace_argument = click.argument("trace", metavar="TRACE", type=PATH)
@@ -28,6 +34,54 @@ def output_option(metavar: str, help: str, required: bool = False) -> Callable[[
 def hardware_option(help: str) -> Callable[[Command], Command]:
     """``--hw`` of one machine."""
     return click.option("--hw", "hardware", metavar="NAME", help=help)
+
+
+machines_option = click.option(
+    "--hw",
+    "machines",
+    metavar="NAME[,NAME]",
+    multiple=True,
+    required=True,
+    help="Machines to predict for (see 'moetrace profiles'); repeats, and a comma separates several.",
+)
+
+
+def load_machines(machines: Sequence[str]) -> list[Hardware]:
+    """The machines of `machines_option`. Raises ProfileError if there is no such one, or one is named twice."""
+    from moetrace import load_hardware
+    from moetrace.errors import ProfileError
+
+    hardware = [load_hardware(name) for names in machines for name in names.split(",")]
+    names = [machine.name for machine in hardware]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ProfileError(f"--hw {','.join(machines)}: {twice} is named twice")
+    return hardware
+
+
+def scenario_options(without: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """``--set``, and ``--n-a VALUE`` for ``--set n_a=VALUE`` and so on, one per knob but for those in `without`."""
+    from moetrace.replay.knobs import knob_table
+
+    def add(command: Command) -> Command:
+        for name, meaning, _grammar in reversed(knob_table()):
+            if name not in without:
+                command = click.option(
+                    f"--{name.replace('_', '-')}",
+                    f"{_ALIAS}{name}",
+                    metavar="VALUE",
+                    multiple=True,
+                    help=f"Same as --set {name}=VALUE: {meaning}.",
+                )(command)
+        return click.option("--set", "sets", metavar="NAME=VALUE", multiple=True, help=_SET_HELP)(command)
+
+    return add
+
+
+def edits(sets: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> list[str]:
+    """All NAME=VALUE texts of a command line, those of ``--set`` first."""
+    named = ((name.removeprefix(_ALIAS), values) for name, values in aliases.items())
+    return [*sets, *(f"{name}={value}" for name, values in named for value in values)]
 
 
 def reading_options(command: Command) -> Command:
@@ -51,6 +105,18 @@ def reading_options(command: Command) -> Command:
                 type=click.IntRange(min=1),
                 help="KV tokens per sequence in the decode steps, if the trace does not say.",
             ),
+            click.option(
+                "--ran-tp",
+                metavar="N",
+                type=click.IntRange(min=1),
+                help="Ranks that shared each layer's widths when it ran, if shapes do not show it.",
+            ),
+            click.option(
+                "--ran-ep",
+                metavar="N",
+                type=click.IntRange(min=1),
+                help="Ranks that shared out whole experts when it ran.",
+            ),
         )
     ):
         command = option(command)
@@ -63,6 +129,8 @@ def open_source(
     model: str | None,
     capture_trace: Path | None,
     kv_len: int | None,
+    ran_tp: int | None,
+    ran_ep: int | None,
     hardware: str | None = None,
 ) -> Run:
     """The run of a RUN directory, or of a trace that is parsed first.
@@ -74,5 +142,12 @@ def open_source(
 
     with progress(f"reading {source.name}") as tell:
         return open_run(
-            source, model=model, capture_trace=capture_trace, kv_len=kv_len, hardware=hardware, progress=tell
+            source,
+            model=model,
+            capture_trace=capture_trace,
+            kv_len=kv_len,
+            ran_tp=ran_tp,
+            ran_ep=ran_ep,
+            hardware=hardware,
+            progress=tell,
         )

@@ -30,22 +30,32 @@ def parse(
     model: str | None,
     capture_trace: Path | None,
     kv_len: int | None,
+    ran_tp: int | None,
+    ran_ep: int | None,
     hardware: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Read a trace into a RUN: one row per op, with FLOPs, bytes and layer.
 
-    TRACE is a PyTorch profiler (Kineto) trace, .json or .json.gz, or a directory that
-    'moetrace record' wrote.
+    TRACE is a PyTorch profiler (Kineto) trace (.json, .json.gz, .json.zst), an Nsight Systems report
+    (.sqlite, or .nsys-rep where nsys is installed), or a directory that 'moetrace record' wrote.
     """
+    from moetrace.files import check_directory
     from moetrace.parse import summary
     from moetrace.report import tables, terminal
-    from moetrace.run import check_output
 
     if output is not None:
-        check_output(output, force)
-    run = open_source(trace, model=model, capture_trace=capture_trace, kv_len=kv_len, hardware=hardware)
+        check_directory(output, force)
+    run = open_source(
+        trace,
+        model=model,
+        capture_trace=capture_trace,
+        kv_len=kv_len,
+        ran_tp=ran_tp,
+        ran_ep=ran_ep,
+        hardware=hardware,
+    )
     if output is not None:
         run = run.save(output, force)
     facts = summary(run)

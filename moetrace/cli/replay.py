@@ -3,51 +3,34 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from moetrace.cli.options import (
+    edits,
     force_option,
     json_option,
+    load_machines,
+    machines_option,
     open_source,
     output_option,
     reading_options,
     run_argument,
+    scenario_options,
 )
-from moetrace.replay.knobs import knob_table
 
 if TYPE_CHECKING:
     from moetrace.replay import Prediction
 
-MACHINES_HELP = "Machines to replay on (see 'moetrace profiles'); repeats, and a comma separates several."
-SET_HELP = (
-    "Edit of the run (see 'moetrace knobs'); repeats. A comma separates scenarios, a colon the layers "
-    "of one value: n_a=8,6,4 or n_a=6x13:4x13. Several swept knobs give every combination."
-)
-
-
-def _alias_options(command: Any) -> Any:
-    """``--n-a VALUE`` for ``--set n_a=VALUE`` and so on, one per knob."""
-    for name, meaning, _grammar in reversed(knob_table()):
-        flag = f"--{name.replace('_', '-')}"
-        command = click.option(
-            flag,
-            f"alias_{name}",
-            metavar="VALUE",
-            multiple=True,
-            help=f"Same as --set {name}=VALUE: {meaning}.",
-        )(command)
-    return command
-
 
 @click.command()
 @run_argument
-@click.option("--hw", "machines", metavar="NAME[,NAME]", multiple=True, required=True, help=MACHINES_HELP)
-@click.option("--set", "sets", metavar="NAME=VALUE", multiple=True, help=SET_HELP)
-@_alias_options
+@machines_option
+@scenario_options()
 @output_option("DIR", "Directory for the predicted runs, one RUN in it per row of the table.")
 @reading_options
 @force_option
@@ -60,6 +43,8 @@ def replay(
     model: str | None,
     capture_trace: Path | None,
     kv_len: int | None,
+    ran_tp: int | None,
+    ran_ep: int | None,
     force: bool,
     as_json: bool,
     **aliases: tuple[str, ...],
@@ -69,24 +54,22 @@ def replay(
     A measurement anchors a prediction only on the same class of device; elsewhere the times are the
     model's alone, and the table says so.
     """
-    from moetrace import load_hardware, scenarios
     from moetrace import replay as predict
+    from moetrace import scenarios
     from moetrace.report import comparison, terminal
     from moetrace.report.tables import plural
 
-    edits = [
-        *sets,
-        *(f"{name.removeprefix('alias_')}={value}" for name, values in aliases.items() for value in values),
-    ]
-    hardware = [load_hardware(name) for names in machines for name in names.split(",")]
-    run = open_source(source, model=model, capture_trace=capture_trace, kv_len=kv_len)
-    plans = scenarios(edits, hardware, run)
+    hardware = load_machines(machines)
+    run = open_source(
+        source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
+    )
+    plans = scenarios(edits(sets, aliases), hardware, run)
     predictions = []
     with terminal.progress("replaying") as tell:
         for done, (machine, scenario) in enumerate(plans):
             tell(done / len(plans))
             predictions.append(predict(run, machine, scenario))
-    written = _save(predictions, output, force) if output is not None else []
+    written = save_predictions(predictions, output, force) if output is not None else []
     if as_json:
         terminal.show_json(
             {
@@ -103,15 +86,31 @@ def replay(
         terminal.show([f"written: {plural(len(written), 'run')} under {output}"])
 
 
-def _save(predictions: Sequence[Prediction], root: Path, force: bool) -> list[Path]:
-    """Writes each predicted run; nothing at all if one of them may not be replaced."""
-    from moetrace.run import check_output
+def save_predictions(predictions: Sequence[Prediction], root: Path, force: bool) -> list[Path]:
+    """Writes each predicted run; nothing at all if one of them may not be replaced or written, or `root` lies in a run."""
+    from moetrace.errors import OutputError
+    from moetrace.files import check_directory, check_outside_runs, publish, staging
 
+    check_outside_runs(root)
     paths = [root / _folder(p.summary["hardware"], p.summary["label"]) for p in predictions]
+    twice = next((path for i, path in enumerate(paths) if path in paths[:i]), None)
+    if twice is not None:
+        raise OutputError(f"two rows of the table would both be {twice}: predict them one at a time")
     for path in paths:
-        check_output(path, force)
-    for prediction, path in zip(predictions, paths, strict=True):
-        prediction.run.save(path, force)
+        check_directory(path, force)
+    stage = staging(root)  # all are written before the first takes its place
+    try:
+        for prediction, path in zip(predictions, paths, strict=True):
+            prediction.run.save(stage / path.name)
+        root.mkdir(exist_ok=True)
+        for path in paths:
+            publish(stage / path.name, path, force)
+    except OSError as err:
+        raise OutputError(f"cannot write {root}: {err.strerror or err}") from err
+    except OutputError as err:
+        raise OutputError(str(err).replace(str(stage), str(root))) from err
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
     return paths
 
 

@@ -20,6 +20,35 @@ _MAX_VALUE = 1 << 31
 _EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
 _TOPK = ("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_k", "num_selected_experts")
 _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+# Model types whose experts are counted by this field of their config. Without it Hugging Face takes its class's own number,
+# which is some other model's (transformers 5.23, models/*/configuration_*.py; kimi_k2 by the code beside its weights).
+_COUNTED_BY = {
+    **dict.fromkeys(
+        ("afmoe", "cohere2_moe", "exaone_moe", "flex_olmo", "hunyuan_v1_moe", "hy_v3", "jamba", "kimi_linear", "lfm2_moe",
+         "olmoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen3_omni_moe_text", "qwen3_vl_moe_text"),
+        "num_experts",
+    ),
+    **dict.fromkeys(
+        ("gpt_oss", "granitemoe", "granitemoeshared", "jetmoe", "llama4", "llama4_text", "minimax", "minimax_m2", "mixtral",
+         "phimoe"),
+        "num_local_experts",
+    ),
+    **dict.fromkeys(
+        ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "glm4v_moe_text",
+         "glm_moe_dsa", "kimi_k2", "longcat_flash", "mimo_v2_flash", "mistral4", "nemotron_h", "solar_open", "step3p5"),
+        "n_routed_experts",
+    ),
+    **dict.fromkeys(("aria_text", "ernie4_5_moe", "ernie4_5_vl_moe_text"), "moe_num_experts"),
+}  # fmt: skip
+# Model types whose num_key_value_heads is num_attention_heads by default, or that have no such field (same source). In all
+# others it is a number of the class, so that a config without it is not one that could be read.
+_FULL_KV = frozenset(
+    ("afmoe", "apertus", "arcee", "aria_text", "biogpt", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "diffllama",
+     "doge", "flex_olmo", "gpt2", "gpt_neo", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoehybrid",
+     "granitemoeshared", "hunyuan_v1_dense", "hunyuan_v1_moe", "hyperclovax", "jais2", "llama", "mpt", "nanochat", "nemotron",
+     "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "xglm")
+)  # fmt: skip
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "num_attention_groups")
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 _KEPT = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude", "exclude_modules")
 _HF_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -115,12 +144,12 @@ def spec_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "gated": c.data.get("hidden_act", "silu") not in _UNGATED_ACTIVATIONS,
         # Hugging Face's own default is per class: tied for Gemma, not for any MoE family read here.
         "tie_embeddings": c.flag("tie_word_embeddings", kind.startswith("gemma")),
-        **_attention(c),
+        **_attention(c, kind),
         **_feed_forward(c, kind, layers),
     }
 
 
-def _attention(c: _Config) -> dict[str, Any]:
+def _attention(c: _Config, kind: str) -> dict[str, Any]:
     heads = c.number("num_attention_heads")
     if not heads:
         raise ModelError(f"{c.where}: num_attention_heads is 0")
@@ -131,7 +160,10 @@ def _attention(c: _Config) -> dict[str, Any]:
             "q_lora": c.find(("q_lora_rank",)) or 0, "kv_lora": c.number("kv_lora_rank"),
             "nope_dim": nope, "rope_dim": rope, "v_dim": c.number("v_head_dim"),
         }  # fmt: skip
-    kv_heads = c.find(("num_key_value_heads", "num_kv_heads"))
+    kv_heads = c.find(_KV_HEADS)
+    # A field that is there and null is the number of heads to Hugging Face, whatever the class's default.
+    if kv_heads is None and kind not in _FULL_KV and _KV_HEADS[0] not in c.data:
+        kv_heads = c.number(*_KV_HEADS)
     head_dim = c.find(("head_dim",))
     if head_dim is None and c.number("hidden_size") % heads:
         raise ModelError(
@@ -147,6 +179,8 @@ def _attention(c: _Config) -> dict[str, Any]:
 def _feed_forward(c: _Config, kind: str, layers: int) -> dict[str, Any]:
     dense = c.find(("intermediate_size_mlp", "intermediate_size", "ffn_hidden_size"))
     experts = c.find(_EXPERTS) or 0
+    if (field := _COUNTED_BY.get(kind)) and not any(name in c.data for name in _EXPERTS):
+        raise ModelError(f"{c.where}: lacks the field {field!r}, the number of experts of each layer")
     if not experts:
         return {"dense_inter": c.number("intermediate_size", "ffn_hidden_size")}
     topk = c.number(*_TOPK)

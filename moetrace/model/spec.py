@@ -92,7 +92,10 @@ class ModelSpec:
         needed = [f.name for f in fields(cls) if f.default is MISSING]
         if lacking := [name for name in needed if name not in data]:
             raise ModelError(f"model record lacks the field {lacking[0]!r}")
-        return cls(**{**data, "windows": tuple(data.get("windows", ()))})
+        windows = data.get("windows", ())
+        if not isinstance(windows, (list, tuple)):
+            raise ModelError(f"model record: windows is {windows!r}, expected a list of whole numbers")
+        return cls(**{**data, "windows": tuple(windows)})
 
     def with_edits(self, **edits: Any) -> ModelSpec:
         """This spec with fields replaced; another `layers` repeats or cuts the pattern of windows.
@@ -208,6 +211,8 @@ def _problem(s: ModelSpec) -> str | None:
         low = int(f.name in _POSITIVE)
         if f.type == "int" and not is_whole(value, low):
             return f"{f.name} is {value!r}, expected a whole number of at least {low}"
+        if f.type == "str" and not isinstance(value, str):
+            return f"{f.name} is {value!r}, expected a text"
         if f.name.endswith("dtype") and value not in dtypes():
             return unknown("dtype", str(value), dtypes())
     has_dense = not s.experts or s.first_dense > 0 or s.moe_every > 1

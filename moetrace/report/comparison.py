@@ -51,7 +51,7 @@ def replay_report(predictions: Sequence[Facts], source: str) -> list[Block]:
     return [
         Table(title, header, tuple(rows), left=5),
         *_capacity_lines(predictions),
-        *_assumption_lines(predictions),
+        *assumption_lines(predictions),
     ]
 
 
@@ -97,7 +97,7 @@ def _row(facts: Facts, phase: Facts, common: Sequence[str]) -> tuple[str, ...]:
         "idle" if waits else clean(str(top["bound"])) if top else DASH,
         share(idle) if phase.get("idle_share") is not None else DASH,
         seconds(phase.get("step_s")),
-        _interval(phase.get("low_s"), phase.get("high_s")),
+        interval(phase.get("low_s"), phase.get("high_s")),
         number(phase.get("tokens_per_s")),
         f"{decimal(distinct.get('mean_distinct'))}/{number(distinct['experts'])}"
         if distinct.get("experts")
@@ -105,7 +105,7 @@ def _row(facts: Facts, phase: Facts, common: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _interval(low: float | None, high: float | None) -> str:
+def interval(low: float | None, high: float | None) -> str:
     """``6.5 - 11.4 ms``; the unit is said twice only where it differs."""
     low_text, high_text = seconds(low), seconds(high)
     if low_text.split()[1:] == high_text.split()[1:]:
@@ -127,7 +127,8 @@ def _capacity_lines(predictions: Sequence[Facts]) -> list[Block]:
     return lines
 
 
-def _assumption_lines(predictions: Sequence[Facts]) -> list[Block]:
+def assumption_lines(predictions: Sequence[Facts]) -> list[Block]:
+    """What predictions assume, each sentence once, marked with the rows that it holds for if not all."""
     rows: dict[str, list[int]] = {}
     for index, facts in enumerate(predictions, 1):
         for text in facts.get("assumptions", ()):

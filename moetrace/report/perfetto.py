@@ -9,6 +9,7 @@ counters.
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moetrace.files import write_whole
 from moetrace.parse.nesting import outermost, sort_ranges
-from moetrace.run import Run, codes_of, write_whole
+from moetrace.run import Run, codes_of
 
 if TYPE_CHECKING:
     from moetrace.attribute import Attribution
@@ -30,24 +32,24 @@ _BATCH = 1 << 17
 Ints = npt.NDArray[np.int64]
 
 
-def write_timeline(run: Run, path: Path, attribution: Attribution | None = None) -> int:
+def write_timeline(run: Run, path: str | os.PathLike[str], attribution: Attribution | None = None) -> int:
     """Writes the timeline, gzipped if the name ends in .gz, and returns the number of events.
 
     With an attribution of this run each op also says what bounds it. The file is whole or absent: raises
     OutputError if it cannot be written.
     """
-    count = 0
+    target, count = Path(path), 0
 
     def write(part: Path) -> None:
         nonlocal count
         with part.open("wb") as raw:
-            if path.suffix == ".gz":
+            if target.suffix == ".gz":
                 with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
                     count = _write(run, attribution, packed)
             else:
                 count = _write(run, attribution, raw)
 
-    write_whole(path, write)
+    write_whole(target, write)
     return count
 
 

@@ -13,7 +13,7 @@ from moetrace.run import OPS_COLUMNS, RUN_VERSION
 
 _HEAD = f"""# What a RUN holds
 
-<!-- Made by `make docs` from moetrace/run.py and moetrace/attribute.py; edit those. -->
+<!-- Made by `make docs` from moetrace/run.py, moetrace/attribute and moetrace/routing; edit those. -->
 
 A RUN is a directory, written whole or not at all:
 

@@ -7,7 +7,7 @@ prints as a dash. Text from outside (kernel and file names) passes `clean` befor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,11 +33,15 @@ Block = Table | str
 
 def without_empty(table: Table, *names: str) -> Table:
     """The table without those of the named columns in which every cell says none."""
-    empty = {"0", "0 %", "0.0 %", DASH}
+    return without(table, {"0", "0 %", "0.0 %", DASH}, *names)
+
+
+def without(table: Table, telling_nothing: Collection[str], *names: str) -> Table:
+    """The table without those of the named columns in which every cell is one of the texts that tell nothing."""
     kept = [
         i
         for i, name in enumerate(table.header)
-        if name not in names or any(row[i] not in empty for row in table.rows)
+        if name not in names or any(row[i] not in telling_nothing for row in table.rows)
     ]
     rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
     return replace(table, header=tuple(table.header[i] for i in kept), rows=rows)
@@ -69,7 +73,7 @@ size = _or_dash(lambda value: units.count(value, "B"))
 flops = _or_dash(lambda value: units.count(value, "FLOP"))
 number = _or_dash(lambda value: f"{value:,.0f}")
 decimal = _or_dash(lambda value: f"{value:,.1f}")
-times = _or_dash(lambda value: f"{value:#.3g} x" if value < 999.5 else f"{value:,.0f} x")
+times = _or_dash(lambda value: f"{value:#.3g}".rstrip(".") + " x" if value < 999.5 else f"{value:,.0f} x")
 
 
 def plural(count: int, what: str) -> str:
@@ -97,26 +101,29 @@ def parse_report(facts: Facts) -> list[Block]:
     device = _device(run)
     blocks: list[Block] = [coverage_line(facts["coverage"], device), _identity(run)]
     blocks += _phase_lines(facts["steps"])
-    blocks.append(
-        Table(
-            f"Where the {device} time of all steps went, by op family",
-            ("family", "ops", "time", "share", "FLOPs", "bytes", "FLOP/byte", "achieved"),
-            tuple(
-                (
-                    clean(f["family"]),
-                    number(f["count"]),
-                    seconds(f["busy_s"]),
-                    percent(f["share"]),
-                    flops(f.get("flops")),
-                    size(f.get("bytes")),
-                    decimal(of(f.get("flops"), f.get("bytes"))),
-                    rate(f.get("bytes_per_s")),
-                )
-                for f in facts["families"]
-            ),
-        )
-    )
+    blocks.append(_family_table(facts["families"], device))
     return blocks + notes(facts)
+
+
+def _family_table(families: Sequence[Facts], device: str) -> Table:
+    """Families with their work; the column `with bytes`, the share of time behind it, where that is not all."""
+    rows = tuple(
+        (
+            clean(f["family"]),
+            number(f["count"]),
+            seconds(f["busy_s"]),
+            percent(f["share"]),
+            percent(f.get("bytes_share")),
+            flops(f.get("flops")),
+            size(f.get("bytes")),
+            decimal(of(f.get("flops"), f.get("bytes"))),
+            rate(f.get("bytes_per_s")),
+        )
+        for f in families
+    )
+    header = ("family", "ops", "time", "share", "with bytes", "FLOPs", "bytes", "FLOP/byte", "achieved")
+    table = Table(f"Where the {device} time of all steps went, by op family", header, rows)
+    return without(table, {"100.0 %"}, "with bytes")
 
 
 def _device(run: Facts) -> str:
@@ -171,7 +178,9 @@ def attribute_report(facts: Facts, by: str, table: str, phase: str | None, top: 
     here = facts if chosen == "all" else facts["phases"][chosen]
     what = "all" if chosen == "all" else f"the {chosen}"
     blocks: list[Block] = [coverage_line(facts["coverage"], _device(facts["run"])), _identity(facts["run"])]
-    blocks.append(_phase_table(facts))
+    blocks += [_phase_table(facts), *_between_line(facts.get("between_steps") or {})]
+    if len(facts.get("devices", ())) > 1:
+        blocks.append(_device_table(facts["devices"]))
     rows = [s for s in facts["steps"] if chosen in ("all", s["phase"])] if by == "step" else here[table]
     blocks.append(
         _step_table(rows[:top]) if by == "step" else _bound_table(what, facts["hardware"], by, rows[:top])
@@ -186,6 +195,33 @@ def attribute_report(facts: Facts, by: str, table: str, phase: str | None, top: 
             if h["saves_s"] > 0
         ]
     return [*blocks, *_flag_lines(facts["flags"]), *notes(facts)]
+
+
+def _between_line(between: Facts) -> list[Block]:
+    """Time that belongs to no step: the engine's own, between the device's last op of one step and its first of the next."""
+    if not between.get("total_s"):
+        return []
+    return [
+        f"between steps: median {seconds(between['median_s'])} from the end of one to the start of the next, "
+        f"{percent(between['share'])} of the time from the first step to the last; in none of the figures here"
+    ]
+
+
+def _device_table(devices: Sequence[Facts]) -> Table:
+    rows = tuple(
+        (
+            str(d["device"]),
+            seconds(d["span_s"]),
+            seconds(d["busy_s"]),
+            percent(d["idle_share"]),
+            seconds(d["communication_s"]),
+            seconds(d["exposed_communication_s"]),
+        )
+        for d in devices
+    )
+    header = ("device", "span", "busy", "idle", "network", "exposed network")
+    title = "Device by device, all steps together (elsewhere: means over the devices)"
+    return without_empty(Table(title, header, rows), "network", "exposed network")
 
 
 def _phase_table(facts: Facts) -> Table:
@@ -291,15 +327,16 @@ def _flag_lines(flags: Facts) -> list[Block]:
     blocks: list[Block] = []
     if flags.get("cache-resident"):
         blocks.append(
-            f"{plural(flags['cache-resident'], 'op')} beat their lower bound "
-            "with what fits the last-level cache (cache-resident)"
+            f"{_beat(flags['cache-resident'])} with what fits the last-level cache (cache-resident)"
         )
     if flags.get("suspect"):
-        blocks.append(
-            f"{plural(flags['suspect'], 'op')} beat their lower bound and should not be able to (suspect):"
-        )
+        blocks.append(f"{_beat(flags['suspect'])} and should not be able to (suspect):")
         blocks += [f"  {_suspect(op)}" for op in list(flags.get("suspect_ops", ()))[:5]]
     return blocks
+
+
+def _beat(count: int) -> str:
+    return "1 op beats its lower bound" if count == 1 else f"{plural(count, 'op')} beat their lower bound"
 
 
 def _suspect(op: Facts) -> str:

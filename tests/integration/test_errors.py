@@ -176,6 +176,36 @@ def test_force_does_not_remove_what_is_not_ours(shipped: Path, tmp_path: Path, p
     assert precious.read_bytes() == b"years of work"
 
 
+@pytest.mark.parametrize("name", ["run.json", "ops.parquet", "routing.parquet"])
+def test_the_facts_of_a_run_are_no_output(name: str, run_dir: Path, tmp_path: Path, process: Process) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    _refused(process("attribute", run, "-o", run / name, "--force"), name, "part of the run")
+    _refused(process("export", run, "--perfetto", "-o", run / name, "--force"), name, "part of the run")
+    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("inside", [".", "more", "more/deep"])
+def test_predictions_do_not_go_into_a_run(
+    inside: str, run_dir: Path, tmp_path: Path, process: Process
+) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    before = sorted(p.name for p in run.iterdir())
+    _refused(process("replay", run, "--hw", "cs3", "-o", run / inside, "--force"), "run", "another directory")
+    assert sorted(p.name for p in run.iterdir()) == before
+
+
+def test_a_machine_named_twice(run_dir: Path, tmp_path: Path, process: Process) -> None:
+    _refused(process("replay", run_dir, "--hw", "cs3,cs3", "-o", tmp_path / "out"), "cs3", "twice")
+    _refused(process("replay", run_dir, "--hw", "cs3", "--hw", "cs3"), "cs3", "twice")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_of_runs_names_them(run_dir: Path, tmp_path: Path, process: Process) -> None:
+    shutil.copytree(run_dir, tmp_path / "out" / "h100-sxm.n_a=4")
+    _refused(process("attribute", tmp_path / "out"), "holds the runs h100-sxm.n_a=4")
+
+
 def test_one_refused_row_writes_none(run_dir: Path, tmp_path: Path, process: Process) -> None:
     arguments = ["replay", run_dir, "--hw", "h100-sxm", "--set", "n_a=8,4", "-o", tmp_path / "out"]
     assert process(*arguments).status == 0

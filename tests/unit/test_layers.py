@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ ROWS = (
     {"run"},
     {"routing", "model", "hardware"},
     {"op"},
-    {"units"},
+    {"units", "files"},
     {"errors"},
 )
 DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}
@@ -72,6 +73,13 @@ def test_the_rule_itself_notices_what_it_forbids() -> None:
     assert _upward("parse", "moetrace.load_model")
     assert not _upward("cli", "moetrace.load_model")
     assert not _upward("replay", "moetrace.replay.knobs")
+
+
+def test_bytes_make_no_test_ids() -> None:
+    from tests.conftest import pytest_make_parametrize_id as make
+
+    assert make(None, gzip.compress(b""), "content") == "content"
+    assert make(None, "text", "content") is None
 
 
 def test_every_room_has_a_row() -> None:

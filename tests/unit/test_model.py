@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from moetrace.errors import ModelError
 from moetrace.model import MAX_CONFIG_BYTES, ModelSpec, infer_model, load_config, load_model, model_names
+from moetrace.model.config import _COUNTED_BY, _FULL_KV
 
 # name: total B, active B, whether the published active figure has the embedding table in it. Where from:
 PUBLISHED = {
@@ -231,6 +233,35 @@ def test_a_bad_config_is_one_line_that_names_field_and_file(
     with pytest.raises(ModelError, match=words) as caught:
         load_model(str(file))
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_what_a_class_would_fill_in_must_be_said(name: str) -> None:
+    """Experts always; KV heads where Hugging Face's default is another model's number and not the number of heads."""
+    config = load_config(name)
+    config = config.get("text_config", config)
+    for field in {"num_experts", "num_local_experts", "n_routed_experts"} & set(config):
+        with pytest.raises(ModelError, match=f"lacks the field '{field}'"):
+            ModelSpec.from_config({k: v for k, v in config.items() if k != field}, name)
+    without = {k: v for k, v in config.items() if k != "num_key_value_heads"}
+    if config["model_type"] in ("llama", "olmoe") or "kv_lora_rank" in config:
+        spec = ModelSpec.from_config(without, name)
+        assert spec.kv_heads == spec.heads
+    else:
+        with pytest.raises(ModelError, match="lacks the field 'num_key_value_heads'"):
+            ModelSpec.from_config(without, name)
+    null = ModelSpec.from_config({**config, "num_key_value_heads": None}, name)
+    assert null.kv_heads == null.heads
+
+
+def test_the_tables_of_fields_are_what_transformers_does() -> None:
+    configs = pytest.importorskip("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    for kind, field in _COUNTED_BY.items():
+        if kind in configs and kind != "llama4":  # the outer config, whose decoder is llama4_text
+            assert isinstance(getattr(configs[kind](), field), int), kind
+    for kind in _FULL_KV & set(configs):
+        field = inspect.signature(configs[kind]).parameters.get("num_key_value_heads")
+        assert field is None or field.default is None, kind
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_types_and_run_time_name_the_same_things() -> None:
     assert set(moetrace.__all__) == {*moetrace._PUBLIC, "__version__"}
 
 
-@pytest.mark.parametrize("name", ["parse", "attribute", "replay", "record"])
+@pytest.mark.parametrize("name", ["parse", "attribute", "replay", "record", "synthesize"])
 def test_a_verb_stays_a_function_when_its_module_is_imported(name: str) -> None:
     module = importlib.import_module(f"moetrace.{name}")
     assert isinstance(module, ModuleType)
@@ -62,6 +62,29 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (SOURCE.parent / "py.typed").is_file()
+
+
+def test_a_machine_may_be_given_by_its_name(shipped: Path, tmp_path: Path) -> None:
+    run, h100 = moetrace.load(shipped), moetrace.load_hardware("h100-sxm")
+    assert moetrace.attribute(run, "h100-sxm").summary == moetrace.attribute(run, h100).summary
+    assert moetrace.attribute(run).hardware == "cpu"
+    assert moetrace.replay(run, "h100-sxm").summary == moetrace.replay(run, h100).summary
+    assert moetrace.scenarios(["n_a=4"], ["h100-sxm"], run) == moetrace.scenarios(["n_a=4"], [h100], run)
+    with pytest.raises(moetrace.MoetraceError, match=r"'h200'.*h200-sxm"):
+        moetrace.replay(run, "h200")
+    with pytest.raises(moetrace.MoetraceError, match="does not say which machine"):
+        moetrace.attribute(run.with_meta(hardware=None))
+
+
+def test_export_and_knobs_are_in_the_api(shipped: Path, tmp_path: Path) -> None:
+    assert moetrace.write_timeline(moetrace.load(shipped), str(tmp_path / "new" / "t.json")) > 800
+    assert (tmp_path / "new" / "t.json").stat().st_size > 1000
+    assert "n_a" in [name for name, _, _ in moetrace.knob_table()]
+
+
+def test_the_options_of_load_are_those_of_parse() -> None:
+    load, parse = (inspect.signature(f).parameters for f in (moetrace.load, moetrace.parse))
+    assert {n: p for n, p in load.items() if n != "path"} == {n: p for n, p in parse.items() if n != "trace"}
 
 
 def test_the_api_does_the_main_job(shipped: Path) -> None:

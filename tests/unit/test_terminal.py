@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.report import terminal
+from moetrace.report import tables, terminal
 from moetrace.report.tables import Table, clean, shorten
 
 TABLE = Table("Times", ("family", "ops", "time"), (("experts", "12", "1.5 ms"), ("attention", "3", "-")))
@@ -113,3 +113,23 @@ def test_progress_is_silent_when_piped_and_a_bar_on_a_terminal() -> None:
             tell(0.5)
     assert piped.getvalue() == "" == quick.getvalue()
     assert "reading x" in shown.getvalue() and "50 %" in shown.getvalue()
+
+
+def test_counts_agree_with_their_verbs_and_multiples_have_no_bare_point() -> None:
+    one, two = ([str(b) for b in tables._flag_lines({"cache-resident": n, "suspect": n})] for n in (1, 2))
+    assert one[0].startswith("1 op beats its lower bound with") and one[1].startswith("1 op beats its lower")
+    assert two[0].startswith("2 ops beat their lower bound with") and two[1].startswith("2 ops beat their")
+    assert [tables.times(x) for x in (347.0, 1.0, 0.5, 12.34, 1500.0)] == [
+        "347 x",
+        "1.00 x",
+        "0.500 x",
+        "12.3 x",
+        "1,500 x",
+    ]
+
+
+def test_shares_of_time_with_bytes_are_shown_where_they_are_not_all() -> None:
+    family = {"family": "experts", "count": 1, "busy_s": 1.0, "share": 1.0, "bytes": None, "flops": None}
+    part = tables._family_table([{**family, "bytes_share": 0.25, "bytes_per_s": 4.0}], "GPU")
+    assert "25.0 %" in part.rows[0] and part.rows[0][part.header.index("bytes")] == "-"
+    assert "with bytes" not in tables._family_table([{**family, "bytes_share": 1.0}], "GPU").header

@@ -1,0 +1,93 @@
+"""``moetrace simulate``: model x workload x machines -> TTFT, TPOT, throughput, memory; no trace needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moetrace.cli.options import (
+    edits,
+    force_option,
+    json_option,
+    load_machines,
+    machines_option,
+    output_option,
+    scenario_options,
+)
+
+TOKENS = click.IntRange(min=1)
+
+
+@click.command()
+@click.option(
+    "--model",
+    metavar="NAME|FILE",
+    required=True,
+    help="A name from 'moetrace models' or a Hugging Face config.json.",
+)
+@machines_option
+@click.option(
+    "--batch",
+    metavar="N[,N]",
+    required=True,
+    help="Sequences that start and decode together; a comma separates scenarios.",
+)
+@click.option("--input-len", metavar="N", type=TOKENS, required=True, help="Prompt tokens of each sequence.")
+@click.option(
+    "--output-len", metavar="N", type=TOKENS, required=True, help="Tokens that each sequence yields."
+)
+@scenario_options(without=("batch", "context", "fusion"))
+@output_option("DIR", "Directory for the predicted runs, one RUN in it per machine and scenario.")
+@force_option
+@json_option
+def simulate(
+    model: str,
+    machines: tuple[str, ...],
+    batch: str,
+    input_len: int,
+    output_len: int,
+    sets: tuple[str, ...],
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    **aliases: tuple[str, ...],
+) -> None:
+    """Predict TTFT, TPOT and throughput of a model on a machine, without a trace.
+
+    The ops follow from the model's shape, their times from the machine's law: nothing is measured, and
+    every figure has an interval. Edits work as in 'moetrace replay'.
+    """
+    from moetrace import Workload, load_model, scenarios, synthesize
+    from moetrace import simulate as predict
+    from moetrace.cli.replay import save_predictions
+    from moetrace.replay.scenario import read_sets
+    from moetrace.report import simulation, terminal
+    from moetrace.report.tables import plural
+
+    asked = edits(sets, aliases)
+    batches = read_sets([*asked, f"batch={batch}"])["batch"]
+    if len(batches) > 1:
+        asked.append(f"batch={batch}")
+    hardware = load_machines(machines)
+    spec, workload = load_model(model), Workload(batches[0].value, input_len, output_len)
+    plans = scenarios(asked, hardware, synthesize(spec, workload))
+    with terminal.progress("simulating") as tell:
+        results = []
+        for done, (machine, scenario) in enumerate(plans):
+            tell(done / len(plans))
+            results.append(predict(spec, workload, machine, scenario))
+    written = save_predictions([r.prediction for r in results], output, force) if output is not None else []
+    summaries = [r.summary for r in results]
+    if as_json:
+        terminal.show_json(
+            {
+                "schema": "moetrace.simulations/1",
+                "simulations": summaries,
+                "written": [str(path) for path in written],
+            }
+        )
+        return
+    terminal.show(simulation.simulation_report(summaries))
+    if written:
+        terminal.show([f"written: {plural(len(written), 'run')} under {output}"])

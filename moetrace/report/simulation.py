@@ -1,0 +1,192 @@
+"""Simulations to blocks: one in full (measures, op families, steps, memory), or several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moetrace import units
+from moetrace.report.comparison import assumption_lines, interval
+from moetrace.report.tables import (
+    DASH,
+    Block,
+    Facts,
+    Table,
+    clean,
+    decimal,
+    number,
+    of,
+    percent,
+    seconds,
+    share,
+    size,
+)
+
+_NAMES = {
+    "ttft": "TTFT",
+    "tpot": "TPOT",
+    "itl": "ITL",
+    "e2e": "E2E",
+    "throughput": "throughput, in + out",
+    "output_throughput": "output throughput",
+    "user_speed": "speed of one sequence",
+}
+
+
+def simulation_report(simulations: Sequence[Facts]) -> list[Block]:
+    """Blocks for the `Simulation.summary` dicts of one model and workload."""
+    if len(simulations) == 1:
+        return [*_one(simulations[0]), *assumption_lines(simulations)]
+    return [_side_by_side(simulations), *_formulas(simulations[0]), *assumption_lines(simulations)]
+
+
+def _one(facts: Facts) -> list[Block]:
+    label = "" if facts["label"] == "as recorded" else f", {clean(facts['label'])}"
+    title = f"{clean(facts['model'])} on {clean(facts['hardware'])}: {_workload(facts)}{label} (no measurement behind it)"
+    rows = tuple(
+        (_NAMES[name], clean(m["formula"]), *_value(m))
+        for name, m in facts["metrics"].items()
+        if name in _NAMES
+    )
+    blocks: list[Block] = [
+        Table(title, ("measure", "definition", "expected", "80 % interval"), rows, left=2),
+        _families(facts),
+        _steps(facts),
+        _memory(facts),
+    ]
+    routed = facts.get("distinct")
+    if routed:
+        blocks.append(
+            f"distinct experts per MoE layer in decode: {decimal(routed['mean_distinct'])} of {number(routed['experts'])} "
+            f"({clean(routed['source'])})"
+        )
+    return blocks
+
+
+def _workload(facts: Facts) -> str:
+    w = facts["workload"]
+    return f"batch {number(w['batch'])}, {number(w['input_len'])} tokens in, {number(w['output_len'])} out"
+
+
+def _value(measure: Facts) -> tuple[str, str]:
+    """(value, interval) with units."""
+    if measure["value"] is None:
+        return DASH, DASH
+    if measure["unit"] == "s":
+        return units.seconds(measure["value"], 2), interval(measure["low"], measure["high"])
+    return (
+        f"{number(measure['value'])} {measure['unit']}",
+        f"{number(measure['low'])} - {number(measure['high'])}",
+    )
+
+
+def _families(facts: Facts) -> Table:
+    rows = tuple(
+        (
+            clean(f["family"]),
+            clean(f["bound"] or DASH),
+            seconds(f["decode_s"]),
+            percent(f["decode_share"]),
+            seconds(f["prefill_s"]),
+            percent(f["prefill_share"]),
+        )
+        for f in facts["families"]
+    )
+    header = ("family", "decode bound by", "mean decode step", "share", "prefill", "share")
+    return Table("Time by op family", header, rows, left=2)
+
+
+def _steps(facts: Facts) -> Table:
+    rows = tuple(
+        (
+            clean(s["name"]),
+            number(s["context"]),
+            seconds(s["step_s"]),
+            interval(s["low_s"], s["high_s"]),
+        )
+        for s in facts["steps"]
+    )
+    header = ("step", "KV tokens each", "time", "80 % interval")
+    return Table("Steps that were priced (others lie on straight lines between)", header, rows)
+
+
+def _memory(facts: Facts) -> Table:
+    m = facts["memory"]
+    parts = (
+        ("weights", m["weight_bytes"]),
+        ("KV cache at the end", m["kv_bytes"]),
+        ("framework and buffers", m["framework_bytes"]),
+        ("needed", m["needed_bytes"]),
+        ("capacity", m["capacity_bytes"]),
+    )
+    rows = tuple((name, size(n), share(of(n, m["capacity_bytes"]))) for name, n in parts if n is not None)
+    return Table(f"Memory: {_fits(facts)}", ("part", "bytes", "of capacity"), rows)
+
+
+def _fits(facts: Facts) -> str:
+    if (facts["wafers"] or 1) > 1:
+        return f"takes {facts['wafers']} wafers"
+    word = {True: "it fits", False: "IT DOES NOT FIT", None: "whether it fits is not known"}
+    return word[facts["memory"]["fits"]]
+
+
+def _side_by_side(simulations: Sequence[Facts]) -> Table:
+    rows = []
+    for index, facts in enumerate(simulations, 1):
+        metrics = facts["metrics"]
+        tpot = metrics["tpot"]
+        top = max(facts["families"], key=lambda f: f["decode_s"], default=None)
+        rows.append(
+            (
+                str(index),
+                clean(facts["hardware"]),
+                clean(facts["label"] if facts["label"] != "as recorded" else DASH),
+                f"{clean(top['family'])} ({share(top['decode_share'])})" if top else DASH,
+                _short_fits(facts),
+                number(facts["workload"]["batch"]),
+                seconds(metrics["ttft"]["value"]),
+                seconds(tpot["value"]),
+                _value(tpot)[1],
+                seconds(metrics["itl"]["value"]),
+                number(metrics["throughput"]["value"]),
+                number(metrics["output_throughput"]["value"]),
+                size(facts["memory"]["needed_bytes"]),
+            )
+        )
+    header = (
+        "row",
+        "machine",
+        "scenario",
+        "most of decode",
+        "fits",
+        "batch",
+        "TTFT",
+        "TPOT",
+        "80 % interval",
+        "ITL",
+        "in+out tokens/s",
+        "out tokens/s",
+        "memory",
+    )
+    w = simulations[0]["workload"]
+    title = (
+        f"{clean(simulations[0]['model'])} simulated: {number(w['input_len'])} tokens in, {number(w['output_len'])} out "
+        "(no measurement behind it)"
+    )
+    return Table(title, header, tuple(rows), left=5)
+
+
+def _short_fits(facts: Facts) -> str:
+    if (facts["wafers"] or 1) > 1:
+        return f"{facts['wafers']} wafers"
+    return {True: "yes", False: "NO", None: DASH}[facts["memory"]["fits"]]
+
+
+def _formulas(facts: Facts) -> list[Block]:
+    shown = ("ttft", "tpot", "itl", "throughput", "output_throughput")
+    return [
+        "Definitions:",
+        *(f"  {_NAMES[name]} = {clean(facts['metrics'][name]['formula'])}" for name in shown),
+    ]
+
+
+__all__ = ["simulation_report"]

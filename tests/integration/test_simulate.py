@@ -1,0 +1,134 @@
+"""``moetrace simulate`` as a user has it."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moetrace.run import Run
+from tests.conftest import Answer
+
+WORKLOAD = ("--batch", "16", "--input-len", "2048", "--output-len", "512")
+GPT_OSS = ("simulate", "--model", "gpt-oss-20b", *WORKLOAD)
+
+
+def test_one_simulation_shows_measures_families_steps_memory_and_assumptions(
+    call: Callable[..., Answer],
+) -> None:
+    answer = call(*GPT_OSS, "--hw", "h100-sxm-x4", "--set", "tp=4")
+    assert (answer.status, answer.err) == (0, "")
+    lines = answer.out.splitlines()
+    assert lines[0].startswith("gpt-oss-20b on h100-sxm-x4: batch 16, 2,048 tokens in, 512 out, tp=4")
+    starts = {line.split("  ")[0] for line in lines}
+    assert {"TTFT", "TPOT", "ITL", "throughput, in + out", "experts", "communication"} <= starts
+    assert {"decode 1", "decode 511", "weights", "KV cache at the end", "Memory: it fits"} <= starts
+    assert "(E2E - TTFT) / (batch x output_len - 1)" in answer.out
+    assert "Assumptions:" in lines and "unanchored" in answer.out
+
+
+def test_the_alias_is_the_set_option(call: Callable[..., Answer]) -> None:
+    machine = ("--hw", "h100-sxm-x4")
+    assert call(*GPT_OSS, *machine, "--tp", "4", "--n-a", "2") == call(
+        *GPT_OSS, *machine, "--set", "tp=4", "--set", "n_a=2"
+    )
+
+
+def test_json_has_every_measure_with_its_formula_and_interval(call: Callable[..., Answer]) -> None:
+    document = json.loads(call(*GPT_OSS, "--hw", "h100-sxm", "--json").out)
+    assert document["schema"] == "moetrace.simulations/1" and document["written"] == []
+    (facts,) = document["simulations"]
+    assert facts["schema"] == "moetrace.simulation/1"
+    assert facts["workload"] == {"batch": 16, "input_len": 2048, "output_len": 512}
+    for name in ("ttft", "tpot", "itl", "e2e", "throughput", "output_throughput", "user_speed"):
+        measure = facts["metrics"][name]
+        assert measure["low"] < measure["value"] < measure["high"]
+        assert measure["formula"] and measure["unit"] in ("s", "tokens/s")
+    assert set(facts["memory"]) == {
+        "weight_bytes", "kv_bytes", "framework_bytes", "needed_bytes", "capacity_bytes", "fits",
+    }  # fmt: skip
+
+
+def test_several_scenarios_stand_side_by_side(call: Callable[..., Answer]) -> None:
+    answer = call(
+        "simulate", "--model", "deepseek-v3", "--hw", "h100-sxm-x8,cs3", "--tp", "8", "--n-a", "8,4",
+        "--batch", "1,16", "--input-len", "1024", "--output-len", "64",
+    )  # fmt: skip
+    assert answer.status == 0, answer.err
+    rows = [line.split() for line in answer.out.splitlines() if line[:1].isdigit()]
+    assert len(rows) == 2 * 2 + 2 * 2 * 2  # two batches and two n_a; on the wafer also two placements
+    assert {(row[1], "NO" in row, "wafers" in row) for row in rows} == {
+        ("h100-sxm-x8", True, False),
+        ("cs3", False, True),
+    }
+    assert "Definitions:" in answer.out
+
+
+def test_the_predicted_run_is_written_and_read_by_the_other_verbs(
+    call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    answer = call(*GPT_OSS, "--hw", "h100-sxm", "-o", tmp_path / "out")
+    assert answer.status == 0, answer.err
+    (folder,) = (tmp_path / "out").iterdir()
+    run = Run.load(folder)
+    assert (run.meta.kind, run.meta.hardware, len(run.meta.steps)) == ("predicted", "h100-sxm", 4)
+    assert call("attribute", folder).status == 0
+    assert call("export", folder, "--perfetto", "-o", tmp_path / "t.json").status == 0
+    assert call("replay", folder, "--hw", "h200-sxm", "--set", "n_a=2").status == 0
+    again = call(*GPT_OSS, "--hw", "h100-sxm", "-o", tmp_path / "out")
+    assert again.status == 2 and "--force" in again.err
+
+
+def test_a_config_file_is_a_model(call: Callable[..., Answer], tmp_path: Path) -> None:
+    from moetrace.model import load_config
+
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({**load_config("olmoe-1b-7b"), "num_experts_per_tok": 2}))
+    answer = call("simulate", "--model", file, "--hw", "h100-sxm", *WORKLOAD, "--json")
+    (facts,) = json.loads(answer.out)["simulations"]
+    assert (facts["model"], facts["distinct"]["topk"]) == ("mine", 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--model", "gpt-oss-2", "--hw", "h100-sxm", *WORKLOAD), "did you mean 'gpt-oss-20b'"),
+        (("--model", "gpt-oss-20b", "--hw", "h100", *WORKLOAD), "unknown"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm-x4", *WORKLOAD), "tp=4"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--set", "batch=4"), "given twice"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--set", "context=4"), "output lengths"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--set", "n_a=99"), "at most 32"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--set", "nope=1"), "unknown knob"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm"), "Missing option"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--batch", "0"), "batch=0"),
+        (
+            ("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--input-len", "x"),
+            "not a valid integer",
+        ),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--batch", "900000"), "at most"),
+        (("--model", "nowhere/config.json", "--hw", "h100-sxm", *WORKLOAD), "no model config"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_use_is_one_line_and_status_two(
+    arguments: tuple[str, ...], says: str, call: Callable[..., Answer]
+) -> None:
+    answer = call("simulate", *arguments)
+    assert (answer.status, answer.out, len(answer.error_lines)) == (2, "", 1)
+    assert says in answer.err
+
+
+def test_as_a_process_it_takes_no_longer_than_promised(process: Callable[..., Answer]) -> None:
+    """Processor time, which does not depend on what else the machine does; on an idle one the wall clock shows the same."""
+
+    def once() -> float:
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+        answer = process("simulate", "--model", "deepseek-v3", "--hw", "h100-sxm-x8", "--tp", "8", *WORKLOAD)
+        assert answer.status == 0, answer.err
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
+
+    assert min(once() for _ in range(3)) < 1.5
