@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Random search belongs to development; what gates a change must not depend on chance.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 REPO = Path(__file__).parents[1]
 SHIPPED = REPO / "traces" / "kineto" / "olmoe-1b-7b-l2-b16-cpu"

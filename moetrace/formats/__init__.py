@@ -43,16 +43,18 @@ _MOST_ELEMENTS = 1 << 60
 
 
 def sound(events: Events, path: Path) -> Events:
-    """The events without sizes that nothing can have. Raises TraceError for numbers of devices or ranks that none has.
+    """The events without sizes that nothing can have. Raises TraceError for a rank or a world that none has.
 
-    A tensor with a negative or impossible dim counts as not recorded, and so does a negative or impossible byte count.
+    A tensor with a negative or impossible dim counts as not recorded, and so do an impossible device and byte count.
     """
-    most = int(np.abs(events.device).max(initial=0))
-    for what, number in (("device", most), ("rank", abs(events.rank)), ("world size", events.world_size)):
+    for what, number in (("rank", abs(events.rank)), ("world size", events.world_size)):
         if number >= _MOST_DEVICES:
             raise TraceError(f"{path} is damaged: {what} {number}, expected less than {_MOST_DEVICES}")
     nbytes = np.where((events.nbytes < 0) | (events.nbytes >= _MOST_ELEMENTS), 0, events.nbytes)
-    return replace(events, nbytes=nbytes, tensor_sets=[_sound_tensors(t) for t in events.tensor_sets])
+    device = np.where((events.device >= _MOST_DEVICES) | (events.device < 0), -1, events.device)
+    return replace(
+        events, device=device, nbytes=nbytes, tensor_sets=[_sound_tensors(t) for t in events.tensor_sets]
+    )
 
 
 def _sound_tensors(tensors: Tensors) -> Tensors:

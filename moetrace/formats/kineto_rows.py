@@ -132,7 +132,7 @@ class Rows:
         try:
             events = _EVENTS.decode(text)
             columns = self._columns(events, text)
-        except (ValueError, OverflowError, RecursionError):
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
             self.add_each(loads(text))
         else:
             self.count += len(events)

@@ -112,7 +112,9 @@ def test_the_architecture_page_shows_the_rule_that_the_tests_hold() -> None:
 
 
 def test_make_help_lists_every_target() -> None:
-    listed = subprocess.run(["make", "help"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=REPO, capture_output=True, text=True, check=True
+    ).stdout
     makefile = (REPO / "Makefile").read_text()
     targets = set(next(line for line in makefile.splitlines() if line.startswith(".PHONY:")).split()[1:])
     assert {line.split()[1] for line in listed.splitlines()} == targets
