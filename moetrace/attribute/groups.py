@@ -79,7 +79,7 @@ class Columns:
         shown = np.where(self.dur > 0, self.exposed / np.maximum(self.dur, 1e-12), 0.0)
         explained = np.minimum(self.expected, self.dur) * shown
         spent = {name.removesuffix("_s"): share[i] * explained for i, name in enumerate(PARTS)}
-        spent["unexplained"] = self.exposed - explained
+        spent["unexplained"] = np.maximum(0.0, self.exposed - explained)  # rounding may fall below 0
         return explained, spent
 
 

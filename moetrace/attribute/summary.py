@@ -30,7 +30,9 @@ def summarise(
     """The summary dict of an attribution (JSON-able; its schema is named in it)."""
     c = Columns(run, table)
     communication = _communication(run, c)
-    steps = _steps(run, c, communication)
+    # What another machine would need says nothing of what the time was spent on here.
+    at_home = run.meta.hardware in (None, hardware.name)
+    steps = _steps(run, c, communication, at_home)
     span = sum(s["span_s"] for s in steps) or 1.0
     facts = coverage_of(run)
     return {
@@ -50,7 +52,7 @@ def summarise(
     }
 
 
-def _steps(run: Run, c: Columns, comm: tuple[FloatArray, FloatArray]) -> list[dict[str, Any]]:
+def _steps(run: Run, c: Columns, comm: tuple[FloatArray, FloatArray], at_home: bool) -> list[dict[str, Any]]:
     count = max([s.index for s in run.meta.steps], default=-1) + 1
     between = _between(run.meta.steps)
 
@@ -86,7 +88,7 @@ def _steps(run: Run, c: Columns, comm: tuple[FloatArray, FloatArray]) -> list[di
                 "expected_s": float(expected[i]),
                 "lower_bound_s": float(lower[i]),
                 "unpriced_s": float(unknown[i]),
-                "critical": max(weights, key=lambda k: weights[k]),
+                "critical": max(weights, key=lambda k: weights[k]) if at_home else None,
                 **{f"{name}_s": value for name, value in parts.items()},
             }
         )
@@ -194,7 +196,7 @@ def _phases(
     halved: Mapping[str, FloatArray],
     index: npt.NDArray[np.int64],
 ) -> dict[str, dict[str, Any]]:
-    """Medians over the steps of each phase, and their families and halvings; the critical resource is the commonest."""
+    """Medians over the steps of each phase, and their families and halvings; the commonest critical resource."""
     out: dict[str, dict[str, Any]] = {}
     for phase in dict.fromkeys(s["phase"] or "unknown" for s in steps):
         mine = [s for s in steps if (s["phase"] or "unknown") == phase]

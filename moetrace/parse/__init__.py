@@ -180,6 +180,10 @@ class _Parser:
         model, model_source, told = facts.model_of(
             events, rows, ordered if counted else layer, self.recording, self.given_model
         )
+        if model is not None and not model.experts and {"moe_gemm", "moe_gate_up", "moe_down"} & set(kinds):
+            told.append(
+                f"model {model.name} is dense, and the trace has expert kernels: give the model that ran"
+            )
         found_layers = ordered
         if needs_model(ordered, model):
             ordered, role, roles = by_order(events, rows, step, kind_index, kinds, labels, model)

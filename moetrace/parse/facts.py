@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moetrace.errors import TraceError
+from moetrace.errors import ModelError, TraceError
 from moetrace.formats.events import Events
 from moetrace.hardware import match_device
 from moetrace.model import ModelSpec, infer_model
@@ -27,8 +27,9 @@ _TALL = 8192  # rows of a table that only a vocabulary has
 def model_of(
     events: Events, rows: Rows, layer: IntArray, recording: Mapping[str, Any], given: ModelSpec | None
 ) -> tuple[ModelSpec | None, str, list[str]]:
-    """(model, where it came from, remarks)."""
+    """(model, where it came from, remarks). Raises ModelError if a given model has other dims than the trace shows."""
     if given is not None:
+        _check_given(given, dims_seen(events, rows, layer))
         return given, "given", []
     config = recording.get("model_config")
     if isinstance(config, dict):
@@ -39,6 +40,19 @@ def model_of(
         hint = "give --model NAME or config.json for the bytes of experts and attention"
         return None, "none", [f"the model is not known: {hint}"]
     return inferred[0], "inferred", [inferred[1]]
+
+
+def _check_given(model: ModelSpec, seen: Mapping[str, int]) -> None:
+    """Sizes and bytes from another model would be wrong in silence. Depth may differ: layers can be cut or drafted."""
+    other = [
+        f"{name} {seen[name]} (the model has {getattr(model, name)})"
+        for name in ("hidden", "experts", "topk", "vocab")
+        if name in seen and seen[name] != getattr(model, name)
+    ]
+    if other:
+        raise ModelError(
+            f"model {model.name} is not what ran: the trace shows {', '.join(other)}: give the one that did"
+        )
 
 
 def dims_seen(events: Events, rows: Rows, layer: IntArray) -> dict[str, int]:

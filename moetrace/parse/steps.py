@@ -200,8 +200,9 @@ def drop_strays(step: IntArray, start: IntArray, end: IntArray, count: int) -> t
     """Takes kernels that lie apart from the rest of their step out of it; one sentence for each step that lost some.
 
     Apart: beyond a gap longer than everything on the busier side of it, first to last, and with little work of its own.
+    Where most of several steps have such ops they are how a step goes, and the gap is idle time that counts: all stay.
     """
-    step, notes = step.copy(), []
+    whole, step, notes = step, step.copy(), []
     for i, rows in enumerate(rows_of_groups(step, count)):
         rows = rows[np.argsort(start[rows], kind="stable")]
         while len(rows) > 1:
@@ -221,6 +222,12 @@ def drop_strays(step: IntArray, start: IntArray, end: IntArray, count: int) -> t
                 "left out of the step"
             )
             rows = keep
+    losing = len(np.unique(whole[step != whole]))
+    if losing > max(1, count // 2):
+        told = (
+            f"{losing} of {count} steps have op(s) far apart from the rest: idle time of the step, not strays"
+        )
+        return whole, [told]
     return step, notes
 
 

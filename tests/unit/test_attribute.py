@@ -337,3 +337,11 @@ def test_a_layer_of_any_number_is_one_layer():
     run = build(rows, [Step(0, "decode", "decode", 1000, 1002, 16, 16)])
     layers = attribute(run, load_hardware("h100-sxm")).summary["layers"]
     assert [row["layer"] for row in layers] == [0, 2_000_000_000]
+
+
+def test_the_critical_resource_is_said_only_of_the_machine_it_ran_on(run):
+    elsewhere = run.with_meta(hardware="mi300x")
+    for step in attribute(elsewhere, load_hardware("h100-sxm")).summary["steps"]:
+        assert step["critical"] is None
+    for step in attribute(elsewhere, load_hardware("mi300x")).summary["steps"]:
+        assert step["critical"] in {"memory", "compute", "network", "fixed", "unexplained", "launch", "idle"}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrace.attribute import attribute
-from moetrace.errors import TraceError
+from moetrace.errors import ModelError, TraceError
 from moetrace.parse import parse, summary
 from tests.made import KINDS, decode_trace, event, write
 
@@ -149,3 +149,19 @@ def test_the_record_of_an_op_is_its_work_over_its_time(tmp_path):
     assert np.allclose(frame.bytes_per_s, moved / (frame.dur_ns / 1e9))
     assert np.allclose(frame.flop_per_s, frame.flops / (frame.dur_ns / 1e9))
     assert np.allclose(frame.intensity.dropna(), (frame.flops / moved)[frame.intensity.notna()])
+
+
+def test_a_model_that_did_not_run_is_refused_or_noted(tmp_path):
+    """Norm inputs show the hidden size; kernel names alone show that there are experts."""
+    norm = [
+        event("_C::rms_norm", "cpu_op", 1, 2, tid=9, **{"External id": 5, "Input Dims": [[4, 2048], [2048]]})
+    ]
+    kernel = [
+        event("rms_norm_kernel", "kernel", 5, 2, tid=3, pid=0, stream=3, device=0, **{"External id": 5})
+    ]
+    file = write(tmp_path / "t.json", norm + kernel)
+    assert parse(file, model="qwen3-30b-a3b").meta.model.hidden == 2048
+    with pytest.raises(ModelError, match=r"llama-3.1-8b is not what ran: the trace shows hidden 2048"):
+        parse(file, model="llama-3.1-8b")
+    notes = parse(write(tmp_path / "moe.json", decode_trace()), model="llama-3.1-8b").meta.notes
+    assert any("is dense, and the trace has expert kernels" in note for note in notes)

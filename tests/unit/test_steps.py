@@ -234,3 +234,14 @@ def test_with_nothing_else_the_time_of_the_op_itself_places_it() -> None:
 
 def test_without_annotations_there_are_no_steps_to_place() -> None:
     assert placed(launched((1, 5, 10), notes=())) == ([-1], [], [])
+
+
+def test_an_op_that_comes_late_in_every_step_is_no_stray() -> None:
+    """Sampling 5 ms behind the rest of each of three steps: idle time that the user wants to see."""
+    start = np.array([0, 5_000_000, 10_000_000, 15_000_000, 20_000_000, 25_000_000])
+    end = start + np.array([100_000, 1_000] * 3)
+    step = np.array([0, 0, 1, 1, 2, 2])
+    kept, notes = drop_strays(step, start, end, 3)
+    assert kept.tolist() == step.tolist() and len(notes) == 1 and "3 of 3 steps" in notes[0]
+    once, told = drop_strays(step[:3], start[:3], end[:3], 2)
+    assert once.tolist() == [0, -1, 1] and "stray" in told[0]
