@@ -16,14 +16,12 @@ class PriceContext:
     """What a law must know beside the op.
 
     `model_bytes` are all bytes that must lie on the machine (weights, and KV cache where it counts), `layers` the model's
-    depth, `placement` of experts on a wafer (``spread`` or ``own``): all for the wafer law alone. `graph`: whether kernels
-    run from a CUDA graph. It changes no op's own time, only the gaps between ops, which are the schedule's business.
+    depth, `placement` of experts on a wafer (``spread`` or ``own``): all for the wafer law alone.
     """
 
     model_bytes: float = 0.0
     layers: int = 0
     placement: str = "spread"
-    graph: bool = True
 
 
 DEFAULT = PriceContext()

@@ -106,8 +106,7 @@ class Family:
 class Hardware:
     """One machine, by value. `peaks` are dense FLOP/s by dtype; all figures are per device, also for a node of `gpus`.
 
-    `law` names the timing law; `base` the profile that a node repeats; `launch_s` is the host's time per kernel launch
-    (used by schedules, not by op costs). `sources` maps a table of the profile to where its figures come from.
+    `law` names the timing law; `base` the profile that a node repeats. `sources` maps a table of the profile to where its figures come from.
     """
 
     name: str
@@ -120,7 +119,6 @@ class Hardware:
     link: Link | None
     wafer: Wafer | None
     families: Mapping[str, Family]
-    launch_s: float
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -116,7 +116,6 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
         link=link,
         wafer=wafer,
         families=families,
-        launch_s=reader.number(scalars, "assumed", "launch_s", 0, 1) if "launch_s" in scalars else 0.0,
         sources=MappingProxyType({ceilings: reader.text(sheet, ceilings, "source"), **sources}),
     )
 
@@ -165,7 +164,7 @@ def _coefficients(
     sources: dict[str, str] = {}
     if "transferred" in table:
         families, collectives, sources["transferred"] = _transferred(reader, table["transferred"])
-    scalars = {"launch_s", "crossing_s"}
+    scalars = {"crossing_s"}
     for kind in ("assumed", "fitted"):
         part = table.get(kind)
         if part is None:

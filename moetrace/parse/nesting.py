@@ -96,17 +96,6 @@ def last_before(lane: IntArray, start: IntArray, asked: IntArray, moment: IntArr
     return np.where(same, found, -1)
 
 
-def union_ns(start: IntArray, end: IntArray) -> int:
-    """Total length of the union of intervals: overlap counts once."""
-    if not len(start):
-        return 0
-    order = np.argsort(start, kind="stable")
-    start, end = start[order], end[order]
-    reach = np.maximum.accumulate(end)
-    before = np.concatenate(([start[0]], reach[:-1]))
-    return int(np.sum(np.maximum(0, end - np.maximum(start, before))))
-
-
 def exposed(start: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
     """For intervals sorted by start: (what each adds to the union, the gap before it). The gaps and parts sum to the span."""
     if not len(start):
