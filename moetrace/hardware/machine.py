@@ -106,7 +106,8 @@ class Family:
 class Hardware:
     """One machine, by value. `peaks` are dense FLOP/s by dtype; all figures are per device, also for a node of `gpus`.
 
-    `law` names the timing law; `base` the profile that a node repeats. `sources` maps a table of the profile to where its figures come from.
+    `law` names the timing law; `base` the profile that a node repeats. `sources` maps a table of
+    the profile to where its figures come from.
     """
 
     name: str
