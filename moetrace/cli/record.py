@@ -10,52 +10,11 @@ from typing import Any
 import click
 
 from moetrace.cli.options import force_option, json_option, output_option
-
-COUNT = click.IntRange(min=1)
+from moetrace.cli.workload_options import workload_options
 
 
 @click.command()
-@click.option(
-    "--model", metavar="NAME|FILE", required=True, help="A built-in model, or a Hugging Face config.json."
-)
-@click.option("--layers", metavar="N", type=COUNT, help="Build only the first N layers.  [default: all]")
-@click.option("--batch", metavar="N", type=COUNT, default=16, show_default=True, help="Sequences.")
-@click.option(
-    "--context",
-    metavar="N",
-    type=COUNT,
-    default=512,
-    show_default=True,
-    help="Prompt tokens of each sequence.",
-)
-@click.option("--steps", metavar="N", type=COUNT, default=4, show_default=True, help="Decode steps.")
-@click.option("--n-a", metavar="K", type=COUNT, help="Experts per token.  [default: the model's]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["bf16", "fp16", "fp32"]),
-    default="bf16",
-    show_default=True,
-    help="Element type of weights and activations.",
-)
-@click.option(
-    "--experts",
-    type=click.Choice(["grouped_mm", "batched_mm", "eager"]),
-    default="grouped_mm",
-    show_default=True,
-    help="How transformers runs the experts: one grouped GEMM, a batched one, or a loop.",
-)
-@click.option("--prefill/--no-prefill", default=True, show_default=True, help="Record the prefill step too.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to run; auto takes a GPU if there is one.",
-)
-@click.option("--threads", metavar="N", type=COUNT, help="CPU threads of torch.  [default: torch's]")
-@click.option(
-    "--seed", metavar="N", type=int, default=0, show_default=True, help="Of the weights and the prompt."
-)
+@workload_options
 @output_option("DIR", "Directory to write.", required=True)
 @force_option
 @json_option
@@ -66,13 +25,15 @@ def record(output: Path, force: bool, as_json: bool, **options: Any) -> None:
     unrecorded and once under torch.profiler, and writes trace.json.gz, routing.parquet and recording.json.
     Routing of random weights is near uniform. Your own loop is recorded in Python, with moetrace.record.
     """
+    if options["model"] is None:
+        raise click.UsageError("missing option '--model': name the model whose decode loop to record")
+    _workload(output, force, as_json, options)
+
+
+def _workload(output: Path, force: bool, as_json: bool, options: dict[str, Any]) -> None:
     from moetrace.record.workload import Workload, run_workload
 
-    def progress(message: str) -> None:
-        if sys.stderr.isatty():
-            click.echo(message, err=True)
-
-    told = run_workload(Workload(**options), output, force=force, progress=progress)
+    told = run_workload(Workload(**options), output, force=force, progress=_progress)
     if as_json:
         click.echo(json.dumps({"output": str(output), **told}))
         return
@@ -85,3 +46,8 @@ def record(output: Path, force: bool, as_json: bool, **options: Any) -> None:
             "note: the recorded run chose other tokens than the unrecorded one (atomics on this device?)",
             err=True,
         )
+
+
+def _progress(message: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(message, err=True)
