@@ -1,10 +1,11 @@
 # Each target can be run first on a fresh machine: it needs python3 (3.10 or later) with pip, and make.
-# Everything it installs goes into .venv and comes from PyPI.
+# Everything it installs goes into .venv and comes from PyPI; for test-all also from a Debian mirror.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := torch==2.13.0
+NVTX   := nvtx==0.2.11# the last whose ranges the nsys of Debian 12 and 13 records
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all format docs clean
@@ -21,8 +22,9 @@ test: $(VENV)/dev.stamp  ## lint, types and tests (PyPI only)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-# What needs Debian packages is added here, and fails without them. So far nothing does.
-test-all: test  ## make test, and what needs Debian packages (so far nothing does)
+# Tests marked `debian`. Each package they need has a stamp of its own; nothing is skipped where it cannot be had.
+test-all: test $(VENV)/nsys.stamp  ## make test, and the tests that need Debian packages
+	PATH="$(CURDIR)/$(VENV)/nsys/bin:$$PATH" $(BIN)/python -m pytest -m debian
 
 format: $(VENV)/dev.stamp  ## let ruff mend layout and imports
 	$(BIN)/ruff check --fix .
@@ -47,5 +49,9 @@ $(VENV)/base.stamp: $(VENV)/made.stamp pyproject.toml
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/made.stamp pyproject.toml
-	$(BIN)/python -m pip install -q -e '.[dev,record]' $(TORCH)
+	$(BIN)/python -m pip install -q -e '.[dev,record]' $(TORCH) $(NVTX)
 	@touch $@ $(VENV)/base.stamp
+
+$(VENV)/nsys.stamp: $(VENV)/dev.stamp tests/debian/nsys.sh
+	sh tests/debian/nsys.sh $(VENV)/nsys
+	@touch $@

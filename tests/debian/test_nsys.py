@@ -1,0 +1,160 @@
+"""A real nsys on the CPU: what it records of our NVTX ranges leads to the same tree as the Kineto trace of the same run.
+
+Marked `debian`: nsys comes from a Debian package (`make test-all`), and NVTX from nvtx 0.2.11, the last whose ranges the
+nsys of Debian 12 and 13 records.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moetrace import formats
+from moetrace.formats.events import RANGE, Events
+from moetrace.parse.parts import annotated_layers, annotated_parts
+from moetrace.parse.rows import Rows, op_rows
+from moetrace.parse.steps import place
+from tests.conftest import REPO
+
+pytestmark = pytest.mark.debian
+
+LOOP = """
+import sys, torch, transformers, moetrace
+torch.manual_seed(1)
+config = transformers.AutoConfig.for_model(
+    "olmoe", vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    num_experts=8, num_experts_per_tok=3, intermediate_size=16, max_position_embeddings=64, pad_token_id=0, eos_token_id=1)
+model = transformers.AutoModelForCausalLM.from_config(config).eval()
+cache, inputs, kv = transformers.DynamicCache(config=config), torch.randint(1, 97, (3, 5)), 15
+with moetrace.record(sys.argv[1], model=model) as rec, torch.no_grad():
+    for i in range(4):
+        rec.step("decode" if i else "prefill", batch=3, tokens=inputs.numel(), kv_tokens=kv)
+        logits = model(input_ids=inputs, past_key_values=cache).logits
+        with rec.part("sampling"):
+            inputs = logits[:, -1].argmax(-1, keepdim=True)
+        kv += 3
+"""
+
+
+@pytest.fixture(scope="module")
+def captures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(the recording, nsys's SQLite) of one run."""
+    nsys = shutil.which("nsys")
+    assert nsys, "no nsys on the PATH: run make test-all"
+    folder = tmp_path_factory.mktemp("nsys")
+    (folder / "loop.py").write_text(LOOP)
+    profile = [nsys, "profile", "-t", "nvtx", "--sample=none", "--cpuctxsw=none", "-f", "true", "-o", "seen"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    subprocess.run(
+        [*profile, sys.executable, "loop.py", "out"],
+        cwd=folder,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    export = [nsys, "export", "--type", "sqlite", "--lazy=false", "-f", "true", "-o", "seen.sqlite"]
+    subprocess.run([*export, "seen.nsys-rep"], cwd=folder, check=True, capture_output=True)
+    return folder / "out", folder / "seen.sqlite"
+
+
+def ranges_of(events: Events) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(name, start, end) of our ranges, outermost first."""
+    at = [i for i in events.where(RANGE) if events.texts[events.name[i]].startswith("moetrace.")]
+    start, end = events.start[at], events.start[at] + events.dur[at]
+    order = np.lexsort((-end, start))
+    return [events.texts[events.name[at[i]]] for i in order], start[order], end[order]
+
+
+def tree(events: Events) -> list[tuple[str, ...]]:
+    """The path of each of our ranges, in order of time."""
+    found: list[tuple[str, ...]] = []
+    open_: list[tuple[str, int]] = []
+    for name, start, end in zip(*ranges_of(events), strict=True):
+        while open_ and open_[-1][1] <= start:
+            open_.pop()
+        open_.append((name, end))
+        found.append(tuple(n for n, _ in open_))
+    return found
+
+
+def launch_all(database: Path, rows: Rows, events: Events) -> None:
+    """Gives nsys's file a launch and a kernel for each operator of the Kineto trace, in the tables that nsys made.
+
+    There is no GPU here, so nsys saw no launch; when the operators ran is known from the other capture of the same run.
+    """
+    with sqlite3.connect(database) as db:
+        began, ended = np.array(
+            db.execute(
+                "SELECT start, end FROM NVTX_EVENTS WHERE eventType = 59 ORDER BY start, end DESC"
+            ).fetchall()
+        ).T
+        _, start, end = ranges_of(events)
+        # NVTX opens before and closes after the profiler's range of the same name; the clocks are not quite one.
+        shift = round((np.median(began - start) + np.median(ended - end)) / 2)
+        (thread,) = db.execute("SELECT globalTid FROM NVTX_EVENTS WHERE eventType = 59").fetchone()
+        names = {text: i for i, text in db.execute("SELECT id, value FROM StringIds")}
+        for text in {"cudaLaunchKernel_v7000", *(events.texts[c] for c in rows.kernel)} - set(names):
+            names[text] = max(names.values()) + 1
+            db.execute("INSERT INTO StringIds VALUES (?, ?)", (names[text], text))
+        for i, (code, at, dur) in enumerate(zip(rows.kernel, rows.start, rows.dur, strict=True), 1):
+            moment = int(at) + shift
+            call = {
+                "start": moment,
+                "end": moment + 1,
+                "eventClass": 0,
+                "globalTid": thread,
+                "correlationId": i,
+                "returnValue": 0,
+            }
+            call["nameId"] = names["cudaLaunchKernel_v7000"]
+            kernel = {
+                "start": moment,
+                "end": moment + int(dur),
+                "deviceId": 0,
+                "contextId": 1,
+                "streamId": 7,
+                "correlationId": i,
+            }
+            kernel |= dict.fromkeys(("demangledName", "shortName", "mangledName"), names[events.texts[code]])
+            sizes = "registersPerThread gridX gridY gridZ blockX blockY blockZ staticSharedMemory dynamicSharedMemory"
+            kernel |= dict.fromkeys((*sizes.split(), "localMemoryPerThread", "localMemoryTotal", "gridId"), 1)
+            kernel["globalPid"] = thread & -16777216
+            for table, row in (("RUNTIME", call), ("KERNEL", kernel)):
+                marks = ", ".join("?" * len(row))
+                insert = f"INSERT INTO CUPTI_ACTIVITY_KIND_{table} ({', '.join(row)}) VALUES ({marks})"
+                db.execute(insert, tuple(row.values()))
+
+
+def placed(events: Events) -> list[tuple[str, str, int, str]]:
+    """(op, step, layer, part) of every row, as `parse` projects ranges onto ops."""
+    rows = op_rows(events)
+    step, names, _ = place(events, rows)
+    layer, source = annotated_layers(events, rows)
+    part, labels = annotated_parts(events, rows)
+    assert source == "annotation"
+    return [
+        (events.texts[code], str(names[s]) if s >= 0 else "", int(at), labels[p] if p >= 0 else "")
+        for code, s, at, p in zip(rows.kernel, step, layer, part, strict=True)
+    ]
+
+
+def test_nsys_and_kineto_say_the_same_step_layer_and_part_of_every_op(
+    captures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    kineto = formats.read(captures[0] / "trace.json.gz")
+    database = Path(shutil.copy(captures[1], tmp_path / "seen.sqlite"))
+    launch_all(database, op_rows(kineto), kineto)
+    nsys = formats.read(database)
+    assert tree(nsys) == tree(kineto)
+    assert len(tree(nsys)) == 4 * (1 + 1 + 2 * 7 + 3)
+    expected = placed(kineto)
+    assert placed(nsys) == expected
+    assert {part for *_, part in expected} >= {"router", "experts", "attention", "lm_head", "sampling"}
+    assert len({step for _, step, *_ in expected} - {""}) == 4
