@@ -7,7 +7,22 @@ name, path or the dims that a trace shows. A new model is one JSON file in `mode
 
 from __future__ import annotations
 
-from moetrace.model.catalogue import MAX_CONFIG_BYTES, infer_model, load_config, load_model, model_names
+from moetrace.model.catalogue import (
+    MAX_CONFIG_BYTES,
+    infer_model,
+    load_config,
+    load_model,
+    model_names,
+    same_shape_as,
+)
 from moetrace.model.spec import ModelSpec
 
-__all__ = ["MAX_CONFIG_BYTES", "ModelSpec", "infer_model", "load_config", "load_model", "model_names"]
+__all__ = [
+    "MAX_CONFIG_BYTES",
+    "ModelSpec",
+    "infer_model",
+    "load_config",
+    "load_model",
+    "model_names",
+    "same_shape_as",
+]

@@ -1,6 +1,7 @@
 """The catalogue and config files: name or path -> ModelSpec; dims seen in a trace -> the one that has them.
 
-The catalogue is `models/*.json`, public values under Hugging Face field names.
+The catalogue is `models/*.json`, public values under Hugging Face field names. An entry of the same shape as another one
+(DeepSeek-R1 as DeepSeek-V3) names it in `_same_shape_as` and holds no values of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 MAX_CONFIG_BYTES = 4 << 20
+_ABOUT = ("_source", "_note", "_same_shape_as")  # what an entry says of itself
 _INFER_KEYS = (
     "hidden",
     "layers",
@@ -43,13 +45,22 @@ def _catalogue() -> Traversable:
     return resources.files("moetrace").joinpath("models")
 
 
+def same_shape_as(name: str) -> str | None:
+    """The catalogue entry whose shape an entry shares, if it has none of its own."""
+    return _entry(name).get("_same_shape_as")
+
+
+def _entry(name: str) -> dict[str, Any]:
+    return dict(json.loads(_catalogue().joinpath(f"{name}.json").read_text("utf-8")))
+
+
 def load_config(name_or_path: str) -> dict[str, Any]:
-    """The config behind a catalogue name, a config.json or a folder that holds one, without `_source`.
+    """The config behind a catalogue name, a config.json or a folder that holds one, without what an entry says of itself.
 
     Fit to build a transformers config from: ``AutoConfig.for_model(**load_config("olmoe-1b-7b"))``. Raises
     ModelError.
     """
-    return {k: v for k, v in _read(name_or_path)[0].items() if k != "_source"}
+    return {k: v for k, v in _read(name_or_path)[0].items() if k not in _ABOUT}
 
 
 def load_model(name_or_path: str) -> ModelSpec:
@@ -65,8 +76,11 @@ def load_model(name_or_path: str) -> ModelSpec:
 def _read(name_or_path: str) -> tuple[dict[str, Any], str, str]:
     """(config, what errors call it, name of the model)."""
     if name_or_path in model_names():
-        text = _catalogue().joinpath(f"{name_or_path}.json").read_text("utf-8")
-        return json.loads(text), f"model {name_or_path!r}", name_or_path
+        return (
+            _entry(_entry(name_or_path).get("_same_shape_as", name_or_path)),
+            f"model {name_or_path!r}",
+            name_or_path,
+        )
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "config.json"
@@ -110,7 +124,7 @@ def infer_model(seen: Mapping[str, int]) -> tuple[ModelSpec, str] | None:
         raise ModelError(unknown("dim to infer a model from", odd[0], _INFER_KEYS))
     if len(seen) < 2:
         return None
-    specs = [load_model(name) for name in model_names()]
+    specs = [load_model(name) for name in model_names() if not same_shape_as(name)]
     fits = [spec for spec in specs if all(getattr(spec, key) == value for key, value in seen.items())]
     if len(fits) != 1:
         return None

@@ -61,6 +61,9 @@ _BITS = {
     ("float", "4 by 32"): "mxfp4",
 }
 _MODELOPT = {"FP8": "fp8", "NVFP4": "nvfp4", "W4A16_AWQ": "int4"}
+# How families normalise queries and keys where they do (transformers 5.23, models/*/modeling_*.py): over each head, or all at
+# once. These always do; others say so in a field.
+_HEAD_NORMS = {"qwen3": "head", "qwen3_moe": "head", "olmoe": "width"}
 _UNGATED_ACTIVATIONS = ("relu2", "relu", "gelu_new")
 
 
@@ -141,12 +144,20 @@ def spec_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "hidden": c.number("hidden_size"),
         "vocab": c.number("vocab_size"),
         "windows": tuple(_window(c, kind, layer) for layer in range(layers)),
+        "qk_norm": _qk_norm(c, kind),
         "gated": c.data.get("hidden_act", "silu") not in _UNGATED_ACTIVATIONS,
         # Hugging Face's own default is per class: tied for Gemma, not for any MoE family read here.
         "tie_embeddings": c.flag("tie_word_embeddings", kind.startswith("gemma")),
         **_attention(c, kind),
         **_feed_forward(c, kind, layers),
     }
+
+
+def _qk_norm(c: _Config, kind: str) -> str:
+    """How queries and keys are normalised; MLA normalises its latents instead, in ops of its own."""
+    if kind in _HEAD_NORMS or c.has("kv_lora_rank") or not c.flag("use_qk_norm"):
+        return _HEAD_NORMS.get(kind, "")
+    return "width" if c.data.get("qk_norm_type") == "per_layer" else "head"
 
 
 def _attention(c: _Config, kind: str) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class ModelSpec:
     expert_dtype: str = "bf16"
     act_dtype: str = "bf16"
     gated: bool = True
+    qk_norm: str = ""
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -226,6 +227,7 @@ def _problem(s: ModelSpec) -> str | None:
         (s.topk and not s.experts, f"topk is {s.topk} but there are no experts"),
         (s.experts and not s.expert_inter, "expert_inter is 0 but there are experts"),
         (has_dense and not s.dense_inter, "dense_inter is 0 but there are dense layers"),
+        (s.qk_norm not in ("", "head", "width"), f"qk_norm is {s.qk_norm!r}, expected '', 'head' or 'width'"),
         (len(s.windows) != s.layers, f"windows has {len(s.windows)} entries for {s.layers} layers"),
         (not all(is_whole(w) for w in s.windows), "a window is not a whole number of tokens"),
     )

@@ -16,8 +16,6 @@ from moetrace.ops.base import padded
 NO_LAYER = -1
 Placed = tuple[int, Op]  # layer, op
 
-# Families whose attention normalises each query and key head (their configs have no field for it; ModelSpec neither).
-_HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "olmoe"})
 # Weight types whose public kernels multiply 16-bit activations (as replay's dtype knob takes them).
 _WEIGHT_ONLY = frozenset({"int4", "mxfp4", "nvfp4"})
 # Widths of stored experts are rounded up: 2880 to 3072 in the public vLLM trace of gpt-oss-20b.
@@ -121,9 +119,9 @@ def _gqa(p: _Pass, window: int) -> tuple[Op, ...]:
 
 def _head_norms(p: _Pass) -> tuple[Op, ...]:
     m = p.model
-    if m.architecture not in _HEAD_NORMS:
+    if not m.qk_norm:
         return ()
-    if m.architecture == "olmoe":  # over all heads at once
+    if m.qk_norm == "width":
         return p.norm(m.heads * m.head_dim), p.norm(m.kv_heads * m.head_dim)
     return p.norm(m.head_dim, per_token=m.heads), p.norm(m.head_dim, per_token=m.kv_heads)
 

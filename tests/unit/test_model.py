@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrace.errors import ModelError
-from moetrace.model import MAX_CONFIG_BYTES, ModelSpec, infer_model, load_config, load_model, model_names
+from moetrace.model import (
+    MAX_CONFIG_BYTES,
+    ModelSpec,
+    infer_model,
+    load_config,
+    load_model,
+    model_names,
+    same_shape_as,
+)
 from moetrace.model.config import _COUNTED_BY, _FULL_KV
 
 # name: total B, active B, whether the published active figure has the embedding table in it. Where from:
@@ -28,10 +36,55 @@ PUBLISHED = {
     "gpt-oss-20b": (20.91, 3.61, False),  # arXiv 2508.10925, table 1
     "gpt-oss-120b": (116.83, 5.13, False),  # arXiv 2508.10925, table 1
     "llama-4-scout": (109, 17, True),  # model card; its total has the vision tower, 1.1 % of it
+    "llama-4-maverick": (400, 17, True),  # model card
+    "mixtral-8x22b": (141, 39, True),  # mistral.ai/news/mixtral-8x22b
+    "qwen3-coder-480b-a35b": (480, 35, True),  # model card
+    "minimax-m2": (228.7, 10.4, False),  # weights on the Hub; the card rounds to 230 and 10
+    "kimi-k2": (1026.4, 32.6, True),  # weights on the Hub; arXiv 2507.20534 says 1.04 T and 32.6 B
+    "deepseek-vl2": (27, 4.1, False),  # arXiv 2412.10302, table 1: activated by the language model
+    "llama-3.2-1b": (1.24, 1.24, True),  # arXiv 2407.21783 and the model cards of 3.2
+    "llama-3.2-3b": (3.21, 3.21, True),
+    "llama-3.1-70b": (70.6, 70.6, True),
+    "llama-3.1-405b": (405, 405, True),
+    "llama-2-13b": (13.0, 13.0, True),  # arXiv 2307.09288
+    "qwen3-0.6b": (0.6, 0.6, True),  # model cards
+    "qwen3-1.7b": (1.72, 1.72, True),  # weights on the Hub
+    "qwen3-4b": (4.0, 4.0, True),
+    "qwen3-14b": (14.8, 14.8, True),
+    "qwen3-32b": (32.8, 32.8, True),
+}
+# What is published of these is rounded to the billion, or counts otherwise: (total, active, embedding, relative tolerance).
+ROUNDED = {
+    "glm-4.5": (355, 32, False, 0.03),  # arXiv 2508.06471, table 1
+    "glm-4.5-air": (
+        106,
+        12,
+        False,
+        0.07,
+    ),  # arXiv 2508.06471; without embedding and lm_head 12.2 B are active
+    "deepseek-vl2-tiny": (3, 0.57, False, 0.03),  # arXiv 2412.10302, table 1
 }
 # Parameters that transformers 5.23 gives a causal LM built from the same JSON on the meta device.
 COUNTED = {
     "deepseek-v2-lite": 15706484224,
+    "deepseek-vl2": 27033546240,
+    "glm-4.5": 352797814784,
+    "glm-4.5-air": 106852245504,
+    "kimi-k2": 1026408209408,  # built as deepseek_v3, whose code its config points at
+    "llama-2-13b": 13015864320,
+    "llama-3.1-405b": 405853388800,
+    "llama-3.1-70b": 70553706496,
+    "llama-3.2-1b": 1235814400,
+    "llama-3.2-3b": 3212749824,
+    "llama-4-maverick": 400711848960,
+    "minimax-m2": 228689748992,
+    "mixtral-8x22b": 140620634112,
+    "qwen3-0.6b": 596049920,
+    "qwen3-1.7b": 1720574976,
+    "qwen3-14b": 14768307200,
+    "qwen3-32b": 32762123264,
+    "qwen3-4b": 4022468096,
+    "qwen3-coder-480b-a35b": 480154875392,
     "deepseek-v3": 671026404352,
     "gpt-oss-120b": 116829156672,
     "gpt-oss-20b": 20914757184,
@@ -64,8 +117,17 @@ def test_params_match_the_published_totals(name: str) -> None:
     assert spec.active_params(embedding) / 1e9 == pytest.approx(active, rel=0.025)
 
 
+@pytest.mark.parametrize("name", ROUNDED)
+def test_params_match_rounded_totals(name: str) -> None:
+    total, active, embedding, within = ROUNDED[name]
+    spec = load_model(name)
+    assert spec.params() / 1e9 == pytest.approx(total, rel=within)
+    assert spec.active_params(embedding) / 1e9 == pytest.approx(active, rel=within)
+
+
 def test_params_match_what_transformers_builds_from_the_same_json() -> None:
-    assert set(COUNTED) == set(model_names())
+    own = {name for name in model_names() if not same_shape_as(name)}
+    assert set(COUNTED) == own - {"deepseek-vl2-tiny"}  # transformers has no DeepSeek-V2 without MLA
     for name, count in COUNTED.items():
         assert load_model(name).params() == pytest.approx(count, rel=4e-4), name  # biases and q/k norms
 
@@ -74,6 +136,30 @@ def test_the_other_convention_misses_the_published_figure() -> None:
     for name in ("qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v2-lite"):
         _, active, embedding = PUBLISHED[name]
         assert load_model(name).active_params(not embedding) / 1e9 != pytest.approx(active, rel=0.05)
+
+
+def test_an_entry_of_anothers_shape_is_that_shape_and_is_never_inferred() -> None:
+    shared = {name: base for name in model_names() if (base := same_shape_as(name))}
+    assert shared["deepseek-r1"] == "deepseek-v3" and shared["molmoe-1b"] == "olmoe-1b-7b"
+    for name, base in shared.items():
+        spec, other = load_model(name), load_model(base)
+        assert spec == other.with_edits(name=name)
+        assert same_shape_as(base) is None
+    found = infer_model({"hidden": 7168, "layers": 61, "experts": 256})
+    assert found is not None and found[0].name == "deepseek-v3"
+
+
+def test_how_queries_and_keys_are_normalised() -> None:
+    kinds = {name: load_model(name).qk_norm for name in model_names()}
+    assert {name for name, kind in kinds.items() if kind == "width"} == {
+        "olmoe-1b-7b",
+        "molmoe-1b",
+        "minimax-m2",
+    }
+    assert {kinds["qwen3-8b"], kinds["glm-4.5"], kinds["llama-4-scout"]} == {"head"}
+    assert kinds["glm-4.5-air"] == kinds["deepseek-v3"] == kinds["llama-4-maverick"] == ""
+    with pytest.raises(ModelError, match="qk_norm"):
+        load_model("qwen3-8b").with_edits(qk_norm="both")
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -239,12 +325,12 @@ def test_a_bad_config_is_one_line_that_names_field_and_file(
 def test_what_a_class_would_fill_in_must_be_said(name: str) -> None:
     """Experts always; KV heads where Hugging Face's default is another model's number and not the number of heads."""
     config = load_config(name)
-    config = config.get("text_config", config)
+    config = config.get("text_config") or config.get("language_config") or config
     for field in {"num_experts", "num_local_experts", "n_routed_experts"} & set(config):
         with pytest.raises(ModelError, match=f"lacks the field '{field}'"):
             ModelSpec.from_config({k: v for k, v in config.items() if k != field}, name)
     without = {k: v for k, v in config.items() if k != "num_key_value_heads"}
-    if config["model_type"] in ("llama", "olmoe") or "kv_lora_rank" in config:
+    if config["model_type"] in ("llama", "olmoe") or config.get("kv_lora_rank"):
         spec = ModelSpec.from_config(without, name)
         assert spec.kv_heads == spec.heads
     else:
@@ -333,7 +419,7 @@ def test_infer_model_needs_exactly_one_that_fits() -> None:
 
 @pytest.mark.parametrize("name", model_names())
 def test_infer_model_finds_every_entry_by_all_its_dims(name: str) -> None:
-    spec = load_model(name)
+    spec = load_model(same_shape_as(name) or name)
     keys = ("hidden", "layers", "vocab", "heads", "kv_heads", "head_dim", "experts", "topk", "expert_inter")
     found = infer_model({key: getattr(spec, key) for key in keys})
     assert found is not None and found[0] == spec
