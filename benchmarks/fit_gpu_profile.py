@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from scipy.optimize import least_squares
 
 from moetrace.hardware import Hardware, load_hardware
-from moetrace.machines.gpu import blend
+from moetrace.machines.forms import smoothmax
 from moetrace.machines.links import wire_bytes
 from moetrace.op import element_bytes
 
@@ -186,7 +186,7 @@ def predict(p: np.ndarray, d: pd.DataFrame, hw: Hardware) -> np.ndarray:
         + c["per_k_s"] * d.k
         + c["per_tile_s"] * d.tiles
     )
-    return fixed.to_numpy() + blend(memory, d.flops.to_numpy() / (c["eta_flops"] * peak), c["blend"])
+    return fixed.to_numpy() + smoothmax(c["blend"], memory, d.flops.to_numpy() / (c["eta_flops"] * peak))
 
 
 def fit(d: pd.DataFrame, hw: Hardware) -> np.ndarray:
@@ -255,7 +255,7 @@ def fit_family(name: str, d: pd.DataFrame, hw: Hardware, donor: Hardware | None,
 def transfer(name: str, dtype: str, d: pd.DataFrame, hw: Hardware, donor: Hardware) -> np.ndarray:
     """Log error of the donor's coefficients on this machine's datasheet, on rows larger than the cache."""
     family = donor.family(name, name, dtype)[1]
-    p = np.array([getattr(family, term, 1.0) for term in NAMES])
+    p = np.array([family.value.get(term, 1.0) for term in NAMES])
     big = d[d.bytes > hw.memory.cache_bytes]
     return np.asarray(np.log(predict(p, big, hw) / big.seconds), dtype=float)
 

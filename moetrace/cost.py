@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moetrace.errors import ProfileError
-from moetrace.hardware import Hardware
+from moetrace.hardware import ANY_ENGINE, Hardware
 from moetrace.machines import gpu, wafer
+from moetrace.machines.forms import Cache
 from moetrace.op import Costs, Op, Works
 
 
@@ -16,12 +17,16 @@ class PriceContext:
     """What a law must know beside the op.
 
     `model_bytes` are all bytes that must lie on the machine (weights, and KV cache where it counts), `layers` the model's
-    depth, `placement` of experts on a wafer (``spread`` or ``own``): all for the wafer law alone.
+    depth, `placement` of experts on a wafer (``spread`` or ``own``): all for the wafer law alone. `engine` (``vllm``,
+    ``sglang``, ``trtllm``, ``any``) chooses among coefficients that were fitted apart; `cache` is ``cold`` in serving, where a
+    layer's weights come from memory at every step, and ``warm`` for a micro-benchmark that repeats one op.
     """
 
     model_bytes: float = 0.0
     layers: int = 0
     placement: str = "spread"
+    engine: str = ANY_ENGINE
+    cache: Cache = "cold"
 
 
 DEFAULT = PriceContext()
@@ -49,4 +54,4 @@ def price(
             layers=context.layers,
             placement=context.placement,
         )
-    return gpu.cost(works, families, hw)
+    return gpu.cost(works, families, hw, engine=context.engine, cache=context.cache)

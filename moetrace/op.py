@@ -220,6 +220,16 @@ class Works:
             return c["weight_bytes_min"] + self["kv_bytes"] + self["act_bytes"]
         return c[name]
 
+    def dim(self, name: str, default: float = float("nan")) -> FloatArray:
+        """A dim of the ops as a column, `default` where an op has none."""
+        values = (op.get(name) for op in self.ops)
+        return np.array([default if value is None else value for value in values], dtype=np.float64)
+
+    def take(self, index: npt.NDArray[np.int64]) -> Works:
+        """The works at some places, in the order given."""
+        column = {name: values[index] for name, values in self.column.items()}
+        return Works(tuple(self.ops[i] for i in index.tolist()), column, self.known[index])
+
     def __len__(self) -> int:
         return len(self.ops)
 

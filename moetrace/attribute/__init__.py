@@ -179,16 +179,7 @@ def _twice(hardware: Hardware) -> dict[str, Hardware]:
         "compute peak": replace(hardware, peaks={k: 2 * v for k, v in hardware.peaks.items()}),
         "fixed cost per op": replace(
             hardware,
-            families={
-                k: replace(
-                    f,
-                    t0_s=f.t0_s / 2,
-                    per_expert_s=f.per_expert_s / 2,
-                    per_k_s=f.per_k_s / 2,
-                    per_tile_s=f.per_tile_s / 2,
-                )
-                for k, f in hardware.families.items()
-            },
+            families={k: f.with_fixed_times(0.5) for k, f in hardware.families.items()},
         ),
     }
     if hardware.link is not None:

@@ -2,18 +2,29 @@
 
 A profile is data; the timing law that uses it is code (`moetrace.machines`). Keys are checked exactly: an unknown key, a
 wrong type or a value that cannot be meant is a ProfileError that names file, key and expectation. `machine` is the values,
-`files` finds and reads the TOML, `profile` makes the one of the other, `match` finds a profiler's device. Format:
-docs/hardware.md.
+`forms` the parameters of each form of the law, `files` finds and reads the TOML, `profile` makes the one of the other,
+`match` finds a profiler's device. Format: docs/hardware.md.
 """
 
 from __future__ import annotations
 
 from moetrace.hardware.files import profile_names
-from moetrace.hardware.machine import FALLBACK, OF_BF16, Collective, Family, Hardware, Link, Memory, Wafer
+from moetrace.hardware.forms import SCHEMAS, Parameter, Schema, schema
+from moetrace.hardware.machine import (
+    ANY_ENGINE,
+    FALLBACK,
+    OF_BF16,
+    Collective,
+    Family,
+    Hardware,
+    Link,
+    Memory,
+    Wafer,
+)
 from moetrace.hardware.match import match_device
 from moetrace.hardware.profile import LAWS, load_hardware
 
 __all__ = [
-    "FALLBACK", "LAWS", "OF_BF16", "Collective", "Family", "Hardware", "Link", "Memory", "Wafer",
-    "load_hardware", "match_device", "profile_names",
+    "ANY_ENGINE", "FALLBACK", "LAWS", "OF_BF16", "SCHEMAS", "Collective", "Family", "Hardware", "Link", "Memory",
+    "Parameter", "Schema", "Wafer", "load_hardware", "match_device", "profile_names", "schema",
 ]  # fmt: skip

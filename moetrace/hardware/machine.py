@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from moetrace.errors import ProfileError, unknown
+from moetrace.hardware.forms import schema
+
+ANY_ENGINE = "any"
 
 # Where a dtype that a machine has no units for is computed: weights are dequantised to the first of these with a peak;
 # index arithmetic runs on the vector units. fp32 and fp64 have no substitute.
@@ -82,24 +86,33 @@ class Wafer:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Efficiency coefficients of one op family on one machine (the law's formula is in machines/gpu.py).
+    """Coefficients of one op family on one machine: `form` names the formula (machines/forms), `value` has its parameters.
 
-    `t0_s` per launch, `per_expert_s` per distinct expert and expert GEMM, `per_k_s` per element of a GEMM's reduction
-    length, `per_tile_s` per (sequence, KV head) of an attention; `eta_bw` and `eta_flops` are shares of the datasheet;
-    `blend` is the p of the p-norm that joins memory and compute time (1: they add up). `error` is such that 80 % of
-    held-out measurements lie within ``/ (1 + error)`` and ``x (1 + error)``. `source` says where all this is from.
+    `error` is such that 80 % of held-out measurements lie within ``/ (1 + error)`` and ``x (1 + error)``; `error_decades`
+    says the same by size, for ops of 1-9 tokens, 10-99 and so on (the last holds beyond), and is empty where it was not
+    found apart. `source` says where all this is from.
     """
 
-    t0_s: float
-    eta_bw: float
-    eta_flops: float
-    per_expert_s: float
-    per_k_s: float
-    per_tile_s: float
-    blend: float
+    form: str
+    value: Mapping[str, float]
     error: float
     provenance: str
     source: str
+    error_decades: tuple[float, ...] = ()
+
+    def __getitem__(self, name: str) -> float:
+        return self.value[name]
+
+    def widened(self, factor: float) -> Family:
+        """The same coefficients, all errors ``(1 + error) factor - 1``."""
+        errors = tuple((1 + error) * factor - 1 for error in self.error_decades)
+        return replace(self, error=(1 + self.error) * factor - 1, error_decades=errors)
+
+    def with_fixed_times(self, factor: float) -> Family:
+        """The same with every time that no faster resource saves multiplied by `factor`."""
+        parameters = schema(self.form).parameters
+        value = {k: v * factor if parameters[k].is_fixed_time else v for k, v in self.value.items()}
+        return replace(self, value=MappingProxyType(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +120,7 @@ class Hardware:
     """One machine, by value. `peaks` are dense FLOP/s by dtype; all figures are per device, also for a node of `gpus`.
 
     `law` names the timing law; `base` the profile that a node repeats. `sources` maps a table of
-    the profile to where its figures come from.
+    the profile to where its figures come from. `multiprocessors` is 1 where the profile does not say.
     """
 
     name: str
@@ -121,6 +134,7 @@ class Hardware:
     wafer: Wafer | None
     families: Mapping[str, Family]
     sources: Mapping[str, str] = field(default_factory=dict)
+    multiprocessors: float = 1.0
 
     @property
     def device_class(self) -> str:
@@ -138,17 +152,20 @@ class Hardware:
                 return self.peaks[name]
         raise ProfileError(f"profile {self.name!r}: {unknown('dtype of a peak', dtype, self.peaks)}")
 
-    def family(self, kind: str, family: str, dtype: str) -> tuple[str, Family]:
-        """Key and coefficients for an op: those of its kind before those of its family, with its dtype before without.
+    def family(self, kind: str, family: str, dtype: str, engine: str = ANY_ENGINE) -> tuple[str, Family]:
+        """Key and coefficients for an op: those of its kind before those of its family, with its dtype before without,
+        those of the engine (``experts:fp8@vllm``) before those of all engines (``experts:fp8``).
 
         Coefficients without a dtype were fitted on 16-bit kernels. A narrower type that has none of its own takes them with
         an error of a factor of two more, and the key says so.
         """
         model = _MODEL_OF_KIND.get(kind, family)
-        for key in (f"{kind}:{dtype}", kind, f"{model}:{dtype}", model):
-            if key in self.families:
-                found = self.families[key]
-                if dtype in _NARROW and not key.endswith(f":{dtype}") and found.provenance != "assumed":
-                    return f"{key} ({OF_BF16} {dtype})", replace(found, error=(1 + found.error) * 2 - 1)
-                return key, found
+        for name in (f"{kind}:{dtype}", kind, f"{model}:{dtype}", model):
+            for key in (f"{name}@{engine}", name):
+                if key in self.families:
+                    found = self.families[key]
+                    own = name.endswith(f":{dtype}") or found.provenance == "assumed"
+                    if dtype in _NARROW and not own:
+                        return f"{key} ({OF_BF16} {dtype})", found.widened(2)
+                    return key, found
         return "other", self.families["other"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from moetrace.errors import ProfileError, unknown
 from moetrace.hardware.files import Reader, read_profile
+from moetrace.hardware.forms import GENERIC, SCHEMAS
 from moetrace.hardware.machine import Collective, Family, Hardware, Link, Memory, Wafer
 from moetrace.hardware.match import check_match
 
@@ -25,16 +26,9 @@ _DATASHEET = {
     "off_wafer_bytes_per_s": (1e6, 1e15),
 }
 _WAFER_ONLY = {"cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s"}
-_FAMILY: dict[str, tuple[float, float, float]] = {  # low, high, default
-    "t0_s": (0, 1, 0),
-    "eta_bw": (1e-3, 1, 1),
-    "eta_flops": (1e-3, 1, 1),
-    "per_expert_s": (0, 1e-3, 0),
-    "per_k_s": (0, 1e-6, 0),
-    "per_tile_s": (0, 1e-3, 0),
-    "blend": (1, 8, 1),
-    "error": (0, 20, 1),
-}
+_ERROR = (0, 20)
+# What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
+_ABOUT_FIT = {"form", "error_decades", "source", "rows", "shapes", "held_out", "covariance_of", "covariance"}
 _COLLECTIVE: dict[str, tuple[float, float, float]] = {
     "latency_s": (0, 1, 0),
     "per_rank_s": (0, 1, 0),
@@ -117,6 +111,7 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
         wafer=wafer,
         families=families,
         sources=MappingProxyType({ceilings: reader.text(sheet, ceilings, "source"), **sources}),
+        multiprocessors=value.get("multiprocessors", 1.0),
     )
 
 
@@ -174,8 +169,7 @@ def _coefficients(
         source = sources[kind] = reader.text(part, kind, "source")
         for key, entry in reader.table(part, kind, "family").items():
             where = f"{kind}.family.{key}"
-            value = _entry(reader, entry, where, _FAMILY)
-            families[key] = Family(**value, provenance=kind, source=entry.get("source", source))
+            families[key] = _family(reader, entry, where, kind, source)
         for key, entry in reader.table(part, kind, "link").items():
             where = f"{kind}.link.{key}"
             if key not in _COLLECTIVES:
@@ -184,6 +178,32 @@ def _coefficients(
                 )
             collectives[key] = Collective(**_entry(reader, entry, where, _COLLECTIVE), provenance=kind)
     return MappingProxyType(families), MappingProxyType(collectives), sources
+
+
+def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -> Family:
+    """One family's coefficients; the parameters of its form that it leaves out have their defaults."""
+    form = entry.get("form", GENERIC.name) if isinstance(entry, dict) else GENERIC.name
+    if form not in SCHEMAS:
+        raise reader.error(f"{where}.form", form, f"one of {', '.join(SCHEMAS)}")
+    parameters = SCHEMAS[form].parameters
+    entry = reader.keys(entry, where, {"error"}, set(parameters) | _ABOUT_FIT)
+    value = {
+        name: reader.number(entry, where, name, p.low, p.high) if name in entry else p.default
+        for name, p in parameters.items()
+    }
+    decades = entry.get("error_decades", [])
+    if not isinstance(decades, list):
+        raise reader.error(f"{where}.error_decades", decades, "a list of numbers")
+    for i in range(len(decades)):
+        reader.number({"error_decades": decades[i]}, where, "error_decades", *_ERROR)
+    return Family(
+        form=form,
+        value=MappingProxyType(value),
+        error=reader.number(entry, where, "error", *_ERROR),
+        provenance=kind,
+        source=entry.get("source", source),
+        error_decades=tuple(float(error) for error in decades),
+    )
 
 
 def _entry(
@@ -208,9 +228,7 @@ def _transferred(reader: Reader, table: object) -> tuple[dict[str, Family], dict
     label = f"transferred from {donor_path.stem}"
     return (
         {
-            key: replace(
-                f, error=(1 + f.error) * (1 + widen) - 1, provenance=label, source=f"{source}; {f.source}"
-            )
+            key: replace(f.widened(1 + widen), provenance=label, source=f"{source}; {f.source}")
             for key, f in families.items()
         },
         {

@@ -1,13 +1,10 @@
-"""The timing law of GPUs (and, with other figures, of CPUs).
+"""The timing law of GPUs (and, with other figures, of CPUs): each op by the form of its family, collectives by the links.
 
-    expected = fixed + (memory^p + compute^p)^(1/p) + network
-    fixed    = t0 launches + per_expert (distinct experts x expert GEMMs) + per_k k + per_tile (sequences x KV heads) + latency
-    memory   = bytes / (eta_bw x datasheet bandwidth)      compute = FLOPs / (eta_flops x datasheet peak)
+    expected = form(coefficients, work, machine) + network
 
-Why these terms: a MoE decode op is linear in the distinct experts it touches, over a floor that at one token is half of
-it; in decode the sum of memory and compute fits as well as their maximum, in dense GEMMs a sharper blend fits better
-(coefficients, held-out errors: the profile; the fit: benchmarks/fit_gpu_profile.py). Not modelled: cache residency (a shard
-that stays in L2 runs faster), tile and wave quantisation, clocks, contention between streams.
+A profile names the form of each family and its coefficients (machines/forms has the formulas; the fit: `moetrace
+calibrate`). Coefficients belong to (family, dtype, engine), never to a model. Not modelled by any form: clocks, contention
+between streams.
 """
 
 from __future__ import annotations
@@ -15,49 +12,71 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from moetrace.errors import ProfileError
-from moetrace.hardware import Family, Hardware
+from moetrace.hardware import ANY_ENGINE, Family, Hardware
 from moetrace.machines import links
-from moetrace.op import Costs, FloatArray, Op, Works
+from moetrace.machines.forms import FORMS, Cache, Setting
+from moetrace.op import Costs, FloatArray, Works
 
-# One op that stands for several: (launches, expert GEMMs). moe_experts is gate_up, activation and down.
-EXPERT_GEMMS = {"moe_gate_up": (1, 1), "moe_down": (1, 1), "moe_experts": (3, 2)}
+_TOKEN_DIMS = ("tokens", "m", "batch")  # what an op's size is told by, best first
 
 
-def cost(works: Works, families: Sequence[str], hw: Hardware) -> Costs:
+def cost(
+    works: Works,
+    families: Sequence[str],
+    hw: Hardware,
+    *,
+    engine: str = ANY_ENGINE,
+    cache: Cache = "cold",
+) -> Costs:
     """Costs of distinct ops on one GPU of `hw`. nan where the work is unknown or the profile has no peak or link for it."""
-    chosen = [
-        hw.family(op.kind, family, op.weight_dtype) for op, family in zip(works.ops, families, strict=True)
+    found = [
+        hw.family(op.kind, family, op.weight_dtype, engine)
+        for op, family in zip(works.ops, families, strict=True)
     ]
-    coefficient = {
-        name: np.array([getattr(f, name) for _, f in chosen], dtype=np.float64)
-        for name in ("eta_bw", "eta_flops", "blend", "error")
-    }
-    reasons = [f"{hw.name} {f.provenance} {key}" for key, f in chosen]
+    reasons = [f"{hw.name} {f.provenance} {key}" for key, f in found]
     peak = peaks(works, hw, reasons)
-    raw_memory, raw_compute = works["bytes"] / hw.memory.bytes_per_s, works["flops"] / peak
-    memory_s, compute_s = raw_memory / coefficient["eta_bw"], raw_compute / coefficient["eta_flops"]
-    fixed_s = np.array([_fixed(op, f) for op, (_, f) in zip(works.ops, chosen, strict=True)])
-    fixed_s = fixed_s * works["launches"] + _per_expert(works, [f for _, f in chosen])
-    lower_s = np.maximum(works["bytes_min"] / hw.memory.bytes_per_s, raw_compute)
-    network_s, error = np.zeros(len(works)), coefficient["error"]
-    for i in np.flatnonzero((works["net_bytes"] > 0) & (works["net_ranks"] > 1)):
+    compute_s, memory_s, fixed_s, expected_s, error = (np.zeros(len(works)) for _ in range(5))
+    members: dict[str, list[int]] = {}
+    for i, (key, _) in enumerate(found):
+        members.setdefault(key, []).append(i)
+    for at in members.values():
+        index = np.array(at, dtype=np.int64)
+        family, some = found[at[0]][1], works.take(index)
+        parts = FORMS[family.form].seconds(family.value, some, Setting(hw, peak[index], cache))
+        compute_s[index], memory_s[index] = parts.compute_s, parts.memory_s
+        fixed_s[index], expected_s[index] = parts.fixed_s, parts.expected_s
+        error[index] = errors(family, some)
+    lower_s = np.maximum(works["bytes_min"] / hw.memory.bytes_per_s, works["flops"] / peak)
+    network_s = np.zeros(len(works))
+    for i in np.flatnonzero((works["net_bytes"] > 0) & (works["net_ranks"] > 1)).tolist():
         # The local reads and writes of a collective are a part of what was fitted: they are not counted twice.
         memory_s[i] = compute_s[i] = 0.0
-        fixed_s[i], network_s[i], lower_s[i], error[i] = _network(works, int(i), hw, reasons)
-    expected_s = fixed_s + blend(memory_s, compute_s, coefficient["blend"]) + network_s
+        fixed_s[i], network_s[i], lower_s[i], error[i] = _network(works, i, hw, reasons)
+        expected_s[i] = fixed_s[i] + network_s[i]
     return finish(works.known, (compute_s, memory_s, network_s, fixed_s), expected_s, lower_s, error, reasons)
 
 
-def blend(memory_s: FloatArray, compute_s: FloatArray, power: FloatArray | float) -> FloatArray:
-    """p-norm of two times: their sum at p = 1, near their maximum at p = 8; never below either."""
-    high, low = np.maximum(memory_s, compute_s), np.minimum(memory_s, compute_s)
-    ratio = np.divide(low, high, out=np.zeros_like(high), where=high > 0)
-    # Rounding must not bring the norm below its larger part.
-    return np.asarray(
-        high * np.maximum(1.0, (1.0 + ratio**power) ** (1.0 / np.asarray(power))), dtype=np.float64
-    )
+def errors(family: Family, works: Works) -> FloatArray:
+    """The error of each op, [ops]: by the decade of its tokens where that was found, else the family's."""
+    if not family.error_decades:
+        return np.full(len(works), family.error)
+    tokens = tokens_of(works)
+    decade = np.floor(np.log10(np.maximum(np.nan_to_num(tokens, nan=1.0), 1.0)))
+    by_decade = np.array(family.error_decades)[
+        np.minimum(decade, len(family.error_decades) - 1).astype(np.int64)
+    ]
+    return np.where(np.isnan(tokens), family.error, by_decade)
+
+
+def tokens_of(works: Works) -> FloatArray:
+    """What tells an op's size, [ops]: its tokens, a GEMM's rows, an attention's sequences; nan where it has none of these."""
+    tokens = np.full(len(works), np.nan)
+    for name in _TOKEN_DIMS:
+        tokens = np.where(np.isnan(tokens), works.dim(name), tokens)
+    return tokens
 
 
 def peaks(works: Works, hw: Hardware, reasons: list[str]) -> FloatArray:
@@ -74,7 +93,7 @@ def peaks(works: Works, hw: Hardware, reasons: list[str]) -> FloatArray:
 
 
 def finish(
-    known: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    known: npt.NDArray[np.bool_],
     parts: tuple[FloatArray, FloatArray, FloatArray, FloatArray],
     expected_s: FloatArray,
     lower_s: FloatArray,
@@ -91,19 +110,6 @@ def finish(
         for reason, ok in zip(reasons, known, strict=True)
     )
     return Costs(compute_s, memory_s, network_s, fixed_s, expected, lower, spread, why)
-
-
-def _fixed(op: Op, family: Family) -> float:
-    """Seconds per launch that depend on the op's shape alone."""
-    launches = EXPERT_GEMMS.get(op.kind, (1, 0))[0]
-    depth = op.get("k", 0.0) or 0.0
-    tiles = (op.get("batch", 0.0) or 0.0) * (op.get("kv_heads", 1.0) or 1.0)
-    return family.t0_s * launches + family.per_k_s * depth + family.per_tile_s * tiles
-
-
-def _per_expert(works: Works, families: Sequence[Family]) -> FloatArray:
-    gemms = np.array([EXPERT_GEMMS.get(op.kind, (1, 0))[1] for op in works.ops], dtype=np.float64)
-    return gemms * works["experts"] * np.array([f.per_expert_s for f in families], dtype=np.float64)
 
 
 def _network(works: Works, i: int, hw: Hardware, reasons: list[str]) -> tuple[float, float, float, float]:

@@ -27,7 +27,8 @@ import numpy as np
 
 from moetrace.errors import ProfileError, unknown
 from moetrace.hardware import Hardware, Wafer
-from moetrace.machines.gpu import EXPERT_GEMMS, finish, peaks
+from moetrace.machines.forms.generic import EXPERT_GEMMS
+from moetrace.machines.gpu import finish, peaks
 from moetrace.op import Costs, FloatArray, Works
 
 PLACEMENTS = ("spread", "own")
@@ -72,7 +73,7 @@ def cost(
     link = side.fabric_bytes_per_s / side.cores / _LINK_DIRECTIONS
     network_s = works["act_write_bytes"] / (link * np.sqrt(side.cores * count * share))
     reductions = np.array([max(1, EXPERT_GEMMS.get(op.kind, (1, 1))[1]) for op in works.ops])
-    fixed_s = np.array([f.t0_s for _, f in chosen]) * works["launches"] * reductions
+    fixed_s = np.array([f["t0_s"] for _, f in chosen]) * works["launches"] * reductions
     error = np.array([f.error for _, f in chosen])
     # Cores work on what has arrived while the rest is under way: the three overlap.
     expected_s = fixed_s + np.maximum(np.maximum(memory_s, compute_s), network_s)

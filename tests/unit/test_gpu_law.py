@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines import gpu
+from moetrace.machines.forms import smoothmax
 from moetrace.op import PARTS, UNKNOWN, Costs, Op, Work, Works
 
 NAMES = ("h100-sxm", "a100-sxm", "b200", "mi300x", "cpu")
@@ -106,10 +107,10 @@ def test_continuous_in_the_machine(case: tuple[Works, list[str], Hardware], step
     assert same(before, after, 2 * step)
 
 
-@given(st.floats(1, 8), st.floats(0, 1), st.floats(0, 1))
-def test_blend_lies_between_maximum_and_sum(p: float, a: float, b: float) -> None:
-    value = float(gpu.blend(np.array([a]), np.array([b]), p)[0])
-    assert max(a, b) <= value <= (a + b) * (1 + 1e-12)
+@given(st.floats(1, 8), st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_smoothmax_lies_between_maximum_and_sum(p: float, times: list[float]) -> None:
+    value = float(smoothmax(p, *(np.array([t]) for t in times))[0])
+    assert max(times) <= value <= sum(times) * (1 + 1e-12)
 
 
 def one(op: Op, work: Work, family: str, name: str = "h100-sxm") -> Costs:
@@ -123,7 +124,7 @@ def test_the_parts_of_a_moe_module_add_up_to_the_whole() -> None:
     work = [Work(experts=50.0 if kind in ("moe_gate_up", "moe_down") else 0.0) for kind in kinds]
     costs = gpu.cost(Works.of([Op.of(kind) for kind in kinds], work), ["experts"] * 6, hw)
     family = hw.families["experts"]
-    assert costs.expected_s.sum() == pytest.approx(6 * family.t0_s + 100 * family.per_expert_s)
+    assert costs.expected_s.sum() == pytest.approx(6 * family["t0_s"] + 100 * family["per_expert_s"])
     merged = one(Op.of("moe_experts"), Work(experts=50.0), "experts")
     assert merged.expected_s[0] == pytest.approx(costs.expected_s[[2, 3, 4]].sum())
 
@@ -157,3 +158,23 @@ def test_a_machine_without_links_or_units_says_so() -> None:
     hw = replace(load_hardware("h100-sxm"), peaks={"bf16": 1e15})
     odd = gpu.cost(Works.of([Op.of("gemm", "fp64")], [Work(flops=1e9)]), ["dense_gemm"], hw)
     assert np.isnan(odd.expected_s[0]) and "fp64" in odd.provenance[0]
+
+
+def test_an_error_by_size_is_that_of_the_ops_decade() -> None:
+    hw = load_hardware("h100-sxm")
+    family = replace(hw.families["dense_gemm"], error=0.5, error_decades=(0.1, 0.2, 0.3))
+    hw = replace(hw, families={**hw.families, "dense_gemm": family})
+    ops = [Op.of("gemm", m=m, n=64, k=64) for m in (1, 9, 10, 99, 100, 5000)] + [Op.of("gemm")]
+    error = gpu.cost(Works.of(ops, [Work(flops=1.0)] * 7), ["dense_gemm"] * 7, hw).error
+    assert error.tolist() == [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.5]
+
+
+def test_an_engine_has_its_own_coefficients_where_they_were_fitted() -> None:
+    hw = load_hardware("h100-sxm")
+    own = hw.families["experts:fp8"]
+    slow = replace(own, value={**own.value, "t0_s": 1.0})
+    hw = replace(hw, families={**hw.families, "experts:fp8@vllm": slow})
+    works = Works.of([Op.of("moe_down", "fp8")], [Work(weight_bytes=1e6)])
+    costs = {e: gpu.cost(works, ["experts"], hw, engine=e)[0] for e in ("any", "vllm", "sglang")}
+    assert costs["vllm"].expected_s > 1 > costs["any"].expected_s == costs["sglang"].expected_s
+    assert costs["vllm"].provenance == "h100-sxm fitted experts:fp8@vllm"

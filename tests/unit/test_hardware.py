@@ -81,7 +81,7 @@ def test_peaks_fall_back_only_along_documented_lines() -> None:
 
 def test_transferred_coefficients_are_the_donors_with_a_wider_error() -> None:
     donor, heir = (load_hardware(n).families["experts"] for n in ("h100-sxm", "mi300x"))
-    assert heir.t0_s == donor.t0_s and heir.eta_bw == donor.eta_bw
+    assert heir["t0_s"] == donor["t0_s"] and heir["eta_bw"] == donor["eta_bw"]
     assert heir.error == pytest.approx((1 + donor.error) * 1.6 - 1)
     assert heir.provenance == "transferred from h100-sxm" and donor.provenance == "fitted"
 
@@ -141,7 +141,7 @@ def test_match_device(name: str, memory: int | None, sms: int | None, profile: s
 
 def test_a_profile_of_ones_own(tmp_path: Path) -> None:
     hw = load_hardware(write(tmp_path, MINIMAL))
-    assert (hw.name, hw.law, hw.link, hw.families["other"].t0_s) == ("mine", "gpu", None, 1e-6)
+    assert (hw.name, hw.law, hw.link, hw.families["other"]["t0_s"]) == ("mine", "gpu", None, 1e-6)
 
 
 def test_unknown_name_says_what_there_is() -> None:

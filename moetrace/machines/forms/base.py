@@ -1,0 +1,59 @@
+"""What every form of the gpu law is: a function from coefficients, works and a machine to seconds, column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from moetrace.hardware import Hardware, Schema
+from moetrace.op import FloatArray, Works
+
+Cache = Literal["cold", "warm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where the ops run. `peak`: datasheet FLOP/s of each op's arithmetic, [ops], inf where it does none.
+
+    `cache` "warm": an op's bytes are as close as repeats of it leave them, what does not exceed the last-level cache stays
+    there (micro-benchmarks); "cold": they come from memory, since a step's other layers passed between (serving).
+    """
+
+    hw: Hardware
+    peak: FloatArray
+    cache: Cache = "cold"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Seconds by what they are spent on, [ops]; parts overlap, so `expected_s` is no more than their sum.
+
+    Twice the bandwidths and peaks halve `memory_s` and `compute_s` and leave `fixed_s`.
+    """
+
+    compute_s: FloatArray
+    memory_s: FloatArray
+    fixed_s: FloatArray
+    expected_s: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One shape of formula: its parameters, its seconds, and the dims that it needs of an op."""
+
+    schema: Schema
+    seconds: Callable[[Mapping[str, float], Works, Setting], Parts]
+    needs: tuple[str, ...] = ()
+
+
+def smoothmax(power: float, *times: FloatArray) -> FloatArray:
+    """p-norm of times: their sum at p = 1, near their maximum at p = 8; never below the largest, nor above the sum."""
+    high = np.maximum.reduce(times)
+    total = np.zeros_like(high)
+    for each in times:
+        total += np.divide(each, high, out=np.zeros_like(high), where=high > 0) ** power
+    # Rounding must not bring the norm below its largest part.
+    return np.asarray(high * np.maximum(1.0, total ** (1.0 / power)), dtype=np.float64)
