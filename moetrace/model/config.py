@@ -221,7 +221,7 @@ def _moe_pattern(c: _Config, layers: int) -> tuple[int, int]:
     if types := c.items("mlp_layer_types", str):
         moe = [i for i, named in enumerate(types) if named != "dense"]
     elif c.has("moe_layers"):
-        moe = sorted(c.items("moe_layers"))
+        moe = sorted(set(c.items("moe_layers")))
     elif per_layer:
         moe = [i for i, on in enumerate(c.items("moe_layer_freq")) if on]
     elif (freq := c.find(("moe_layer_freq",)) or 1) > 1:
@@ -232,7 +232,7 @@ def _moe_pattern(c: _Config, layers: int) -> tuple[int, int]:
     moe = [i for i in moe if i not in dense and i < layers]
     first = moe[0] if moe else layers
     every = moe[1] - first if len(moe) > 1 else max(layers - first, 1)
-    if moe != list(range(first, layers, every)):
+    if first < 0 or moe != list(range(first, layers, every)):
         raise ModelError(f"{c.where}: its MoE layers {moe} follow no regular step, which is not supported")
     return first, every
 

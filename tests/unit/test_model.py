@@ -149,6 +149,12 @@ def test_an_entry_of_anothers_shape_is_that_shape_and_is_never_inferred() -> Non
     assert found is not None and found[0].name == "deepseek-v3"
 
 
+def test_moe_layers_given_twice_or_below_zero() -> None:
+    assert small(moe_layers=[0, 2, 2]).moe_layers == (0, 2)
+    with pytest.raises(ModelError, match="no regular step"):
+        small(moe_layers=[-1, 1, 3])
+
+
 def test_how_queries_and_keys_are_normalised() -> None:
     kinds = {name: load_model(name).qk_norm for name in model_names()}
     assert {name for name, kind in kinds.items() if kind == "width"} == {
