@@ -120,7 +120,8 @@ class Hardware:
     """One machine, by value. `peaks` are dense FLOP/s by dtype; all figures are per device, also for a node of `gpus`.
 
     `law` names the timing law; `base` the profile that a node repeats. `sources` maps a table of
-    the profile to where its figures come from. `multiprocessors` is 1 where the profile does not say.
+    the profile to where its figures come from. `multiprocessors` is 1 where the profile does not say. `power_w` is the most
+    that one device draws (a wafer: the whole system), `domain_gpus` how many devices the fast links join.
     """
 
     name: str
@@ -135,6 +136,8 @@ class Hardware:
     families: Mapping[str, Family]
     sources: Mapping[str, str] = field(default_factory=dict)
     multiprocessors: float = 1.0
+    power_w: float | None = None
+    domain_gpus: int = 8
 
     @property
     def device_class(self) -> str:

@@ -8,10 +8,11 @@ from types import MappingProxyType
 from typing import Any
 
 from moetrace.errors import ProfileError, unknown
-from moetrace.hardware.files import Reader, read_profile
+from moetrace.hardware.files import Reader, profile_names, read_profile
 from moetrace.hardware.forms import GENERIC, SCHEMAS
 from moetrace.hardware.machine import Collective, Family, Hardware, Link, Memory, Wafer
 from moetrace.hardware.match import check_match
+from moetrace.hardware.variants import node_of, split_node, variant_of
 
 LAWS = ("gpu", "wafer", "cpu")
 # Bounds catch values in the wrong unit (989 instead of 989e12).
@@ -24,6 +25,8 @@ _DATASHEET = {
     "cores": (1, 1e8),
     "fabric_bytes_per_s": (1e9, 1e19),
     "off_wafer_bytes_per_s": (1e6, 1e15),
+    "power_w": (1, 1e6),
+    "domain_gpus": (1, 1e5),
 }
 _WAFER_ONLY = {"cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s"}
 _ERROR = (0, 20)
@@ -54,11 +57,18 @@ _TABLES = {"fitted", "assumed", "transferred", "match"}
 def load_hardware(machine: str | Hardware) -> Hardware:
     """The Hardware of a shipped profile's name, or of a path to a ``.toml`` file. Raises ProfileError.
 
-    A Hardware is returned as it is, so that whatever takes a machine takes its name too.
+    ``NAME-xN`` is N devices of that profile, joined by its link. A Hardware is returned as it is, so that whatever takes a
+    machine takes its name too.
     """
     if isinstance(machine, Hardware):
         return machine
+    node = split_node(machine)
+    if node and machine not in profile_names():
+        return node_of(load_hardware(node[0]), node[1])
     path, table = read_profile(machine)
+    if "like" in table:
+        reader = Reader(path)
+        return variant_of(reader, table, load_hardware(reader.text(table, "", "like")), _DATASHEET)
     if "base" not in table:
         return _build(Reader(path), table)
     base_path, base = read_profile(str(table["base"]))
@@ -80,7 +90,8 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
     sheet = table[ceilings]
     required = {"source", "peak_flops", "memory_bytes", "memory_bytes_per_s", "cache_bytes"}
     extra = _WAFER_ONLY if law == "wafer" else set()
-    reader.keys(sheet, ceilings, required | extra, {"multiprocessors", "link_bytes_per_s"})
+    optional = {"multiprocessors", "link_bytes_per_s", "power_w", "domain_gpus"}
+    reader.keys(sheet, ceilings, required | extra, optional)
     value = {key: reader.number(sheet, ceilings, key, *_DATASHEET[key]) for key in sheet if key in _DATASHEET}
     if value["cache_bytes"] > value["memory_bytes"]:
         raise reader.error(f"{ceilings}.cache_bytes", sheet["cache_bytes"], "no more than memory_bytes")
@@ -112,6 +123,8 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
         families=families,
         sources=MappingProxyType({ceilings: reader.text(sheet, ceilings, "source"), **sources}),
         multiprocessors=value.get("multiprocessors", 1.0),
+        power_w=value.get("power_w"),
+        domain_gpus=int(value.get("domain_gpus", 8)),
     )
 
 

@@ -64,6 +64,8 @@ def profile_facts(machine: Hardware) -> dict[str, Any]:
         "memory_bytes": machine.memory.capacity_bytes,
         "memory_bytes_per_s": machine.memory.bytes_per_s,
         "link_bytes_per_s": machine.link.bytes_per_s if machine.link else None,
+        "power_w": machine.power_w,
+        "domain_gpus": machine.domain_gpus,
         "coefficients": provenance,
         "sources": dict(machine.sources),
     }
@@ -83,15 +85,16 @@ def profiles_report(machines: Sequence[Hardware]) -> list[Block]:
                     f"{len(families)} {what}" for what, families in sorted(facts["coefficients"].items())
                 )
                 or DASH,
-                str(machine.gpus),
                 *(units.count(peaks[d], "FLOP/s") if d in peaks else DASH for d in ("bf16", "fp8", "fp4")),
                 size(facts["memory_bytes"]),
                 rate(facts["memory_bytes_per_s"]),
                 rate(facts["link_bytes_per_s"]),
+                f"{facts['power_w']:,.0f} W" if facts["power_w"] else DASH,
             )
         )
-    header = ("machine", "law", "op families", "devices", "bf16", "fp8", "fp4", "memory", "bandwidth", "link")
+    header = ("machine", "law", "op families", "bf16", "fp8", "fp4", "memory", "bandwidth", "link", "power")
     return [
         Table("Machines, per device (dense peaks; the link is one direction)", header, tuple(rows), left=3),
-        "docs/hardware.md says where every figure comes from; --hw also takes the path of a .toml file.",
+        "NAME-xN is N of them joined by their link (h100-sxm-x8). docs/hardware.md says where every figure comes from; "
+        "--hw also takes the path of a .toml file.",
     ]

@@ -10,7 +10,13 @@ import pytest
 from moetrace.errors import ProfileError
 from moetrace.hardware import load_hardware, match_device, profile_names
 
-SHIPPED = ("a100-sxm", "b200", "cpu", "cs3", "h100-sxm", "h100-sxm-x4", "h100-sxm-x8", "h200-sxm", "mi300x")
+VARIANTS = (
+    "a800-pcie", "a800-pcie-nvlink", "gb200", "h100-nvl", "h100-pcie", "h20", "h800-sxm", "l40s", "mi325x", "wse2",
+)  # fmt: skip
+SHIPPED = (
+    "a100-sxm", "a800-pcie", "a800-pcie-nvlink", "b200", "cpu", "cs3", "gb200", "h100-nvl", "h100-pcie", "h100-sxm",
+    "h20", "h200-sxm", "h800-sxm", "l40s", "mi300x", "mi325x", "wse2",
+)  # fmt: skip
 
 MINIMAL = """
 title = "A machine"
@@ -66,6 +72,44 @@ def test_a_node_is_its_base_with_more_devices() -> None:
     assert (node.gpus, node.base, node.device_class) == (8, "h100-sxm", "gpu")
     assert (node.peaks, node.memory, node.families) == (one.peaks, one.memory, one.families)
     assert one.gpus == 1 and one.base is None
+    assert node.title == "8 x NVIDIA H100 SXM5 80 GB" and node.link == one.link
+    assert load_hardware("b200-x72").gpus == 72 and load_hardware("h100-sxm-x1") == one
+
+
+@pytest.mark.parametrize("name", ["cs3-x4", "cpu-x2", "h100-sxm-x200000"])
+def test_not_every_machine_is_a_node(name: str) -> None:
+    with pytest.raises(ProfileError, match=name):
+        load_hardware(name)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_borrows_coefficients_with_a_wider_error(name: str) -> None:
+    hw = load_hardware(name)
+    other = load_hardware({"wse2": "cs3", "mi325x": "mi300x", "gb200": "b200"}.get(name) or
+                          ("a100-sxm" if name.startswith("a800") else "h100-sxm"))  # fmt: skip
+    assert hw.law == other.law and hw.base is None and hw.power_w
+    for key, family in hw.families.items():
+        own = other.families[key]
+        assert family.value == own.value and family.error >= own.error
+        assert family.provenance == own.provenance == "assumed" or other.name in family.provenance
+    assert "not measured on this machine" in hw.sources["transferred"] or name in ("wse2", "l40s")
+
+
+def test_a_variant_of_ones_own(tmp_path: Path) -> None:
+    text = """title = "mine"
+like = "h100-sxm"
+widen = 0.5
+source = "a guess"
+[datasheet]
+source = "a sheet"
+memory_bytes_per_s = 1e12
+"""
+    hw = load_hardware(write(tmp_path, text))
+    assert (hw.name, hw.memory.bytes_per_s, hw.memory.capacity_bytes) == ("mine", 1e12, 80e9)
+    with pytest.raises(ProfileError, match="widen"):
+        load_hardware(write(tmp_path, text.replace("widen = 0.5", "widen = -1")))
+    with pytest.raises(ProfileError, match="fp12"):
+        load_hardware(write(tmp_path, text + "peak_flops = { fp12 = 1e12 }\n"))
 
 
 def test_peaks_fall_back_only_along_documented_lines() -> None:
@@ -211,7 +255,7 @@ def test_a_bad_profile_is_named_with_file_key_and_expectation(
     ("text", "message"),
     [
         ('title = "n"\nbase = "nowhere"\ngpus = 2', "unknown hardware profile 'nowhere'"),
-        ('title = "n"\nbase = "h100-sxm-x8"\ngpus = 2', "a profile that has no base itself"),
+        ('title = "n"\nbase = "h100-sxm-x8"\ngpus = 2', "unknown hardware profile 'h100-sxm-x8'"),
         ('title = "n"\nbase = "h100-sxm"\ngpus = 0', "gpus = 0: expected a whole number from 2 to 100000$"),
         ('title = "n"\nbase = "h100-sxm"\ngpus = 2.5', "gpus = 2.5"),
         ('title = "n"\nbase = "h100-sxm"', "lacks the key 'gpus'"),

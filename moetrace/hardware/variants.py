@@ -1,0 +1,98 @@
+"""Machines made of another's profile: a node (``NAME-xN``, N devices), a variant (`like`: another datasheet, its kernels)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from moetrace.errors import ProfileError
+from moetrace.hardware.files import Reader
+from moetrace.hardware.machine import Hardware, Link, Memory, Wafer
+
+MAX_DEVICES = 100_000
+_NODE = re.compile(r"(?P<base>.+)-x(?P<gpus>[1-9][0-9]*)")
+
+
+def split_node(name: str) -> tuple[str, int] | None:
+    """(profile, devices) of a name such as ``h100-sxm-x8``; None for any other."""
+    found = _NODE.fullmatch(name)
+    return (found["base"], int(found["gpus"])) if found else None
+
+
+def node_of(one: Hardware, gpus: int) -> Hardware:
+    """`gpus` devices of one profile, joined by its link. Raises ProfileError for a machine that is not joined that way."""
+    base = one.base or one.name
+    if one.law != "gpu":
+        more = "takes as many wafers as the model needs" if one.law == "wafer" else "is one device"
+        raise ProfileError(f"{base}-x{gpus}: {base} is a {one.law}, which {more}: name it without -x{gpus}")
+    if not 1 <= gpus <= MAX_DEVICES:
+        raise ProfileError(f"{base}-x{gpus}: expected 1 to {MAX_DEVICES} devices")
+    if gpus > 1 and one.link is None:
+        raise ProfileError(f"{base}-x{gpus}: the profile {base!r} has no link (link_bytes_per_s)")
+    title = one.title.partition(" x ")[2] if one.gpus > 1 and " x " in one.title else one.title
+    if gpus == 1:
+        return replace(one, name=base, title=title, gpus=1, base=None)
+    return replace(one, name=f"{base}-x{gpus}", title=f"{gpus} x {title}", gpus=gpus, base=base)
+
+
+def variant_of(
+    reader: Reader, table: Mapping[str, Any], one: Hardware, bounds: Mapping[str, Any]
+) -> Hardware:
+    """`one` with another datasheet and its coefficients' errors widened: ``(1 + error)(1 + widen) - 1``."""
+    reader.keys(table, "", {"like", "title", "datasheet", "widen", "source"}, {"match"})
+    sheet = reader.keys(
+        table["datasheet"],
+        "datasheet",
+        {"source"},
+        {"peak_flops", "memory_bytes", "memory_bytes_per_s", *bounds},
+    )
+    value = {key: reader.number(sheet, "datasheet", key, *bounds[key]) for key in sheet if key in bounds}
+    widen, label = reader.number(table, "", "widen", 0, 10), f"transferred from {one.name}"
+    peaks = reader.keys(sheet.get("peak_flops", {}), "datasheet.peak_flops", set(), set(one.peaks))
+    link = one.link
+    if link is not None:
+        rate = value.get("link_bytes_per_s", link.bytes_per_s)
+        kinds = {
+            name: replace(c, error=(1 + c.error) * (1 + widen) - 1, provenance=label)
+            for name, c in link.collectives.items()
+        }
+        link = Link(rate, MappingProxyType(kinds))
+    families = {
+        name: f if f.provenance == "assumed" else replace(f.widened(1 + widen), provenance=label)
+        for name, f in one.families.items()
+    }
+    memory = Memory(
+        value.get("memory_bytes", one.memory.capacity_bytes),
+        value.get("memory_bytes_per_s", one.memory.bytes_per_s),
+        value.get("cache_bytes", one.memory.cache_bytes),
+    )
+    wafer = one.wafer
+    if wafer is not None:
+        wafer = Wafer(
+            value.get("cores", wafer.cores),
+            value.get("fabric_bytes_per_s", wafer.fabric_bytes_per_s),
+            value.get("off_wafer_bytes_per_s", wafer.off_wafer_bytes_per_s),
+            wafer.crossing_s,
+        )
+    flops = {name: reader.number(peaks, "datasheet.peak_flops", name, 1e9, 1e19) for name in peaks}
+    told = {
+        "datasheet": reader.text(sheet, "datasheet", "source"),
+        "transferred": reader.text(table, "", "source"),
+    }
+    return replace(
+        one,
+        name=reader.path.stem,
+        title=reader.text(table, "", "title"),
+        peaks=MappingProxyType(flops or dict(one.peaks)),
+        memory=memory,
+        link=link,
+        wafer=wafer,
+        families=MappingProxyType(families),
+        sources=MappingProxyType({**one.sources, **told}),
+        multiprocessors=value.get("multiprocessors", one.multiprocessors),
+        power_w=value.get("power_w", one.power_w),
+        domain_gpus=int(value.get("domain_gpus", one.domain_gpus)),
+    )
