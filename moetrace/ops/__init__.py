@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from types import ModuleType
 
-from moetrace.op import UNKNOWN, Op, Work, Works
+from moetrace.op import Op, OpColumns, Work, Works
 from moetrace.ops import attention, communication, elementwise, gemm, moe
 from moetrace.ops.base import Kind, Seen
 from moetrace.ops.moe import distinct_experts
@@ -100,13 +100,18 @@ def family(kind: str) -> str:
 
 def work(op: Op) -> Work:
     """The work of an op; UNKNOWN if its kind is not known or its dims do not suffice."""
-    kind = KINDS.get(op.kind)
-    return kind(op) if kind else UNKNOWN
+    return works([op])(0)
 
 
-def works(ops: Sequence[Op]) -> Works:
-    """The works of many ops, in order."""
-    return Works.of(ops, [work(op) for op in ops])
+def works(ops: Sequence[Op] | OpColumns) -> Works:
+    """The works of many ops, in order: each kind's formula is called once for all ops with the same dtype and dims."""
+    found = Works.empty(ops if isinstance(ops, OpColumns) else OpColumns.of(ops))
+    for rows, group in found.ops.groups():
+        kind = KINDS.get(group.kind)
+        if kind is None or not group.has(*kind.needs):
+            continue
+        found.fill(rows, kind.work(group))
+    return found
 
 
 __all__ = [

@@ -8,32 +8,38 @@ from __future__ import annotations
 
 import re
 
-from moetrace.op import Op, Work, element_bytes
+import numpy as np
+
+from moetrace.op import Amounts, FloatArray, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, act, is_fixed, numel
 
 
-def pairs(op: Op) -> float:
+def pairs(op: OpGroup) -> FloatArray:
     """Query-key pairs under a causal mask: each query sees the keys before it and itself, at most `window` of them.
 
     The dim `pairs` says it; without one, sequences are taken as equally long, and a sequence's queries as its last tokens.
     """
     batch, said = op["batch"], op.get("pairs")
-    if said is not None or not batch or not op["kv"]:
-        return said or 0.0
-    keys = op["kv"] / batch
-    queries = min((op.get("q", batch) or batch) / batch, keys)
-    most = min(op.get("window", 0) or keys, keys)
-    first = min(keys - queries + 1, most)  # keys that the first query sees; each later one sees one more
-    rising = min(most - first + 1, queries)
-    return batch * (rising * (first + most) / 2 + (queries - rising) * most)
+    if said is not None:
+        return said
+    sequences = np.where(batch > 0, batch, 1.0)
+    keys = op["kv"] / sequences
+    queries = np.minimum(op.given("q", batch) / sequences, keys)
+    most = np.minimum(op.given("window", keys), keys)
+    first = np.minimum(
+        keys - queries + 1, most
+    )  # keys that the first query sees; each later one sees one more
+    rising = np.minimum(most - first + 1, queries)
+    seen = batch * (rising * (first + most) / 2 + (queries - rising) * most)
+    return np.asarray(np.where((batch > 0) & (op["kv"] > 0), seen, 0.0))
 
 
-def gqa_work(op: Op) -> Work:
+def gqa_work(op: OpGroup) -> Amounts:
     """4 heads head_dim FLOPs per query-key pair; K and V of every token read once per KV head (V may be `v_dim` wide)."""
     heads, kv_heads, dim = op["heads"], op["kv_heads"], op["head_dim"]
-    value = op.get("v_dim", dim) or dim
-    q = op.get("q", op["batch"]) or op["batch"]
-    return Work(
+    value = op.given("v_dim", dim)
+    q = op.given("q", op["batch"])
+    return Amounts(
         flops=2.0 * heads * (dim + value) * pairs(op),
         kv_read_bytes=op["kv"] * kv_heads * (dim + value) * element_bytes(op.weight_dtype),
         act_read_bytes=q * heads * dim * act(op),
@@ -42,14 +48,14 @@ def gqa_work(op: Op) -> Work:
     )
 
 
-def mla_work(op: Op) -> Work:
+def mla_work(op: OpGroup) -> Amounts:
     """Absorbed MLA decode: scores over lora + rope, values over lora; the compressed cache is read once for all heads.
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1 (512 + 64 elements per token and layer).
     """
     heads, lora, rope = op["heads"], op["kv_lora"], op["rope"]
-    q = op.get("q", op["batch"]) or op["batch"]
-    return Work(
+    q = op.given("q", op["batch"])
+    return Amounts(
         flops=2.0 * heads * (2 * lora + rope) * pairs(op),
         kv_read_bytes=op["kv"] * (lora + rope) * element_bytes(op.weight_dtype),
         act_read_bytes=q * heads * (lora + rope) * act(op),
@@ -58,24 +64,24 @@ def mla_work(op: Op) -> Work:
     )
 
 
-def reduce_work(op: Op) -> Work:
+def reduce_work(op: OpGroup) -> Amounts:
     """Merging split-KV partial results: fp32 partials of a few splits in, one row out; `elements` outputs."""
-    return Work(
+    return Amounts(
         flops=4.0 * op["elements"],
         act_read_bytes=8 * op["elements"] * 4,
         act_write_bytes=op["elements"] * act(op),
     )
 
 
-def rope_work(op: Op) -> Work:
+def rope_work(op: OpGroup) -> Amounts:
     """Rotation in place: every element read and written once."""
     nbytes = op["elements"] * act(op)
-    return Work(flops=3.0 * op["elements"], act_read_bytes=nbytes, act_write_bytes=nbytes)
+    return Amounts(flops=3.0 * op["elements"], act_read_bytes=nbytes, act_write_bytes=nbytes)
 
 
-def kv_write_work(op: Op) -> Work:
+def kv_write_work(op: OpGroup) -> Amounts:
     """New K and V read as activations and written to the cache."""
-    return Work(
+    return Amounts(
         act_read_bytes=op["elements"] * act(op),
         kv_write_bytes=op["elements"] * element_bytes(op.weight_dtype),
     )
@@ -164,7 +170,7 @@ def _with_pairs(op: Op, seen: Seen) -> Op:
 
     A window cuts each sequence's pairs by its own length, which sums over sequences do not tell.
     """
-    if seen.pairs is None or op.has("window") or abs(pairs(op) - seen.pairs) < 0.5:
+    if seen.pairs is None or op.has("window") or abs(float(pairs(OpGroup.of(op))[0]) - seen.pairs) < 0.5:
         return op
     return op.with_dims(pairs=round(seen.pairs))
 

@@ -7,22 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moetrace.model import ModelSpec
-from moetrace.op import UNKNOWN, Op, Work, element_bytes
+from moetrace.op import Amounts, OpGroup, element_bytes
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of op: its family, its dims that must be known, and its work as a function of the op alone."""
+    """One kind of op: its family, its dims that must be known, and its work as a function of the dims alone.
+
+    `work` gets a group of like ops, each dim an array, and gives arrays: ``np.where`` and ``np.maximum``, never ``if`` and
+    ``max`` on a dim's value. Whether a dim is known holds for the whole group, so ``if op.has(name)`` is fine.
+    """
 
     name: str
     family: str
     needs: tuple[str, ...]
-    work: Callable[[Op], Work]
-
-    def __call__(self, op: Op) -> Work:
-        return self.work(op) if op.has(*self.needs) else UNKNOWN
+    work: Callable[[OpGroup], Amounts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def _repeats(seen: Seen) -> set[int]:
     return {1, model.topk, model.experts, heads, kv, heads + kv, heads + 2 * kv, 2 * kv}
 
 
-def act(op: Op) -> float:
+def act(op: OpGroup) -> float:
     """Bytes of one activation element of an op."""
     return element_bytes(op.act_dtype)
 

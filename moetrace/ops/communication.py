@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import re
 
-from moetrace.op import Op, Work, element_bytes
+import numpy as np
+
+from moetrace.op import Amounts, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, numel
 
 
-def collective_work(op: Op) -> Work:
+def collective_work(op: OpGroup) -> Amounts:
     """The buffer crosses the network; on the way it is read and written once in local memory."""
-    return Work(
+    return Amounts(
         net_bytes=op["bytes"],
-        net_ranks=op.get("ranks", 2) or 2,
+        net_ranks=op.given("ranks", 2.0),
         act_read_bytes=op["bytes"],
         act_write_bytes=op["bytes"],
     )
 
 
-def copy_work(op: Op) -> Work:
+def copy_work(op: OpGroup) -> Amounts:
     """Bytes read and written on the device; a copy to or from the host crosses only one side here."""
-    host = bool(op.get("host", 0))
-    return Work(act_read_bytes=op["bytes"] * (not host), act_write_bytes=op["bytes"])
+    local = np.equal(op.get("host", 0.0), 0.0)
+    return Amounts(act_read_bytes=op["bytes"] * local, act_write_bytes=op["bytes"])
 
 
-def set_work(op: Op) -> Work:
+def set_work(op: OpGroup) -> Amounts:
     """Bytes written."""
-    return Work(act_write_bytes=op["bytes"])
+    return Amounts(act_write_bytes=op["bytes"])
 
 
 COLLECTIVES = (

@@ -4,49 +4,50 @@ from __future__ import annotations
 
 import re
 
-from moetrace.op import Op, Work, element_bytes
+import numpy as np
+
+from moetrace.op import Amounts, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, Shape, act, is_fixed, numel, rows_and_width
 
 
-def norm_work(op: Op) -> Work:
+def norm_work(op: OpGroup) -> Amounts:
     """x in and out, with `residual` that too; about 4 FLOPs an element. `writes`=0: a reduction out of an unfused norm."""
     elements = op["tokens"] * op["width"]
-    streams = 2 if op.get("residual", 0) else 1
-    writes = streams if op.get("writes") is None else op["writes"]
-    return Work(
+    streams = np.where(np.equal(op.get("residual", 0.0), 0.0), 1.0, 2.0)
+    return Amounts(
         flops=4.0 * elements,
         weight_bytes=op["width"] * act(op),
         weight_bytes_min=op["width"] * act(op),
         resident_bytes=op["width"] * act(op),
         act_read_bytes=streams * elements * act(op),
-        act_write_bytes=writes * elements * act(op),
+        act_write_bytes=op.get("writes", streams) * elements * act(op),
         rows=op["tokens"],
     )
 
 
-def elementwise_work(op: Op) -> Work:
+def elementwise_work(op: OpGroup) -> Amounts:
     """`reads` and `writes` passes over `elements` elements (default one each), one FLOP an element.
 
     `fixed`=1 says that the batch does not change the size: a table, not the step's tokens.
     """
     nbytes = op["elements"] * act(op)
-    return Work(
+    return Amounts(
         flops=op["elements"],
-        act_read_bytes=(1 if op.get("reads") is None else op["reads"]) * nbytes,
-        act_write_bytes=(1 if op.get("writes") is None else op["writes"]) * nbytes,
+        act_read_bytes=op.get("reads", 1.0) * nbytes,
+        act_write_bytes=op.get("writes", 1.0) * nbytes,
     )
 
 
-def embedding_work(op: Op) -> Work:
+def embedding_work(op: OpGroup) -> Amounts:
     """One row of the table per token, copied out."""
     nbytes = op["tokens"] * op["hidden"] * act(op)
-    table = (op.get("vocab", 0) or 0) * op["hidden"] * element_bytes(op.weight_dtype)
-    return Work(weight_bytes=nbytes, weight_bytes_min=0.0, act_write_bytes=nbytes, resident_bytes=table)
+    table = op.get("vocab", 0.0) * op["hidden"] * element_bytes(op.weight_dtype)
+    return Amounts(weight_bytes=nbytes, weight_bytes_min=0.0, act_write_bytes=nbytes, resident_bytes=table)
 
 
-def sampling_work(op: Op) -> Work:
+def sampling_work(op: OpGroup) -> Amounts:
     """Logits read once."""
-    return Work(
+    return Amounts(
         flops=op["tokens"] * op["vocab"],
         act_read_bytes=op["tokens"] * op["vocab"] * act(op),
         act_write_bytes=op["tokens"] * 8,

@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
+
 from moetrace.model import ModelSpec
-from moetrace.op import Op, Work, element_bytes
+from moetrace.op import Amounts, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, act, numel, rows_and_width
 
 
-def work(op: Op) -> Work:
+def work(op: OpGroup) -> Amounts:
     """2 m n k FLOPs; the weights n k once; activations m k in and m n out."""
-    m, n, k, b = op["m"], op["n"], op["k"], op.get("b", 1) or 1
+    m, n, k, b = op["m"], op["n"], op["k"], op.given("b", 1.0)
     weights = b * n * k * element_bytes(op.weight_dtype)
-    return Work(
+    return Amounts(
         flops=2.0 * b * m * n * k,
         weight_bytes=weights,
         weight_bytes_min=weights,
@@ -30,19 +32,19 @@ def work(op: Op) -> Work:
     )
 
 
-def reduce_work(op: Op) -> Work:
+def reduce_work(op: OpGroup) -> Amounts:
     """What runs behind a GEMM on its `elements` outputs: fp32 partial sums (`splits` of them, at least two), or a bias."""
-    splits = op.get("splits", 0) or 0
-    return Work(
-        flops=max(1, splits) * op["elements"],
-        act_read_bytes=op["elements"] * (4 * splits if splits else act(op)),
+    splits = op.get("splits", 0.0)
+    return Amounts(
+        flops=np.maximum(1.0, splits) * op["elements"],
+        act_read_bytes=op["elements"] * np.where(np.greater(splits, 0), np.multiply(4.0, splits), act(op)),
         act_write_bytes=op["elements"] * act(op),
     )
 
 
-def quantize_work(op: Op) -> Work:
+def quantize_work(op: OpGroup) -> Amounts:
     """Activations in, the same many in the narrow type out."""
-    return Work(
+    return Amounts(
         flops=2.0 * op["elements"],
         act_read_bytes=op["elements"] * act(op),
         act_write_bytes=op["elements"] * element_bytes(op.weight_dtype),

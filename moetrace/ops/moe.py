@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 
-from moetrace.op import Op, Work, element_bytes
+import numpy as np
+
+from moetrace.op import Amounts, FloatArray, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, act, numel, padded, rows_and_width
 from moetrace.routing import uniform_distinct
 
@@ -17,44 +19,52 @@ _NEEDS = ("tokens", "hidden", "inter", "experts", "topk")
 
 
 def distinct_experts(op: Op) -> tuple[float, float]:
-    """(expected, certain) number of distinct experts that one rank reads.
+    """(expected, certain) number of distinct experts that one rank reads for an op: see `touched`."""
+    expected, certain = touched(OpGroup.of(op))
+    return float(expected[0]), float(certain[0])
+
+
+def local_experts(op: OpGroup) -> FloatArray | float:
+    """Experts that one rank holds: all of them unless the op says otherwise."""
+    return op.given("local_experts", op["experts"])
+
+
+def touched(op: OpGroup) -> tuple[FloatArray, FloatArray]:
+    """(expected, certain) number of distinct experts that one rank reads, arrays of the group's size.
 
     Expected: the counted number (`distinct`), else an estimate (`distinct_est`), else E(1-(1-k/E)^T) for uniform and
     independent routing (arXiv 2505.03531 assumes it; arXiv 2511.02237 measures how far real text is below). Certain: the
     counted number, else the k of a single token; none under expert parallelism, where a rank may get no token at all.
     """
     experts, topk, tokens = op["experts"], op["topk"], op["tokens"]
-    local = op.get("local_experts", experts) or experts
+    local = local_experts(op)
     counted, estimate = op.get("distinct"), op.get("distinct_est")
     if counted is not None:
         return counted, counted
-    certain = max(0.0, topk - (experts - local)) if tokens >= 1 else 0.0
+    certain = np.where(tokens >= 1, np.maximum(0.0, topk - (experts - local)), 0.0)
     if estimate is not None:
         return estimate, certain
-    return float(uniform_distinct(experts, topk, tokens)) * local / experts, certain
+    return uniform_distinct(experts, topk, tokens) * local / experts, certain
 
 
-def expert_rows(op: Op) -> float:
+def expert_rows(op: OpGroup) -> FloatArray:
     """Token rows that one rank's experts multiply: tokens x k, times the rank's share of the experts."""
     rows = op.get("rows")
     if rows is not None:
         return rows
-    return (
-        op["tokens"] * op["topk"] * (op.get("local_experts", op["experts"]) or op["experts"]) / op["experts"]
-    )
+    return np.asarray(op["tokens"] * op["topk"] * local_experts(op) / op["experts"])
 
 
-def _experts(op: Op, matrices: int, reads: float, writes: float) -> Work:
-    expected, certain = distinct_experts(op)
+def _experts(op: OpGroup, matrices: int, reads: FloatArray, writes: FloatArray) -> Amounts:
+    expected, certain = touched(op)
     rows = expert_rows(op)
     matrix = op["hidden"] * op["inter"]
     one = matrices * matrix * element_bytes(op.weight_dtype)
-    local = op.get("local_experts", op["experts"]) or op["experts"]
-    return Work(
+    return Amounts(
         flops=2.0 * rows * matrices * matrix,
         weight_bytes=expected * one,
         weight_bytes_min=certain * one,
-        resident_bytes=local * one,
+        resident_bytes=local_experts(op) * one,
         act_read_bytes=rows * reads * act(op),
         act_write_bytes=rows * writes * act(op),
         experts=expected,
@@ -62,52 +72,54 @@ def _experts(op: Op, matrices: int, reads: float, writes: float) -> Work:
     )
 
 
-def gate_up_work(op: Op) -> Work:
+def gate_up_work(op: OpGroup) -> Amounts:
     """Two matrices of every touched expert; each row reads `hidden` and writes 2 `inter`, or their product if `fused`."""
-    return _experts(op, 2, op["hidden"], op["inter"] if op.get("fused", 0) else 2 * op["inter"])
+    return _experts(
+        op, 2, op["hidden"], np.where(np.equal(op.get("fused", 0.0), 0.0), 2.0, 1.0) * op["inter"]
+    )
 
 
-def down_work(op: Op) -> Work:
+def down_work(op: OpGroup) -> Amounts:
     """One matrix of every touched expert; each row reads `inter` and writes `hidden`."""
     return _experts(op, 1, op["inter"], op["hidden"])
 
 
-def experts_work(op: Op) -> Work:
+def experts_work(op: OpGroup) -> Amounts:
     """All three matrices in one op: each row reads and writes `hidden`, the width between stays on the chip."""
     return _experts(op, 3, op["hidden"], op["hidden"])
 
 
-def act_work(op: Op) -> Work:
+def act_work(op: OpGroup) -> Amounts:
     """Each row reads gate and up (`reads`, default 2) and writes their product."""
     rows = expert_rows(op) if op.has("experts") else op["tokens"] * op["topk"]
-    return Work(
+    return Amounts(
         flops=4.0 * rows * op["inter"],
-        act_read_bytes=(op.get("reads", 2) or 2) * rows * op["inter"] * act(op),
+        act_read_bytes=op.given("reads", 2.0) * rows * op["inter"] * act(op),
         act_write_bytes=rows * op["inter"] * act(op),
         rows=rows,
     )
 
 
-def align_work(op: Op) -> Work:
+def align_work(op: OpGroup) -> Amounts:
     """Sorting tokens by expert: ids in and out (int32); with `hidden`, the rows too, written `copies` times (default 1)."""
     ids = op["tokens"] * op["topk"] * 4
-    rows = op["tokens"] * (op.get("hidden", 0) or 0) * act(op)
-    return Work(act_read_bytes=ids + rows, act_write_bytes=ids + rows * (op.get("copies", 1) or 1))
+    rows = op["tokens"] * op.get("hidden", 0.0) * act(op)
+    return Amounts(act_read_bytes=ids + rows, act_write_bytes=ids + rows * op.given("copies", 1.0))
 
 
-def topk_work(op: Op) -> Work:
+def topk_work(op: OpGroup) -> Amounts:
     """Scores in, k ids (int32) and weights (fp32) out."""
-    return Work(
+    return Amounts(
         flops=4.0 * op["tokens"] * op["experts"],
         act_read_bytes=op["tokens"] * op["experts"] * act(op),
         act_write_bytes=op["tokens"] * op["topk"] * 8,
     )
 
 
-def combine_work(op: Op) -> Work:
+def combine_work(op: OpGroup) -> Amounts:
     """k rows of each token in, their weighted sum out."""
     rows = op["tokens"] * op["topk"]
-    return Work(
+    return Amounts(
         flops=2.0 * rows * op["hidden"],
         act_read_bytes=rows * op["hidden"] * act(op),
         act_write_bytes=op["tokens"] * op["hidden"] * act(op),

@@ -75,7 +75,7 @@ def _kv_bytes(draft: Draft, model: ModelSpec) -> float | None:
 def resident_bytes(draft: Draft) -> float:
     """Weights that the ops of one step hold, touched or not, on this rank."""
     held: dict[tuple[int, str, float], float] = {}
-    for op, at in zip(draft.ops, draft.at, strict=True):
-        size = work_of.work(op).resident_bytes
+    sizes = work_of.works(draft.ops)["resident_bytes"].tolist()
+    for op, at, size in zip(draft.ops, draft.at, sizes, strict=True):
         held[at.layer, op.kind, size] = size
     return sum(held.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import comb
-from typing import overload
+from typing import TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from moetrace.errors import ScenarioError
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Numbers: TypeAlias = "float | npt.NDArray[np.number]"
 
 _MAX_EP_EXPERTS = 1000  # the exact law below works in float64 down to 2**-experts
 
@@ -20,14 +21,12 @@ _MAX_EP_EXPERTS = 1000  # the exact law below works in float64 down to 2**-exper
 @overload
 def uniform_distinct(experts: float, topk: float, tokens: float) -> float: ...
 @overload
-def uniform_distinct(experts: float, topk: float, tokens: npt.NDArray[np.generic]) -> FloatArray: ...
-def uniform_distinct(
-    experts: float, topk: float, tokens: float | npt.NDArray[np.generic]
-) -> float | FloatArray:
+def uniform_distinct(experts: Numbers, topk: Numbers, tokens: npt.NDArray[np.number]) -> FloatArray: ...
+def uniform_distinct(experts: Numbers, topk: Numbers, tokens: Numbers) -> float | FloatArray:
     """Distinct experts expected of uniform, independent routing, k of E for each token: E(1-(1-k/E)^T).
 
-    `tokens` may be an array, the answer then is one of its shape. Real text stays below: 48.8 against 82.4
-    for Qwen3-30B-A3B at batch 16 (arXiv 2511.02237). Raises ScenarioError unless 0 <= topk <= experts and
+    `tokens` may be an array, and the others too then; the answer is one of their shape. Real text stays below: 48.8 against
+    82.4 for Qwen3-30B-A3B at batch 16 (arXiv 2511.02237). Raises ScenarioError unless 0 <= topk <= experts and
     tokens >= 0.
     """
     _check_choice(experts, topk, tokens)
@@ -37,10 +36,8 @@ def uniform_distinct(
 @overload
 def uniform_spread(experts: float, topk: float, tokens: float) -> float: ...
 @overload
-def uniform_spread(experts: float, topk: float, tokens: npt.NDArray[np.generic]) -> FloatArray: ...
-def uniform_spread(
-    experts: float, topk: float, tokens: float | npt.NDArray[np.generic]
-) -> float | FloatArray:
+def uniform_spread(experts: float, topk: float, tokens: npt.NDArray[np.number]) -> FloatArray: ...
+def uniform_spread(experts: float, topk: float, tokens: float | npt.NDArray[np.number]) -> float | FloatArray:
     """Standard deviation of the distinct experts of uniform routing, from the exact second moment.
 
     A token misses two given experts with probability 1 - 2k/E + k(k-1)/(E(E-1)). Same arguments as
@@ -57,8 +54,8 @@ def uniform_spread(
 @overload
 def popularity_distinct(q: FloatArray, tokens: float) -> float: ...
 @overload
-def popularity_distinct(q: FloatArray, tokens: npt.NDArray[np.generic]) -> FloatArray: ...
-def popularity_distinct(q: FloatArray, tokens: float | npt.NDArray[np.generic]) -> float | FloatArray:
+def popularity_distinct(q: FloatArray, tokens: npt.NDArray[np.number]) -> FloatArray: ...
+def popularity_distinct(q: FloatArray, tokens: float | npt.NDArray[np.number]) -> float | FloatArray:
     """Distinct experts expected of tokens that hit expert e with probability ``q[e]``: sum 1-(1-q)^T.
 
     `q` has shape [experts] and sums to n_a. Never above `uniform_distinct` of the same sum.
@@ -154,13 +151,14 @@ def _ep_max_popular(q: FloatArray, tokens: float, ep: int) -> float:
     return float(np.sum(1.0 - below[:-1]))
 
 
-def _check_choice(experts: float, topk: float, tokens: float | npt.NDArray[np.generic]) -> None:
-    if not (experts >= 1 and 0 <= topk <= experts):
+def _check_choice(experts: Numbers, topk: Numbers, tokens: Numbers) -> None:
+    all_e, all_k = np.asarray(experts), np.asarray(topk)
+    if not bool(np.all((all_e >= 1) & (all_k >= 0) & (all_k <= all_e))):
         raise ScenarioError(f"n_a is {topk} of {experts} experts: expected 0 to {experts}")
     if bool(np.any(np.asarray(tokens) < 0)):
         raise ScenarioError(f"tokens is {tokens}: expected 0 or more")
 
 
-def _like(tokens: float | npt.NDArray[np.generic], value: npt.ArrayLike) -> float | FloatArray:
+def _like(tokens: Numbers, value: npt.ArrayLike) -> float | FloatArray:
     """`value` as a float where `tokens` is one number, else as an array."""
     return np.asarray(value, dtype=np.float64) if isinstance(tokens, np.ndarray) else float(np.asarray(value))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace.errors import MoetraceError
-from moetrace.op import BOUNDS, UNKNOWN, Cost, Costs, Op, Work, Works, dtypes, element_bytes
+from moetrace.op import BOUNDS, UNKNOWN, Cost, Costs, Op, OpColumns, Work, Works, dtypes, element_bytes
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 WHOLE = st.integers(-(10**15), 10**15)
@@ -122,7 +122,7 @@ def test_element_bytes_with_scales_and_without() -> None:
 def test_columns_are_the_properties_of_each_work(rows: list[Work]) -> None:
     ops = [Op.of("x", n=i) for i in range(len(rows))]
     columns = Works.of(ops, rows)
-    assert len(columns) == len(rows) and columns.ops == tuple(ops)
+    assert len(columns) == len(rows) and list(columns.ops) == ops
     assert columns.known.tolist() == [w.known for w in rows]
     names = [f.name for f in fields(Work) if f.name != "known"]
     for name in [*names, "bytes", "bytes_min", "kv_bytes", "act_bytes"]:
@@ -154,3 +154,45 @@ def test_the_bound_is_the_largest_part() -> None:
         assert known.bound.tolist() == [i] and known[0] == cost and len(known) == 1
         unknown = Costs(**dict.fromkeys(columns, nan), provenance=("",))
         assert unknown.bound.tolist() == [-1]
+
+
+@given(st.lists(OPS, max_size=8))
+def test_columns_of_ops_give_the_ops_back(ops: list[Op]) -> None:
+    columns = OpColumns.of(ops)
+    assert len(columns) == len(ops)
+    for again, op in zip(columns, ops, strict=True):
+        assert (again.kind, again.dtype, dict(again.dims)) == (op.kind, op.dtype, dict(op.dims))
+
+
+@given(st.lists(OPS, max_size=8))
+def test_groups_hold_every_row_once_and_all_that_it_knows(ops: list[Op]) -> None:
+    seen: list[int] = []
+    for rows, group in OpColumns.of(ops).groups():
+        here = np.arange(len(ops))[rows].tolist()
+        seen += here
+        assert group.size == len(here)
+        for place, row in enumerate(here):
+            op = ops[row]
+            assert (group.kind, group.dtype) == (op.kind, op.dtype)
+            assert {name: values[place] for name, values in group.dims.items()} == dict(op.dims)
+    assert sorted(seen) == list(range(len(ops)))
+
+
+def test_a_dim_of_a_group_is_an_array_or_its_default() -> None:
+    ((_, group),) = OpColumns.of(
+        [Op.of("x", "int4/bf16", a=0, b=2), Op.of("x", "int4/bf16", a=3, b=4)]
+    ).groups()
+    assert group["a"].tolist() == [0, 3] and np.asarray(group.given("a", 7.0)).tolist() == [7, 3]
+    assert group.get("c", 5.0) == 5.0 and group.given("c", 6.0) == 6.0 and group.get("c") is None
+    assert group.has("a", "b") and not group.has("a", "c")
+    assert (group.weight_dtype, group.act_dtype) == ("int4", "bf16")
+    with pytest.raises(MoetraceError, match="ops of kind 'x' have no dim 'c'"):
+        group["c"]
+
+
+def test_columns_by_name_and_by_type() -> None:
+    columns = OpColumns.of([Op.of("x", a=1), Op.of("y", b=2), Op.of("x", a=3)])
+    assert columns.types == (("x", "bf16"), ("y", "bf16"))
+    assert columns.by_type([10.0, 20.0]).tolist() == [10, 20, 10]
+    assert columns.column("a", 0.0).tolist() == [1, 0, 3]
+    assert np.isnan(columns.column("c")).all() and columns.column("c", 4.0).tolist() == [4, 4, 4]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moetrace import ops
 from moetrace.model import load_model
-from moetrace.op import Op
+from moetrace.op import Op, OpGroup
 from moetrace.ops.attention import pairs
 from moetrace.ops.base import Seen
 
@@ -31,12 +31,14 @@ def test_causal_pairs_match_a_count(batch: int, queries: int, before: int, windo
     keys = queries + before
     extra = {"window": window} if window else {}
     op = attention(batch=batch, q=batch * queries, kv=batch * keys, **extra)
-    assert pairs(op) == pytest.approx(batch * count_pairs(queries, keys, window))
+    assert pairs(OpGroup.of(op)) == pytest.approx(batch * count_pairs(queries, keys, window))
 
 
 def test_decode_by_hand() -> None:
     w = ops.work(attention(batch=2, kv=3000))
-    assert pairs(attention(batch=2, kv=3000)) == 3000  # each sequence's one query sees all of its keys
+    assert (
+        pairs(OpGroup.of(attention(batch=2, kv=3000))) == 3000
+    )  # each sequence's one query sees all of its keys
     assert w.flops == 4 * 32 * 128 * 3000
     assert w.kv_read_bytes == 3000 * 2 * 4 * 128 * 2
     assert w.act_read_bytes == w.act_write_bytes == 2 * 32 * 128 * 2
@@ -67,7 +69,7 @@ def test_more_tokens_are_never_less_work(batch: int, per_sequence: int, window: 
         op.with_dims(q=2 * batch, kv=op["kv"] + batch)
     )  # two tokens a sequence, as in speculation
     assert drafted.flops >= w.flops and drafted.act_bytes == 2 * w.act_bytes
-    assert pairs(op) <= op["kv"] + 1e-6
+    assert pairs(OpGroup.of(op)) <= op["kv"] + 1e-6
 
 
 def test_mla_reads_one_compressed_cache_for_all_heads() -> None:
@@ -108,7 +110,7 @@ def test_a_window_cuts_a_prompt_to_what_its_queries_see(
     op = ops.build("attention", seen)
     touched = min(keys, queries + window - 1)  # from the first query's oldest key to the last query
     assert op["kv"] == batch * touched
-    assert pairs(op) == pytest.approx(batch * count_pairs(queries, keys, window))
+    assert pairs(OpGroup.of(op)) == pytest.approx(batch * count_pairs(queries, keys, window))
 
 
 @pytest.mark.parametrize(

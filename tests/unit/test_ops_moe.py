@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moetrace import ops
 from moetrace.model import load_model
-from moetrace.op import Op, dtypes
+from moetrace.op import Op, OpGroup, dtypes
 from moetrace.ops import distinct_experts
 from moetrace.ops.base import Seen
 from moetrace.ops.moe import expert_rows
@@ -75,7 +75,7 @@ def test_rows_go_in_and_come_out_at_the_right_width() -> None:
 
 def test_under_expert_parallelism_a_rank_may_get_nothing() -> None:
     op = Op.of("moe_experts", tokens=1, hidden=8, inter=4, experts=256, topk=8, local_experts=32)
-    assert distinct_experts(op) == (1.0, 0.0) and expert_rows(op) == 1.0
+    assert distinct_experts(op) == (1.0, 0.0) and expert_rows(OpGroup.of(op)) == 1.0
     assert ops.work(op).weight_bytes_min == 0 and ops.work(op).resident_bytes == 32 * 3 * 8 * 4 * 2
     # All but 4 experts are here, so of any token's 8 at least 4 are.
     assert distinct_experts(op.with_dims(local_experts=252))[1] == 4
@@ -143,7 +143,7 @@ def test_ranks_share_the_rows(tokens: int, per_rank: int, ep: int) -> None:
     rank = whole.with_dims(local_experts=per_rank)
     for name in ("flops", "weight_bytes", "act_bytes", "resident_bytes"):
         assert ep * getattr(ops.work(rank), name) == pytest.approx(getattr(ops.work(whole), name))
-    assert expert_rows(rank.with_dims(rows=5)) == 5
+    assert expert_rows(OpGroup.of(rank.with_dims(rows=5))) == 5
 
 
 def test_the_small_ops_by_hand() -> None:
