@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -90,9 +90,9 @@ def _head(path: Path) -> bytes:
 def remarks(events: Events) -> list[str]:
     """Sentences on what the reader of a format counted: how far ranges reach, what was left out, what it holds together."""
     count = events.counts
+    said = _losses(count)
     if "kernels" not in count:
-        return []
-    said = []
+        return said
     if count["kernels"]:
         said.append(
             f"{count['kernels_in_ranges']:,} of {count['kernels']:,} kernels lie in an NVTX range, by their launch; "
@@ -115,6 +115,34 @@ def remarks(events: Events) -> list[str]:
         if count[what]:
             said.append(f"{count[what]:,} of {count['events']:,} {sentence} and are left out")
     return said
+
+
+def _losses(count: Mapping[str, int]) -> list[str]:
+    """What of the file was lost to damage, and how much of it that is."""
+    said = []
+    if count.get("damaged") and "unclosed" not in count:
+        share = _percent(count["damaged"] / max(1, count["events"]))
+        said.append(f"{count['damaged']:,} of {count['events']:,} events are damaged and left out ({share})")
+    if count.get("lost_bytes"):
+        share = _percent(count["lost_bytes"] / max(1, count["bytes"]))
+        said.append(
+            f"the JSON is damaged: {count['lost_bytes']:,} of {count['bytes']:,} bytes could not be read ({share})"
+        )
+    if count.get("packed_damage"):
+        share = _percent(count["unread_bytes"] / max(1, count["file_bytes"]))
+        said.append(
+            "the compressed file is damaged or cut off: at least its last "
+            f"{count['unread_bytes']:,} of {count['file_bytes']:,} bytes could not be read ({share})"
+        )
+    if count.get("cut_off"):
+        said.append(
+            "the file is cut off: what it holds was taken, and what stood behind the cut is not known; record again"
+        )
+    return said
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 __all__ = ["FORMATS", "Events", "read", "remarks"]

@@ -118,11 +118,11 @@ class _Lanes(dict[tuple[Any, Any], int]):
 
 
 class Rows:
-    """Takes the events of a file chunk by chunk into columns; `count` and `damaged` events so far."""
+    """Takes the events of a file chunk by chunk into columns; `count` and `damaged` events so far, `found` that are objects."""
 
     def __init__(self) -> None:
         self.builder = EventsBuilder()
-        self.count = self.damaged = self.text_bytes = self._weighed = 0
+        self.count = self.found = self.damaged = self.text_bytes = self._weighed = 0
         self._classes, self._lanes = _Classes(), _Lanes()
         self._known: dict[tuple[bytes, ...], int] = {}
 
@@ -136,15 +136,18 @@ class Rows:
             self.add_each(loads(text))
         else:
             self.count += len(events)
+            self.found += len(events)
             self.builder.extend(columns)
-        self._weigh()
+            self._weigh()
 
     def add_each(self, events: list[Any]) -> None:
         """Events as decoded JSON, whatever they hold."""
         for event in events:
             self.count += 1
+            self.found += isinstance(event, dict)
             if not isinstance(event, dict) or not self._add(event):
                 self.damaged += 1
+        self._weigh()
 
     def _weigh(self) -> None:
         texts = self.builder.texts

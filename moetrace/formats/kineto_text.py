@@ -1,6 +1,7 @@
 """A trace file as text in pieces: decompressed in blocks, cut between events. Memory does not grow with the file.
 
-`Blocks` undoes gzip and zstd. `cuts` says where a piece of a JSON list may be cut, whatever its layout: it knows strings
+`Blocks` undoes gzip and zstd, as far as damage lets it.
+`cuts` says where a piece of a JSON list may be cut, whatever its layout: it knows strings
 and escapes, and costs about a third of decoding. `Layout` guesses the same from what stood between earlier events; the
 caller's decoding proves or refutes the guess.
 """
@@ -36,35 +37,44 @@ _MARGIN = 64  # bytes around a comma in which the layout is looked for
 _LIST_KEY = re.compile(rb'[{,][ \t\r\n]*"traceEvents"[ \t\r\n]*:[ \t\r\n]*\[')
 
 
-def blocks(path: Path, progress: Callable[[float], object] | None) -> Iterator[bytes]:
-    """The text of a file, plain, gzip or zstd, in blocks. `progress` is told the share of the file's bytes that were read.
+class Blocks:
+    """The text of a file, plain, gzip or zstd, in blocks, as far as it can be read.
 
-    Raises TraceError if the compressed stream is damaged, cut off or a bomb.
+    Where the compressed stream is damaged or cut off, the text ends there: `trouble` then says so in a line, and `unread`
+    is the number of the file's bytes behind the damage. Raises TraceError for a bomb and a file that cannot be read.
     """
-    size, written = max(1, path.stat().st_size), 0
-    with path.open("rb") as file:
-        head = file.read(4)
-        file.seek(0)
-        form = _gunzip if head[:2] == GZIP else _unzstd if head == ZSTD else _plain
-        name = {_gunzip: "gzip", _unzstd: "zstd"}.get(form, "")
-        try:
-            for block in form(file):
-                written += len(block)
-                if name and written > _RATIO_FROM and written > _MAX_RATIO * file.tell():
-                    raise TraceError(
-                        f"{path} expands to more than {_MAX_RATIO} times its size: not a trace that was recorded; "
-                        "decompress it yourself if you trust it"
-                    )
-                yield block
-                if progress is not None:
-                    progress(min(1.0, file.tell() / size))
-        except (EOFError, zlib.error, pa.ArrowException, OSError) as err:
-            if not name:
-                raise TraceError(f"{path} cannot be read ({err})") from err
-            said = " ".join(str(err).split())
-            raise TraceError(
-                f"{path} is a damaged or truncated {name} file ({said}): copy it again or record again"
-            ) from err
+
+    def __init__(self, path: Path, progress: Callable[[float], object] | None = None) -> None:
+        self.path = path
+        self.size = max(1, path.stat().st_size)
+        self.trouble = ""
+        self.unread = 0
+        self._progress = progress
+
+    def __iter__(self) -> Iterator[bytes]:
+        written = place = 0
+        with self.path.open("rb") as file:
+            head = file.read(4)
+            file.seek(0)
+            form = _gunzip if head[:2] == GZIP else _unzstd if head == ZSTD else _plain
+            name = {_gunzip: "gzip", _unzstd: "zstd"}.get(form, "")
+            try:
+                for block in form(file):
+                    written, place = written + len(block), file.tell()
+                    if name and written > _RATIO_FROM and written > _MAX_RATIO * place:
+                        raise TraceError(
+                            f"{self.path} expands to more than {_MAX_RATIO} times its size: not a trace that was recorded; "
+                            "decompress it yourself if you trust it"
+                        )
+                    yield block
+                    if self._progress is not None:
+                        self._progress(min(1.0, place / self.size))
+            except (EOFError, zlib.error, pa.ArrowException, OSError) as err:
+                if not name:
+                    raise TraceError(f"{self.path} cannot be read ({err})") from err
+                said = " ".join(str(err).split())
+                self.trouble = f"{self.path} is a damaged or truncated {name} file ({said}): copy it again or record again"
+                self.unread = self.size - place
 
 
 def _plain(file: BinaryIO) -> Iterator[bytes]:
@@ -81,7 +91,12 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
             raw = file.read(_READ)
             if not raw:
                 break
-        block = member.decompress(raw, BLOCK)
+        before = member.copy()
+        try:
+            block = member.decompress(raw, BLOCK)
+        except zlib.error:
+            yield from filter(None, _until_damage(before, raw))
+            raise
         inside, raw, more = True, member.unconsumed_tail, len(block) == BLOCK
         if block:
             yield block
@@ -96,9 +111,25 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
         raise EOFError("it ends before the end of its stream")
 
 
+def _until_damage(member: zlib._Decompress, raw: bytes) -> Iterator[bytes]:
+    """What a block whose decompression failed gives before the damage: fed in ever smaller steps."""
+    step = 1 << 12
+    while raw:
+        before = member.copy()
+        try:
+            block = member.decompress(raw[:step])
+        except zlib.error:
+            if step == 1:
+                return
+            member, step = before, step >> 4
+            continue
+        raw = raw[step:]
+        yield block
+
+
 def _unzstd(file: BinaryIO) -> Iterator[bytes]:
     with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream:
-        while block := stream.read(BLOCK):
+        while block := stream.read(_READ):
             yield block
 
 

@@ -94,14 +94,14 @@ def test_sglang_decode_leaves_the_stray_kernel_out():
     assert any("stray" in note and "463" in note for note in run.meta.notes)
 
 
-REFUSED = {"cpu-only": "no kernels and no operators", "torch2.13-damaged-quote": "damaged JSON"}
+REFUSED = {"cpu-only": "no kernels and no operators"}
 # The least share of device time with a name. Those far below 1 hold what moetrace is not for: convolutions, training.
 NAMED = {
     "2021-resnet50-v100": 0.3, "2022-sampled-rank0": 0.95, "2024-04-ns-resolution": 0.4, "nccl-args": 0.6,
     **dict.fromkeys(
         ("a100-megatron-tp8-rank0", "a100-megatron-tp8-rank1", "b200-tp8-vllm-gptoss120b-prefill",
          "h100-hf-qwen1.5-0.5b-dense", "mi250-rocm6.2", "mi300x-sglang-qwen3-8b-decode-b32-graph",
-         "mi300x-vllm-gptoss20b-decode-b32-capture", "mi300x-vllm-gptoss20b-decode-b32-graph"),
+         "mi300x-vllm-gptoss20b-decode-b32-capture", "mi300x-vllm-gptoss20b-decode-b32-graph", "torch2.13-damaged-quote"),
         0.999,
     ),
 }  # fmt: skip
@@ -132,3 +132,9 @@ def test_every_file_parses_or_says_why_not(path):
     unnamed = frame[frame.kind == "other"].groupby("kernel", observed=True).dur_ns.sum().nlargest(5)
     assert [u["share"] for u in facts["coverage"]["unnamed"]] == pytest.approx(list(unnamed / time))
     assert sum(f["share"] for f in facts["families"]) == pytest.approx(1)
+
+
+def test_a_quote_that_torch_did_not_escape_costs_one_event():
+    run = parse(kineto("torch2.13-damaged-quote"))
+    assert (run.meta.facts["events"], run.meta.facts["damaged"]) == (2858, 1)
+    assert any("1 of 2,858 events are damaged and left out" in note for note in run.meta.notes)
