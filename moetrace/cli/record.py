@@ -21,9 +21,10 @@ from moetrace.cli.workload_options import workload_options
 def record(output: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Record a MoE decode run of the built-in workload.
 
-    Builds the real architecture with random weights, prefills, decodes greedily with a static KV cache, once
-    unrecorded and once under torch.profiler, and writes trace.json.gz, routing.parquet and recording.json.
-    Routing of random weights is near uniform. Your own loop is recorded in Python, with moetrace.record.
+    Builds the real architecture with random or given weights, prefills, decodes greedily with a static KV cache,
+    once unrecorded and once under torch.profiler, and writes trace.json.gz, routing.parquet and recording.json.
+    Routing of random weights is near uniform unless --routing prescribes another. Your own loop is recorded in
+    Python, with moetrace.record.
     """
     if options["model"] is None:
         raise click.UsageError("missing option '--model': name the model whose decode loop to record")
@@ -41,6 +42,9 @@ def _workload(output: Path, force: bool, as_json: bool, options: dict[str, Any])
     decode = [sorted(told[key][1:]) for key in ("unprofiled_s", "recorded_s")]
     plain, recorded = (1e3 * times[len(times) // 2] for times in decode)
     click.echo(f"median decode step: {plain:.1f} ms unrecorded, {recorded:.1f} ms recorded")
+    taken = told["routing_taken"]
+    if taken is not None and taken < 1:
+        click.echo(f"note: the routers took {100 * taken:.1f} % of the prescribed choices", err=True)
     if not told["tokens_equal"]:
         click.echo(
             "note: the recorded run chose other tokens than the unrecorded one (atomics on this device?)",

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from moetrace.cli.options import PATH
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 COUNT = click.IntRange(min=1)
 
@@ -31,13 +33,33 @@ _OPTIONS = (
         show_default=True,
         help="Element type of weights and activations.",
     ),
+    click.option("--n-e", metavar="N", type=COUNT, help="Experts of each layer.  [default: the model's]"),
+    click.option(
+        "--expert-width",
+        metavar="N",
+        type=COUNT,
+        help="Intermediate size of each expert.  [default: the model's]",
+    ),
     click.option(
         "--experts",
-        type=click.Choice(["grouped_mm", "batched_mm", "eager"]),
-        default="grouped_mm",
+        type=click.Choice(["fused", "batched", "unfused"]),
+        default="fused",
         show_default=True,
-        help="How transformers runs the experts: one grouped GEMM, a batched one, or a loop.",
+        help="One grouped GEMM for all experts, one batched over copied weights, or a loop over experts.",
     ),
+    click.option(
+        "--routing",
+        metavar="HOW",
+        default="",
+        help="Bias the routers: uniform, power_law:ALPHA, or recorded:FILE.  [default: their own choice]",
+    ),
+    click.option(
+        "--weights",
+        metavar="DIR",
+        type=PATH,
+        help="A local folder of the model's safetensors.  [default: random weights]",
+    ),
+    click.option("--graph", is_flag=True, help="Replay the decode step as one CUDA graph."),
     click.option(
         "--prefill/--no-prefill", default=True, show_default=True, help="Record the prefill step too."
     ),

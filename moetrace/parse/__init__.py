@@ -42,6 +42,7 @@ _IN_RECORDING = (
     "trace.json.gz",
     "trace.json",
 )  # what the recorder calls a trace: its folder has the telling name
+_CAPTURE = "capture.json.gz"  # and the trace of its graph's capture, if it replayed one
 
 
 def open_run(
@@ -107,6 +108,8 @@ def parse(
         if number is not None and not is_whole(number, 1):
             raise TraceError(f"{option} is {number}: expected a whole number from 1 that a run could have")
     file, recording, routing = _locate(Path(trace))
+    if capture_trace is None and recording and file.with_name(_CAPTURE).is_file():
+        capture_trace = file.with_name(_CAPTURE)
     given = model if isinstance(model, ModelSpec) else load_model(model) if model else None
     if hardware is not None:
         load_hardware(hardware)

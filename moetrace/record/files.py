@@ -10,7 +10,8 @@ from moetrace.files import staging
 TRACE_FILE = "trace.json.gz"
 ROUTING_FILE = "routing.parquet"
 RECORDING_FILE = "recording.json"
-_OURS = (TRACE_FILE, ROUTING_FILE, RECORDING_FILE)
+CAPTURE_FILE = "capture.json.gz"  # the trace of a graph's capture
+_OURS = (TRACE_FILE, ROUTING_FILE, RECORDING_FILE, CAPTURE_FILE)
 
 
 def check_output(out: Path, force: bool) -> None:
@@ -23,4 +24,12 @@ def publish(made: Path, out: Path, force: bool) -> None:
     files.publish(made, out, force, _OURS, "a recording's")
 
 
-__all__ = ["RECORDING_FILE", "ROUTING_FILE", "TRACE_FILE", "check_output", "publish", "staging"]
+__all__ = [
+    "CAPTURE_FILE",
+    "RECORDING_FILE",
+    "ROUTING_FILE",
+    "TRACE_FILE",
+    "check_output",
+    "publish",
+    "staging",
+]

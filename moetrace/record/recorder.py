@@ -86,6 +86,7 @@ class Recorder:
         self.out = Path(out)
         self.steps: list[_Step] = []
         self.metadata: dict[str, Any] = dict(metadata or {})
+        self.files: dict[str, Path] = {}  # name in the recording -> what is copied there when it is written
         self._model = model
         self._config = model_config
         self._name = model_name
@@ -244,6 +245,8 @@ class Recorder:
             routing = self._tap.routing() if self._tap is not None else None
             if routing is not None:
                 routing.save(self._staging / ROUTING_FILE)
+            for name, path in self.files.items():
+                shutil.copyfile(path, self._staging / name)
             text = orjson.dumps(facts, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
             (self._staging / RECORDING_FILE).write_bytes(text)
             publish(self._staging, self.out, self._force)

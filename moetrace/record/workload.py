@@ -1,41 +1,50 @@
-"""The built-in workload: a real MoE architecture with random weights, prefilled and decoded greedily, and
-recorded.
+"""The built-in workload: a real MoE architecture, prefilled and decoded greedily, and recorded.
 
-Full widths, expert count and top-k, fewer layers. What it is not: a trained model. The router's weights are
-random, so routing is near uniform, and the tokens mean nothing; times and bytes of an op do not depend on
-either but through the experts touched. Weights are stored in `dtype` also where the public checkpoint is
-quantised.
+Full widths, expert count and top-k unless asked otherwise, fewer layers. Weights are random unless a folder is
+given: then tokens mean nothing and a router left to itself is near uniform, which `routing` changes. Times and bytes
+of an op depend on neither but through the experts touched. Weights are stored in `dtype` also where the public
+checkpoint is quantised.
 """
 
 from __future__ import annotations
 
 import os
-import time
+import shutil
+import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import ModelError, MoetraceError, unknown
 from moetrace.model import load_config, model_names
-from moetrace.record import record
-from moetrace.record.files import check_output
+from moetrace.record import capture, record
+from moetrace.record.build import (
+    DTYPES,
+    EXPERT_COUNTS,
+    EXPERTS,
+    build_config,
+    build_model,
+    find_device,
+    imports,
+)
+from moetrace.record.files import CAPTURE_FILE, TRACE_FILE, check_output
+from moetrace.record.forced import Forcing
+from moetrace.record.loop import CudaGraph, Graph, Loop
+from moetrace.record.modules import find_places
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
-
-    from moetrace.record.recorder import Recorder
-
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-EXPERTS = ("grouped_mm", "batched_mm", "eager")
-_DENSE_FIRST = "first_k_dense_replace"
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What to build and to run. `context` is the prompt length of each sequence, `steps` the decode steps."""
+    """What to build and to run. `context` is the prompt length of each sequence, `steps` the decode steps.
+
+    `routing` is empty (the router's own), ``uniform``, ``power_law:ALPHA`` or ``recorded:FILE``; `weights` a folder
+    of safetensors; `experts` a key of EXPERTS; `graph` replays the decode step as one CUDA graph.
+    """
 
     model: str
     layers: int | None = None
@@ -43,8 +52,13 @@ class Workload:
     context: int = 512
     steps: int = 4
     n_a: int | None = None
+    n_e: int | None = None
+    expert_width: int | None = None
     dtype: str = "bf16"
-    experts: str = "grouped_mm"
+    experts: str = "fused"
+    routing: str = ""
+    weights: Path | None = None
+    graph: bool = False
     prefill: bool = True
     seed: int = 0
     threads: int | None = None
@@ -60,138 +74,107 @@ def run_workload(
 ) -> dict[str, Any]:
     """Build, run unrecorded (which warms up and times), run again recorded into `out`; return what was found.
 
-    Keys: ``tokens_equal`` (whether both runs chose the same tokens), ``unprofiled_s`` and ``recorded_s``
-    (seconds of each step, prefill first). Raises ModelError for a config that transformers cannot build,
-    MoetraceError if a value makes no sense or torch or transformers are missing.
+    Keys: ``tokens_equal`` (whether both runs chose the same tokens), ``unprofiled_s`` and ``recorded_s`` (seconds of
+    each step, prefill first), ``routing_taken`` (share of the prescribed choices that the routers made; None where
+    none was prescribed). Raises ModelError for a config that transformers cannot build, MoetraceError if a value
+    makes no sense or torch or transformers are missing.
     """
     _check(work)
     check_output(Path(out), force)
-    torch, transformers = _imports()
+    torch, _ = imports()
     raw = load_config(work.model)
-    config = build_config(raw, work.layers, work.n_a)
+    config = build_config(raw, work.layers, work.n_a, work.n_e, work.expert_width)
     if work.threads:
         torch.set_num_threads(work.threads)
-    device = _device(work.device)
+    device = find_device(work.device)
+    if work.graph and device.type != "cuda":
+        raise MoetraceError("--graph: CUDA graphs need a CUDA device; leave out --graph here")
     name = _name(work.model)
-    progress(
-        f"building {name}, {config.num_hidden_layers} of {raw['num_hidden_layers']} layers, random weights"
+    weights = "random weights" if work.weights is None else "given weights"
+    progress(f"building {name}, {config.num_hidden_layers} of {raw['num_hidden_layers']} layers, {weights}")
+    model = build_model(
+        config, dtype=work.dtype, experts=work.experts, seed=work.seed, device=device, weights=work.weights
     )
-    model = build_model(config, work, device)
-    generator = torch.Generator().manual_seed(work.seed)
-    prompt = torch.randint(0, config.vocab_size, (work.batch, work.context), generator=generator).to(device)
-    cache = transformers.StaticCache(config=config, max_cache_len=work.context + work.steps)
-    loop = _Loop(model, prompt, cache, work)
-    progress("running once unrecorded, to warm up and to time")
-    loop.run(None)
-    unrecorded, unprofiled_s = loop.chosen, loop.seconds
-    cache.reset()
-    progress("recording")
-    with record(out, model=model, model_name=name, force=force, metadata=_metadata(work, raw)) as rec:
-        loop.run(rec)
-        told = {
-            "tokens_equal": loop.chosen == unrecorded,
-            "unprofiled_s": unprofiled_s,
-            "recorded_s": loop.seconds,
-        }
-        rec.metadata |= told
-    return told
-
-
-def build_config(raw: dict[str, Any], layers: int | None, n_a: int | None) -> Any:
-    """The transformers config of these Hugging Face fields, cut to `layers` and with top-k `n_a` if given."""
-    _, transformers = _imports()
-    fields = {k: v for k, v in raw.items() if k not in ("quantization_config", "auto_map", "architectures")}
-    native = fields.get("num_hidden_layers")
-    if not isinstance(native, int):
-        raise ModelError(
-            "model config lacks 'num_hidden_layers' (nested configs are not built; give the text model's)"
-        )
-    if layers is not None:
-        if not 1 <= layers <= native:
-            raise MoetraceError(f"--layers {layers}: the model has 1 to {native}")
-        fields["num_hidden_layers"] = layers
-        fields |= {k: v[:layers] for k, v in fields.items() if isinstance(v, list) and len(v) == native}
-        if layers <= fields.get(_DENSE_FIRST, 0):
-            raise MoetraceError(
-                f"--layers {layers}: the first {fields[_DENSE_FIRST]} layers of this model are dense"
-            )
-    if n_a is not None:
-        _set_topk(fields, n_a)
+    forcing = _forcing(work, model, config)
+    scratch = Path(tempfile.mkdtemp(prefix="moetrace-"))
     try:
-        return transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-    except (KeyError, ValueError) as refusal:
-        raise ModelError(
-            f"transformers {transformers.__version__} cannot build this model config: {refusal}"
-        ) from refusal
+        loop = _loop(work, model, config, forcing, scratch)
+        if device.type == "cuda":
+            progress("running once to warm up")
+            loop.run(None)
+        progress("running once unrecorded, to warm up and to time")
+        unrecorded, unprofiled_s, taken = _unrecorded(loop, forcing)
+        progress("recording")
+        with record(out, model=model, model_name=name, force=force, metadata=_metadata(work, raw)) as rec:
+            if work.graph:
+                rec.files[CAPTURE_FILE] = scratch / TRACE_FILE
+            loop.run(rec, work.prefill)
+            told = {
+                "tokens_equal": loop.chosen == unrecorded,
+                "unprofiled_s": unprofiled_s,
+                "recorded_s": loop.seconds,
+                "routing_taken": taken,
+            }
+            rec.metadata |= told
+        return told
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if forcing is not None:
+            forcing.remove()
 
 
-def _set_topk(fields: dict[str, Any], n_a: int) -> None:
-    counts = (fields.get(k) for k in ("num_experts", "num_local_experts", "n_routed_experts"))
-    experts = next((n for n in counts if n), 0)
-    if "num_experts_per_tok" not in fields or not 1 <= n_a <= experts:
-        raise MoetraceError(f"--n-a {n_a}: expected 1 to the model's {experts} experts")
-    fields["num_experts_per_tok"] = n_a
+def _forcing(work: Workload, model: nn.Module, config: Any) -> Forcing | None:
+    if not work.routing:
+        return None
+    return Forcing(find_places(model), work.routing, int(config.num_experts_per_tok), work.seed)
 
 
-def build_model(config: Any, work: Workload, device: torch.device) -> nn.Module:
-    """The model in evaluation mode with seeded random weights, made on `device`."""
-    torch, transformers = _imports()
-    if hasattr(config, "_experts_implementation"):
-        config._experts_implementation = work.experts
-    torch.manual_seed(work.seed)
-    with device:
-        dtype = getattr(torch, DTYPES[work.dtype])
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.eval()
-    return model
+def _loop(work: Workload, model: nn.Module, config: Any, forcing: Forcing | None, scratch: Path) -> Loop:
+    torch, transformers = imports()
+    generator = torch.Generator().manual_seed(work.seed)
+    prompt = torch.randint(0, config.vocab_size, (work.batch, work.context), generator=generator)
+    cache = transformers.StaticCache(config=config, max_cache_len=work.context + work.steps)
+    graph = partial(_traced_capture, work.batch, scratch) if work.graph else None
+    where = next(model.parameters()).device
+    return Loop(model, prompt.to(where), cache, work.steps, forcing=forcing, graph=graph)
 
 
-class _Loop:
-    """Prefill, then greedy decode: the same with a recorder and without one."""
+def _traced_capture(batch: int, folder: Path, run: Callable[[], None]) -> Graph:
+    """Capture `run` under the profiler: its launches name the operators and shapes of the replayed kernels."""
+    from torch.profiler import record_function
 
-    def __init__(self, model: nn.Module, prompt: torch.Tensor, cache: Any, work: Workload) -> None:
-        self._model = model
-        self._prompt = prompt
-        self._cache = cache
-        self._work = work
-        self.chosen: list[list[int]] = []
-        self.seconds: list[float] = []
+    profiler = capture.start_profiler(cuda=True)
+    with record_function(f"capture_{batch}_FULL"):  # as vLLM calls it: the reader takes the batch from it
+        graph = CudaGraph(run)
+    profiler.stop()
+    capture.export_trace(profiler, folder)
+    return graph
 
-    def run(self, rec: Recorder | None) -> None:
-        import torch
 
-        self.chosen, self.seconds = [], []
-        batch, context = self._prompt.shape
-        with torch.no_grad():
-            tokens = self._step(rec if self._work.prefill else None, "prefill", self._prompt, batch * context)
-            for i in range(self._work.steps):
-                tokens = self._step(rec, "decode", tokens, batch * (context + i + 1))
-
-    def _step(self, rec: Recorder | None, phase: str, inputs: torch.Tensor, kv_tokens: int) -> torch.Tensor:
-        step = (
-            nullcontext()
-            if rec is None
-            else rec.step(phase, batch=inputs.shape[0], tokens=inputs.numel(), kv_tokens=kv_tokens)
-        )
-        began = time.perf_counter()
-        with step:
-            logits = self._model(input_ids=inputs, past_key_values=self._cache, logits_to_keep=1).logits
-            with nullcontext() if rec is None else rec.part("sampling"):
-                tokens: torch.Tensor = logits[:, -1].argmax(-1, keepdim=True)
-        self.chosen.append(tokens.flatten().tolist())  # waits for the device, so that the time is the step's
-        self.seconds.append(round(time.perf_counter() - began, 6))
-        return tokens
+def _unrecorded(loop: Loop, forcing: Forcing | None) -> tuple[list[list[int]], list[float], float | None]:
+    """(tokens, seconds of each step, share of the prescribed routing that was taken) of a run without a recorder."""
+    if forcing is None:
+        loop.run(None)
+        return loop.chosen, loop.seconds, None
+    with forcing.comparing():
+        loop.run(None)
+    return loop.chosen, loop.seconds, forcing.share_taken
 
 
 def _metadata(work: Workload, raw: dict[str, Any]) -> dict[str, Any]:
     return {
         "native_layers": raw["num_hidden_layers"],
         "native_topk": raw.get("num_experts_per_tok"),
+        "native_experts": next((raw[k] for k in EXPERT_COUNTS if raw.get(k)), None),
         "batch": work.batch,
         "context": work.context,
         "cache_tokens": work.context + work.steps,
         "seed": work.seed,
-        "weights": "random",
+        "weights": "random" if work.weights is None else "given",
+        "graph": work.graph,
+        "routing_prescribed": work.routing.partition(":")[0] + ":file"
+        if work.routing.startswith("recorded:")
+        else work.routing or None,
         "workload": "built-in: random token ids, prefill, greedy decode, static KV cache",
     }
 
@@ -211,23 +194,16 @@ def _check(work: Workload) -> None:
     if work.dtype not in DTYPES:
         raise MoetraceError(unknown("dtype", work.dtype, DTYPES))
     if work.experts not in EXPERTS:
-        raise MoetraceError(unknown("experts implementation", work.experts, EXPERTS))
-
-
-def _imports() -> tuple[Any, Any]:
-    try:
-        import torch
-        import transformers
-    except ImportError as missing:
-        raise MoetraceError(f"recording needs {missing.name}: pip install 'moetrace[record]'") from missing
-    return torch, transformers
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MoetraceError("--device cuda: torch sees no CUDA device here")
-    return torch.device(name)
+        raise MoetraceError(unknown("way to run the experts", work.experts, EXPERTS))
+    if work.graph and work.experts == "unfused":
+        raise MoetraceError(
+            "--graph: a loop over the experts that have tokens asks the device which they are, which a graph cannot; "
+            "give --experts fused"
+        )
+    if work.weights is not None:
+        if work.n_e or work.expert_width:
+            raise MoetraceError("--weights: given weights have their own --n-e and --expert-width")
+        if load_config(work.model).get("quantization_config"):
+            raise ModelError(
+                "--weights: quantised checkpoints are not loaded; give one in bf16, fp16 or fp32"
+            )

@@ -1,8 +1,9 @@
 """Routing: which experts the tokens went to, and how many distinct ones a layer touches.
 
-Two halves. `distinct`, formulas: the distinct experts expected of uniform or of popular routing, and on the
-worst of several ranks. `recorded`: counts by step, layer, expert and rank of choice, which answer the same for
-what really happened. Not supported: which token chose what, and pairs of experts; only counts are kept.
+`distinct`, formulas: the distinct experts expected of uniform or of popular routing, and on the worst of several
+ranks. `recorded`: counts by step, layer, expert and rank of choice, which answer the same for what really
+happened. `drawn`: expert ids made to follow a distribution. Not supported: which token chose what, and pairs of
+experts; only counts are kept.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from moetrace.routing.distinct import (
     uniform_distinct,
     uniform_spread,
 )
+from moetrace.routing.drawn import dealt_ids, drawn_ids, power_law_counts
 from moetrace.routing.recorded import (
     ROUTING_COLUMNS,
     ROUTING_SCHEMA,
@@ -23,6 +25,17 @@ from moetrace.routing.recorded import (
 )
 
 __all__ = [
-    "ROUTING_COLUMNS", "ROUTING_SCHEMA", "ROUTING_VERSION", "Routing", "RoutingBuilder",
-    "ep_blocks", "ep_max_distinct", "popularity_distinct", "uniform_distinct", "uniform_spread",
+    "ROUTING_COLUMNS",
+    "ROUTING_SCHEMA",
+    "ROUTING_VERSION",
+    "Routing",
+    "RoutingBuilder",
+    "dealt_ids",
+    "drawn_ids",
+    "ep_blocks",
+    "ep_max_distinct",
+    "popularity_distinct",
+    "power_law_counts",
+    "uniform_distinct",
+    "uniform_spread",
 ]  # fmt: skip

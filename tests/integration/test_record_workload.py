@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moetrace.routing import Routing
@@ -88,7 +89,7 @@ def test_the_same_seed_gives_the_same_routing_and_another_seed_another(
 
 
 def test_n_a_and_the_other_ways_to_run_the_experts(call: Call, tiny: Path, tmp_path: Path) -> None:
-    for experts in ("eager", "batched_mm"):
+    for experts in ("unfused", "batched"):
         options = ("--n-a", "2", "--experts", experts, "--dtype", "fp32", "--no-prefill")
         assert call("record", "--model", tiny, *RUN, *options, "-o", tmp_path / experts).status == 0
         facts = facts_of(tmp_path / experts)
@@ -96,7 +97,7 @@ def test_n_a_and_the_other_ways_to_run_the_experts(call: Call, tiny: Path, tmp_p
         assert [s["phase"] for s in facts["steps"]] == ["decode", "decode"]
         routing = Routing.load(tmp_path / experts / "routing.parquet")
         assert set(routing.table().column("rank_of_choice").to_pylist()) == {1, 2}
-    eager, batched = (Routing.load(tmp_path / e / "routing.parquet") for e in ("eager", "batched_mm"))
+    eager, batched = (Routing.load(tmp_path / e / "routing.parquet") for e in ("unfused", "batched"))
     assert eager.equals(batched)
 
 
@@ -113,10 +114,95 @@ def test_routing_at_native_n_a_recut_equals_routing_recorded_there_in_the_first_
     assert first.sort_values(order).values.tolist() == second.sort_values(order).values.tolist()
 
 
+def test_experts_other_than_the_models(call: Call, tiny: Path, tmp_path: Path) -> None:
+    options = ("--n-e", "16", "--expert-width", "24", "--n-a", "9", "--json")
+    assert call("record", "--model", tiny, *RUN, *options, "-o", tmp_path / "out").status == 0
+    facts = facts_of(tmp_path / "out")
+    config = facts["model_config"]
+    assert (config["num_experts"], config["num_experts_per_tok"], config["intermediate_size"]) == (16, 9, 24)
+    assert (facts["native_topk"], facts["native_experts"]) == (4, 8)
+    assert Routing.load(tmp_path / "out" / "routing.parquet").experts == 16
+
+
+@pytest.mark.parametrize("how", ["uniform", "power_law:1.5"])
+def test_recorded_counts_are_those_of_the_prescribed_distribution(
+    call: Call, tiny: Path, tmp_path: Path, how: str
+) -> None:
+    from moetrace.record.forced import Prescribed
+
+    answer = call("record", "--model", tiny, *RUN, "--routing", how, "-o", tmp_path / "out", "--json")
+    assert (answer.status, json.loads(answer.out)["routing_taken"]) == (0, 1.0)
+    facts = facts_of(tmp_path / "out")
+    assert (facts["routing_prescribed"], facts["routing_taken"]) == (how, 1.0)
+    routing, asked = Routing.load(tmp_path / "out" / "routing.parquet"), Prescribed(how, 8, 4, 0)
+    for step, of_its_phase, tokens in ((0, 0, 18), (1, 0, 3), (2, 1, 3)):
+        for layer in (0, 1):
+            ids = asked.ids(of_its_phase, layer, tokens)
+            for rank in range(4):
+                here = (
+                    (routing.step == step) & (routing.layer == layer) & (routing.rank_of_choice == rank + 1)
+                )
+                recorded = np.bincount(routing.expert[here], routing.count[here], 8)
+                assert recorded.tolist() == np.bincount(ids[:, rank], minlength=8).tolist()
+
+
+def test_a_recorded_distribution_is_recorded_again(call: Call, tiny: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert call("record", "--model", tiny, *RUN, "--routing", "power_law:2", "-o", first).status == 0
+    again = ("--routing", f"recorded:{first}", "--seed", "9")
+    assert call("record", "--model", tiny, *RUN, *again, "-o", second).status == 0
+    one, two = (Routing.load(out / "routing.parquet") for out in (first, second))
+    assert (one.distinct(), one.load_skew()) == (two.distinct(), two.load_skew())
+    assert not one.equals(two)  # who gets which expert is dealt anew
+    assert facts_of(second)["routing_prescribed"] == "recorded:file"  # no path of this machine
+
+
+def test_given_weights_are_the_ones_that_run(call: Call, tiny: Path, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(11)
+    config = {k: v for k, v in CONFIG.items() if k != "auto_map"}
+    config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    made.save_pretrained(tmp_path / "weights")
+    (tmp_path / "weights" / "config.json").unlink()  # the architecture is what --model says
+    common = ("--model", tiny, *RUN, "--dtype", "fp32")
+    for name, seed in (("a", "0"), ("b", "1")):
+        given = ("--weights", tmp_path / "weights", "--seed", seed)
+        assert call("record", *common, *given, "-o", tmp_path / name).status == 0
+    assert facts_of(tmp_path / "a")["weights"] == "given"
+    prompt = torch.randint(0, 97, (3, 6), generator=torch.Generator().manual_seed(1))
+    hooked: list[Any] = []
+    made.model.layers[0].mlp.gate.register_forward_hook(lambda _m, _a, out: hooked.append(out[2]))
+    made.eval()(prompt)
+    routing = Routing.load(tmp_path / "b" / "routing.parquet")
+    here = (routing.step == 0) & (routing.layer == 0)
+    counted = np.bincount(routing.expert[here], routing.count[here], 8)
+    assert counted.tolist() == np.bincount(hooked[0].ravel().numpy(), minlength=8).tolist()
+    wider, deeper = tmp_path / "wider.json", tmp_path / "deeper.json"
+    wider.write_text(json.dumps({**CONFIG, "intermediate_size": 24}))
+    deeper.write_text(json.dumps({**CONFIG, "num_hidden_layers": 4}))
+    for options, said in (
+        (("--n-a", "9"), "8 experts"),
+        (("--n-e", "9"), "own --n-e"),
+        (("--model", wider), "not the weights of this model"),
+        (("--model", deeper, "--layers", "4"), "not the weights of this model"),
+        (("--weights", tmp_path), "no *.safetensors"),
+    ):
+        answer = call("record", *common, "--weights", tmp_path / "weights", *options, "-o", tmp_path / "no")
+        assert (answer.status, len(answer.error_lines)) == (2, 1)
+        assert said in answer.err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--layers", "4"), "1 to 3"),
+        (("--n-e", "3"), "1 to the 3 experts"),
+        (("--routing", "skewed"), "power_law:ALPHA"),
+        (("--graph", "--device", "cpu"), "CUDA"),
+        (("--graph", "--experts", "unfused"), "--experts fused"),
         (("--n-a", "9"), "8 experts"),
         (("--model", "olmoe-1b-7c"), "olmoe-1b-7b"),
         (("--device", "cuda"), "no CUDA device"),
