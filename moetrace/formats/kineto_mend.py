@@ -26,6 +26,7 @@ _NEXT = re.compile(rb"\}" + _SPACE + rb"," + _SPACE + rb"(?=" + _START + rb")")
 _BEHIND = rb"(?:traceName|displayTimeUnit|baseTimeNanoseconds|schemaVersion|deviceProperties|distributedInfo|trace_id|metadata)"
 _LIST_END = re.compile(rb"\}%b(\])%b,%b\"%b\"%b:" % (_SPACE, _SPACE, _SPACE, _BEHIND, _SPACE))
 _TEXT_END = re.compile(rb"\}%b(\])%b\}%b\Z" % (_SPACE, _SPACE, _SPACE))
+_ENDS = re.compile(rb"\]%b(?:\Z|\}|,%b\")" % (_SPACE, _SPACE))
 _BETWEEN = re.compile(rb"[ \t\r\n,]*")
 _DECODER = json.JSONDecoder(strict=False)
 
@@ -60,7 +61,7 @@ def mend(text: bytes, whole: bool) -> Mended:
         at = _end(_BETWEEN, text, at)
         if at >= len(text):
             break
-        if text[at : at + 1] == b"]" and not EVENT.match(text, _end(_BETWEEN, text, at + 1)):
+        if _ENDS.match(text, at) and not EVENT.match(text, _end(_BETWEEN, text, at + 1)):
             close(at)
             found.used, found.ended = at + 1, True
             return found
