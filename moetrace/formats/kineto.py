@@ -19,7 +19,7 @@ import orjson
 
 from moetrace.errors import TraceError
 from moetrace.formats.events import COLUMNS, Events
-from moetrace.formats.kineto_mend import EVENT, LIST_OF_EVENTS, PH, entries, mend
+from moetrace.formats.kineto_mend import EVENT, LIST_OF_EVENTS, PH, ends_list, entries, mend
 from moetrace.formats.kineto_rows import FAR, Rows, loads
 from moetrace.formats.kineto_text import BLOCK, ZSTD, Blocks, Layout, cuts, list_of_events
 from moetrace.formats.kineto_values import whole
@@ -236,7 +236,7 @@ class _Reader:
         while True:
             found = cuts(self._text)
             if found.end >= 0:
-                return (found.end, True) if _is_end(self._text, found.end) else None
+                return (found.end, True) if ends_list(self._text, found.end) else None
             if found.comma >= 0 and not self._whole:
                 return found.comma, False
             several = len(self._text) > _PATIENCE and EVENT.search(self._text, 1 + len(self._text) // 2)
@@ -297,11 +297,6 @@ class _Reader:
         self._lost += len(text) if rest.pop("traceEvents", None) is not None else 0  # a second list: not read
         rest.pop("", None)
         return dict(rest)
-
-
-def _is_end(text: bytes, at: int) -> bool:
-    """Whether the list ends at a bracket: it is of the right kind, and no event follows."""
-    return text[at : at + 1] == b"]" and not EVENT.match(text[at + 1 : at + 200].lstrip(b" \t\r\n,"))
 
 
 def _own_metadata(top: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ _BEHIND = rb"(?:traceName|displayTimeUnit|baseTimeNanoseconds|schemaVersion|devi
 _LIST_END = re.compile(rb"\}%b(\])%b,%b\"%b\"%b:" % (_SPACE, _SPACE, _SPACE, _BEHIND, _SPACE))
 _TEXT_END = re.compile(rb"\}%b(\])%b\}%b\Z" % (_SPACE, _SPACE, _SPACE))
 _ENDS = re.compile(rb"\]%b(?:\Z|\}|,%b\")" % (_SPACE, _SPACE))
+_SURE_END = re.compile(rb"\]%b,%b\"%b\"" % (_SPACE, _SPACE, _BEHIND))
 _BETWEEN = re.compile(rb"[ \t\r\n,]*")
 _DECODER = json.JSONDecoder(strict=False)
 
@@ -61,7 +62,7 @@ def mend(text: bytes, whole: bool) -> Mended:
         at = _end(_BETWEEN, text, at)
         if at >= len(text):
             break
-        if _ENDS.match(text, at) and not EVENT.match(text, _end(_BETWEEN, text, at + 1)):
+        if ends_list(text, at):
             close(at)
             found.used, found.ended = at + 1, True
             return found
@@ -69,7 +70,9 @@ def mend(text: bytes, whole: bool) -> Mended:
             value, end = _value(text, plain, at)
         except RecursionError:
             value, end, found.deep = None, -1, True
-        if end >= 0 and (whole or end < len(text)):
+        if (
+            end >= 0 and (whole or end < len(text)) and not isinstance(value, list)
+        ):  # a stray bracket holds events
             close(at)
             broken = -1
             found.events.append(value)
@@ -89,6 +92,11 @@ def mend(text: bytes, whole: bool) -> Mended:
         close(len(text))
         found.used = len(text)
     return found
+
+
+def ends_list(text: bytes, at: int) -> bool:
+    """Whether the list of events ends at a place: a closing bracket, and what follows is what follows such a list."""
+    return bool(_SURE_END.match(text, at) or (_ENDS.match(text, at) and not EVENT.search(text, at + 1)))
 
 
 def _end(pattern: re.Pattern[bytes], text: bytes, at: int) -> int:
