@@ -16,6 +16,15 @@ from moetrace.routing.distinct import (
     uniform_spread,
 )
 from moetrace.routing.drawn import dealt_ids, drawn_ids, power_law_counts
+from moetrace.routing.load import (
+    RankLoad,
+    balanced_counts,
+    padded_rows,
+    rank_load,
+    read_loads,
+    save_loads,
+    uniform_counts,
+)
 from moetrace.routing.recorded import (
     ROUTING_COLUMNS,
     ROUTING_SCHEMA,
@@ -25,17 +34,8 @@ from moetrace.routing.recorded import (
 )
 
 __all__ = [
-    "ROUTING_COLUMNS",
-    "ROUTING_SCHEMA",
-    "ROUTING_VERSION",
-    "Routing",
-    "RoutingBuilder",
-    "dealt_ids",
-    "drawn_ids",
-    "ep_blocks",
-    "ep_max_distinct",
-    "popularity_distinct",
-    "power_law_counts",
-    "uniform_distinct",
-    "uniform_spread",
+    "ROUTING_COLUMNS", "ROUTING_SCHEMA", "ROUTING_VERSION", "RankLoad", "Routing", "RoutingBuilder", "balanced_counts",
+    "dealt_ids", "drawn_ids", "ep_blocks", "ep_max_distinct", "padded_rows", "popularity_distinct", "power_law_counts",
+    "rank_load", "read_loads",
+    "save_loads", "uniform_counts", "uniform_distinct", "uniform_spread",
 ]  # fmt: skip

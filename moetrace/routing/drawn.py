@@ -60,13 +60,19 @@ def dealt_ids(counts: IntArray, tokens: int, random: np.random.Generator) -> Int
 
 
 def power_law_counts(
-    experts: int, topk: int, tokens: int, alpha: float, random: np.random.Generator
+    experts: int,
+    topk: int,
+    tokens: int,
+    alpha: float,
+    random: np.random.Generator,
+    order: IntArray | None = None,
 ) -> IntArray:
     """How many of `tokens` choose each expert, [experts], drawn as NVIDIA's public performance tables draw it.
 
     Expert weights of a bounded power law, density ~ x^-alpha on [1, 0.8 tokens] where tokens x topk > experts and
     on [0.01, 2] otherwise; scaled to tokens x topk choices, rounded, none above `tokens`, the rest dealt to the
-    least or taken from the most loaded (AIConfigurator, POWER_LAW_DISTRIBUTION). Raises ScenarioError.
+    least or taken from the most loaded (AIConfigurator, POWER_LAW_DISTRIBUTION). Among equals the rest reaches experts in
+    `order`, by default that of their index. Raises ScenarioError.
     """
     if not (alpha >= 0 and 1 <= topk <= experts and tokens >= 1):
         raise ScenarioError(
@@ -81,8 +87,11 @@ def power_law_counts(
         power = 1.0 - alpha
         weight = (low**power + share * (high**power - low**power)) ** (1.0 / power)
     counts: IntArray = np.minimum(np.rint(weight / weight.sum() * total), tokens).astype(np.int64)
+    back = None
+    if order is not None:
+        counts, back = counts[order], np.argsort(order)
     while rest := total - int(counts.sum()):
         open_to = counts < tokens if rest > 0 else counts > 0
-        order = np.argsort(np.where(open_to, counts if rest > 0 else -counts, total + 1), kind="stable")
-        counts[order[: min(abs(rest), int(open_to.sum()))]] += np.sign(rest)
-    return counts
+        first = np.argsort(np.where(open_to, counts if rest > 0 else -counts, total + 1), kind="stable")
+        counts[first[: min(abs(rest), int(open_to.sum()))]] += np.sign(rest)
+    return counts if back is None else counts[back]

@@ -89,3 +89,12 @@ def test_what_cannot_be_drawn_or_dealt_is_refused() -> None:
             dealt_ids(np.array(counts), 2, random())
     with pytest.raises(ScenarioError, match="exponent"):
         power_law_counts(8, 2, 4, -1.0, random())
+
+
+def test_the_rest_of_a_power_law_reaches_equals_in_the_order_given() -> None:
+    """One token of eight choices: no expert's share rounds to one, so all eight are dealt among equals."""
+    first = power_law_counts(256, 8, 1, 1.01, random())
+    last = power_law_counts(256, 8, 1, 1.01, random(), np.arange(256)[::-1])
+    assert np.flatnonzero(first).tolist() == list(range(8)) and np.flatnonzero(last).tolist() == list(
+        range(248, 256)
+    )
