@@ -114,6 +114,8 @@ class Meta:
     gpus: int = 1
     tp: int = 1
     ep: int = 1
+    pp: int = 1
+    dp: int = 1
     engine: str | None = None
     routing: str = "none"  # provenance of distinct-expert counts
     notes: tuple[str, ...] = ()  # warnings and assumptions, one sentence each

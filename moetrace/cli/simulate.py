@@ -16,8 +16,6 @@ from moetrace.cli.options import (
     scenario_options,
 )
 
-TOKENS = click.IntRange(min=1)
-
 
 @click.command()
 @click.option(
@@ -27,26 +25,13 @@ TOKENS = click.IntRange(min=1)
     help="A name from 'moetrace models' or a Hugging Face config.json.",
 )
 @machines_option
-@click.option(
-    "--batch",
-    metavar="N[,N]",
-    required=True,
-    help="Sequences that start and decode together; a comma separates scenarios.",
-)
-@click.option("--input-len", metavar="N", type=TOKENS, required=True, help="Prompt tokens of each sequence.")
-@click.option(
-    "--output-len", metavar="N", type=TOKENS, required=True, help="Tokens that each sequence yields."
-)
-@scenario_options(without=("batch", "context", "fusion"))
+@scenario_options(without=("context", "fusion"))
 @output_option("DIR", "Directory for the predicted runs, one RUN in it per machine and scenario.")
 @force_option
 @json_option
 def simulate(
     model: str,
     machines: tuple[str, ...],
-    batch: str,
-    input_len: int,
-    output_len: int,
     sets: tuple[str, ...],
     output: Path | None,
     force: bool,
@@ -58,19 +43,16 @@ def simulate(
     The ops follow from the model's shape, their times from the machine's law: nothing is measured, and
     every figure has an interval. Edits work as in 'moetrace replay'.
     """
-    from moetrace import Workload, load_model, scenarios, synthesize
+    from moetrace import load_model, scenarios, synthesize
     from moetrace import simulate as predict
     from moetrace.cli.replay import save_predictions
-    from moetrace.replay.scenario import read_sets
+    from moetrace.replay.load import read_load
     from moetrace.report import simulation, terminal
     from moetrace.report.tables import plural
 
     asked = edits(sets, aliases)
-    batches = read_sets([*asked, f"batch={batch}"])["batch"]
-    if len(batches) > 1:
-        asked.append(f"batch={batch}")
-    hardware = load_machines(machines)
-    spec, workload = load_model(model), Workload(batches[0].value, input_len, output_len)
+    hardware, spec = load_machines(machines), load_model(model)
+    workload, asked = read_load(asked)
     plans = scenarios(asked, hardware, synthesize(spec, workload))
     with terminal.progress("simulating") as tell:
         results = []

@@ -23,8 +23,9 @@ from moetrace.hardware.machine import (
 )
 from moetrace.hardware.match import match_device
 from moetrace.hardware.profile import LAWS, load_hardware
+from moetrace.hardware.variants import node_of
 
 __all__ = [
     "ANY_ENGINE", "FALLBACK", "LAWS", "OF_BF16", "SCHEMAS", "Collective", "Family", "Hardware", "Link", "Memory",
-    "Parameter", "Schema", "Wafer", "load_hardware", "match_device", "profile_names", "schema",
+    "Parameter", "Schema", "Wafer", "load_hardware", "match_device", "node_of", "profile_names", "schema",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from moetrace.op import Op
 from moetrace.replay.draft import EXPERTS, At, Draft
+from moetrace.replay.grammar import Kept
 from moetrace.routing import Routing, ep_max_distinct, popularity_distinct, uniform_distinct
 
 IntArray = npt.NDArray[np.int64]
@@ -37,7 +38,7 @@ _SOURCES = {
 
 def settle(draft: Draft) -> Draft:
     """The draft with `distinct`, `distinct_est` or neither on each expert op, as its edits leave it, and the source said."""
-    ranks = draft.ep if any(op.has("local_experts") for op in draft.ops) else 1
+    ranks = draft.parallel.ep if any(op.has("local_experts") for op in draft.ops) else 1
     routing = draft.run.routing
     counts = np.full(draft.rows.size, -1, dtype=np.int64)
     if routing is not None:
@@ -77,7 +78,7 @@ def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ra
     experts, topk, tokens = (int(op[dim]) for dim in ("experts", "topk", "tokens"))
     if count >= 0:
         estimate, source = float(count), "recut" if topk != origin["topk"] else "ranked"
-    elif (q := popularity(at, topk, tokens)) is not None:
+    elif (q := popularity(at, topk, tokens, experts)) is not None:
         many = (
             popularity_distinct(q, tokens) if ranks == 1 else ep_max_distinct(experts, topk, tokens, ranks, q)
         )
@@ -87,7 +88,9 @@ def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ra
     else:
         estimate, source = ep_max_distinct(experts, topk, tokens, ranks), "uniform"
         known = origin.get("distinct") if origin.get("distinct") is not None else origin.get("distinct_est")
-        if known is not None and (topk, tokens) == (origin["topk"], origin["tokens"]):
+        if known is not None and (experts, topk, tokens) == tuple(
+            origin[dim] for dim in ("experts", "topk", "tokens")
+        ):
             share = known / uniform_distinct(experts, topk, tokens)
             estimate, source = min(estimate * share, experts / ranks, known), "scaled"
     return op.with_dims(distinct=None, distinct_est=round(estimate, 4)), source
@@ -107,8 +110,8 @@ class _Popularity:
                     self.held[layer, self.phase_of[step]] += tokens
         self.layers = {layer for layer, _ in self.held}
 
-    def __call__(self, at: At, topk: int, tokens: int) -> npt.NDArray[np.float64] | None:
-        """Popularity of a layer's experts at this n_a; None if it was not recorded.
+    def __call__(self, at: At, topk: int, tokens: int, experts: int) -> npt.NDArray[np.float64] | None:
+        """Popularity of a layer's experts at this n_a; None if it was not recorded. Of fewer `experts`, those that are kept.
 
         Over steps of the same phase where they hold _SAMPLE times the tokens asked for (few tokens miss experts that
         more would reach), else over all steps.
@@ -122,7 +125,34 @@ class _Popularity:
             had = set(self.routing.steps) if enough else set()
             steps = sorted(step for step in had if self.phase_of.get(step) == phase)
             self.known[key] = self.routing.popularity(at.source_layer, topk, steps or None)
-        return self.known[key]
+        found = self.known[key]
+        if experts == found.size:
+            return found
+        kept = self.draft.scenario.get("n_e")
+        return kept_popularity(found, experts, topk, popular=isinstance(kept, Kept) and kept.popular)
+
+
+def kept_popularity(
+    q: npt.NDArray[np.float64], experts: int, topk: int, popular: bool
+) -> npt.NDArray[np.float64]:
+    """Popularity of the `experts` that are kept, [experts], most popular first; it sums to `topk` again.
+
+    The most popular ones, or else one of each of `experts` equal parts of the order by popularity, which stands for a choice
+    at random. What their tokens chose before goes to the kept ones in proportion; none is chosen by more than all.
+    """
+    order = np.sort(q)[::-1]
+    kept = order[:experts] if popular else order[(np.arange(experts) * 2 + 1) * q.size // (2 * experts)]
+    if kept.sum() <= 0:
+        return np.full(experts, topk / experts)
+    share = np.zeros(experts)
+    for _ in range(experts):  # what would go above 1 is shared out among the others
+        left = topk - np.minimum(share, 1.0).sum()
+        free = share < 1.0
+        weight = np.where(free, np.maximum(kept, 1e-12), 0.0)
+        if left < 1e-9 or not free.any():
+            break
+        share = np.where(free, share + left * weight / weight.sum(), 1.0)
+    return np.minimum(share, 1.0)
 
 
 def _recounted(draft: Draft, routing: Routing, ranks: int) -> IntArray:
@@ -132,6 +162,7 @@ def _recounted(draft: Draft, routing: Routing, ranks: int) -> IntArray:
             origin is not None
             and _is_expert(op)
             and op["tokens"] == origin["tokens"]
+            and op["experts"] == origin["experts"]
             and not _same(op, origin)
             for op, origin in zip(draft.ops, draft.origin, strict=True)
         ],

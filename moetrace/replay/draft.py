@@ -6,7 +6,7 @@ not in a draft.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.replay import edit
 from moetrace.replay.base import Base, base_of, layer_blocks, step_classes
-from moetrace.replay.scenario import Scenario, gpus_of
+from moetrace.replay.parallel import Parallel
+from moetrace.replay.scenario import Scenario, gpus_of, parallel_of
 from moetrace.run import Run, Step
 
 IntArray = npt.NDArray[np.int64]
@@ -40,6 +41,21 @@ class At:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank's ops in a step stand for, where a rank does not work through the whole batch at once.
+
+    `batch` sequences are in the ops; `times` is the step's time over that of its ops one after another (a pipeline that fills
+    and drains), `busy` the share of that in which a rank works; `halves`: the ops are one of two halves of the batch, which
+    overlap.
+    """
+
+    batch: int
+    times: float = 1.0
+    busy: float = 1.0
+    halves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A run being edited. `rows` index into the base; an inserted row names the row that it follows."""
 
@@ -56,6 +72,9 @@ class Draft:
     steps: tuple[Step, ...]
     model: ModelSpec | None
     notes: tuple[str, ...] = ()
+    shares: tuple[
+        Share, ...
+    ] = ()  # of each step; empty: every step is computed once, by one rank's whole batch
 
     @classmethod
     def of(cls, run: Run, hw: Hardware, scenario: Scenario) -> Draft:
@@ -115,15 +134,21 @@ class Draft:
         return gpus_of(self.hw, self.run)
 
     @property
-    def tp(self) -> int:
-        """Tensor-parallel size of the replay."""
-        chosen = self.scenario.get("tp") or (self.gpus if self.scenario.get("ep", 1) > 1 else None)
-        return int(chosen or self.run.meta.tp)
+    def ran(self) -> Parallel:
+        """Parallelism of the recording."""
+        meta = self.run.meta
+        return Parallel(meta.tp, meta.ep, meta.pp, meta.dp)
 
     @property
-    def ep(self) -> int:
-        """Expert-parallel size of the replay."""
-        return int(self.scenario.get("ep") or self.run.meta.ep)
+    def parallel(self) -> Parallel:
+        """Parallelism of the replay."""
+        return parallel_of(self.scenario, self.gpus, self.run)
+
+    @property
+    def kv_dtype(self) -> str:
+        """Element type of the KV cache: that of its attention ops, else the model's activations'."""
+        cached = {op.weight_dtype for op in self.ops if op.kind in edit.CACHED and op.kind != "kv_write"}
+        return cached.pop() if len(cached) == 1 else self.model.act_dtype if self.model else "bf16"
 
     def _expert_cells(self) -> Iterable[tuple[Op, At]]:
         cells = zip(self.ops, self.at, strict=True)
@@ -167,6 +192,63 @@ class Draft:
     def rewrite(self, change: Callable[[Op, At], Op]) -> Draft:
         """This draft with the op of each cell changed."""
         return replace(self, ops=tuple(change(op, at) for op, at in zip(self.ops, self.at, strict=True)))
+
+    def shared_out(
+        self, asked: str, part: Callable[[int, int], int], whole: frozenset[str] = frozenset()
+    ) -> Draft:
+        """This draft with each step's ops at the part of a rank's batch that `part(step, batch)` says.
+
+        Kinds in `whole` keep their tokens. Raises ScenarioError where a step's batch is not known.
+        """
+        shares = list(self.shares)
+        for i in range(len(self.steps)) if not shares else ():
+            batch = self.batch_of(i)
+            if batch is None:
+                raise ScenarioError(
+                    f"{asked}: the recording does not say the batch of step {self.steps[i].name!r}"
+                )
+            shares.append(Share(batch))
+        was = [share.batch for share in shares]
+        new = [part(i, batch) for i, batch in enumerate(was)]
+
+        def change(op: Op, at: At) -> Op:
+            return op if op.kind in whole else edit.scaled(op, new[at.step], was[at.step])
+
+        shares = [replace(share, batch=n) for share, n in zip(shares, new, strict=True)]
+        return replace(self.rewrite(change), shares=tuple(shares))
+
+    def with_stages(self, stages: int, parts: Mapping[int, int]) -> Draft:
+        """This draft with `stages` of layers, through which a step goes in so many parts, and the sends between them."""
+        shares = []
+        for i, share in enumerate(self.shares):
+            decode = self.steps[i].phase == "decode"
+            times = 1.0 if decode else (parts[i] + stages - 1) / stages
+            shares.append(
+                replace(
+                    share,
+                    times=times,
+                    busy=parts[i] / (parts[i] + stages - 1) if not decode else parts[i] / stages,
+                )
+            )
+        draft = replace(self, shares=tuple(shares))
+        borders = {self.layers * stage // stages - 1 for stage in range(1, stages)}
+        ends = self._last_of_layer(_FFN_OUT)
+        layer = np.array([at.layer for at in self.at])[self.cell[ends]]
+        return draft._insert(
+            ends[np.isin(layer, list(borders))], lambda op, at: draft._merge(op, at, 2, "send_recv", "pp")
+        )
+
+    def halved(self, asked: str) -> Draft:
+        """This draft with each step's ops at half of the batch, one of two halves that overlap; a lone sequence stays."""
+        draft = self.shared_out(asked, lambda i, batch: -(-batch // 2))
+        shares = [
+            replace(new, halves=old is None or old.batch > 1)
+            for new, old in zip(draft.shares, self.shares or [None] * len(draft.shares), strict=True)
+        ]
+        batches = [self.batch_of(i) for i in range(len(self.steps))]
+        if not self.shares:
+            shares = [replace(s, halves=(b or 0) > 1) for s, b in zip(shares, batches, strict=True)]
+        return replace(draft, shares=tuple(shares))
 
     def split(self, values: IntArray) -> tuple[Draft, IntArray]:
         """This draft with cells parted by a value per row, and the value of each new cell."""
@@ -253,15 +335,49 @@ class Draft:
             f"overlapped{note}"
         )
 
-    def _merge(self, op: Op, at: At, ranks: int) -> Op:
-        """The all-reduce of a layer's output after `op`."""
+    def with_exchange(self, asked: str) -> Draft:
+        """This draft with what data-parallel groups exchange round the experts of each layer.
+
+        With ep, tokens are dispatched to the ranks of their experts and collected again; without, all tokens are gathered
+        and the experts' partial sums scattered back (every rank has a part of every expert's width).
+        """
+        p, width = self.parallel, self.model.hidden if self.model else 0
+        if not width:
+            raise ScenarioError(f"{asked}: the hidden size is not known; parse with --model")
+        narrow = self.model is not None and self.model.expert_dtype.startswith(("fp8", "mxfp8", "nvfp4"))
+
+        def before(op: Op, at: At) -> Op:
+            if p.ep == 1:
+                return edit.collective(op, "all_gather", op["tokens"], width, p.dp)
+            sent = edit.collective(op, "moe_dispatch", op["tokens"] * op["topk"] / p.tp, width, p.ep)
+            return sent.with_dims(bytes=sent["bytes"] // 2) if narrow else sent
+
+        def after(op: Op, at: At) -> Op:
+            tokens = -(-op["tokens"] // p.dp)
+            if p.ep == 1:
+                return edit.collective(op, "reduce_scatter", op["tokens"], width, p.dp)
+            return edit.collective(op, "moe_collect", tokens * op["topk"] / p.tp, width, p.ep)
+
+        draft = self._insert(self._last_of_layer((frozenset({"topk"}),)), before)
+        draft = draft._insert(draft._last_of_layer((frozenset({"moe_down", "moe_experts"}),)), after)
+        how = (
+            "dispatched to the ranks that hold their experts"
+            if p.ep > 1
+            else "gathered, and outputs scattered back"
+        )
+        return draft.noted(
+            f"{asked}: attention and dense layers take the sequences of {p.dp} groups apart, tokens are {how}"
+        )
+
+    def _merge(self, op: Op, at: At, ranks: int, kind: str = "all_reduce", knob: str = "tp") -> Op:
+        """The all-reduce of a layer's output after `op`, or its sending on."""
         tokens = next((op[d] for d in ("tokens", "m", "q", "batch") if op.has(d)), self.steps[at.step].tokens)
         width = self.model.hidden if self.model else next((op[d] for d in ("hidden", "n") if op.has(d)), None)
         if tokens is None or width is None:
             raise ScenarioError(
-                f"tp={ranks}: how much to all-reduce after {op.kind} is not known; parse with --model"
+                f"{knob}: how much leaves a rank after {op.kind} is not known; parse with --model"
             )
-        return edit.collective(op, "all_reduce", tokens, width, ranks)
+        return edit.collective(op, kind, tokens, width, ranks)
 
     def _last_of_layer(self, choices: tuple[frozenset[str], ...]) -> IntArray:
         """The last row of these kinds in each layer of each step (the first choice that it has); without layers, every one."""
@@ -276,7 +392,7 @@ class Draft:
             groups, backward = np.unique(group[known][::-1], return_index=True)
             found += [known[::-1][backward], hit[layer[hit] < 0]]
             taken = np.concatenate([taken, groups])
-        return np.sort(np.concatenate(found))
+        return np.sort(np.concatenate(found)) if found else np.array([], dtype=np.int64)
 
     def _insert(self, after: IntArray, make: Callable[[Op, At], Op]) -> Draft:
         """This draft with a new op after each of these rows."""

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from moetrace.op import Op
     from moetrace.run import Step
 
-_EXPERT_GEMMS = frozenset({"moe_gate_up", "moe_down", "moe_experts"})
+EXPERT_GEMMS = frozenset({"moe_gate_up", "moe_down", "moe_experts"})
 # GEMMs whose weights the dtype knob changes; `gemm` (role not known) only inside a layer, where the router is told apart.
-_TYPED = _EXPERT_GEMMS | {
+_TYPED = EXPERT_GEMMS | {
     "qkv_proj",
     "o_proj",
     "dense_gate_up",
@@ -27,7 +27,13 @@ _TYPED = _EXPERT_GEMMS | {
     "expert_up",
     "expert_down",
 }
-_COLLECTIVES = frozenset(
+# Ops that work on the tokens of all data-parallel groups.
+MODULE = frozenset({*EXPERT_GEMMS, "moe_act", "expert_up", "expert_down", "expert_act"})
+# Ops whose dtype is the KV cache's, then the activations'.
+CACHED = frozenset({"attention", "mla_attention", "kv_write"})
+# Of single experts run one by one: the dims that hold the expert's width.
+_ONE_BY_ONE = {"expert_up": "n", "expert_down": "k", "expert_act": "elements"}
+COLLECTIVES = frozenset(
     {
         "all_reduce",
         "all_gather",
@@ -62,6 +68,31 @@ def retyped(op: Op, weights: str, act: str, in_layer: bool) -> Op:
     return op
 
 
+def with_cache(op: Op, dtype: str) -> Op:
+    """An attention op or cache write with the KV cache in another type."""
+    if op.kind not in CACHED:
+        return op
+    return replace(op, dtype=dtype if dtype == op.act_dtype else f"{dtype}/{op.act_dtype}")
+
+
+def with_experts(op: Op, old: int, new: int) -> Op:
+    """An op of a layer with `new` experts instead of `old`: expert ops, top-k and align, and the router's columns."""
+    if op.kind == "router" and op.get("n") == old:
+        return op.with_dims(n=new)
+    return op.with_dims(experts=new, rows=None) if op.get("experts") == old and old != new else op
+
+
+def with_width(op: Op, old: int, new: int) -> Op:
+    """An expert op with experts `new` wide instead of `old`; a width stored padded keeps its padding's multiple."""
+    if op.has("inter"):
+        pad = 256 if op["inter"] != old and op["inter"] % 256 == 0 else 1
+        return op.with_dims(inter=-(-new // pad) * pad)
+    dim = _ONE_BY_ONE.get(op.kind)
+    if dim is None or not op.has(dim):
+        return op
+    return op.with_dims(**{dim: max(1, round(op[dim] * new / old))})
+
+
 def scaled(op: Op, new: int, old: int) -> Op:
     """The op at `new` sequences instead of `old`: all dims that count tokens, rows or elements in proportion.
 
@@ -70,7 +101,7 @@ def scaled(op: Op, new: int, old: int) -> Op:
     if new == old or op.get("fixed"):
         return op
     names = [n for n in _PER_TOKEN if op.has(n)]
-    if op.kind in _COLLECTIVES and op.has("bytes"):
+    if op.kind in COLLECTIVES and op.has("bytes"):
         names.append("bytes")
     return op.with_dims(**{n: max(1, round(op[n] * new / old)) for n in names}) if names else op
 
@@ -109,7 +140,7 @@ def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
     kind = op.kind
     if kind in ("qkv_proj", "o_proj") and op.has("b"):
         return _divided(op, "b", tp, tp)  # MLA's absorbed projections: one GEMM per head
-    if kind in _EXPERT_GEMMS or kind == "moe_act":
+    if kind in EXPERT_GEMMS or kind == "moe_act":
         return _divided(op, "inter", expert_tp, tp)
     if kind in _BY_COLUMN:
         return _divided(op, "n", tp, tp)
@@ -163,7 +194,7 @@ def _qkv_width(op: Op, tp: int, model: ModelSpec | None) -> int:
 
 def local_experts(op: Op, experts: int, ep: int) -> Op:
     """One rank's share of an expert op: `experts` / `ep` of them in whole, the global count kept beside."""
-    if op.kind in _EXPERT_GEMMS and op.has("experts"):
+    if op.kind in EXPERT_GEMMS and op.has("experts"):
         return op.with_dims(local_experts=experts // ep, rows=None)
     if op.kind == "moe_act" and op.has("topk"):
         return op.with_dims(experts=experts, local_experts=experts // ep)

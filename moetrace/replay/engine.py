@@ -19,29 +19,34 @@ from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines.wafer import crossings_s
 from moetrace.ops.columns import record_columns
 from moetrace.parse.nesting import exposed_by
-from moetrace.replay import memory, schedule
+from moetrace.replay import memory, schedule, shares
 from moetrace.replay.anchor import Priced, price_cells
 from moetrace.replay.assumptions import assumptions_of
 from moetrace.replay.distinct import settle
 from moetrace.replay.draft import Draft
 from moetrace.replay.knobs import KNOBS
-from moetrace.replay.scenario import Scenario
+from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.summary import Outcome, summarise
 from moetrace.run import Meta, Run, Step, nullable, ops_table, text_column
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 AS_RECORDED = Scenario()
 _ADDED = " (added by the replay)"
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A scenario on a machine: the predicted run, and a JSON-able summary of it (schema ``moetrace.replay/1``)."""
+    """A scenario on a machine: the predicted run, and a JSON-able summary of it (schema ``moetrace.replay/1``).
+
+    `step_s` [steps, 3] is what each step takes in seconds: expected, and both ends of the 80 % interval.
+    """
 
     scenario: Scenario
     hardware: str
     run: Run
     summary: dict[str, Any]
+    step_s: FloatArray
 
 
 def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Prediction:
@@ -50,34 +55,41 @@ def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Pr
     Its own hardware and no knob give the measured step times to the ns. Raises ScenarioError with one line if a knob
     cannot apply, the parallelism does not fill the machine, or no op lies in a step.
     """
-    hw = load_hardware(hw)
+    hw = machine_of(load_hardware(hw), scenario)
     draft = edited(run, hw, scenario)
     source = _source(run, hw)
+    gaps = source is not None and draft.scenario.get("graph") != "on"
     need = memory.need(draft)
     context = _context(draft, need)
     priced = price_cells(draft, source, PriceContext(), context)
     line, measured = _timeline(draft)
     dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
-    start, spans = schedule.lay_out(line, draft.rows, draft.inserted, dur, source is not None)
     error = np.nan_to_num(priced.error)[draft.cell]
-    low, high = (
-        schedule.lay_out(line, draft.rows, draft.inserted, np.rint(d).astype(np.int64), source is not None)[1]
-        for d in (dur / (1 + error), dur * (1 + error))
-    )
+    eager = launch_s(draft, source)
+    laid = [
+        schedule.lay_out(line, draft.rows, draft.inserted, np.rint(d).astype(np.int64), gaps, eager)
+        for d in (dur, dur / (1 + error), dur * (1 + error))
+    ]
+    start, alone = laid[0][0], exposed_by(line.segment[draft.rows], laid[0][0], laid[0][0] + dur)[0]
     crossing = _crossings(draft, need)
-    spans, low, high = (x + crossing[draft.base.step[_first_rows(draft)]] for x in (spans, low, high))
-    begin = _begins(draft, spans, source is not None)
+    of_step = draft.base.step[_first_rows(draft)]
+    spans, low, high = (
+        shares.stretched(draft, line.segment[draft.rows], d, span) + crossing[of_step]
+        for (_, span), d in zip(laid, (dur, dur / (1 + error), dur * (1 + error)), strict=True)
+    )
+    begin = _begins(draft, spans, gaps)
     assumptions = (*scenario.notes, *draft.notes, *assumptions_of(draft, source, priced, measured, dur))
     steps = _steps(draft, begin, spans)
     meta = _meta(draft, steps, assumptions, context)
     table = _table(draft, priced, begin[line.segment[draft.rows]] + start, dur)
     predicted = Run(meta, table, run.routing if _keeps_routing(scenario) else None)
     span, fast, slow = (_per_step(draft, x) for x in (spans, low, high))
-    alone, _ = exposed_by(line.segment[draft.rows], start, start + dur)
-    busy = _per_step(draft, np.bincount(line.segment[draft.rows], alone, spans.size).astype(np.int64))
-    busy = busy + crossing
+    worked = np.bincount(line.segment[draft.rows], alone, spans.size).astype(np.float64)
+    busy = _per_step(draft, shares.worked(draft, worked, laid[0][1], spans - crossing[of_step])) + crossing
     outcome = Outcome(draft, priced, source, dur, span, fast, slow, busy, need, assumptions)
-    return Prediction(scenario, hw.name, predicted, summarise(outcome, crossing))
+    return Prediction(
+        scenario, hw.name, predicted, summarise(outcome, crossing), np.stack([span, fast, slow], axis=1) / 1e9
+    )
 
 
 def edited(run: Run, hw: Hardware, scenario: Scenario) -> Draft:
@@ -86,25 +98,52 @@ def edited(run: Run, hw: Hardware, scenario: Scenario) -> Draft:
     _check_parallelism(draft)
     if run.meta.device_class == "cpu" != hw.device_class and "fusion" not in scenario.texts():
         draft = KNOBS["fusion"].apply(draft, "runs")
+    turned = {s.name: s.value for s in scenario.settings}
+    if draft.parallel != draft.ran:
+        turned.setdefault("tp", draft.parallel.tp)
     for name, knob in KNOBS.items():
-        if name in scenario.texts():
-            draft = knob.apply(draft, scenario.get(name))
-    return settle(draft)
+        if name not in turned:
+            continue
+        if knob.where == "simulate" and run.meta.kind != "synthesized":
+            raise ScenarioError(
+                f"{name}: a recording's lengths are what ran; set context, or simulate the model"
+            )
+        if not knob.late:
+            draft = knob.apply(draft, turned[name])
+    _check_choice(draft)
+    draft = settle(draft)
+    for name, knob in KNOBS.items():
+        if knob.late and name in turned:
+            draft = knob.apply(draft, turned[name])
+    return draft
+
+
+def _check_choice(draft: Draft) -> None:
+    """Raises ScenarioError where more experts are activated than there are."""
+    for op in draft.ops:
+        if op.has("experts", "topk") and op["topk"] > op["experts"]:
+            raise ScenarioError(
+                f"n_a={op['topk']:.0f} of {op['experts']:.0f} experts: set n_a to {op['experts']:.0f} or fewer too"
+            )
 
 
 def _check_parallelism(draft: Draft) -> None:
-    """Raises ScenarioError where tp does not equal the machine's GPUs, or a rank of many would move to a lone device."""
+    """Raises ScenarioError where the parallelism does not fill the machine, or a rank of many would move to a lone device."""
     meta, hw, gpus = draft.run.meta, draft.hw, draft.gpus
-    if meta.hardware == hw.name and draft.tp == meta.tp and draft.ep == meta.ep:
+    if meta.hardware == hw.name and draft.parallel == draft.ran:
         return
     if max(meta.tp, meta.ep, meta.gpus) > 1 and gpus != meta.gpus:
         raise ScenarioError(
             f"the recording is one rank of {meta.gpus} GPUs (tp={meta.tp} ep={meta.ep}) and {hw.name} has {gpus}: it can be "
             f"replayed on a machine of {meta.gpus} GPUs"
         )
-    if draft.tp != gpus and not (gpus == meta.gpus and draft.tp == meta.tp):
+    if gpus == meta.gpus and draft.parallel == draft.ran:
+        return
+    if problem := draft.parallel.problem(gpus, hw.name):
+        raise ScenarioError(problem)
+    if draft.parallel.ep > 1 and not draft.experts:
         raise ScenarioError(
-            f"{hw.name} has {gpus} GPU(s), which tp={draft.tp} does not fill: add --set tp={gpus} or ep={gpus}"
+            f"ep={draft.parallel.ep}: the recording holds no expert op with its dims, so there is nothing to share out"
         )
 
 
@@ -125,6 +164,21 @@ def _context(draft: Draft, need: memory.Need) -> PriceContext:
         )
     depth = max(1, draft.layers, draft.model.layers if draft.model else 0)
     return PriceContext(need.model_bytes, depth, str(draft.scenario.get("placement", "spread")))
+
+
+def launch_s(draft: Draft, source: Hardware | None) -> float:
+    """Host time per kernel where the replay launches one by one and the recording does not say how; 0 otherwise.
+
+    Raises ScenarioError where a recording's own launches are to be kept and they are those of a graph.
+    """
+    if draft.scenario.get("graph") != "off":
+        return 0.0
+    if source is not None and (draft.run.numpy("graph") >= 0).any():
+        raise ScenarioError(
+            "graph=off: the recording replays a graph, and kernels that a compiler fused into it would not be there in eager "
+            "mode; simulate the model"
+        )
+    return 0.0 if source is not None else schedule.HOST_LAUNCH_S
 
 
 def _crossings(draft: Draft, need: memory.Need) -> IntArray:
@@ -203,8 +257,10 @@ def _meta(draft: Draft, steps: tuple[Step, ...], assumptions: tuple[str, ...], c
         device_class=hw.device_class,
         hardware=hw.name,
         gpus=draft.gpus,
-        tp=draft.tp,
-        ep=draft.ep,
+        tp=draft.parallel.tp,
+        ep=draft.parallel.ep,
+        pp=draft.parallel.pp,
+        dp=draft.parallel.dp,
         notes=assumptions,
         facts=facts,
     )
@@ -212,7 +268,7 @@ def _meta(draft: Draft, steps: tuple[Step, ...], assumptions: tuple[str, ...], c
 
 def _keeps_routing(scenario: Scenario) -> bool:
     """Whether the recorded routing is that of the predicted run too."""
-    return not {"n_a", "batch", "layers"} & set(scenario.texts())
+    return not {"n_a", "n_e", "prune_inter", "batch", "layers"} & set(scenario.texts())
 
 
 def _table(draft: Draft, priced: Priced, start: IntArray, dur: IntArray) -> pa.Table:

@@ -1,11 +1,13 @@
 """How the value of a knob is written. Light: the command line's help reads it, so nothing heavy is imported here.
 
-``,`` between scenarios, ``:`` between layers of one value, ``6x13`` for thirteen layers of 6, ``native`` for unchanged.
+``,`` between scenarios, ``:`` between layers of one value, ``6x13`` for thirteen layers of 6, ``8/6/6`` for equal parts of
+the depth, ``native`` for unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from moetrace.errors import ScenarioError, unknown
@@ -17,6 +19,63 @@ MAX_LAYERS = 4096
 Parse = Callable[[str, str], Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """One value for each of several equal parts of the depth, first layers first: ``8/6/6``."""
+
+    values: tuple[int, ...]
+
+    def spread(self, layers: int, asked: str) -> tuple[int, ...]:
+        """The value of each of `layers` layers. Raises ScenarioError on fewer layers than parts."""
+        parts = len(self.values)
+        if layers < parts:
+            raise ScenarioError(f"{asked}: {parts} parts of a depth of {layers} MoE layers")
+        return tuple(self.values[i * parts // layers] for i in range(layers))
+
+    def __str__(self) -> str:
+        return "/".join(map(str, self.values))
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How many experts are kept, and whether those that were chosen most."""
+
+    count: int
+    popular: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.count}{'@popular' * self.popular}"
+
+
+def kept_experts(name: str, text: str) -> Kept:
+    """A count, with ``@popular`` or ``@random`` (the default) behind it."""
+    count, at, how = text.partition("@")
+    if at and how not in ("random", "popular"):
+        raise ScenarioError(unknown(f"way to keep experts in {name}", how, ("random", "popular")))
+    return Kept(one_whole(name, count), how == "popular")
+
+
+def percent(name: str, text: str) -> float:
+    """A share in per cent, 0 to 99."""
+    return number(name, text.removesuffix("%"), 0.0, 99.0)
+
+
+def number(name: str, text: str, low: float, high: float) -> float:
+    """A number of that range. Raises ScenarioError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise ScenarioError(f"{name}={text}: expected a number from {low:g} to {high:g}")
+    return value
+
+
+def ranged(low: float, high: float) -> Parse:
+    """A parser of numbers from `low` to `high`."""
+    return lambda name, text: number(name, text, low, high)
+
+
 def whole(name: str, text: str) -> int:
     """The whole number, 1 or more, of one knob's value. Raises ScenarioError."""
     if not (text.isascii() and text.isdigit()) or not 1 <= len(text) <= 12 or not 1 <= int(text) <= MAX_WHOLE:
@@ -26,7 +85,7 @@ def whole(name: str, text: str) -> int:
 
 def one_whole(name: str, text: str) -> int:
     """`whole`, with a clearer word for a value by layer, which this knob does not take."""
-    if ":" in text or "x" in text:
+    if ":" in text or ("x" in text and text.replace("x", "").isdigit()):
         raise ScenarioError(f"{name}={text}: {name} has one value for the run, not one per layer")
     return whole(name, text)
 
@@ -36,10 +95,12 @@ def whole_or_native(name: str, text: str) -> int | str:
     return NATIVE if text == NATIVE else one_whole(name, text)
 
 
-def by_layer(name: str, text: str) -> int | str | tuple[int, ...]:
-    """A whole number, ``native``, or one number per MoE layer: ``6:6:4`` or run lengths ``6x13:4x13``."""
+def by_layer(name: str, text: str) -> int | str | tuple[int, ...] | Segments:
+    """A whole number, ``native``, one number per MoE layer (``6:6:4``, run lengths ``6x13:4x13``) or per part (``8/6/6``)."""
     if text == NATIVE:
         return NATIVE
+    if "/" in text:
+        return Segments(tuple(whole(name, part) for part in text.split("/")))
     if ":" not in text and "x" not in text:
         return whole(name, text)
     values: list[int] = []

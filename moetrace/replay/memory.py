@@ -1,21 +1,32 @@
-"""Does the edited model fit the machine? Weights, KV cache and what the serving stack itself takes."""
+"""Does the edited model fit the machine? Weights, KV cache and what the serving stack itself takes, on the fullest rank.
+
+Out of memory is an answer, not an error: `Need.fits` is False, and `largest_batch` says what would fit.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from moetrace import ops as work_of
 from moetrace.machines.wafer import wafers as wafers_for
 from moetrace.model import ModelSpec
+from moetrace.op import element_bytes
 from moetrace.replay.draft import Draft
+from moetrace.replay.parallel import Parallel
 
 # Framework, activations and collectives' buffers of one GPU: 2-4 GB and NCCL's 0.35-0.4 GB are seen in serving; the middle.
-_FRAMEWORK_BYTES = 3e9
+FRAMEWORK_BYTES = 3e9
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that must lie on a machine, over all its devices. None where the model is not known."""
+    """Bytes that must lie on a machine, over all its devices. None where the model is not known.
+
+    `rank` is the same for the fullest device, by part (experts, attention, other, kv, framework); `largest_batch` how many
+    sequences of the fullest step's context the machine holds at most, 0 if not even the weights fit, None where not known.
+    """
 
     weight_bytes: float | None
     kv_bytes: float | None
@@ -24,6 +35,8 @@ class Need:
     fits: bool | None
     wafers: int | None
     framework_bytes: float | None = None
+    rank: Mapping[str, float] = field(default_factory=dict)
+    largest_batch: int | None = None
 
     @property
     def model_bytes(self) -> float:
@@ -31,51 +44,125 @@ class Need:
         return (self.weight_bytes or 0.0) + (self.kv_bytes or 0.0)
 
 
-def need(draft: Draft) -> Need:
-    """What the draft's model takes on its machine.
+def need(draft: Draft, extra_bytes: float = 0.0) -> Need:
+    """What the draft's model takes on its machine; `extra_bytes` more lie on every device (a draft model).
 
     Without a model the weights that its ops hold stand in for a wafer's region, and whether it fits is not said. A wafer
     keeps no framework beside the weights; it fits if one wafer does.
     """
     hw, model = draft.hw, draft.model
-    kv = _kv_bytes(draft, model) if model else None
-    weights = model.weight_bytes() if model else None
     if hw.device_class == "wafer":
+        kv = _one_copy_kv(draft, model) if model else None
+        weights = model.weight_bytes() if model else None
         held = weights if weights is not None else resident_bytes(draft)
         count = wafers_for(hw, held + (kv or 0.0)) if held else None
         known = held + (kv or 0.0) if weights is not None else None
         return Need(held, kv, known, hw.memory.capacity_bytes, None if known is None else count == 1, count)
     capacity = hw.memory.capacity_bytes * draft.gpus
-    if model is None or weights is None or hw.device_class == "cpu":
-        return Need(weights, kv, None, capacity, None, None)
-    framework = _FRAMEWORK_BYTES * draft.gpus
-    needed = weights + (kv or 0.0) + framework
-    return Need(weights, kv, needed, capacity, needed <= capacity, None, framework)
+    if model is None:
+        return Need(None, None, None, capacity, None, None)
+    devices, p = draft.gpus, draft.parallel
+    parts = {**rank_weights(model, p, replicas(draft)), "draft": extra_bytes}
+    full = [(step.kv_tokens, step.batch or 1) for step in draft.steps if step.kv_tokens]
+    tokens, batch = max(full, default=(0, 1))
+    one = sequence_bytes(model, p, tokens / batch, draft.kv_dtype)
+    kv_rank = one * -(-batch // p.dp) if full else None
+    weights = sum(parts.values())
+    if hw.device_class == "cpu":
+        return Need(weights, None if kv_rank is None else kv_rank * devices, None, capacity, None, None)
+    rank = {**parts, "kv": kv_rank or 0.0, "framework": FRAMEWORK_BYTES}
+    used = sum(rank.values())
+    room = hw.memory.capacity_bytes - weights - FRAMEWORK_BYTES
+    return Need(
+        weights * devices,
+        None if kv_rank is None else kv_rank * devices,
+        used * devices,
+        capacity,
+        used <= hw.memory.capacity_bytes,
+        None,
+        FRAMEWORK_BYTES * devices,
+        {name: value for name, value in rank.items() if value},
+        max(0, math.floor(room / one)) * p.dp if one else None,
+    )
 
 
-def _kv_bytes(draft: Draft, model: ModelSpec) -> float | None:
-    """KV cache of the fullest step; a sliding window caps its layers. None if no step says its KV tokens.
+def replicas(draft: Draft) -> int:
+    """Experts per layer that are held twice (EPLB)."""
+    return int(draft.scenario.get("eplb", 0))
 
-    Under tensor parallelism every GPU holds a KV head at least, and MLA's compressed cache in whole.
+
+def rank_weights(model: ModelSpec, p: Parallel, redundant: int = 0) -> dict[str, float]:
+    """Weight bytes of the fullest rank by part: experts, attention, other.
+
+    Attention, shared experts and dense layers are cut over tp and repeated in every data-parallel group, experts shared out
+    over both; norms, routers and MLA's down-projections are whole on every rank, and so is a KV head at least. Embedding and
+    lm_head are cut over the vocabulary, the one on the first pipeline stage, the other on the last.
     """
+    stages = []
+    for stage in range(p.pp):
+        layers = range(model.layers * stage // p.pp, model.layers * (stage + 1) // p.pp)
+        parts = {"experts": 0.0, "attention": 0.0, "other": 0.0}
+        for layer in layers:
+            for name, count in model.layer_params(layer).items():
+                if name == "experts":
+                    held = count * (1 + redundant / model.experts if model.experts else 1)
+                    parts["experts"] += held * element_bytes(model.expert_dtype) / p.stage
+                elif name == "attention":
+                    parts["attention"] += attention_params(model, p.tp) * element_bytes(model.dtype)
+                elif name in ("shared", "dense"):
+                    parts["other"] += count * element_bytes(model.dtype) / p.tp
+                else:
+                    parts["other"] += count * element_bytes(model.act_dtype)
+        tables = (stage == 0) + (stage == p.pp - 1 and not (model.tie_embeddings and stage == 0))
+        table = model.vocab * model.hidden * element_bytes(model.act_dtype) / p.tp
+        parts["other"] += tables * table + (stage == p.pp - 1) * model.hidden * element_bytes(model.act_dtype)
+        stages.append(parts)
+    return max(stages, key=lambda parts: sum(parts.values()))
+
+
+def attention_params(model: ModelSpec, tp: int) -> float:
+    """Parameters of one layer's attention on one of `tp` ranks."""
+    if model.attention == "gqa":
+        kv_heads = model.kv_heads / tp if model.kv_heads >= tp else 1.0
+        return model.hidden * model.head_dim * (2 * model.heads / tp + 2 * kv_heads)
+    query = model.heads * model.head_dim / tp
+    down = model.hidden * (model.q_lora + model.kv_lora + model.rope_dim)
+    up = (model.q_lora or model.hidden) * query
+    expand = model.kv_lora * model.heads / tp * (model.nope_dim + model.v_dim)
+    return down + up + expand + model.heads / tp * model.v_dim * model.hidden
+
+
+def sequence_bytes(model: ModelSpec, p: Parallel, context: float, dtype: str) -> float:
+    """KV bytes of one sequence of `context` tokens on the fullest rank of its data-parallel group.
+
+    A sliding window caps its layers. Every rank holds a KV head at least, and MLA's compressed cache in whole.
+    """
+    share = 1.0 if model.attention == "mla" else max(1.0 / p.tp, 1.0 / model.kv_heads)
+    stages = []
+    for stage in range(p.pp):
+        layers = range(model.layers * stage // p.pp, model.layers * (stage + 1) // p.pp)
+        stages.append(sum(_layer_kv(model, layer, context, dtype) for layer in layers))
+    return max(stages) * share
+
+
+def _layer_kv(model: ModelSpec, layer: int, context: float, dtype: str) -> float:
+    window = model.window(layer)
+    return model.kv_bytes_per_token(layer, dtype) * (min(context, window) if window else context)
+
+
+def _one_copy_kv(draft: Draft, model: ModelSpec) -> float | None:
+    """KV cache of the fullest step, one copy of it; None if no step says its KV tokens."""
     full = [(step.kv_tokens, step.batch or 1) for step in draft.steps if step.kv_tokens]
     if not full:
         return None
     tokens, batch = max(full)
-    total = 0.0
-    for layer in range(model.layers):
-        window = model.window(layer)
-        total += model.kv_bytes_per_token(layer, model.act_dtype) * (
-            min(tokens, window * batch) if window else tokens
-        )
-    copies = draft.tp if model.attention == "mla" else max(1.0, draft.tp / model.kv_heads)
-    return total * copies
+    return batch * sequence_bytes(model, Parallel(), tokens / batch, draft.kv_dtype)
 
 
 def resident_bytes(draft: Draft) -> float:
     """Weights that the ops of one step hold, touched or not, on this rank."""
     held: dict[tuple[int, str, float], float] = {}
-    sizes = work_of.works(draft.ops)["resident_bytes"].tolist()
-    for op, at, size in zip(draft.ops, draft.at, sizes, strict=True):
+    for op, at in zip(draft.ops, draft.at, strict=True):
+        size = work_of.work(op).resident_bytes
         held[at.layer, op.kind, size] = size
     return sum(held.values())

@@ -1,7 +1,7 @@
 """Scenario: the knobs that are turned, as a value. `scenarios` makes them from ``--set`` and the machines.
 
-Parallelism is never in a machine's name: tp and ep come from knobs and must fill the machine's GPUs. pp and dp are not
-offered yet, so tp alone must equal them. Light: no numpy here.
+Parallelism is never in a machine's name: tp, ep, pp and dp come from knobs and must fill the machine's GPUs. Light: no numpy
+here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import ScenarioError
 from moetrace.replay.knobs import KNOBS, knob_name
+from moetrace.replay.parallel import NAMES, Parallel
 
 if TYPE_CHECKING:
     from moetrace.hardware import Hardware
@@ -100,7 +101,7 @@ def scenarios(
 ) -> list[tuple[Hardware, Scenario]]:
     """Every (machine, scenario) that ``--set`` texts ask for: for each machine the product of the knobs' values.
 
-    A tp or ep value goes to the machines that it fills; a machine of one GPU is shown without it. A wafer gets both
+    Parallelism goes to the machines that it fills; a machine of one GPU is shown without it. A wafer gets both
     expert placements where n_a is set and placement is not. Raises ScenarioError with one line: see `read_sets`, and a
     tp that no machine has the GPUs for, a node left without parallelism, or a placement without a wafer.
     """
@@ -114,7 +115,7 @@ def scenarios(
         raise ScenarioError(
             "placement says where a wafer keeps its experts, and no wafer was named: add --hw cs3"
         )
-    pairs = [(hw, scenario) for hw in hardware for scenario in _of_machine(chosen, hw, run)]
+    pairs = [pair for hw in hardware for pair in _of_machine(chosen, hw, run)]
     if len(pairs) > MAX_SCENARIOS:
         raise ScenarioError(f"{len(pairs)} scenarios: at most {MAX_SCENARIOS} at once")
     _all_used(chosen, pairs, hardware, run)
@@ -126,10 +127,37 @@ def gpus_of(hw: Hardware, run: Run) -> int:
     return max(hw.gpus, run.meta.gpus) if run.meta.hardware == hw.name else hw.gpus
 
 
-def _of_machine(chosen: Mapping[str, tuple[Setting, ...]], hw: Hardware, run: Run) -> list[Scenario]:
-    own = {name: values for name, values in chosen.items() if name not in ("tp", "ep", "placement")}
+def parallel_of(scenario: Scenario, gpus: int, run: Run) -> Parallel:
+    """How a replay of `run` shares out `gpus` devices."""
+    meta = run.meta
+    chosen = {name: int(scenario.get(name)) for name in NAMES if scenario.get(name) is not None}
+    return Parallel.of(chosen, gpus, Parallel(meta.tp, meta.ep, meta.pp, meta.dp))
+
+
+def machine_of(hw: Hardware, scenario: Scenario) -> Hardware:
+    """The machine with as many devices as the scenario's `gpus` or `nodes` say. Raises ScenarioError or ProfileError."""
+    from moetrace.hardware import node_of
+
+    count, nodes = scenario.get("gpus"), scenario.get("nodes")
+    if count is None and nodes is None:
+        return hw
+    if count is not None and nodes is not None:
+        raise ScenarioError(f"gpus={count} and nodes={nodes}: a machine is sized by one of them")
+    total = int(count if count is not None else nodes * hw.domain_gpus)
+    return hw if hw.gpus == total else node_of(hw, total)
+
+
+_OWN = frozenset(
+    {*NAMES, "gpus", "nodes", "placement", "graph", "overlap"}
+)  # those that not every machine takes
+
+
+def _of_machine(
+    chosen: Mapping[str, tuple[Setting, ...]], hw: Hardware, run: Run
+) -> list[tuple[Hardware, Scenario]]:
+    """The scenarios of one named machine, each with the machine of as many devices as it asks for."""
+    own = {name: values for name, values in chosen.items() if name not in _OWN}
     notes: list[str] = []
-    parallel = _parallelism(chosen, hw, run, notes)
     if hw.device_class == "wafer":
         if "placement" in chosen:
             own["placement"] = chosen["placement"]
@@ -138,12 +166,23 @@ def _of_machine(chosen: Mapping[str, tuple[Setting, ...]], hw: Hardware, run: Ru
             notes.append(
                 "experts' placement on the wafer is not published: both are shown, and they bound the answer"
             )
-    plain = list(product(*own.values()))
-    return [
-        Scenario(_ordered((*combination, *settings)), tuple(notes))
-        for settings in parallel
-        for combination in plain
-    ]
+    elif hw.device_class == "gpu":
+        own |= {name: chosen[name] for name in ("graph", "overlap") if name in chosen}
+    sizes = (
+        [()]
+        if hw.device_class != "gpu"
+        else list(product(*(chosen[n] for n in ("gpus", "nodes") if n in chosen)))
+    )
+    found: dict[tuple[str, Scenario], tuple[Hardware, Scenario]] = {}
+    for size in sizes:
+        machine = machine_of(hw, Scenario(tuple(size)))
+        told = list(notes)
+        for settings in _parallelism(chosen, machine, run, told):
+            for combination in product(*own.values()):
+                alone = [s for s in combination if s.name != "overlap" or machine.gpus > 1]
+                scenario = Scenario(_ordered((*alone, *settings)), tuple(told))
+                found[machine.name, scenario] = machine, scenario
+    return list(found.values())
 
 
 def _ordered(settings: Iterable[Setting]) -> tuple[Setting, ...]:
@@ -154,37 +193,27 @@ def _ordered(settings: Iterable[Setting]) -> tuple[Setting, ...]:
 def _parallelism(
     chosen: Mapping[str, tuple[Setting, ...]], hw: Hardware, run: Run, notes: list[str]
 ) -> list[tuple[Setting, ...]]:
-    """The (tp, ep) settings that fill this machine; one empty tuple where it needs none."""
-    gpus = gpus_of(hw, run)
-    asked = {name: chosen[name] for name in ("tp", "ep") if name in chosen}
+    """The settings of tp, ep, pp and dp that fill this machine; one empty tuple where it needs none."""
+    gpus, meta = gpus_of(hw, run), run.meta
+    asked = {name: chosen[name] for name in NAMES if name in chosen}
     if gpus == 1:
         if any(s.value != 1 for values in asked.values() for s in values):
-            notes.append(f"{hw.name} is one device: tp and ep do not apply to it")
+            notes.append(f"{hw.name} is one device: {' and '.join(NAMES)} do not apply to it")
         return [()]
     if not asked:
-        if run.meta.tp * 1 == gpus or run.meta.hardware == hw.name:
+        if meta.tp * meta.pp * meta.dp == gpus or meta.hardware == hw.name:
             return [()]
         raise ScenarioError(f"{hw.name} has {gpus} GPUs: add --set tp={gpus} or --set ep={gpus}")
     found: list[tuple[Setting, ...]] = []
-    odd: list[int] = []
+    why: dict[str, None] = {}
     for combination in product(*asked.values()):
-        by_name = {s.name: s for s in combination}
-        tp = by_name["tp"].value if "tp" in by_name else gpus
-        ep = by_name["ep"].value if "ep" in by_name else 1
-        if tp == gpus and tp % ep == 0:
+        problem = parallel_of(Scenario(combination), gpus, run).problem(gpus, hw.name)
+        if problem is None:
             found.append(tuple(combination))
-        elif tp == gpus:
-            odd.append(ep)
-    if not found and odd:
-        raise ScenarioError(
-            f"ep={','.join(map(str, odd))} does not divide tp={gpus}, the GPUs of {hw.name}: experts are shared out over the "
-            "tensor-parallel GPUs"
-        )
+        else:
+            why[problem] = None
     if not found:
-        given = " ".join(f"{n}={','.join(s.text for s in v)}" for n, v in asked.items())
-        raise ScenarioError(
-            f"{hw.name} has {gpus} GPUs, which {given} does not fill: expected tp={gpus} or ep={gpus}"
-        )
+        raise ScenarioError(next(reversed(why)))
     return found
 
 
@@ -194,18 +223,18 @@ def _all_used(
     hardware: Sequence[Hardware],
     run: Run,
 ) -> None:
-    """Raises ScenarioError for a tp or ep value above 1 that no machine takes."""
-    for name in ("tp", "ep"):
+    """Raises ScenarioError for a parallelism above 1, a graph or an overlap that no machine takes."""
+    for name in (*NAMES, "graph", "overlap"):
         for setting in chosen.get(name, ()):
-            if setting.value == 1 or any(setting in scenario.settings for _, scenario in pairs):
+            if setting.value in (1, "none") or any(setting in scenario.settings for _, scenario in pairs):
                 continue
-            have = ", ".join(f"{hw.name} has {gpus_of(hw, run)}" for hw in hardware)
+            have = ", ".join(sorted({f"{hw.name} has {gpus_of(hw, run)}" for hw, _ in pairs}))
             rule = (
-                "tp must equal the number of GPUs"
-                if name == "tp"
-                else "ep must divide tp, the number of GPUs"
+                "tp x pp x dp must equal the number of GPUs, and ep divide tp x dp"
+                if name in NAMES
+                else "it is for GPUs, overlap for several of them"
             )
             raise ScenarioError(f"{setting} matches no machine: {rule} ({have})")
 
 
-__all__ = ["Scenario", "Setting", "gpus_of", "read_sets", "scenarios"]
+__all__ = ["Scenario", "Setting", "gpus_of", "machine_of", "parallel_of", "read_sets", "scenarios"]

@@ -7,7 +7,7 @@ the decode steps that were synthesized the others are interpolated in a straight
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.model import ModelSpec
 from moetrace.replay.engine import AS_RECORDED, Prediction, replay
-from moetrace.replay.scenario import Scenario
+from moetrace.replay.load import workload_of
+from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.run import Run, Step
 from moetrace.synthesize import Workload, synthesize
 
@@ -61,19 +62,23 @@ def simulate(
 ) -> Simulation:
     """The workload on `hw` with the scenario's knobs turned: TTFT, TPOT, ITL, throughput, memory, time by op family.
 
-    Raises ScenarioError if a knob cannot apply, or sets what the workload says (`context`).
+    The scenario's `batch`, `input_len` and `output_len` stand for the workload's. Raises ScenarioError if a knob cannot apply,
+    or sets what follows from the workload (`context`).
     """
     if "context" in scenario.texts():
         raise ScenarioError("context: a simulation's context follows from its input and output lengths")
-    hw = load_hardware(hw)
+    hw = machine_of(load_hardware(hw), scenario)
+    workload, turned = workload_of(workload, scenario)
     run = synthesize(model, workload)
-    prediction = replay(run, hw, scenario)
-    return Simulation(prediction, _summary(run, prediction, workload, hw))
+    prediction = replay(run, hw, turned)
+    prediction.summary.update(scenario=scenario.texts(), label=scenario.label)
+    return Simulation(replace(prediction, scenario=scenario), _summary(run, prediction, workload, hw))
 
 
 def _summary(run: Run, prediction: Prediction, workload: Workload, hw: Hardware) -> dict[str, Any]:
     meta, base = prediction.run.meta, prediction.summary
-    seconds, low, high, families = _steps(prediction.run)
+    seconds, low, high = prediction.step_s.T
+    families = _families_by_step(prediction)
     weights = step_weights(meta.steps)
     prefill = weights == 0
     batch = meta.steps[0].batch or workload.batch
@@ -120,22 +125,37 @@ def _context(step: Step) -> int:
     return (step.kv_tokens or 0) // (step.batch or 1)
 
 
-def _steps(run: Run) -> tuple[FloatArray, FloatArray, FloatArray, dict[str, FloatArray]]:
-    """(seconds, low, high, seconds by op family) of each step; time between wafers counts as communication."""
-    steps = run.meta.steps
+def _families_by_step(prediction: Prediction) -> dict[str, FloatArray]:
+    """Seconds of each step by op family, which add up to the step.
+
+    Where a rank's ops are a part of the step's work (pipelines, halves), the families of its ops take the step's time in
+    proportion, and collectives what is left of it after the rest has been computed.
+    """
+    run = prediction.run
+    steps, span = run.meta.steps, prediction.step_s[:, 0]
     step, dur = run.numpy("step").astype(np.int64), run.numpy("dur_ns").astype(np.float64)
-    error = run.numpy("error", 0.0).astype(np.float64)
     code, names = run.codes("family")
+    found = {
+        name: np.bincount(step, np.where(code == i, dur, 0.0), len(steps)) / 1e9
+        for i, name in enumerate(names)
+    }
+    sent = found.pop("communication", np.zeros(len(steps)))
+    rest = np.sum(list(found.values()), axis=0)
+    if run.meta.device_class == "wafer":  # ops follow one another, and what is left is between wafers
+        return {**found, "communication": span - rest}
+    halves, factor = _halves(prediction), np.ones(len(steps))
+    factor = np.where(
+        halves, np.minimum(2.0, span / np.maximum(rest, 1e-12)), span / np.maximum(rest + sent, 1e-12)
+    )
+    out = {name: seconds * factor for name, seconds in found.items()}
+    if sent.any():
+        out["communication"] = np.maximum(span - rest * factor, 0.0)
+    return out
 
-    def total(values: FloatArray) -> FloatArray:
-        return np.asarray(np.bincount(step, values, len(steps)) / 1e9, dtype=np.float64)
 
-    span = np.array([(s.end_ns - s.start_ns) / 1e9 for s in steps])
-    crossing = np.array([s.end_ns - s.start_ns for s in steps]) / 1e9 - total(dur)  # ops follow one another
-    families = {name: total(np.where(code == i, dur, 0.0)) for i, name in enumerate(names)}
-    if run.meta.device_class == "wafer":
-        families["communication"] = families.get("communication", np.zeros(len(steps))) + crossing
-    return span, total(dur / (1 + error)) + crossing, total(dur * (1 + error)) + crossing, families
+def _halves(prediction: Prediction) -> npt.NDArray[np.bool_]:
+    two = prediction.scenario.get("overlap", "none") != "none"
+    return np.array([two and (step.batch or 0) > 1 for step in prediction.run.meta.steps])
 
 
 def _metrics(times: list[tuple[float, float]], batch: int, w: Workload) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from moetrace.op import BOUNDS, Op
 from moetrace.replay.anchor import ANCHORED, KEPT, Priced, chip
 from moetrace.replay.draft import Draft
 from moetrace.replay.memory import Need
+from moetrace.replay.parallel import NAMES
 
 IntArray = npt.NDArray[np.int64]
 SCHEMA = "moetrace.replay/1"
@@ -50,6 +51,7 @@ def summarise(o: Outcome, crossing_ns: IntArray) -> dict[str, Any]:
         "scenario": o.draft.scenario.texts(),
         "label": o.draft.scenario.label,
         "phases": _phases(o),
+        "parallel": {name: getattr(o.draft.parallel, name) for name in NAMES},
         "anchored_share": share,
         "anchored": word,
         "families": _families(o, crossing_ns),
@@ -61,6 +63,9 @@ def summarise(o: Outcome, crossing_ns: IntArray) -> dict[str, Any]:
             "needed_bytes": o.need.needed_bytes,
             "capacity_bytes": o.need.capacity_bytes,
             "fits": o.need.fits,
+            "rank": dict(o.need.rank),
+            "rank_capacity_bytes": o.draft.hw.memory.capacity_bytes,
+            "largest_batch": o.need.largest_batch,
         },
         "wafers": o.need.wafers,
         "assumptions": list(o.assumptions),

@@ -12,7 +12,8 @@ import pytest
 from moetrace.run import Run
 from tests.conftest import Answer
 
-WORKLOAD = ("--batch", "16", "--input-len", "2048", "--output-len", "512")
+LENGTHS = ("--input-len", "2048", "--output-len", "512")
+WORKLOAD = ("--batch", "16", *LENGTHS)
 GPT_OSS = ("simulate", "--model", "gpt-oss-20b", *WORKLOAD)
 
 
@@ -48,7 +49,8 @@ def test_json_has_every_measure_with_its_formula_and_interval(call: Callable[...
         assert measure["low"] < measure["value"] < measure["high"]
         assert measure["formula"] and measure["unit"] in ("s", "tokens/s")
     assert set(facts["memory"]) == {
-        "weight_bytes", "kv_bytes", "framework_bytes", "needed_bytes", "capacity_bytes", "fits",
+        "weight_bytes", "kv_bytes", "framework_bytes", "needed_bytes", "capacity_bytes", "fits", "rank",
+        "rank_capacity_bytes", "largest_batch",
     }  # fmt: skip
 
 
@@ -102,13 +104,10 @@ def test_a_config_file_is_a_model(call: Callable[..., Answer], tmp_path: Path) -
         (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--set", "context=4"), "output lengths"),
         (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--set", "n_a=99"), "at most 32"),
         (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--set", "nope=1"), "unknown knob"),
-        (("--model", "gpt-oss-20b", "--hw", "h100-sxm"), "Missing option"),
-        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--batch", "0"), "batch=0"),
-        (
-            ("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--input-len", "x"),
-            "not a valid integer",
-        ),
-        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *WORKLOAD, "--batch", "900000"), "at most"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm"), "add --batch N"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *LENGTHS, "--batch", "0"), "batch=0"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", "--input-len", "x"), "expected a whole number"),
+        (("--model", "gpt-oss-20b", "--hw", "h100-sxm", *LENGTHS, "--batch", "900000"), "at most"),
         (("--model", "nowhere/config.json", "--hw", "h100-sxm", *WORKLOAD), "no model config"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

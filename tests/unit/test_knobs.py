@@ -274,7 +274,7 @@ def test_ep_alone_shares_out_experts_and_cuts_attention_over_the_same_gpus(run: 
     assert ops_of(draft, "attention")[0]["heads"] == 2
     assert op["distinct_est"] == recorded_routing(2, 16, 2).distinct(TOPK, 8)[0, 0]
     assert len(ops_of(draft, "all_reduce")) == 8
-    assert any("tensor-parallel over the same 8 GPUs" in note for note in draft.notes)
+    assert any("tensor-parallel over 8 GPUs" in note for note in draft.notes)
 
 
 def test_ep_without_routing_waits_for_the_worst_rank() -> None:

@@ -299,7 +299,8 @@ def test_memory_counts_weights_cache_and_framework(run: Run) -> None:
     unknown = decode_run(model=None)
     assert turned(unknown, H100).summary["memory"] == {
         "weight_bytes": None, "kv_bytes": None, "framework_bytes": None,
-        "needed_bytes": None, "capacity_bytes": 80e9, "fits": None,
+        "needed_bytes": None, "capacity_bytes": 80e9, "fits": None, "rank": {},
+        "rank_capacity_bytes": 80e9, "largest_batch": None,
     }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def test_no_knob_is_one_scenario_as_recorded(run: Run) -> None:
 def test_parallelism_goes_to_the_machines_that_it_fills(run: Run) -> None:
     pairs = scenarios(["tp=8"], [H100, NODE], run)
     assert [(hw.name, s.label) for hw, s in pairs] == [("h100-sxm", "as recorded"), ("node-x8", "tp=8")]
-    assert "tp and ep do not apply" in pairs[0][1].notes[0]
+    assert "tp and ep and pp and dp do not apply" in pairs[0][1].notes[0]
     assert labels(["ep=8"], [NODE], run) == ["node-x8: ep=8"]
     assert labels(["tp=8", "ep=1,8"], [NODE], run) == ["node-x8: tp=8 ep=1", "node-x8: tp=8 ep=8"]
 
@@ -100,7 +100,7 @@ def test_each_of_several_nodes_takes_the_pairs_of_tp_and_ep_that_are_its_own(run
         "node-x8: tp=8 ep=4",
         "node-x4: tp=4 ep=4",
     ]
-    with pytest.raises(ScenarioError, match="ep=3 matches no machine: ep must divide tp"):
+    with pytest.raises(ScenarioError, match=r"ep=3 matches no machine: .* ep divide tp x dp"):
         scenarios(["tp=8,4", "ep=4,3"], [NODE, four], run)
 
 
@@ -109,7 +109,7 @@ def test_each_of_several_nodes_takes_the_pairs_of_tp_and_ep_that_are_its_own(run
     [
         ([], "node-x8 has 8 GPUs: add --set tp=8 or --set ep=8"),
         (["n_a=4"], "node-x8 has 8 GPUs: add --set tp=8"),
-        (["tp=4"], "node-x8 has 8 GPUs, which tp=4 does not fill"),
+        (["tp=4"], "node-x8 has 8 GPU(s), which tp=4 does not fill"),
         (["tp=2,8"], "tp=2 matches no machine"),
         (["ep=3"], "ep=3 does not divide tp=8"),
         (["ep=16"], "ep=16 does not divide tp=8"),

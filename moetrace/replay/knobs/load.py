@@ -1,0 +1,87 @@
+"""Knobs of the load: how many sequences, how long, and how many tokens each step works on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moetrace.errors import ScenarioError
+from moetrace.replay import edit
+from moetrace.replay.grammar import one_whole
+from moetrace.replay.knobs.registry import knob
+
+if TYPE_CHECKING:
+    from moetrace.op import Op
+    from moetrace.replay.draft import At, Draft
+
+
+@knob(
+    "input_len",
+    "prompt tokens of each sequence (simulate only)",
+    "a whole number",
+    one_whole,
+    where="simulate",
+)
+def input_len(draft: Draft, value: int) -> Draft:
+    """Changes no op: the run was synthesized for it."""
+    return draft
+
+
+@knob(
+    "output_len",
+    "tokens that each sequence yields (simulate only)",
+    "a whole number",
+    one_whole,
+    where="simulate",
+)
+def output_len(draft: Draft, value: int) -> Draft:
+    """Changes no op: the run was synthesized for it."""
+    return draft
+
+
+@knob("batch", "sequences decoded together", "a whole number", one_whole)
+def batch(draft: Draft, value: int) -> Draft:
+    """Scales tokens, rows and KV of every step by new over recorded batch; ops of a fixed size keep it."""
+    was = {i: draft.batch_of(i) for i in range(len(draft.steps))}
+    lacking = next((i for i, n in was.items() if n is None), None)
+    if lacking is not None:
+        raise ScenarioError(
+            f"batch={value}: the recording does not say the batch of step {draft.steps[lacking].name!r}"
+        )
+
+    def change(op: Op, at: At) -> Op:
+        return edit.scaled(op, value, was[at.step] or value)
+
+    fixed = sorted(
+        (op for op in set(draft.ops) if op.get("fixed")), key=lambda op: -(op.get("elements") or 0)
+    )
+    if fixed and any(n != value for n in was.values()):
+        draft = draft.noted(
+            f"batch={value}: ops whose shapes hold neither tokens nor sequences keep their size, the largest is {fixed[0]}"
+        )
+    return draft.rewrite(change).with_steps(lambda i, step: edit.scaled_step(step, value, was[i] or value))
+
+
+@knob("context", "KV tokens per sequence that a decode step attends to", "a whole number", one_whole)
+def context(draft: Draft, value: int) -> Draft:
+    """Sets what attention reads in decode steps; a sliding window still caps its layers. Prefill steps stay."""
+    if not any(step.phase == "decode" for step in draft.steps):
+        raise ScenarioError(f"context={value}: the recording has no decode step")
+    kinds = {op.kind for op in draft.ops if op.has("kv", "batch")}
+    if not kinds:
+        raise ScenarioError(
+            f"context={value}: no attention op says how much KV it reads; parse with --model or --kv-len"
+        )
+
+    def change(op: Op, at: At) -> Op:
+        decode = draft.steps[at.step].phase == "decode"
+        return edit.with_context(op, value, draft.window(at.source_layer, op)) if decode else op
+
+    draft = draft.rewrite(change).with_steps(
+        lambda i, step: edit.step_context(step, value, draft.batch_of(i)) if step.phase == "decode" else step
+    )
+    others = sorted({step.phase or "unknown" for step in draft.steps} - {"decode"})
+    return (
+        draft.noted(f"context={value}: {' and '.join(others)} steps are left as recorded")
+        if others
+        else draft
+    )

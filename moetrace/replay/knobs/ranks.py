@@ -1,0 +1,135 @@
+"""Knobs that share the model out over devices: dp, tp, ep, pp, and whether collectives hide behind compute."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moetrace.errors import ScenarioError
+from moetrace.replay import edit
+from moetrace.replay.grammar import one_of, one_whole
+from moetrace.replay.knobs.registry import knob
+from moetrace.replay.knobs.shape import check_whole
+
+if TYPE_CHECKING:
+    from moetrace.op import Op
+    from moetrace.replay.draft import At, Draft
+
+# A prefill goes through a pipeline in parts of at least so many tokens, if that leaves a part for each stage: engines chunk
+# prompts at 2048 to 8192 tokens (vLLM's and SGLang's defaults).
+PIPELINE_TOKENS = 2048
+
+
+@knob(
+    "dp",
+    "groups of devices that attend to sequences of their own (attention data parallel)",
+    "a whole number",
+    one_whole,
+)
+def dp(draft: Draft, value: int) -> Draft:
+    """Each group takes its share of the sequences through attention; the tokens of all meet at the experts."""
+    if value == draft.run.meta.dp:
+        return draft
+    asked = f"dp={value}"
+    check_whole(draft, asked)
+    if not draft.experts:
+        raise ScenarioError(
+            f"{asked}: a dense model has nothing that data-parallel groups share: run {value} of them"
+        )
+    draft = draft.shared_out(asked, lambda i, batch: -(-batch // value), whole=edit.MODULE)
+    return draft.with_exchange(asked)
+
+
+@knob("tp", "GPUs that share each weight matrix (tensor parallel)", "a whole number", one_whole)
+def tp(draft: Draft, value: int) -> Draft:
+    """Cuts projections, heads and expert widths over the GPUs and adds the all-reduces that this takes."""
+    if draft.parallel == draft.ran:
+        return draft
+    check_whole(draft, f"tp={value}")
+    expert_tp = draft.parallel.expert_tp
+
+    def change(op: Op, at: At) -> Op:
+        return edit.cut(op, value, expert_tp, draft.model)
+
+    draft = draft.rewrite(change)
+    return draft.with_all_reduces(value) if value > 1 else draft
+
+
+@knob("ep", "GPUs that share out whole experts (expert parallel)", "a whole number", one_whole)
+def ep(draft: Draft, value: int) -> Draft:
+    """Gives each rank experts / ep of the experts; each waits for the rank that has the most distinct ones to read."""
+    if value == draft.run.meta.ep:
+        return draft
+    check_whole(draft, f"ep={value}")
+    experts = draft.experts
+    if experts % value:
+        raise ScenarioError(f"ep={value}: {experts} experts do not divide by {value}")
+
+    def change(op: Op, at: At) -> Op:
+        return edit.local_experts(op, experts, value)
+
+    draft = draft.rewrite(change)
+    if "tp" not in draft.scenario.texts() and draft.parallel.tp > 1:
+        draft = draft.noted(
+            f"ep={value} without tp: attention and dense GEMMs are tensor-parallel over {draft.parallel.tp} GPUs"
+        )
+    if draft.parallel.dp > 1:
+        return draft.noted(
+            f"ep={value}: every rank holds {experts // value} of {experts} experts, tokens are dispatched to them and their "
+            "outputs collected; the step waits for the rank with the most distinct experts"
+        )
+    return draft.noted(
+        f"ep={value}: every rank holds {experts // value} of {experts} experts in whole and has all tokens after the "
+        "attention's all-reduce, so no all-to-all is needed and one all-reduce merges the experts' outputs; the step waits "
+        "for the rank with the most distinct experts"
+    )
+
+
+@knob(
+    "pp",
+    "stages that the layers are cut into, one after another (pipeline parallel)",
+    "a whole number",
+    one_whole,
+)
+def pp(draft: Draft, value: int) -> Draft:
+    """A batch goes through the stages in as many parts; a decode step takes what one part takes through all of them."""
+    if value == draft.run.meta.pp:
+        return draft
+    asked = f"pp={value}"
+    check_whole(draft, asked)
+    if draft.layers < value:
+        raise ScenarioError(f"{asked}: there are {draft.layers} layers to cut into stages")
+    parts: dict[int, int] = {}
+
+    def part(step: int, batch: int) -> int:
+        said = draft.steps[step]
+        if said.phase == "decode":
+            size = -(-batch // min(value, batch))
+        else:
+            length = max(1, (said.tokens or batch) // (said.batch or batch))
+            size = max(1, min(-(-PIPELINE_TOKENS // length), -(-batch // value)))
+        parts[step] = -(-batch // size)
+        return size
+
+    draft = draft.shared_out(asked, part).with_stages(value, parts)
+    return draft.noted(
+        f"{asked}: the layers lie in {value} stages; a decode step goes through in {value} parts of the batch (one part idles "
+        "where there are fewer sequences), a prefill in parts of whole prompts, the pipeline filling and draining once"
+    )
+
+
+@knob(
+    "overlap",
+    "whether collectives hide behind compute: two_batch lets one half of the batch compute while the other communicates",
+    "none or two_batch",
+    one_of("none", "two_batch"),
+)
+def overlap(draft: Draft, value: str) -> Draft:
+    """Two-batch overlap: each half of the batch computes while the other's collectives run."""
+    if value == "none":
+        return draft
+    asked = f"overlap={value}"
+    if not any(op.kind in edit.COLLECTIVES for op in draft.ops):
+        raise ScenarioError(f"{asked}: there is no collective in the step to hide: it needs tp, ep or dp")
+    return draft.halved(asked).noted(
+        f"{asked}: the batch goes in two halves, and one computes while the other communicates; both share the GPU without loss"
+    )

@@ -1,0 +1,64 @@
+"""Knobs of how a model is run: routing, fused experts, CUDA graph, placement on a wafer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moetrace.errors import ScenarioError
+from moetrace.replay import edit
+from moetrace.replay.grammar import one_of
+from moetrace.replay.knobs.registry import knob
+
+if TYPE_CHECKING:
+    from moetrace.replay.draft import Draft
+
+
+@knob(
+    "experts",
+    "expert GEMMs: grouped in a fused kernel, or one by one",
+    "fused or unfused",
+    one_of("fused", "unfused"),
+    late=True,
+)
+def experts(draft: Draft, value: str) -> Draft:
+    """One by one, every distinct expert gathers its rows, runs three GEMMs' worth in two kernels, and scatters them back."""
+    from moetrace.replay.unfused import unfused
+
+    one_by_one = any(op.kind in ("expert_up", "expert_down") for op in draft.ops)
+    if value == "fused":
+        if one_by_one:
+            raise ScenarioError(
+                "experts=fused: the recording runs experts one by one, and how many rows each had is not what a fused kernel "
+                "would be priced by; simulate the model instead"
+            )
+        return draft
+    if not any(op.kind in edit.EXPERT_GEMMS for op in draft.ops):
+        why = "runs them one by one already" if one_by_one else "holds no expert op with its dims"
+        raise ScenarioError(f"experts=unfused: the recording {why}")
+    return unfused(draft)
+
+
+@knob(
+    "graph",
+    "kernels launched by a CUDA graph, or one by one by the host (eager)",
+    "on or off",
+    one_of("on", "off"),
+)
+def graph(draft: Draft, value: str) -> Draft:
+    """Changes no op: the schedule reads it."""
+    if draft.hw.device_class != "gpu":
+        raise ScenarioError(f"graph={value}: {draft.hw.name} is no GPU, and its launches are not modelled")
+    return draft
+
+
+@knob(
+    "placement",
+    "where a wafer keeps experts: over all cores, or each on its own",
+    "spread or own",
+    one_of("spread", "own"),
+)
+def placement(draft: Draft, value: str) -> Draft:
+    """Changes no op: the wafer's law reads it."""
+    if draft.hw.device_class != "wafer":
+        raise ScenarioError(f"placement={value}: {draft.hw.name} is not a wafer")
+    return draft

@@ -1,0 +1,34 @@
+"""The load of a simulation: its knobs (batch, input_len, output_len) as a Workload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from moetrace.errors import ScenarioError
+from moetrace.replay.knobs import knob_name
+from moetrace.replay.scenario import Scenario, read_sets
+from moetrace.synthesize import Workload
+
+LOAD = ("batch", "input_len", "output_len")
+
+
+def read_load(sets: Sequence[str]) -> tuple[Workload, list[str]]:
+    """(the workload of each load knob's first value, the sets without those that have one value).
+
+    Raises ScenarioError naming a knob of the load that is missing.
+    """
+    chosen = read_sets(sets)
+    lacking = next((name for name in LOAD if name not in chosen), None)
+    if lacking is not None:
+        raise ScenarioError(f"a simulation needs {', '.join(LOAD)}: add --{lacking.replace('_', '-')} N")
+    once = {name for name in LOAD if len(chosen[name]) == 1}
+    rest = [text for text in sets if knob_name(text.partition("=")[0]) not in once]
+    return Workload(*(chosen[name][0].value for name in LOAD)), rest
+
+
+def workload_of(workload: Workload, scenario: Scenario) -> tuple[Workload, Scenario]:
+    """(the workload with what the scenario says of it, the scenario without that)."""
+    said = {name: scenario.get(name) for name in LOAD if scenario.get(name) is not None}
+    rest = tuple(s for s in scenario.settings if s.name not in LOAD)
+    return replace(workload, **said), replace(scenario, settings=rest)

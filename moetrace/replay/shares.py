@@ -1,0 +1,52 @@
+"""What steps take where a rank's ops are a part of the step's work: pipelines that fill and drain, halves that overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace import ops as work_of
+from moetrace.replay.draft import Draft
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+def stretched(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray) -> IntArray:
+    """ns of each segment (step and rank) from those of its ops laid out once, `spans`; `dur` ns by row.
+
+    Two halves that overlap take ``max(2 C, 2 N, C + N)``, C what is not communication and N what is: each half's
+    collectives run beside the other half's compute, and neither slows the other. A pipeline's parts multiply the time.
+    """
+    if not draft.shares:
+        return spans
+    halves, times, _ = _columns(draft)
+    sent = communication(draft, segment, dur, spans.size)
+    rest = spans - sent
+    both = np.maximum(np.maximum(2 * rest, 2 * sent), rest + sent)
+    return np.asarray(np.rint(np.where(halves, both, spans) * times), dtype=np.int64)
+
+
+def worked(draft: Draft, busy: FloatArray, spans: IntArray, stretched_spans: IntArray) -> IntArray:
+    """ns that a rank works in each segment, from that in its ops laid out once."""
+    if not draft.shares:
+        return np.asarray(busy, dtype=np.int64)
+    _, _, share = _columns(draft)
+    return np.asarray(np.rint(busy / np.maximum(spans, 1) * stretched_spans * share), dtype=np.int64)
+
+
+def communication(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], size: int) -> FloatArray:
+    """ns of collectives in each segment."""
+    sends = np.array([work_of.family(op.kind) == "communication" for op in draft.ops])[draft.cell]
+    return np.asarray(np.bincount(segment, np.where(sends, dur, 0), size), dtype=np.float64)
+
+
+def _columns(draft: Draft) -> tuple[npt.NDArray[np.bool_], FloatArray, FloatArray]:
+    """(halves, times, busy) of each segment."""
+    step = draft.base.step[np.flatnonzero(np.diff(draft.base.segment, prepend=-1))]
+    of = [draft.shares[i] for i in step.tolist()]
+    return (
+        np.array([s.halves for s in of]),
+        np.array([s.times for s in of]),
+        np.array([s.busy for s in of]),
+    )

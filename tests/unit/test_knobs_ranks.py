@@ -1,0 +1,198 @@
+"""dp, pp, two-batch overlap, gpus and nodes: what a rank computes, what is sent, and what a step then takes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrace.errors import ScenarioError
+from moetrace.hardware import load_hardware
+from moetrace.model import load_model
+from moetrace.replay import Scenario, scenarios, simulate
+from moetrace.replay.draft import Draft
+from moetrace.replay.engine import edited
+from moetrace.replay.memory import attention_params, rank_weights, sequence_bytes
+from moetrace.replay.parallel import Parallel
+from moetrace.run import Run
+from moetrace.synthesize import Workload, synthesize
+from tests.unit.test_knobs import ops_of
+
+V3, QWEN = load_model("deepseek-v3"), load_model("qwen3-30b-a3b")
+NODE = load_hardware("h200-sxm-x8")
+LOAD = Workload(64, 512, 32)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return synthesize(QWEN, LOAD)
+
+
+def on_node(run: Run, *sets: str) -> Draft:
+    return edited(run, NODE, Scenario.of(*sets))
+
+
+def tpot(*sets: str, model: str = "qwen3-30b-a3b", hw: object = NODE, load: Workload = LOAD) -> float:
+    done = simulate(load_model(model), load, hw, Scenario.of(*sets))  # type: ignore[arg-type]
+    return float(done.summary["metrics"]["tpot"]["value"])
+
+
+# -- attention data parallel ---------------------------------------------------------------------------------------
+def test_each_group_attends_to_its_own_sequences_and_experts_see_all_tokens(run: Run) -> None:
+    draft = on_node(run, "dp=8", "ep=8")
+    decode = [op for op in ops_of(draft, "attention") if not op.has("q")]
+    assert {op["batch"] for op in decode} == {8} and {op["heads"] for op in decode} == {QWEN.heads}
+    experts = [op for op in ops_of(draft, "moe_gate_up") if op["tokens"] == 64]
+    assert (
+        experts
+        and {op["local_experts"] for op in experts} == {16}
+        and {op["inter"] for op in experts} == {768}
+    )
+    dispatch, collect = ops_of(draft, "moe_dispatch"), ops_of(draft, "moe_collect")
+    assert len(dispatch) == len(collect) == len(ops_of(draft, "moe_down"))
+    assert min(op["bytes"] for op in dispatch) == 8 * 8 * 2048 * 2 and {op["ranks"] for op in dispatch} == {8}
+    assert not ops_of(draft, "all_reduce")
+
+
+def test_without_ep_tokens_are_gathered_and_sums_scattered(run: Run) -> None:
+    draft = on_node(run, "dp=2", "tp=4")
+    assert {op["inter"] for op in ops_of(draft, "moe_down")} == {768 // 8}
+    assert {op["ranks"] for op in ops_of(draft, "all_gather")} >= {2}
+    assert min(op["bytes"] for op in ops_of(draft, "reduce_scatter")) == 64 * 2048 * 2
+    assert {op["heads"] for op in ops_of(draft, "attention")} == {8}
+
+
+def test_fp8_tokens_are_dispatched_in_one_byte() -> None:
+    draft = on_node(synthesize(V3, LOAD), "dp=8", "ep=8")
+    assert min(op["bytes"] for op in ops_of(draft, "moe_dispatch")) == 8 * 8 * 7168
+    assert min(op["bytes"] for op in ops_of(draft, "moe_collect")) == 8 * 8 * 7168 * 2
+
+
+def test_dp_of_a_dense_model_is_refused() -> None:
+    with pytest.raises(ScenarioError, match="run 8 of them"):
+        on_node(synthesize(load_model("qwen3-8b"), LOAD), "dp=8")
+
+
+# -- pipelines -----------------------------------------------------------------------------------------------------
+def test_a_decode_step_goes_through_the_stages_in_parts(run: Run) -> None:
+    draft = on_node(run, "pp=8")
+    decode = [op for op in ops_of(draft, "attention") if not op.has("q")]
+    assert {op["batch"] for op in decode} == {8}
+    sends = ops_of(draft, "send_recv")
+    assert len(sends) == 7 * len(draft.steps) and min(op["bytes"] for op in sends) == 8 * 2048 * 2
+    prefill, first = draft.shares[0], draft.shares[1]
+    assert (first.batch, first.times, first.busy) == (8, 1.0, 1.0)
+    assert prefill.batch == 4 and prefill.times == (16 + 7) / 8 and prefill.busy == 16 / 23
+
+
+def test_a_lone_sequence_gains_nothing_from_stages() -> None:
+    alone = Workload(1, 512, 32)
+    one, four = (
+        tpot(*sets, hw=load_hardware(hw), load=alone)
+        for sets, hw in (((), "h200-sxm"), (("pp=4",), "h200-sxm-x4"))
+    )
+    assert one < four < 1.1 * one  # the sends
+    draft = edited(synthesize(QWEN, alone), load_hardware("h200-sxm-x4"), Scenario.of("pp=4"))
+    assert {share.busy for share in draft.shares} == {0.25}
+
+
+def test_more_stages_than_layers_are_refused(run: Run) -> None:
+    with pytest.raises(ScenarioError, match="48 layers"):
+        edited(run, load_hardware("h200-sxm-x49"), Scenario.of("pp=49"))
+
+
+# -- overlap -------------------------------------------------------------------------------------------------------
+def test_two_halves_hide_communication_where_it_is_long() -> None:
+    slow = load_hardware("l40s-x8")
+    sets = ("dp=8", "ep=8")
+    big = Workload(4096, 512, 32)
+    assert tpot(*sets, "overlap=two_batch", hw=slow, load=big) < 0.95 * tpot(*sets, hw=slow, load=big)
+    assert tpot(*sets, "overlap=two_batch") > tpot(*sets)  # weights are read twice, and little is sent
+    assert tpot(*sets, "overlap=none") == tpot(*sets)
+
+
+def test_families_add_up_to_the_step_also_where_halves_overlap() -> None:
+    done = simulate(QWEN, LOAD, NODE, Scenario.of("dp=8", "ep=8", "overlap=two_batch")).summary
+    total = sum(row["decode_s"] for row in done["families"])
+    assert total == pytest.approx(done["metrics"]["tpot"]["value"], rel=1e-6)
+    assert sum(row["prefill_s"] for row in done["families"]) == pytest.approx(
+        done["metrics"]["ttft"]["value"], rel=1e-6
+    )
+
+
+def test_nothing_to_hide_on_one_device(run: Run) -> None:
+    with pytest.raises(ScenarioError, match="no collective"):
+        edited(run, load_hardware("h200-sxm"), Scenario.of("overlap=two_batch"))
+
+
+# -- sizes ---------------------------------------------------------------------------------------------------------
+def test_gpus_and_nodes_size_the_machine(run: Run) -> None:
+    one = load_hardware("h200-sxm")
+    pairs = scenarios(["gpus=1,2,8", "tp=2,8"], [one], run)
+    assert [(hw.name, s.label) for hw, s in pairs] == [
+        ("h200-sxm", "as recorded"), ("h200-sxm-x2", "tp=2"), ("h200-sxm-x8", "tp=8"),
+    ]  # fmt: skip
+    assert [hw.gpus for hw, _ in scenarios(["nodes=2", "ep=16"], [one], run)] == [16]
+    assert tpot("gpus=8", "tp=8", hw=one) == tpot("tp=8")
+    with pytest.raises(ScenarioError, match="sized by one of them"):
+        scenarios(["nodes=2", "gpus=8", "tp=8"], [one], run)
+
+
+@given(
+    st.sampled_from([1, 2, 4, 8]),
+    st.sampled_from([1, 2, 4, 8]),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2, 4]),
+)
+def test_a_parallelism_fits_where_its_product_is_the_devices(tp: int, ep: int, pp: int, dp: int) -> None:
+    p = Parallel(tp, ep, pp, dp)
+    fits = p.problem(8, "node") is None
+    assert fits == (tp * pp * dp == 8 and (tp * dp) % ep == 0)
+    if fits:
+        assert p.expert_tp * p.ep == p.stage
+
+
+# -- memory --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name", ["qwen3-30b-a3b", "deepseek-v3", "gpt-oss-120b", "llama-3.2-1b", "llama-4-maverick"]
+)
+def test_one_rank_holds_the_whole_model(name: str) -> None:
+    model = load_model(name)
+    assert sum(rank_weights(model, Parallel()).values()) == pytest.approx(model.weight_bytes(), rel=1e-9)
+    assert attention_params(model, 1) == model.layer_params(0)["attention"]
+    tokens = sequence_bytes(model, Parallel(), 100, "bf16")
+    assert tokens == pytest.approx(100 * sum(model.kv_bytes_per_token(i) for i in range(model.layers)))
+
+
+@pytest.mark.parametrize(
+    "p", [Parallel(8), Parallel(8, 8), Parallel(1, 8, 1, 8), Parallel(2, 8, 1, 4), Parallel(4, 1, 2)], ids=str
+)
+def test_ranks_together_hold_the_model_and_what_is_repeated(p: Parallel) -> None:
+    held = {name: size * p.devices for name, size in rank_weights(V3, p).items()}
+    own = rank_weights(V3, Parallel())
+    assert held["experts"] == pytest.approx(own["experts"], rel=0.08)  # pipeline stages are not all of a size
+    assert held["attention"] >= own["attention"] * p.dp * 0.999
+    assert sum(held.values()) >= V3.weight_bytes() * 0.999
+
+
+def test_out_of_memory_says_what_would_fit() -> None:
+    load = Workload(512, 8192, 1024)
+    memory = simulate(QWEN, load, "h100-sxm").summary["memory"]
+    assert memory["fits"] is False and 0 < memory["largest_batch"] < 512
+    again = Workload(memory["largest_batch"], 8192, 1024)
+    assert simulate(QWEN, again, "h100-sxm").summary["memory"]["fits"] is True
+    more = Workload(memory["largest_batch"] + 1, 8192, 1024)
+    assert simulate(QWEN, more, "h100-sxm").summary["memory"]["fits"] is False
+    assert simulate(V3, LOAD, "h100-sxm").summary["memory"]["largest_batch"] == 0
+
+
+# -- eager ---------------------------------------------------------------------------------------------------------
+def test_eager_waits_for_the_host_where_kernels_are_short() -> None:
+    small = Workload(1, 128, 16)
+    on, off = (
+        tpot(f"graph={how}", model="qwen3-0.6b", hw=load_hardware("b200"), load=small)
+        for how in ("on", "off")
+    )
+    assert off > on * 1.01
+    with pytest.raises(ScenarioError, match="no GPU"):
+        simulate(QWEN, small, "cs3", Scenario.of("graph=off"))
