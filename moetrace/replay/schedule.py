@@ -25,8 +25,8 @@ BoolArray = npt.NDArray[np.bool_]
 # Of the times from launch call to start of rows that an idle device waited for, this percentile is the bare launch latency.
 _LATENCY_PERCENTILE = 10
 # What one kernel costs the host in eager PyTorch, dispatch and arguments included. 3-5 us of CPU per kernel are known for the
-# launch itself, and 16.7 us lie between two launches (the median, profiler on) of a public trace of transformers on an H100: the
-# geometric middle, right within a factor of two.
+# launch itself, and 16.7 us lie between two launches (the median, profiler on) of a public trace of transformers on an H100:
+# the geometric middle, right within a factor of two.
 HOST_LAUNCH_S = 8e-6
 
 
