@@ -1,15 +1,14 @@
-"""Distinct ops x Hardware -> Costs: the only place where work meets a machine."""
+"""Works x Hardware -> Costs: the only place where work meets a machine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moetrace.errors import ProfileError
+from moetrace import ops
 from moetrace.hardware import ANY_ENGINE, Hardware
 from moetrace.machines import gpu, wafer
 from moetrace.machines.forms import Cache
-from moetrace.op import Costs, Op, Works
+from moetrace.op import Costs, Works
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +31,13 @@ class PriceContext:
 DEFAULT = PriceContext()
 
 
-def price(
-    ops: Sequence[Op], works: Works, families: Sequence[str], hw: Hardware, *, context: PriceContext = DEFAULT
-) -> Costs:
-    """Costs of distinct ops on one device of `hw`, one entry per op; all nan where the work is unknown.
+def price(works: Works, hw: Hardware, *, context: PriceContext = DEFAULT) -> Costs:
+    """Costs of ops on one device of `hw`, one entry per op; all nan where the work is unknown.
 
-    `works` and `families` belong to `ops`, in the same order. `lower_bound_s` takes the bytes certainly touched and datasheet
-    peaks, `expected_s` the law's coefficients. Raises ProfileError if the three differ in length, or on a wafer without the
-    context's model.
+    `lower_bound_s` takes the bytes certainly touched and datasheet peaks, `expected_s` the law's coefficients. Raises
+    ProfileError on a wafer without the context's model.
     """
-    if not len(ops) == len(works) == len(families):
-        raise ProfileError(
-            f"{len(ops)} ops, {len(works)} works and {len(families)} families: expected one of each per op"
-        )
+    families = [ops.family(op.kind) for op in works.ops.types]
     if hw.law == "wafer":
         return wafer.cost(
             works,

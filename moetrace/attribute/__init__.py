@@ -153,8 +153,7 @@ def _context(run: Run) -> PriceContext:
 def price_run(run: Run, hardware: Hardware) -> tuple[IntArray, tuple[Op, ...], Costs]:
     """(index per row, distinct ops, their costs) of a run on a machine."""
     index, found = run.distinct_ops
-    families = [ops.family(op.kind) for op in found]
-    return index, found, price(found, ops.works(found), families, hardware, context=_context(run))
+    return index, found, price(ops.works(found), hardware, context=_context(run))
 
 
 def _price(run: Run, hardware: Hardware) -> _Priced:
@@ -226,7 +225,6 @@ def _table(run: Run, priced: _Priced, hardware: Hardware, touched: FloatArray) -
     }
     for part in (*PARTS, "expected_s", "lower_bound_s", "error"):
         columns[part] = nullable(getattr(costs, part)[index], unknown, pa.float64())
-    texts = sorted(set(costs.provenance))
     columns |= {
         "exposed_ns": pa.array(priced.exposed),
         "gap_ns": pa.array(priced.gap),
@@ -234,9 +232,7 @@ def _table(run: Run, priced: _Priced, hardware: Hardware, touched: FloatArray) -
         "bound": text_column(costs.bound[index], BOUNDS),
         "unexplained_s": nullable(priced.dur / 1e9 - costs.expected_s[index], unknown, pa.float64()),
         "flag": text_column(_flags(priced, hardware, touched), FLAGS),
-        "provenance": text_column(
-            np.array([texts.index(p) for p in costs.provenance], dtype=np.int64)[index], texts
-        ),
+        "provenance": text_column(costs.word[index], costs.words),
     }
     return pa.Table.from_arrays(
         [_chunked(columns[f.name]).cast(f.type) for f in ATTRIBUTION_SCHEMA], schema=ATTRIBUTION_SCHEMA

@@ -9,7 +9,7 @@ between streams.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,10 @@ from moetrace.errors import ProfileError
 from moetrace.hardware import ANY_ENGINE, Family, Hardware
 from moetrace.machines import links
 from moetrace.machines.forms import FORMS, Cache, Setting
-from moetrace.op import Costs, FloatArray, Works
+from moetrace.op import Costs, FloatArray, Rows, Works
 
+IntArray = npt.NDArray[np.int64]
+UNKNOWN_WORK = "unknown: its dims did not suffice"
 _TOKEN_DIMS = ("tokens", "m", "batch")  # what an op's size is told by, best first
 
 
@@ -31,32 +33,60 @@ def cost(
     engine: str = ANY_ENGINE,
     cache: Cache = "cold",
 ) -> Costs:
-    """Costs of distinct ops on one GPU of `hw`. nan where the work is unknown or the profile has no peak or link for it."""
-    found = [
-        hw.family(op.kind, family, op.weight_dtype, engine)
-        for op, family in zip(works.ops, families, strict=True)
-    ]
-    reasons = [f"{hw.name} {f.provenance} {key}" for key, f in found]
-    peak = peaks(works, hw, reasons)
+    """Costs of ops on one GPU of `hw`. nan where the work is unknown or the profile has no peak or link for it.
+
+    `families` has one entry per type of op: see `families_of`.
+    """
+    found = families_of(works, families, hw, engine)
+    words = [f"{hw.name} {f.provenance} {key}" for key, f in found]
+    word = works.ops.code
+    peak = peaks(works, hw, words)
     compute_s, memory_s, fixed_s, expected_s, error = (np.zeros(len(works)) for _ in range(5))
-    members: dict[str, list[int]] = {}
-    for i, (key, _) in enumerate(found):
-        members.setdefault(key, []).append(i)
-    for at in members.values():
-        index = np.array(at, dtype=np.int64)
-        family, some = found[at[0]][1], works.take(index)
-        parts = FORMS[family.form].seconds(family.value, some, Setting(hw, peak[index], cache))
-        compute_s[index], memory_s[index] = parts.compute_s, parts.memory_s
-        fixed_s[index], expected_s[index] = parts.fixed_s, parts.expected_s
-        error[index] = errors(family, some)
+    for family, rows in _by_coefficients(works, found):
+        some = works.take(rows)
+        parts = FORMS[family.form].seconds(family.value, some, Setting(hw, peak[rows], cache))
+        compute_s[rows], memory_s[rows] = parts.compute_s, parts.memory_s
+        fixed_s[rows], expected_s[rows] = parts.fixed_s, parts.expected_s
+        error[rows] = errors(family, some)
     lower_s = np.maximum(works["bytes_min"] / hw.memory.bytes_per_s, works["flops"] / peak)
     network_s = np.zeros(len(works))
-    for i in np.flatnonzero((works["net_bytes"] > 0) & (works["net_ranks"] > 1)).tolist():
-        # The local reads and writes of a collective are a part of what was fitted: they are not counted twice.
-        memory_s[i] = compute_s[i] = 0.0
-        fixed_s[i], network_s[i], lower_s[i], error[i] = _network(works, i, hw, reasons)
-        expected_s[i] = fixed_s[i] + network_s[i]
-    return finish(works.known, (compute_s, memory_s, network_s, fixed_s), expected_s, lower_s, error, reasons)
+    sent = (works["net_bytes"] > 0) & (works["net_ranks"] > 1)
+    if sent.any():
+        word = np.where(sent, works.ops.code + len(words), word)
+        for at, op in enumerate(works.ops.types):
+            rows = np.flatnonzero(sent & (works.ops.code == at))
+            # The local reads and writes of a collective are a part of what was fitted: they are not counted twice.
+            memory_s[rows] = compute_s[rows] = 0.0
+            told = _network(op.kind, works["net_bytes"][rows], works["net_ranks"][rows], hw)
+            fixed_s[rows], network_s[rows], lower_s[rows], error[rows] = told[:-1]
+            expected_s[rows] = fixed_s[rows] + network_s[rows]
+            words.append(told[-1])
+    parts_s = (compute_s, memory_s, network_s, fixed_s)
+    return finish(works.known, parts_s, expected_s, lower_s, error, words, word)
+
+
+def families_of(
+    works: Works, families: Sequence[str], hw: Hardware, engine: str = ANY_ENGINE
+) -> list[tuple[str, Family]]:
+    """Key and coefficients for each type of op; `families` names their op families. Raises ProfileError on another number."""
+    types = works.ops.types
+    if len(families) != len(types):
+        raise ProfileError(f"{len(families)} families for {len(types)} types of op: expected one of each")
+    return [hw.family(o.kind, f, o.weight_dtype, engine) for o, f in zip(types, families, strict=True)]
+
+
+def _by_coefficients(works: Works, found: Sequence[tuple[str, Family]]) -> Iterator[tuple[Family, Rows]]:
+    """(coefficients, rows that take them); a slice where that is all rows."""
+    keys = list(dict.fromkeys(key for key, _ in found))
+    if len(keys) == 1:
+        yield found[0][1], slice(None)
+        return
+    member = np.array([keys.index(key) for key, _ in found], dtype=np.int64)[works.ops.code]
+    coefficients = dict(found)
+    for at, key in enumerate(keys):
+        rows = np.flatnonzero(member == at)
+        if rows.size:
+            yield coefficients[key], rows
 
 
 def errors(family: Family, works: Works) -> FloatArray:
@@ -79,17 +109,20 @@ def tokens_of(works: Works) -> FloatArray:
     return tokens
 
 
-def peaks(works: Works, hw: Hardware, reasons: list[str]) -> FloatArray:
-    """Peak FLOP/s for each op; inf where it does no FLOPs, nan (and the reason) where the machine has no path for it."""
-    out = np.full(len(works), np.inf)
-    flops = works["flops"]
-    for i, op in enumerate(works.ops):
-        if flops[i] > 0:
-            try:
-                out[i] = hw.peak(op.compute_dtype)
-            except ProfileError as error:
-                out[i], reasons[i] = np.nan, str(error)
-    return out
+def peaks(works: Works, hw: Hardware, words: list[str]) -> FloatArray:
+    """Peak FLOP/s for each op; inf where it does no FLOPs, nan where the machine has no path for it.
+
+    `words` has a text for each type of op; it becomes the reason where there is no path.
+    """
+    worked = works["flops"] > 0
+    peak = np.full(len(works.ops.types), np.nan)
+    for at, op in enumerate(works.ops.types):
+        try:
+            peak[at] = hw.peak(op.compute_dtype)
+        except ProfileError as error:
+            if bool(worked[works.ops.code == at].any()):
+                words[at] = str(error)
+    return np.where(worked, peak[works.ops.code], np.inf)
 
 
 def finish(
@@ -98,32 +131,42 @@ def finish(
     expected_s: FloatArray,
     lower_s: FloatArray,
     error: FloatArray,
-    reasons: Sequence[str],
+    words: Sequence[str],
+    word: IntArray,
 ) -> Costs:
-    """Costs from (compute, memory, network, fixed) and the rest; nan throughout where the work or the machine is unknown."""
+    """Costs from (compute, memory, network, fixed) and the rest; nan throughout where the work or the machine is unknown.
+
+    `words[word]` says where an op's coefficients come from, or why there are none.
+    """
     good = known & np.isfinite(expected_s)
     compute_s, memory_s, network_s, fixed_s, expected, lower, spread = (
         np.where(good, column, np.nan) for column in (*parts, expected_s, lower_s, error)
     )
-    why = tuple(
-        reason if ok else "unknown: its dims did not suffice"
-        for reason, ok in zip(reasons, known, strict=True)
-    )
-    return Costs(compute_s, memory_s, network_s, fixed_s, expected, lower, spread, why)
+    used, word = _used((*words, UNKNOWN_WORK), np.where(known, word, len(words)))
+    return Costs(compute_s, memory_s, network_s, fixed_s, expected, lower, spread, used, word)
 
 
-def _network(works: Works, i: int, hw: Hardware, reasons: list[str]) -> tuple[float, float, float, float]:
-    """(latency, bandwidth time, lower bound, error) of one collective; nan and the reason if the profile cannot tell."""
-    kind, sent, ranks = works.ops[i].kind, works["net_bytes"][i : i + 1], works["net_ranks"][i : i + 1]
+def _used(words: Sequence[str], word: IntArray) -> tuple[tuple[str, ...], IntArray]:
+    """The words that occur, each once, and each op's place among them."""
+    occurs = np.flatnonzero(np.bincount(word, minlength=len(words))).tolist()
+    used = tuple(dict.fromkeys(words[i] for i in occurs))
+    place = np.zeros(len(words), dtype=np.int64)
+    place[occurs] = [used.index(words[i]) for i in occurs]
+    return used, place[word]
+
+
+def _network(
+    kind: str, sent: FloatArray, ranks: FloatArray, hw: Hardware
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, str]:
+    """(latency, bandwidth time, lower bound, error, provenance) of collectives of one kind; nan if the profile cannot tell."""
+    lost = np.full(sent.size, np.nan)
     if hw.link is None:
-        reasons[i] = f"unknown: profile {hw.name!r} has no link"
-        return (np.nan,) * 4
+        return lost, lost, lost, lost, f"unknown: profile {hw.name!r} has no link"
     try:
         coefficients = links.coefficients(kind, hw.link)
     except ProfileError as error:
-        reasons[i] = f"unknown: profile {hw.name!r}: {error}"
-        return (np.nan,) * 4
+        return lost, lost, lost, lost, f"unknown: profile {hw.name!r}: {error}"
     latency, bandwidth = links.seconds(kind, sent, ranks, hw.link)
-    reasons[i] = f"{hw.name} {coefficients.provenance} {kind}"
     certain = links.certain_bytes(kind, sent, ranks) / hw.link.bytes_per_s
-    return float(latency[0]), float(bandwidth[0]), float(certain[0]), coefficients.error
+    error_of = np.full(sent.size, coefficients.error)
+    return latency, bandwidth, certain, error_of, f"{hw.name} {coefficients.provenance} {kind}"

@@ -28,7 +28,7 @@ import numpy as np
 from moetrace.errors import ProfileError, unknown
 from moetrace.hardware import Hardware, Wafer
 from moetrace.machines.forms.generic import EXPERT_GEMMS
-from moetrace.machines.gpu import finish, peaks
+from moetrace.machines.gpu import families_of, finish, peaks
 from moetrace.op import Costs, FloatArray, Works
 
 PLACEMENTS = ("spread", "own")
@@ -44,7 +44,9 @@ def cost(
     layers: int,
     placement: str = "spread",
 ) -> Costs:
-    """Costs of distinct ops on as many wafers as `model_bytes` (weights, and KV cache if it is to fit) needs.
+    """Costs of ops on as many wafers as `model_bytes` (weights, and KV cache if it is to fit) needs.
+
+    `families` has one entry per type of op.
 
     `placement` "spread": every expert over all cores of the layer's region, so an MoE op's time follows the share of the
     experts that is touched. "own": each expert on its own cores; touched experts run beside each other, so memory time is
@@ -58,27 +60,27 @@ def cost(
         raise ProfileError(
             f"profile {hw.name!r}: the wafer law needs the model's layers (1 or more), not {layers}"
         )
-    chosen = [
-        hw.family(op.kind, family, op.weight_dtype) for op, family in zip(works.ops, families, strict=True)
-    ]
-    reasons = [
+    chosen = families_of(works, families, hw)
+    words = [
         f"{hw.name} {f.provenance} {key}, {count} wafer{'s' * (count > 1)}, {placement}" for key, f in chosen
     ]
     share = np.maximum(1.0 / layers, np.minimum(1.0, works["resident_bytes"] / model_bytes))
-    machine_bytes_per_s, machine_flops = hw.memory.bytes_per_s * count, peaks(works, hw, reasons) * count
+    machine_bytes_per_s, machine_flops = hw.memory.bytes_per_s * count, peaks(works, hw, words) * count
     alone = _own(works) if placement == "own" else np.ones(len(works))
     swept = works["bytes"] - works["weight_bytes"] + works["weight_bytes"] * alone
     memory_s = swept / (machine_bytes_per_s * share)
     compute_s = works["flops"] * alone / (machine_flops * share)
     link = side.fabric_bytes_per_s / side.cores / _LINK_DIRECTIONS
     network_s = works["act_write_bytes"] / (link * np.sqrt(side.cores * count * share))
-    reductions = np.array([max(1, EXPERT_GEMMS.get(op.kind, (1, 1))[1]) for op in works.ops])
-    fixed_s = np.array([f["t0_s"] for _, f in chosen]) * works["launches"] * reductions
-    error = np.array([f.error for _, f in chosen])
+    types = works.ops.types
+    reductions = works.ops.by_type([max(1, EXPERT_GEMMS.get(op.kind, (1, 1))[1]) for op in types])
+    fixed_s = works.ops.by_type([f["t0_s"] for _, f in chosen]) * works["launches"] * reductions
+    error = works.ops.by_type([f.error for _, f in chosen])
     # Cores work on what has arrived while the rest is under way: the three overlap.
     expected_s = fixed_s + np.maximum(np.maximum(memory_s, compute_s), network_s)
     lower_s = np.maximum(works["bytes_min"] / machine_bytes_per_s, works["flops"] / machine_flops)
-    return finish(works.known, (compute_s, memory_s, network_s, fixed_s), expected_s, lower_s, error, reasons)
+    parts_s = (compute_s, memory_s, network_s, fixed_s)
+    return finish(works.known, parts_s, expected_s, lower_s, error, words, works.ops.code)
 
 
 def wafers(hw: Hardware, model_bytes: float) -> int:

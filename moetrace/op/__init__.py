@@ -7,12 +7,12 @@ so that a formula of work or time is a few lines of numpy, for one op and for a 
 
 from __future__ import annotations
 
-from moetrace.op.columns import FloatArray, OpColumns, OpGroup
+from moetrace.op.columns import FloatArray, OpColumns, OpGroup, Rows
 from moetrace.op.cost import BOUNDS, PARTS, Cost, Costs
 from moetrace.op.value import Op, dtypes, element_bytes
 from moetrace.op.work import UNKNOWN, WORK_COLUMNS, Amount, Amounts, Work, Works
 
 __all__ = [
     "BOUNDS", "PARTS", "UNKNOWN", "WORK_COLUMNS", "Amount", "Amounts", "Cost", "Costs", "FloatArray", "Op",
-    "OpColumns", "OpGroup", "Work", "Works", "dtypes", "element_bytes",
+    "OpColumns", "OpGroup", "Rows", "Work", "Works", "dtypes", "element_bytes",
 ]  # fmt: skip

@@ -60,17 +60,20 @@ class OpGroup(Typed):
 
 @dataclass(frozen=True, slots=True)
 class OpColumns:
-    """Ops by row: `types[code]` is a row's (kind, dtype), `dims` its dims, nan where the op lacks one. Arrays are [rows]."""
+    """Ops by row: `types[code]` is a row's kind and dtype, as an Op without dims; `dims` its dims, nan where the op lacks one.
 
-    types: tuple[tuple[str, str], ...]
+    Arrays are [rows].
+    """
+
+    types: tuple[Op, ...]
     code: IntArray
     dims: Mapping[str, FloatArray]
 
     @classmethod
     def of(cls, ops: Sequence[Op]) -> OpColumns:
         """The columns of ops, in order."""
-        code: dict[tuple[str, str], int] = {}
-        codes = [code.setdefault((op.kind, op.dtype), len(code)) for op in ops]
+        code: dict[Op, int] = {}
+        codes = [code.setdefault(Op(op.kind, op.dtype), len(code)) for op in ops]
         dims: dict[str, FloatArray] = {}
         for row, op in enumerate(ops):
             for name, value in op.dims:
@@ -87,10 +90,10 @@ class OpColumns:
 
     def __getitem__(self, row: int) -> Op:
         """One row as an Op, its dims in the order of the columns."""
-        kind, dtype = self.types[int(self.code[row])]
+        said = self.types[int(self.code[row])]
         found = ((name, float(values[row])) for name, values in self.dims.items())
         known = ((name, int(v) if v.is_integer() else v) for name, v in found if v == v)
-        return Op(kind, dtype, tuple(known))
+        return Op(said.kind, said.dtype, tuple(known))
 
     def column(self, name: str, default: float = np.nan) -> FloatArray:
         """A dim of all rows, `default` where an op lacks it."""
@@ -106,7 +109,7 @@ class OpColumns:
         )
 
     def by_type(self, values: Sequence[float]) -> FloatArray:
-        """A number for each (kind, dtype) of `types`, spread over the rows."""
+        """A number for each of `types`, spread over the rows."""
         return np.asarray(values, dtype=np.float64)[self.code]
 
     def groups(self) -> Iterator[tuple[Rows, OpGroup]]:
@@ -128,6 +131,6 @@ class OpColumns:
             rows: Rows = slice(None) if high - low == len(self) else order[low:high]
             first = int(order[low])
             names = (*whole, *(name for name in partial if not np.isnan(self.dims[name][first])))
-            kind, dtype = self.types[int(self.code[first])]
+            said = self.types[int(self.code[first])]
             dims = {name: self.dims[name][rows] for name in names}
-            yield rows, OpGroup(kind, dtype, int(high - low), dims)
+            yield rows, OpGroup(said.kind, said.dtype, int(high - low), dims)

@@ -46,7 +46,10 @@ BOUNDS = tuple(part.removesuffix("_s") for part in PARTS)
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """The costs of many distinct ops as columns (seconds; `error` relative); unknown works cost nan."""
+    """The costs of many ops as columns (seconds; `error` relative); unknown works cost nan.
+
+    `words[word]` is the provenance of an op.
+    """
 
     compute_s: FloatArray
     memory_s: FloatArray
@@ -55,16 +58,27 @@ class Costs:
     expected_s: FloatArray
     lower_bound_s: FloatArray
     error: FloatArray
-    provenance: tuple[str, ...]
+    words: tuple[str, ...]
+    word: npt.NDArray[np.int64]
 
     def __getitem__(self, index: int) -> Cost:
         figures = {
             f.name: float(getattr(self, f.name)[index]) for f in fields(Cost) if f.name != "provenance"
         }
-        return Cost(**figures, provenance=self.provenance[index])
+        return Cost(**figures, provenance=self.words[int(self.word[index])])
 
     def __len__(self) -> int:
-        return len(self.provenance)
+        return len(self.word)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Costs:
+        """The costs of some rows, in the order given."""
+        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "words"}
+        return Costs(**picked, words=self.words)
+
+    @property
+    def provenance(self) -> tuple[str, ...]:
+        """Where each op's coefficients come from."""
+        return tuple(self.words[i] for i in self.word.tolist())
 
     @property
     def bound(self) -> npt.NDArray[np.int64]:

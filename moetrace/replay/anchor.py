@@ -177,16 +177,4 @@ def price_ops(ops: Sequence[Op], hw: Hardware, context: PriceContext) -> Costs:
     distinct = list(dict.fromkeys(ops))
     where = {op: i for i, op in enumerate(distinct)}
     index = np.array([where[op] for op in ops], dtype=np.int64)
-    families = [work_of.family(op.kind) for op in distinct]
-    costs = price(distinct, work_of.works(distinct), families, hw, context=context)
-    said = tuple(costs.provenance[i] for i in index.tolist())
-    return Costs(
-        compute_s=costs.compute_s[index],
-        memory_s=costs.memory_s[index],
-        network_s=costs.network_s[index],
-        fixed_s=costs.fixed_s[index],
-        expected_s=costs.expected_s[index],
-        lower_bound_s=costs.lower_bound_s[index],
-        error=costs.error[index],
-        provenance=said,
-    )
+    return price(work_of.works(distinct), hw, context=context).take(index)

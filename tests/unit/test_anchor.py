@@ -26,8 +26,8 @@ error = st.floats(0, 20)
 def costs(hw: Hardware, *errors: float, says: str = FITTED) -> Costs:
     """Costs of which only the errors and their provenance count."""
     any_s = np.ones(len(errors))
-    said = (f"{hw.name} {says}",) * len(errors)
-    return Costs(any_s, any_s, any_s, any_s, any_s, any_s, np.array(errors, dtype=np.float64), said)
+    said, whose = f"{hw.name} {says}", np.zeros(len(errors), dtype=np.int64)
+    return Costs(any_s, any_s, any_s, any_s, any_s, any_s, np.array(errors, dtype=np.float64), (said,), whose)
 
 
 def one(here: Hardware, there: Hardware, at_source: float, at_target: float, *says: str) -> float:
@@ -78,7 +78,7 @@ def test_it_is_never_better_than_exact_and_never_worse_than_both_errors(a: float
 def test_each_op_is_judged_by_its_own_provenance() -> None:
     """A family whose coefficients a transferred profile states itself is not taken to share its donor's error."""
     recorded, target = costs(H100, 0.2, 0.2), costs(H200, 0.5, 0.5)
-    target = replace(target, provenance=(f"h200-sxm {GIVEN}", "h200-sxm assumed norm"))
+    target = replace(target, words=(f"h200-sxm {GIVEN}", "h200-sxm assumed norm"), word=np.arange(2))
     near, far = _ratio_error(target, recorded, H100, H200)
     assert near == pytest.approx((1.5 / 1.2) ** 1.6 - 1)
     assert far == pytest.approx(1.1 * 1.25 - 1)

@@ -150,9 +150,9 @@ def test_the_bound_is_the_largest_part() -> None:
         assert cost.bound == name
         nan = np.array([np.nan])
         columns = {f.name: np.array([getattr(cost, f.name)]) for f in fields(Cost) if f.name != "provenance"}
-        known = Costs(**columns, provenance=("made up",))
+        known = Costs(**columns, words=("made up",), word=np.zeros(1, dtype=np.int64))
         assert known.bound.tolist() == [i] and known[0] == cost and len(known) == 1
-        unknown = Costs(**dict.fromkeys(columns, nan), provenance=("",))
+        unknown = Costs(**dict.fromkeys(columns, nan), words=("",), word=np.zeros(1, dtype=np.int64))
         assert unknown.bound.tolist() == [-1]
 
 
@@ -192,7 +192,7 @@ def test_a_dim_of_a_group_is_an_array_or_its_default() -> None:
 
 def test_columns_by_name_and_by_type() -> None:
     columns = OpColumns.of([Op.of("x", a=1), Op.of("y", b=2), Op.of("x", a=3)])
-    assert columns.types == (("x", "bf16"), ("y", "bf16"))
+    assert columns.types == (Op("x"), Op("y"))
     assert columns.by_type([10.0, 20.0]).tolist() == [10, 20, 10]
     assert columns.column("a", 0.0).tolist() == [1, 0, 3]
     assert np.isnan(columns.column("c")).all() and columns.column("c", 4.0).tolist() == [4, 4, 4]

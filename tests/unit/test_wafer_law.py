@@ -98,10 +98,9 @@ def test_a_layer_lands_where_published_speeds_put_it() -> None:
         works = [
             one if kind in ("qkv_proj", "o_proj", "dense_gate_up", "dense_down") else Work() for kind in kinds
         ]
-        families = [family.get(kind, "dense_gemm") for kind in kinds]
-        costs = wafer.cost(
-            Works.of([Op.of(k) for k in kinds], works), families, CS3, model_bytes=MODEL, layers=LAYERS
-        )
+        columns = Works.of([Op.of(k) for k in kinds], works)
+        families = [family.get(op.kind, "dense_gemm") for op in columns.ops.types]
+        costs = wafer.cost(columns, families, CS3, model_bytes=MODEL, layers=LAYERS)
         assert 6e-6 < costs.expected_s.sum() < 17.4e-6
         assert np.all(costs.error >= 1.0)
 

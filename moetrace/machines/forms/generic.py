@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from moetrace.hardware import SCHEMAS
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
 from moetrace.op import Works
@@ -24,8 +22,9 @@ EXPERT_GEMMS = {"moe_gate_up": (1, 1), "moe_down": (1, 1), "moe_experts": (3, 2)
 
 def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     """Seconds of any op, [ops]."""
-    counts = np.array([EXPERT_GEMMS.get(op.kind, (1, 0)) for op in works.ops], dtype=np.float64)
-    launches, gemms = counts.reshape(-1, 2).T
+    launches, gemms = (
+        works.ops.by_type([EXPERT_GEMMS.get(op.kind, (1, 0))[i] for op in works.ops.types]) for i in (0, 1)
+    )
     tiles = works.dim("batch", 0.0) * works.dim("kv_heads", 1.0)
     fixed_s = c["t0_s"] * launches + c["per_k_s"] * works.dim("k", 0.0) + c["per_tile_s"] * tiles
     fixed_s = fixed_s * works["launches"] + c["per_expert_s"] * gemms * works["experts"]
