@@ -23,7 +23,7 @@ from moetrace.record.files import TRACE_FILE
 
 if TYPE_CHECKING:
     import torch
-    from torch.profiler import profile
+    from torch.profiler import _KinetoProfile
 
 _DTYPES = {
     "bfloat16": "bf16",
@@ -55,17 +55,33 @@ _CONFIG_DROPPED = frozenset(
 _OWNER = re.compile(rb'("(?:host_name|username|traceName)"\s*:\s*)"(?:[^"\\\n]|\\.)*"')
 
 
-def start_profiler(cuda: bool) -> profile:
-    """A running profiler of CPU (and CUDA) activity with shapes and without stacks."""
-    from torch.profiler import ProfilerActivity, profile
+def prepared_profiler(cuda: bool, all_threads: bool) -> _KinetoProfile:
+    """A profiler of CPU (and CUDA) activity with shapes and without stacks, warmed up: what runs until its
+    ``start_trace()`` is not kept.
+
+    `all_threads` lets it be stopped on another thread than it was started on, which otherwise ends the process.
+    """
+    from torch.profiler import ProfilerActivity, _KinetoProfile
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    profiler = profile(activities=activities, record_shapes=True, with_stack=False)
-    profiler.start()
+    config = None
+    if all_threads:
+        from torch._C._profiler import _ExperimentalConfig
+
+        config = _ExperimentalConfig(profile_all_threads=True)
+    profiler = _KinetoProfile(activities=activities, record_shapes=True, experimental_config=config)
+    profiler.prepare_trace()
     return profiler
 
 
-def export_trace(profiler: profile, folder: Path) -> dict[str, object]:
+def start_profiler(cuda: bool) -> _KinetoProfile:
+    """A running profiler of CPU (and CUDA) activity with shapes and without stacks; ``stop_trace()`` ends it."""
+    profiler = prepared_profiler(cuda, all_threads=False)
+    profiler.start_trace()
+    return profiler
+
+
+def export_trace(profiler: _KinetoProfile, folder: Path) -> dict[str, object]:
     """Write the stopped `profiler`'s trace into `folder` and return what is known about it.
 
     ``exporter``: python or c++; ``events``: how many events; ``dropped``: events left out because their JSON
@@ -135,6 +151,9 @@ def device_facts(device: torch.device | None) -> dict[str, Any]:
             "multiprocessors": card.multi_processor_count,
             "memory_bytes": card.total_memory,
             "capability": f"{card.major}.{card.minor}",
+            "clock_khz": getattr(card, "clock_rate", None),
+            "memory_clock_khz": getattr(card, "memory_clock_rate", None),
+            "count": torch.cuda.device_count(),
             "cuda": torch.version.cuda,
         }
         return facts
@@ -191,3 +210,14 @@ def _plain(key: str, value: object) -> bool | int | float | str | None:
         return value
     text = str(value).removeprefix("torch.")
     return text if key in _CONFIG_TEXTS and _PLAIN.fullmatch(text) else None
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package; None if it is not there."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed(package)
+    except PackageNotFoundError:
+        return None

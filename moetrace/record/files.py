@@ -8,10 +8,12 @@ from moetrace import files
 from moetrace.files import staging
 
 TRACE_FILE = "trace.json.gz"
+NSYS_FILE = "trace.sqlite"
 ROUTING_FILE = "routing.parquet"
+TOKENS_FILE = "routing_tokens.parquet"
 RECORDING_FILE = "recording.json"
 CAPTURE_FILE = "capture.json.gz"  # the trace of a graph's capture
-_OURS = (TRACE_FILE, ROUTING_FILE, RECORDING_FILE, CAPTURE_FILE)
+_OURS = (TRACE_FILE, NSYS_FILE, ROUTING_FILE, TOKENS_FILE, RECORDING_FILE, CAPTURE_FILE)
 
 
 def check_output(out: Path, force: bool) -> None:
@@ -25,11 +27,6 @@ def publish(made: Path, out: Path, force: bool) -> None:
 
 
 __all__ = [
-    "CAPTURE_FILE",
-    "RECORDING_FILE",
-    "ROUTING_FILE",
-    "TRACE_FILE",
-    "check_output",
-    "publish",
-    "staging",
-]
+    "CAPTURE_FILE", "NSYS_FILE", "RECORDING_FILE", "ROUTING_FILE", "TOKENS_FILE", "TRACE_FILE",
+    "check_output", "publish", "staging",
+]  # fmt: skip

@@ -2,60 +2,47 @@
 metadata.
 
 Everything is undone when the window closes, however it closes, and what was captured until then is written.
-Recorded is what runs in this process on this thread; other ranks, threads and CUDA graphs' insides are not.
+Recorded is what runs in this process on the thread of the first step; other ranks are not.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from moetrace import __version__
 from moetrace.errors import MoetraceError, OutputError, unknown
-from moetrace.record import capture
-from moetrace.record.files import RECORDING_FILE, ROUTING_FILE, check_output, publish, staging
-from moetrace.record.modules import PARTS, ModuleHooks, Ranges, find_places
+from moetrace.record import capture, facts
+from moetrace.record.counted import Counted
+from moetrace.record.facts import StepFacts
+from moetrace.record.files import RECORDING_FILE, ROUTING_FILE, TOKENS_FILE, check_output, publish, staging
+from moetrace.record.modules import PARTS, ModuleHooks, Place, Ranges, find_places
 from moetrace.record.routing_hooks import RoutingTap
+from moetrace.record.settings import Settings
+from moetrace.record.watch import Forward, Watch
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.profiler import profile
+    from torch.profiler import _KinetoProfile
 
-RECORDING_VERSION = 1
 PHASES = ("prefill", "decode", "mixed")
-
-
-@dataclass(slots=True)
-class _Step:
-    """One recorded step, as in recording.json. `kv_tokens`: KV-cache tokens read, summed over sequences."""
-
-    index: int
-    phase: str
-    batch: int
-    tokens: int
-    kv_tokens: int
-    complete: bool = False
-
-    @property
-    def range_name(self) -> str:
-        sizes = f"batch={self.batch} tokens={self.tokens} kv={self.kv_tokens}"
-        return f"moetrace.step#{self.index} {self.phase} {sizes}"
+WINDOW = "moetrace.window"  # the range that nsys waits for
+_MOST_OUTSIDE = 10_000  # timings kept of steps outside of the window
 
 
 class StepHandle:
     """An open step: ends with its ``with`` block or, if a plain call, at the next step or the window's
     end."""
 
-    def __init__(self, recorder: Recorder, step: _Step | None) -> None:
+    def __init__(self, recorder: Recorder, step: StepFacts) -> None:
         self._recorder = recorder
         self._step = step
 
@@ -63,54 +50,53 @@ class StepHandle:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
-        self._recorder._end_step(self._step, complete=kind is None)
+        if self._recorder._open is self._step:
+            self._recorder._end_step(complete=kind is None)
 
 
 class Recorder:
     """A recording window; see `moetrace.record` for the arguments. `steps` lists what was recorded so far."""
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        *,
-        model: nn.Module | None = None,
-        model_config: object = None,
-        model_name: str = "",
-        parts: Mapping[str, str] | None = None,
-        warmup: int = 0,
-        routing: bool = True,
-        nvtx: bool = True,
-        force: bool = False,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, out: str | os.PathLike[str], settings: Settings) -> None:
         self.out = Path(out)
-        self.steps: list[_Step] = []
-        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.steps: list[StepFacts] = []
+        self.outside: list[StepFacts] = []
+        self.metadata: dict[str, Any] = dict(settings.metadata)
         self.files: dict[str, Path] = {}  # name in the recording -> what is copied there when it is written
-        self._model = model
-        self._config = model_config
-        self._name = model_name
-        self._parts = parts
-        self._warmup = warmup
-        self._want_routing = routing
-        self._nvtx = nvtx
-        self._force = force
-        self._open: _Step | None = None
-        self._seen: set[int] = set()
-        self._finder: Any = None
+        self.found: str = ""  # the class of the model that was found, for who reports a failure
+        self._settings = settings
+        self._model = settings.model
+        self._seen = 0
+        self._manual = False
+        self._open: StepFacts | None = None
+        self._active = False
+        self._began = 0.0
+        self._base = 0  # depth of a step's range
+        self._window = False
+        self._thread = threading.get_ident()
+        self._places: tuple[Place, ...] = ()
+        self._watch: Watch | None = None
         self._hooks: ModuleHooks | None = None
         self._tap: RoutingTap | None = None
-        self._profiler: profile | None = None
+        self._profiler: _KinetoProfile | None = None
+        self._running = False
 
     def __enter__(self) -> Recorder:
         _need_torch()
-        if self._parts and self._model is None:
+        settings = self._settings
+        if settings.parts and settings.model is None and not settings.experts_only:
             raise MoetraceError("record(parts=...) needs model= too, whose module names the patterns match")
-        check_output(self.out, self._force)
+        check_output(self.out, settings.force)
         self._staging = staging(self.out)
         try:
-            self._ranges = Ranges(self._nvtx)
-            if self._model is not None and not find_places(self._model, self._parts):
+            self._ranges = Ranges(settings.nvtx)
+            self._watch = Watch(self._wanted, self._step_found, self._forward_ended, self._generate_ended)
+            self._watch.end_steps_with_generate()
+            if self._model is None:
+                self._watch.find()
+            elif self._wanted(self._model):
+                self._watch.follow(self._model)
+            else:
                 raise MoetraceError(
                     f"{type(self._model).__name__}: no decoder layers found: name them with parts={{...}}"
                 )
@@ -123,15 +109,12 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         try:
-            self._end_step(self._open, complete=kind is None)
-            self._ranges.close_to(0)
-            self._detach()
-            if self._profiler is not None:
+            self._end_step(complete=kind is None)
+            self._close_window()
+            if self.steps:
                 self._save("complete" if kind is None else kind.__name__)
             elif kind is None:
-                raise OutputError(
-                    f"{self.out}: nothing was recorded: no rec.step(...) ran after the warm-up steps"
-                )
+                raise OutputError(f"{self.out}: nothing was recorded: {self._why_nothing()}")
         finally:
             self._undo()
 
@@ -140,7 +123,8 @@ class Recorder:
 
         `phase` is prefill, decode or mixed; `batch` sequences; `tokens` new tokens in all (default `batch`,
         as in decode); `kv_tokens` KV-cache tokens that attention reads, summed over sequences, those of this
-        step included.
+        step included. From the first call on steps are no longer told from the model's forwards, and what was
+        recorded of those is dropped.
         """
         if phase not in PHASES:
             raise MoetraceError(unknown("phase", phase, PHASES))
@@ -148,27 +132,19 @@ class Recorder:
             raise MoetraceError(
                 f"rec.step({phase!r}): tokens= is needed, the number of new tokens of all sequences"
             )
-        if self._open is not None:
-            self._end_step(self._open, complete=True)
-        if self._warmup > 0:
-            self._warmup -= 1
-            return StepHandle(self, None)
-        if self._profiler is None:
-            self._begin()
-        made = _Step(
-            len(self.steps), phase, int(batch), int(batch if tokens is None else tokens), int(kv_tokens)
-        )
-        self._ranges.push(made.range_name)
-        self.steps.append(made)
-        self._open = made
+        if not self._manual:
+            self._manual = True
+            self._forget()
+        made = StepFacts(-1, phase, int(batch), int(batch if tokens is None else tokens), int(kv_tokens))
+        self._begin_step(made)
         return StepHandle(self, made)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Mark a part that is not a module, such as ``sampling``; does nothing outside of a step."""
+        """Mark a part that is not a module, such as ``sampling``; does nothing outside of a recorded step."""
         if name not in PARTS:
             raise MoetraceError(unknown("part", name, PARTS))
-        if self._open is None:
+        if not self._active:
             yield
             return
         depth = self._ranges.push(f"moetrace.part:{name}")
@@ -177,118 +153,216 @@ class Recorder:
         finally:
             self._ranges.close_to(depth)
 
-    def _begin(self) -> None:
-        import torch
-
-        self._profiler = capture.start_profiler(torch.cuda.is_available())
-        if self._model is not None:  # not before: a warm-up step pays for no hook
-            self._attach(self._model)
-        else:
-            register = torch.nn.modules.module.register_module_forward_pre_hook
-            self._finder = register(self._find)
-
-    def _find(self, module: nn.Module, _args: object) -> None:
-        """Global hook until a model with decoder layers is first called."""
-        if id(module) not in self._seen and self._open is not None:
-            self._seen.update(id(m) for m in module.modules())
-            if self._attach(module):
-                self._finder.remove()
-
-    def _attach(self, model: nn.Module) -> bool:
-        places = find_places(model, self._parts)
-        if not places:
+    def _wanted(self, module: nn.Module) -> bool:
+        """Whether a module is the model to record; if so its places are known from now on."""
+        settings = self._settings
+        given = settings.parts if settings.model is not None or _has_parts(module, settings.parts) else None
+        places = find_places(module, given)
+        named = given is not None
+        if not places or (settings.experts_only and not named and all(p.part != "moe" for p in places)):
+            if places and not self.found:
+                self.found = type(module).__name__
             return False
-        self._model = model
-        self._config = getattr(model, "config", None) if self._config is None else self._config
-        self._hooks = ModuleHooks(places, self._ranges, lambda: self._open is not None)
-        if self._want_routing:
-            self._tap = RoutingTap(places, self._open_index, self._config)
+        self._model, self._places, self.found = module, places, type(module).__name__
+        if self._window:
+            self._attach()
+        elif settings.graph_tokens is not None:
+            self._tap_routing()  # before the capture, which comes before the window
         return True
 
-    def _open_index(self) -> int | None:
-        return None if self._open is None else self._open.index
-
-    def _end_step(self, step: _Step | None, complete: bool) -> None:
-        if step is None or step is not self._open:
+    def _step_found(self, forward: Forward) -> None:
+        if self._manual:
             return
-        self._ranges.close_to(0)
+        made = StepFacts(-1, forward.phase, forward.batch, forward.tokens, forward.kv_tokens)
+        self._begin_step(made)
+        if self._tap is not None and made.index >= 0:
+            self._tap.mask(made.index, forward.mask)
+
+    def _forward_ended(self) -> None:
+        """What runs between two forwards is sampling."""
+        if self._active and not self._manual:
+            self._ranges.close_to(self._base + 1)
+            self._ranges.push("moetrace.part:sampling")
+
+    def _generate_ended(self) -> None:
+        if not self._manual:
+            self._end_step(complete=True)
+
+    def _begin_step(self, made: StepFacts) -> None:
+        self._end_step(complete=True)
+        where = self._settings.window(self._seen)
+        self._seen += 1
+        if where in ("warmup", "active") and not self._window:
+            self._prepare()
+        if where == "active":
+            self._start()
+            made.index = len(self.steps)
+            self.steps.append(made)
+            self._ranges.push(made.range_name)
+            self._active = True
+        elif where == "after":
+            self._close_window()
+        self._open = made
+        self._began = time.perf_counter()
+
+    def _end_step(self, complete: bool) -> None:
+        step = self._open
+        if step is None:
+            return
+        step.seconds = round(time.perf_counter() - self._began, 6)
         step.complete = complete
-        self._open = None
+        self._open, self._active = None, False
+        if step.index < 0:
+            if len(self.outside) < _MOST_OUTSIDE and not self._window:
+                self.outside.append(step)
+            return
+        self._ranges.close_to(self._base)
         if self._hooks is not None:
             self._hooks.forget()
         if self._tap is not None:
-            self._tap.flush()
+            self._tap.end_step(step.index, step.tokens)
 
-    def _detach(self) -> None:
-        self._open = None
-        for hooks in (self._finder, self._hooks, self._tap):
+    def _prepare(self) -> None:
+        """Open the window: from here on the profiler and the hooks run, for warm-up steps too."""
+        import torch
+
+        self._thread = threading.get_ident()
+        cuda, nsys = torch.cuda.is_available(), self._settings.nsys
+        if not (cuda and nsys):  # a GPU's counters serve one of them
+            elsewhere = threading.current_thread() is not threading.main_thread()
+            self._profiler = capture.prepared_profiler(cuda, elsewhere)
+        self._window = True
+        self._base = self._ranges.push(WINDOW) + 1 if nsys else 0
+        if self._places:
+            self._attach()
+
+    def _start(self) -> None:
+        if not self._running:
+            self._running = True
+            if self._profiler is not None:
+                self._profiler.start_trace()
+
+    def _attach(self) -> None:
+        if self._hooks is None:
+            self._hooks = ModuleHooks(self._places, self._ranges, self._is_active)
+            self._tap_routing()
+
+    def _tap_routing(self) -> None:
+        settings = self._settings
+        if settings.routing and self._tap is None:
+            self._tap = RoutingTap(
+                self._places,
+                lambda: self._open.index if self._open is not None and self._is_active() else None,
+                getattr(self._model, "config", None)
+                if settings.model_config is None
+                else settings.model_config,
+                extra=settings.router_extra,
+                tokens=settings.token_ids,
+                graph_tokens=settings.graph_tokens,
+            )
+
+    def _is_active(self) -> bool:
+        return self._active and threading.get_ident() == self._thread
+
+    def _forget(self) -> None:
+        """Drop steps that were told from forwards: the user marks them."""
+        self._end_step(complete=False)
+        self._seen = 0
+        self.outside.clear()
+        if self._window:
+            self._stop()
+            self.steps.clear()
+            self._profiler = None
+            if self._tap is not None:
+                self._tap.forget()
+
+    def _stop(self) -> None:
+        if not self._window:
+            return
+        self._ranges.close_to(0)
+        self._window = False
+        if self._profiler is not None and self._running:
+            self._profiler.stop_trace()
+        self._running = False
+
+    def _close_window(self) -> None:
+        """Stop profiling and take the hooks off; what was captured stays."""
+        if self._window and self._profiler is not None and self._running:
+            told = self._facts("open") | self.metadata  # how it ends and its routing are known later
+            inside = {key: value for key, value in told.items() if key not in ("ended", "routing")}
+            self._profiler.add_metadata_json("moetrace", orjson.dumps(inside, default=str).decode())
+        self._stop()
+        for hooks in (self._hooks, self._tap):
             if hooks is not None:
                 hooks.remove()
 
     def _undo(self) -> None:
-        self._detach()
-        if self._profiler is not None:
-            self._profiler.stop()
-            self._profiler = None
+        self._open, self._active = None, False
+        self._close_window()
+        if self._watch is not None:
+            self._watch.remove()
+        self._profiler = None
         shutil.rmtree(self._staging, ignore_errors=True)
 
+    def _why_nothing(self) -> str:
+        if self._model is None:
+            other = f" ({self.found} ran, which has no experts)" if self.found else ""
+            return (
+                f"no model with decoder layers and experts ran{other}"
+                if self._settings.experts_only
+                else ("no model with decoder layers ran and no rec.step(...)")
+            )
+        return f"{self._seen} steps ran, none of them after the {self._settings.skip + self._settings.warmup} to leave out"
+
     def _save(self, ended: str) -> None:
-        profiler = self._profiler
-        if profiler is None:
-            return
-        facts = self._facts(ended)
-        profiler.add_metadata_json("moetrace", orjson.dumps(facts, default=str).decode())
-        profiler.stop()
-        self._profiler = None
         try:
-            facts["trace"] = capture.export_trace(profiler, self._staging)
-            routing = self._tap.routing() if self._tap is not None else None
-            if routing is not None:
-                routing.save(self._staging / ROUTING_FILE)
+            counted = self._tap.counted() if self._tap is not None else None
+            if counted is not None:
+                self._save_routing(counted)
+            told = self._facts(ended, counted)
+            if self._profiler is not None:
+                told["trace"] = capture.export_trace(self._profiler, self._staging)
             for name, path in self.files.items():
                 shutil.copyfile(path, self._staging / name)
-            text = orjson.dumps(facts, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+            text = orjson.dumps(
+                told | self.metadata, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+            )
             (self._staging / RECORDING_FILE).write_bytes(text)
-            publish(self._staging, self.out, self._force)
+            publish(self._staging, self.out, self._settings.force)
         except OSError as failure:
             raise OutputError(
-                f"{self.out}: the recording could not be written: {failure.strerror}"
+                f"{self.out}: the recording could not be written: {failure.strerror or failure}"
             ) from failure
 
-    def _facts(self, ended: str) -> dict[str, Any]:
-        import torch
+    def _save_routing(self, counted: Counted) -> None:
+        for step in self.steps:
+            step.padding = counted.padding(step.index)
+        routing = counted.routing()
+        if routing is not None:
+            routing.save(self._staging / ROUTING_FILE)
+        if counted.has_tokens:
+            counted.save_tokens(self._staging / TOKENS_FILE)
 
-        weight = None if self._model is None else next(self._model.parameters(), None)
-        config = getattr(self._model, "config", None)
-        fields = capture.config_facts(self._config)
-        facts: dict[str, Any] = {
-            "schema": RECORDING_VERSION,
-            "moetrace": __version__,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "ended": ended,
-            "model": self._name or fields.get("model_type", ""),
-            "model_config": fields,
-            "native_layers": fields.get("num_hidden_layers"),
-            "dtype": None if weight is None else capture.dtype_name(weight.dtype),
-            "weights": "given",
-            "experts_implementation": getattr(config, "_experts_implementation", None),
-            "attention_implementation": getattr(config, "_attn_implementation", None),
-            "torch": torch.__version__,
-            "transformers": _version("transformers"),
-            "device": capture.device_facts(None if weight is None else weight.device),
+    def _facts(self, ended: str, counted: Counted | None = None) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            **facts.run_facts(ended, self.steps, self.outside),
+            **facts.model_facts(self._model, settings.model_config, settings.model_name),
+            "graph_mode": "eager" if settings.graph_tokens is None else "cuda graph",
             "nvtx": self._ranges.has_nvtx,
             "annotations": self._hooks is not None,
-            "batch": max(step.batch for step in self.steps),
-            "steps": [asdict(step) for step in self.steps],
-            "routing": self._routing_facts(),
+            "steps_told_by": "marks" if self._manual else "forwards of the model",
+            "window": {"skip": settings.skip, "warmup": settings.warmup, "active": settings.active},
+            "routing": facts.routing_facts(counted, settings.router_extra),
         }
-        return facts | self.metadata
 
-    def _routing_facts(self) -> dict[str, Any]:
-        if self._tap is None:
-            return {"source": "none"}
-        source = ", ".join(sorted(self._tap.sources())) or "none"
-        return {"source": source, "order": "descending router score", "tokens": "all tokens of each step"}
+
+def _has_parts(module: nn.Module, parts: Any) -> bool:
+    """Whether the user's patterns all match: it is the model that they were written for."""
+    from fnmatch import fnmatchcase
+
+    names = [name for name, _ in module.named_modules()] if parts else []
+    return bool(parts) and all(any(fnmatchcase(n, pattern) for n in names) for pattern in parts.values())
 
 
 def _need_torch() -> None:
@@ -296,12 +370,3 @@ def _need_torch() -> None:
         import torch  # noqa: F401
     except ImportError as missing:
         raise MoetraceError(f"recording needs {missing.name}: pip install 'moetrace[record]'") from missing
-
-
-def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

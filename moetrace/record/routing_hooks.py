@@ -1,8 +1,9 @@
 """Which experts each token got, by rank of choice: forward hooks on the router, or on the experts' input.
 
-References to the router's own output tensors are kept and turned into counts between steps, so nothing is
-computed, copied or waited for inside a step. Not supported: routers inside a compiled or captured graph,
-whose hooks do not run.
+References to the router's own output tensors are kept and turned into counts after the step, so nothing is
+computed, copied or waited for inside a step. A captured graph runs no hook at replay: with `graph_tokens` the
+hooks that run at the capture make device code of it that writes the choice into buffers, read after the step.
+Not supported: routers inside a compiled graph.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
+from moetrace.record.choice import chosen_experts
+from moetrace.record.counted import Counted
+from moetrace.record.graph_buffers import GraphBuffers
 from moetrace.record.modules import Place
-from moetrace.routing import Routing, RoutingBuilder
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -44,17 +47,32 @@ class _Call:
 
 
 class RoutingTap:
-    """Hooks on the routers and experts among `places`; `step()` is the index of the open step or None."""
+    """Hooks on the routers and experts among `places`; `step()` is the index of the open step or None.
 
-    def __init__(self, places: Iterable[Place], step: Callable[[], int | None], config: object) -> None:
+    `extra`: so many experts beyond the chosen; `tokens`: keep what each token chose; `graph_tokens`: also have
+    every forward of at most so many tokens write its choice into buffers on the device, which a replay of a
+    CUDA graph fills again.
+    """
+
+    def __init__(
+        self,
+        places: Iterable[Place],
+        step: Callable[[], int | None],
+        config: object,
+        *,
+        extra: int = 0,
+        tokens: bool = False,
+        graph_tokens: int | None = None,
+    ) -> None:
         places = [p for p in places if p.layer >= 0]
         self._step = step
         self._topk = _config_number(config, _TOPK)
         self._experts = _config_number(config, _N_EXPERTS)
-        self._builder: RoutingBuilder | None = None
+        self._extra = extra
+        self._counted = Counted(tokens)
         self._calls: list[_Call] = []
         self._latest: dict[int, _Call] = {}
-        self._flushed: set[str] = set()
+        self._buffers = None if graph_tokens is None else GraphBuffers(graph_tokens, places)
         self._handles: list[Any] = []
         for place in places:
             if place.part == "router":
@@ -66,18 +84,18 @@ class RoutingTap:
     def _after_router(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, _args: object, output: object) -> None:
             step = self._step()
-            if step is None:
+            if step is None and self._buffers is None:
                 return
-            call = _read_router(_Call(step, layer, module), _tensors(output))
+            call = _read_router(_Call(-1 if step is None else step, layer, module), _tensors(output))
             self._latest[layer] = call
-            self._calls.append(call)
+            self._keep(call, new=True)
 
         return hook
 
     def _before_experts(self, layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
             call = self._latest.get(layer)
-            if call is None or call.ids is not None or self._step() is None:
+            if call is None or call.ids is not None:
                 return
             tensors = _tensors((*args, *kwargs.values()))
             call.ids = next((t for t in tensors if _is_ids(t)), None)
@@ -85,42 +103,64 @@ class RoutingTap:
                 shape = call.ids.shape
                 same = (t for t in tensors if t.is_floating_point() and t.shape == shape)
                 call.weights, call.source = next(same, None), EXPERTS
+                self._keep(call, new=False)
 
         return hook
 
-    def flush(self, force: bool = False) -> None:
-        """Turn held tensors into counts: always with `force`, else only once they take much memory."""
-        if not force and sum(call.held_bytes() for call in self._calls) < _FLUSH_BYTES:
-            return
+    def _keep(self, call: _Call, new: bool) -> None:
+        if self._buffers is not None:
+            self._buffers.write(call.layer, self._chosen(call), self._k(call), call.source)
+        if new and call.step >= 0:
+            self._calls.append(call)
+
+    def _chosen(self, call: _Call) -> torch.Tensor | None:
+        k = self._k(call)
+        return chosen_experts(call.logits, call.weights, call.ids, call.router, k, self._extra)
+
+    def mask(self, step: int, mask: torch.Tensor | None) -> None:
+        """Which tokens of a step are padding (0), in the order of its tokens."""
+        self._counted.masks[step] = mask
+
+    def end_step(self, step: int, tokens: int) -> None:
+        """Called after each step: reads what a graph wrote, and counts held tensors once they take much memory."""
+        if self._buffers is not None and not any(call.step == step for call in self._calls):
+            for layer, ids, k, source in self._buffers.read(tokens):
+                self._counted.add(step, layer, ids, k, self._n_experts(None, ids), source)
+        if sum(call.held_bytes() for call in self._calls) >= _FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Turn held tensors into counts."""
         for call in self._calls:
-            ids = chosen_experts(call.logits, call.weights, call.ids, call.router, self._k(call))
+            ids = self._chosen(call)
             if ids is not None:
-                self._builder = self._builder or RoutingBuilder(self._count_experts(call, ids))
-                self._builder.add(call.step, call.layer, ids)
-                self._flushed.add(call.source)
+                chosen = ids.cpu().numpy()
+                experts = self._n_experts(call.logits, chosen)
+                self._counted.add(call.step, call.layer, chosen, self._k(call), experts, call.source)
         self._calls.clear()
         self._latest.clear()
 
-    def sources(self) -> set[str]:
-        """Where the expert ids came from: some of ROUTER, EXPERTS, LOGITS; empty if no router was seen."""
-        held = {c.source for c in self._calls if c.source != LOGITS or self._k(c)}
-        return held | self._flushed
+    def _k(self, call: _Call) -> int:
+        """How many experts each token gets; 0 where neither the router nor the config says."""
+        k: int = getattr(call.router, "top_k", None) or self._topk or 0
+        return k if call.ids is None else int(call.ids.shape[-1])
 
-    def _k(self, call: _Call) -> int | None:
-        """How many experts each token gets, for a router that does not return them."""
-        k: int | None = getattr(call.router, "top_k", None) or self._topk
-        return k
-
-    def routing(self) -> Routing | None:
-        """What was recorded, or None if no router was seen."""
-        self.flush(force=True)
-        return self._builder.build() if self._builder is not None else None
-
-    def _count_experts(self, call: _Call, ids: npt.NDArray[np.int64]) -> int:
+    def _n_experts(self, logits: torch.Tensor | None, ids: npt.NDArray[np.int64]) -> int:
         """Experts of the layer: as many as there are logits, else what the config says, else those seen."""
-        if call.logits is not None:
-            return int(call.logits.shape[-1])
-        return self._experts or int(ids.max()) + 1
+        if logits is not None:
+            return int(logits.shape[-1])
+        return self._experts or int(ids.max(initial=0)) + 1
+
+    def counted(self) -> Counted:
+        """All that was recorded."""
+        self.flush()
+        return self._counted
+
+    def forget(self) -> None:
+        """Drop what was recorded so far."""
+        self._calls.clear()
+        self._latest.clear()
+        self._counted = Counted(self._counted.want_tokens)
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -149,55 +189,6 @@ def _read_router(call: _Call, output: list[torch.Tensor]) -> _Call:
     elif floats:
         call.logits = floats[-1]  # Llama-4's router returns (scores, logits), the older gates logits alone
     return call
-
-
-def chosen_experts(
-    logits: torch.Tensor | None,
-    weights: torch.Tensor | None,
-    ids: torch.Tensor | None,
-    router: nn.Module,
-    topk: int | None,
-) -> npt.NDArray[np.int64] | None:
-    """Expert ids [tokens, k] with the first choice first, or None where the router gave too little to know.
-
-    The order is that of the score by which the router chose: its weight, or for routers with a correction
-    bias (DeepSeek-V3, arXiv 2412.19437, 2.1.2) sigmoid(logit) + bias. Equal scores keep the router's own
-    order. Without ids they are the top-k of the logits, which is what softmax routers take since softmax
-    keeps order.
-    """
-    if ids is None:
-        if logits is None or not topk:
-            return None
-        every = _numpy(logits).reshape(-1, logits.shape[-1])
-        return np.argsort(-every, axis=1, kind="stable")[:, :topk].astype(np.int64)
-    chosen: npt.NDArray[np.int64] = ids.detach().cpu().numpy().astype(np.int64).reshape(-1, ids.shape[-1])
-    scores = _scores(chosen, logits, weights, getattr(router, "e_score_correction_bias", None))
-    if scores is None:
-        return chosen
-    ordered: npt.NDArray[np.int64] = np.take_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable"), 1)
-    return ordered
-
-
-def _scores(
-    chosen: npt.NDArray[np.int64],
-    logits: torch.Tensor | None,
-    weights: torch.Tensor | None,
-    bias: torch.Tensor | None,
-) -> npt.NDArray[np.float64] | None:
-    """What the router chose by, for the `chosen` experts [tokens, k]; None if it gave no score."""
-    if weights is not None and (bias is None or logits is None):
-        return _numpy(weights).reshape(chosen.shape)
-    if logits is None:
-        return None
-    every = _numpy(logits).reshape(-1, logits.shape[-1])
-    if bias is not None:
-        every = 1.0 / (1.0 + np.exp(-every)) + _numpy(bias)
-    taken: npt.NDArray[np.float64] = np.take_along_axis(every, chosen, axis=1)
-    return taken
-
-
-def _numpy(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
-    return np.asarray(tensor.detach().float().cpu().numpy(), dtype=np.float64)
 
 
 def _config_number(config: object, names: tuple[str, ...]) -> int | None:

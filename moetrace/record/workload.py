@@ -146,7 +146,7 @@ def _traced_capture(batch: int, folder: Path, run: Callable[[], None]) -> Graph:
     profiler = capture.start_profiler(cuda=True)
     with record_function(f"capture_{batch}_FULL"):  # as vLLM calls it: the reader takes the batch from it
         graph = CudaGraph(run)
-    profiler.stop()
+    profiler.stop_trace()
     capture.export_trace(profiler, folder)
     return graph
 

@@ -2,8 +2,8 @@
 
 `distinct`, formulas: the distinct experts expected of uniform or of popular routing, and on the worst of several
 ranks. `recorded`: counts by step, layer, expert and rank of choice, which answer the same for what really
-happened. `drawn`: expert ids made to follow a distribution. Not supported: which token chose what, and pairs of
-experts; only counts are kept.
+happened. `drawn`: expert ids made to follow a distribution. `tokens`: which token chose what, written on request and not
+read back here. Not supported: pairs of experts.
 """
 
 from __future__ import annotations

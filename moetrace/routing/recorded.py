@@ -41,10 +41,11 @@ _NAMES = tuple(name for name, _, _ in ROUTING_COLUMNS)
 class Routing:
     """Recorded routing: `count` tokens of `step` at `layer` had `expert` as their `rank_of_choice`-th choice.
 
-    Columns are numpy arrays of one length, sorted by step, layer, expert, rank; `experts` is the global n_e.
-    Asking for fewer choices than were recorded (`n_a`) counts each token's first n_a experts only. That is
+    Columns are numpy arrays of one length, sorted by step, layer, expert, rank; `experts` is the global n_e,
+    `chosen` the experts that each token got (0: as many as were recorded): beyond it lie the router's next choices,
+    up to `topk`. Asking for another number of choices (`n_a`) counts each token's first n_a experts. That is
     exact for the hidden states recorded: it assumes that they would not change, though in layers after the
-    first they would, a little.
+    first they would (`recut_spread`).
     """
 
     experts: int
@@ -53,6 +54,7 @@ class Routing:
     expert: IntArray
     rank_of_choice: IntArray
     count: IntArray
+    chosen: int = 0
     topk: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +69,10 @@ class Routing:
         object.__setattr__(self, "topk", int(self.rank_of_choice.max(initial=0)))
         if self.experts < 1:
             raise RunError(f"routing: experts is {self.experts}, expected at least 1")
+        if not 0 <= self.chosen <= self.experts:
+            raise RunError(
+                f"routing: {self.chosen} experts chosen by each token, expected 1 to {self.experts}"
+            )
         for name, low, high in (("expert", 0, self.experts - 1), ("rank_of_choice", 1, self.experts)):
             column = getattr(self, name)
             if column.size and not (low <= column.min() and column.max() <= high):
@@ -88,8 +94,8 @@ class Routing:
         """The routing of some steps, by their number here, under other numbers."""
         kept = np.isin(self.step, np.fromiter(steps, dtype=np.int64, count=len(steps)))
         new = np.array([steps[s] for s in self.step[kept].tolist()], dtype=np.int64)
-        rest = {name: getattr(self, name)[kept] for name in _NAMES if name != "step"}
-        return Routing(experts=self.experts, step=new, **rest)
+        rest = [getattr(self, name)[kept] for name in _NAMES[1:]]
+        return Routing(self.experts, new, rest[0], rest[1], rest[2], rest[3], self.chosen)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -115,7 +121,7 @@ class Routing:
         return int(self.count[here & (self.rank_of_choice == 1)].sum())
 
     def distinct(self, n_a: int | None = None, ep: int = 1) -> dict[tuple[int, int], int]:
-        """Distinct experts by (step, layer) among each token's first `n_a` choices (default: all recorded).
+        """Distinct experts by (step, layer) among each token's first `n_a` choices (default: the chosen).
 
         With `ep`, those on the rank that has the most, experts lying in contiguous blocks (`ep_blocks`).
         Raises RunError if fewer choices were recorded, ScenarioError on a nonsensical ep.
@@ -127,6 +133,26 @@ class Routing:
         touched = np.unique(cell[chosen] * self.experts + self.expert[chosen])
         on_rank = (touched // self.experts) * ep + ep_blocks(self.experts, ep)[touched % self.experts]
         return _by_cell(keys, np.bincount(on_rank, minlength=len(keys) * ep).reshape(-1, ep).max(axis=1))
+
+    def recut_spread(self, n_a: int) -> dict[tuple[int, int], float]:
+        """How far `distinct(n_a)` may be off by (step, layer), as a standard deviation; 0.0 where it is exact.
+
+        Exact are the choices recorded as they were made, and the first recorded layer at any n_a, whose hidden states no
+        expert has touched. In later layers the states would differ; the spread is that of choices drawn anew
+        and independently from the layer's own popularity at this n_a, the most that such a difference could
+        stir up. Raises RunError if fewer choices were recorded.
+        """
+        keys = self._cells()[0]
+        if n_a == (self.chosen or self.topk) or not keys:
+            return dict.fromkeys(keys, 0.0)
+        tokens, first = self.token_counts(), self.layers[0]
+        q = {layer: self.popularity(layer, n_a) for layer in self.layers}
+        spread = {}
+        for step, layer in keys:
+            touched = 1.0 - np.power(1.0 - np.minimum(q[layer], 1.0), tokens[step, layer])
+            redrawn = float(np.sqrt(np.sum(touched * (1.0 - touched))))
+            spread[step, layer] = 0.0 if layer == first else redrawn
+        return spread
 
     def popularity(
         self, layer: int, n_a: int | None = None, steps: Sequence[int] | None = None
@@ -163,6 +189,7 @@ class Routing:
         stamp = {
             "moetrace.routing.version": str(ROUTING_VERSION),
             "moetrace.routing.experts": str(self.experts),
+            "moetrace.routing.chosen": str(self.chosen),
         }
         return pa.Table.from_arrays(columns, schema=ROUTING_SCHEMA.with_metadata(stamp))
 
@@ -200,7 +227,10 @@ class Routing:
         if any(table.column(n).null_count or not pa.types.is_integer(table.column(n).type) for n in _NAMES):
             raise RunError(f"{path}: a column of the routing table has nulls or is not of whole numbers")
         try:
-            return cls(int(experts), *(table.column(name).to_numpy().astype(np.int64) for name in _NAMES))
+            columns = [table.column(name).to_numpy().astype(np.int64) for name in _NAMES]
+            chosen = stamp.get(b"moetrace.routing.chosen", b"0")
+            step, layer, expert, rank, count = columns
+            return cls(int(experts), step, layer, expert, rank, count, int(chosen) if chosen.isdigit() else 0)
         except RunError as error:
             raise RunError(f"{path}: {error}") from None
 
@@ -213,7 +243,7 @@ class Routing:
     def _first(self, n_a: int | None) -> npt.NDArray[np.bool_]:
         """Rows that count at this n_a. Raises RunError unless every layer recorded that many choices."""
         if n_a is None:
-            return np.ones(len(self), dtype=bool)
+            return self.rank_of_choice <= (self.chosen or self.topk)
         keys, cell = self._cells()
         starts = np.flatnonzero(np.diff(cell, prepend=-1))
         least = int(np.maximum.reduceat(self.rank_of_choice, starts).min()) if keys else 0
@@ -268,12 +298,12 @@ class RoutingBuilder:
             )
         self._hits[step, layer] = hits if before is None else before + hits
 
-    def build(self) -> Routing:
-        """All that was added, as a Routing (empty if nothing was)."""
+    def build(self, chosen: int = 0) -> Routing:
+        """All that was added, as a Routing (empty if nothing was); `chosen` as there."""
         parts = []
         for (step, layer), hits in self._hits.items():
             choice, expert = np.nonzero(hits)
             where = np.broadcast_to([[step], [layer]], (2, expert.size))
             parts.append(np.vstack([where, expert, choice + 1, hits[choice, expert]]))
         rows = np.hstack(parts) if parts else np.zeros((5, 0), dtype=np.int64)
-        return Routing(self.experts, *rows)
+        return Routing(self.experts, rows[0], rows[1], rows[2], rows[3], rows[4], chosen)

@@ -232,8 +232,9 @@ def _watch_experts(model: Any) -> dict[tuple[int, int], np.ndarray]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ranks_of_choice_descend_in_the_routers_score(family: str) -> None:
     """The first column of chosen_experts has the highest score of each token's experts, and so on."""
+    from moetrace.record.choice import chosen_experts
     from moetrace.record.modules import find_places
-    from moetrace.record.routing_hooks import _Call, _read_router, _tensors, chosen_experts
+    from moetrace.record.routing_hooks import _Call, _read_router, _tensors
 
     model = build(family)
     router = next(p.module for p in find_places(model) if p.part == "router")
@@ -247,13 +248,14 @@ def test_ranks_of_choice_descend_in_the_routers_score(family: str) -> None:
     ids = chosen_experts(call.logits, call.weights, call.ids, router, k)
     assert ids is not None
     assert ids.shape == (40, k)
+    ids = ids.numpy()
     score = logits.sigmoid() + router.e_score_correction_bias if family == "deepseek_v3" else logits
     by_choice = np.take_along_axis(score.numpy(), ids, axis=1)
     if family != "phimoe":  # its second choice is made among logits masked by the first
         assert (np.diff(by_choice, axis=1) <= 0).all()
     if family in PLAIN_TOPK:
         recomputed = chosen_experts(logits, None, None, router, k)
-        assert (recomputed == ids).all()
+        assert (recomputed.numpy() == ids).all()
 
 
 def test_a_router_that_returns_logits_alone_is_recomputed(tmp_path: Path) -> None:
@@ -331,7 +333,7 @@ def test_metadata_says_what_ran(olmoe: Any, tmp_path: Path) -> None:
     ]
     assert facts["routing"]["source"] == "router output"
     inside = trace_of(tmp_path / "out")["moetrace"]
-    assert inside == {k: v for k, v in facts.items() if k != "trace"}
+    assert inside == {k: v for k, v in facts.items() if k not in ("trace", "ended", "routing")}
 
 
 def test_no_host_user_path_or_environment_is_kept(
@@ -424,10 +426,15 @@ def test_warm_up_steps_are_not_recorded(olmoe: Any, tmp_path: Path) -> None:
 
 def test_nothing_recorded_is_an_error_and_leaves_nothing(olmoe: Any, tmp_path: Path) -> None:
     with (
-        pytest.raises(OutputError, match="nothing was recorded"),
-        moetrace.record(tmp_path / "out", model=olmoe),
+        pytest.raises(OutputError, match="1 steps ran, none of them after the 2 to leave out"),
+        moetrace.record(tmp_path / "out", model=olmoe, skip=1, warmup=1),
     ):
         olmoe(prompt())
+    with (
+        pytest.raises(OutputError, match="no model with decoder layers ran"),
+        moetrace.record(tmp_path / "out"),
+    ):
+        torch.nn.Linear(2, 2)(torch.ones(2))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -654,11 +661,16 @@ def _no_global_hook_is_left() -> Iterator[None]:
 
 
 def test_hooks_are_there_only_while_the_window_records(olmoe: Any, tmp_path: Path) -> None:
-    with moetrace.record(tmp_path / "out", model=olmoe, warmup=1) as rec, torch.no_grad():
-        assert hooks_on(olmoe) == 0
-        rec.step("prefill", batch=BATCH, tokens=15, kv_tokens=15)
-        assert hooks_on(olmoe) == 0
-        rec.step("prefill", batch=BATCH, tokens=15, kv_tokens=15)
-        assert hooks_on(olmoe) > 0
+    pair = 2  # on the model itself: what tells a step from its forward
+    with moetrace.record(tmp_path / "out", model=olmoe, skip=1, warmup=1, active=1), torch.no_grad():
+        assert hooks_on(olmoe) == pair
         olmoe(prompt())
+        assert hooks_on(olmoe) == pair
+        olmoe(prompt())
+        assert hooks_on(olmoe) > pair
+        olmoe(prompt())
+        olmoe(prompt())
+        assert hooks_on(olmoe) == pair
+    facts = facts_of(tmp_path / "out")
+    assert [len(facts[key]) for key in ("steps", "unprofiled")] == [1, 2]
     assert hooks_on(olmoe) == 0

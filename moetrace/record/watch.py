@@ -1,0 +1,197 @@
+"""Steps without a mark in the user's code: the model is found at its first forward, and each forward begins a step.
+
+A step runs from one forward of the model to the next, so that sampling counts to it; the last of a
+transformers ``generate`` ends with that call. Not seen: the replay of a CUDA graph and a forward compiled as a
+whole, which call no module. A forward of several new tokens per sequence is taken as a prefill, also where it
+verifies drafted tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What the arguments of a model's forward say of the step; `mask` [batch, new tokens]: 0 for padding, if told."""
+
+    phase: str
+    batch: int
+    tokens: int
+    kv_tokens: int
+    mask: torch.Tensor | None = None
+
+
+def read_forward(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Forward | None:
+    """The step that a forward with these arguments is; None where no tokens [batch, new tokens] are among them.
+
+    KV tokens come from the cache, else from the attention mask; padding counts as tokens, and among the KV tokens
+    where the mask lies on a GPU, for to look would be to wait.
+    """
+    tokens = _first((kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args))
+    if tokens is None or tokens.dim() < 2:
+        return None
+    batch, new = int(tokens.shape[0]), int(tokens.shape[1])
+    mask = _first((kwargs.get("attention_mask"),))
+    mask = mask if mask is not None and mask.dim() == 2 and mask.shape[1] >= new else None
+    past = _past(kwargs.get("past_key_values"))
+    if past is None:
+        past = int(mask.shape[1]) - new if mask is not None else 0
+    kv_tokens = batch * (past + new)
+    if mask is not None and mask.device.type == "cpu" and mask.shape[1] == past + new:
+        kv_tokens = int((mask != 0).sum())
+    phase = "decode" if new == 1 and past else "prefill"
+    return Forward(
+        phase, batch, batch * new, kv_tokens, None if mask is None else (mask[:, -new:] != 0).reshape(-1)
+    )
+
+
+def _first(values: tuple[object, ...]) -> Any:
+    return next((v for v in values if hasattr(v, "shape") and hasattr(v, "dim")), None)
+
+
+def _past(cache: object) -> int | None:
+    """Tokens in a cache, if it says so without waiting for the device."""
+    if cache is None:
+        return None
+    length = getattr(cache, "get_seq_length", None)
+    if length is None:  # the tuples of older models: keys [batch, heads, tokens, dim]
+        first = cache[0][0] if isinstance(cache, (tuple, list)) and cache and cache[0] else None
+        shape = getattr(first, "shape", None)
+        return int(shape[-2]) if shape else None
+    told = length()
+    if hasattr(told, "device") and told.device.type != "cpu":
+        return None
+    return int(told)
+
+
+class Watch:
+    """Finds the model and follows it: `began(forward)` before and `ended()` after each outermost forward.
+
+    `wanted(module)` says whether a module that is called is the model; it is asked once per module, outermost
+    first, until it agrees. `done()` is called when a transformers ``generate`` returns. Only the thread of the
+    first forward is followed.
+    """
+
+    def __init__(
+        self,
+        wanted: Callable[[nn.Module], bool],
+        began: Callable[[Forward], None],
+        ended: Callable[[], None],
+        done: Callable[[], None],
+    ) -> None:
+        self._wanted = wanted
+        self._began = began
+        self._ended = ended
+        self._done = done
+        self._asked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._handles: list[Any] = []
+        self._finding: list[Callable[[], None]] = []
+        self._patched: list[Callable[[], None]] = []
+        self._depth = 0
+        self._thread: int | None = None
+
+    def find(self) -> None:
+        """Ask of each module that is called whether it is the model, until one is."""
+        from torch.nn import Module
+
+        plain = Module.__call__
+
+        # Not a global hook: hooks that are placed while hooks run would miss this call, which is the prefill.
+        @functools.wraps(plain)
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self._finding and module not in self._asked:
+                self._asked.update(module.modules())
+                if self._wanted(module):
+                    self._stop_finding()
+                    self.follow(module)
+            return plain(module, *args, **kwargs)
+
+        def undo() -> None:
+            Module.__call__ = plain
+
+        Module.__call__ = call
+        self._finding.append(undo)
+
+    def _stop_finding(self) -> None:
+        while self._finding:
+            self._finding.pop()()
+
+    def follow(self, model: nn.Module) -> None:
+        """Take the forwards of `model` as steps."""
+        self._handles.append(model.register_forward_pre_hook(self._before, with_kwargs=True))
+        self._handles.append(model.register_forward_hook(self._after, always_call=True))
+
+    def end_steps_with_generate(self) -> None:
+        """Have a step end where a transformers ``generate`` returns: from now on, or once a model is built."""
+        from torch.nn.modules.module import register_module_module_registration_hook
+
+        if self._patch_generate():
+            return
+
+        def built(*_: object) -> None:
+            if self._patch_generate():
+                handle.remove()
+
+        handle = register_module_module_registration_hook(built)
+        self._handles.append(handle)
+
+    def _patch_generate(self) -> bool:
+        """Wrap `generate`; False while transformers is not loaded."""
+        mixin = getattr(sys.modules.get("transformers.generation.utils"), "GenerationMixin", None)
+        if mixin is None:
+            return False
+        plain = mixin.generate
+
+        @functools.wraps(plain)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                if self._thread == threading.get_ident():
+                    self._done()
+
+        mixin.generate = generate
+        self._patched.append(lambda: setattr(mixin, "generate", plain))
+        return True
+
+    def _before(self, _module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        import torch
+
+        if (
+            torch.compiler.is_compiling()
+        ):  # a hook inside a compiled forward would run once, at the compilation
+            return
+        if self._thread is None:
+            self._thread = threading.get_ident()
+        if self._thread != threading.get_ident():
+            return
+        self._depth += 1
+        forward = read_forward(args, kwargs) if self._depth == 1 else None
+        if forward is not None:
+            self._began(forward)
+
+    def _after(self, _module: nn.Module, _args: object, _output: object) -> None:
+        if self._depth and self._thread == threading.get_ident():
+            self._depth -= 1
+            if not self._depth:
+                self._ended()
+
+    def remove(self) -> None:
+        """Leave everything as it was found."""
+        self._stop_finding()
+        while self._patched:
+            self._patched.pop()()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
