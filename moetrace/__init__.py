@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from moetrace.replay import replay as replay
     from moetrace.replay import scenarios as scenarios
     from moetrace.replay import simulate as simulate
+    from moetrace.report.html import write_report as write_report
     from moetrace.report.perfetto import write_timeline as write_timeline
     from moetrace.routing import Routing as Routing
     from moetrace.run import Run as Run
@@ -65,6 +66,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "scenarios": ("moetrace.replay", "scenarios"),
     "simulate": ("moetrace.replay", "simulate"),
     "synthesize": ("moetrace.synthesize", "synthesize"),
+    "write_report": ("moetrace.report.html", "write_report"),
     "write_timeline": ("moetrace.report.perfetto", "write_timeline"),
 }
 
@@ -93,6 +95,7 @@ __all__ = [
     "scenarios",
     "simulate",
     "synthesize",
+    "write_report",
     "write_timeline",
 ]
 

@@ -39,6 +39,7 @@ class Columns:
         self.known = ~np.isnan(self._of("expected_s", np.nan))
         self.expected, self.lower = self._of("expected_s", 0.0), self._of("lower_bound_s", 0.0)
         self.explained, self.spent = self._split()
+        self.explained_low, self.explained_high = self._explained_within()
         self.weight = self._weight()
         self.work = known_work(run)
 
@@ -81,6 +82,13 @@ class Columns:
         spent = {name.removesuffix("_s"): share[i] * explained for i, name in enumerate(PARTS)}
         spent["unexplained"] = np.maximum(0.0, self.exposed - explained)  # rounding may fall below 0
         return explained, spent
+
+    def _explained_within(self) -> tuple[FloatArray, FloatArray]:
+        """The ends of `explained` where each op's expected time is at either end of its 80 % interval."""
+        factor = 1.0 + self._of("error", 0.0)
+        shown = np.where(self.dur > 0, self.exposed / np.maximum(self.dur, 1e-12), 0.0)
+        low, high = self.expected / factor, self.expected * factor
+        return np.minimum(low, self.dur) * shown, np.minimum(high, self.dur) * shown
 
 
 def tables(
@@ -140,15 +148,29 @@ def _halving(
     """What the run would lose if one thing took half: resources by the law's own answer, idle and launches by measure.
 
     A resource saves of the explained time alone. A law is convex and scales with its parts, so all its rows together save no
-    more than half of that, and all rows of the table no more than half of the span.
+    more than half of that, and all rows of the table no more than half of the span. `low_s` and `high_s` are the answers where
+    the law is at either end of its 80 % interval for every op.
     """
 
     def inside(values: FloatArray) -> float:
         return float((values * c.weight)[c.inside].sum())
 
-    rows = [(name, inside(c.explained * saving[index])) for name, saving in halved.items()]
+    def measured(seconds: float) -> tuple[float, float, float]:
+        return seconds, seconds, seconds
+
+    rows = [
+        (name, tuple(inside(x * saving[index]) for x in (c.explained, c.explained_low, c.explained_high)))
+        for name, saving in halved.items()
+    ]
     launch, idle = sum(s["launch_bound_s"] for s in steps), sum(s["idle_s"] for s in steps)
-    rows += [("launch waits", launch / 2), ("other idle time", max(0.0, idle - launch) / 2)]
-    rows += [("unexplained time", inside(c.spent["unexplained"]) / 2)]
-    rows.sort(key=lambda r: -r[1])
-    return [{"what": name, "saves_s": saves, "saves_share": saves / span} for name, saves in rows]
+    rows += [
+        ("launch waits", measured(launch / 2)),
+        ("other idle time", measured(max(0.0, idle - launch) / 2)),
+    ]
+    over = (np.maximum(0.0, c.exposed - x) for x in (c.explained, c.explained_high, c.explained_low))
+    rows += [("unexplained time", tuple(inside(x) / 2 for x in over))]
+    rows.sort(key=lambda r: -r[1][0])
+    return [
+        {"what": name, "saves_s": saves, "low_s": low, "high_s": high, "saves_share": saves / span}
+        for name, (saves, low, high) in rows
+    ]

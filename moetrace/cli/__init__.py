@@ -8,6 +8,8 @@ from __future__ import annotations
 VERBS: dict[str, str] = {
     "record": "Record a MoE decode run of the built-in workload.",
     "parse": "Read a trace into a RUN: one row per op, with FLOPs, bytes and layer.",
+    "show": "Take a quick look at a run: the answers, and where the time goes.",
+    "report": "Write a report to open in a browser: one file, answers first.",
     "attribute": "Show where the time goes: bound, idle, and what halving each part saves.",
     "replay": "Predict a run on other hardware and with edited settings.",
     "simulate": "Predict TTFT, TPOT and throughput of a model on a machine, without a trace.",

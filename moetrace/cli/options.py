@@ -21,6 +21,7 @@ _SET_HELP = (
 )
 
 run_argument = click.argument("source", metavar="RUN|TRACE", type=PATH)
+runs_argument = click.argument("sources", metavar="RUN|TRACE...", type=PATH, nargs=-1, required=True)
 trace_argument = click.argument("trace", metavar="TRACE", type=PATH)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
@@ -44,6 +45,20 @@ machines_option = click.option(
     required=True,
     help="Machines to predict for (see 'moetrace profiles'); repeats, and a comma separates several.",
 )
+
+
+predicted_option = click.option(
+    "--compare",
+    "predicted",
+    metavar="NAME[,NAME]",
+    multiple=True,
+    help="Machines to predict it on; the default is the one it ran on, H100 and CS-3.",
+)
+
+
+def named_machines(machines: Sequence[str]) -> list[Hardware | str] | None:
+    """The machines of `predicted_option`, None where it was not given. Raises as `load_machines` does."""
+    return list(load_machines(machines)) if machines else None
 
 
 def load_machines(machines: Sequence[str]) -> list[Hardware]:

@@ -22,6 +22,9 @@ _GENERIC = "elementwise"
 
 KINDS: dict[str, Kind] = {kind.name: kind for module in FAMILIES for kind in module.KINDS}
 OTHER = "other"
+_TELLING = (
+    16_384  # characters of a name that are searched: the longest of templated kernels have a few thousand
+)
 # Names of groups of kinds that recognition narrows down later (see parse/parts.py and parse/order.py).
 _HOME = {"moe_gemm": moe, **{kind.name: module for module in FAMILIES for kind in module.KINDS}}
 
@@ -66,6 +69,7 @@ def _patterns() -> dict[str, tuple[tuple[re.Pattern[str], str], ...]]:
 
 
 def _match(name: str, table: str) -> str | None:
+    name = name[:_TELLING]
     return next((kind for pattern, kind in _patterns()[table] if pattern.search(name)), None)
 
 

@@ -54,6 +54,8 @@ def clean(text: str) -> str:
 
 def shorten(text: str, width: int = 60) -> str:
     """A long name with its middle left out; both ends of a kernel name tell."""
+    if len(text) > 2 * width:  # what lies between is left out whatever it is, and may be long
+        text = text[:width] + text[-width:]
     text = clean(text)
     if len(text) <= width:
         return text
@@ -98,10 +100,10 @@ def coverage_line(coverage: Facts, device: str = "GPU") -> str:
 def parse_report(facts: Facts) -> list[Block]:
     """Blocks for a `parse.summary`: coverage, what ran, the steps, the op families, notes."""
     run = facts["run"]
-    device = _device(run)
-    blocks: list[Block] = [coverage_line(facts["coverage"], device), _identity(run)]
+    where = device_word(run)
+    blocks: list[Block] = [coverage_line(facts["coverage"], where), identity(run)]
     blocks += _phase_lines(facts["steps"])
-    blocks.append(_family_table(facts["families"], device))
+    blocks.append(_family_table(facts["families"], where))
     return blocks + notes(facts)
 
 
@@ -126,11 +128,11 @@ def _family_table(families: Sequence[Facts], device: str) -> Table:
     return without(table, {"100.0 %"}, "with bytes")
 
 
-def _device(run: Facts) -> str:
+def device_word(run: Facts) -> str:
     return {"gpu": "GPU", "cpu": "CPU"}.get(run.get("device_class", "gpu"), "device")
 
 
-def _identity(run: Facts) -> str:
+def identity(run: Facts) -> str:
     model = run.get("model")
     name = model.get("name") if isinstance(model, Mapping) else model
     where = run.get("hardware") or run.get("device") or "an unknown device"
@@ -170,20 +172,17 @@ PARTS = ("memory_s", "compute_s", "network_s", "fixed_s", "unexplained_s")
 
 def attribute_report(facts: Facts, by: str, table: str, phase: str | None, top: int) -> list[Block]:
     """Blocks for an `Attribution.summary`: steps, a table by `by` (the summary's `table`) of one phase, halving, flags."""
-    chosen = phase or ("decode" if "decode" in facts["phases"] else "all")
-    if chosen != "all" and chosen not in facts["phases"]:
-        raise RunError(
-            f"the run has no {chosen} step: its phases are {', '.join(facts['phases']) or 'not known'}"
-        )
-    here = facts if chosen == "all" else facts["phases"][chosen]
-    what = "all" if chosen == "all" else f"the {chosen}"
-    blocks: list[Block] = [coverage_line(facts["coverage"], _device(facts["run"])), _identity(facts["run"])]
+    here, _ = _chosen(facts, phase)
+    rows, what = rows_of(facts, table, phase)
+    blocks: list[Block] = [
+        coverage_line(facts["coverage"], device_word(facts["run"])),
+        identity(facts["run"]),
+    ]
     blocks += [_phase_table(facts), *_between_line(facts.get("between_steps") or {})]
     if len(facts.get("devices", ())) > 1:
         blocks.append(_device_table(facts["devices"]))
-    rows = [s for s in facts["steps"] if chosen in ("all", s["phase"])] if by == "step" else here[table]
     blocks.append(
-        _step_table(rows[:top]) if by == "step" else _bound_table(what, facts["hardware"], by, rows[:top])
+        step_table(rows[:top]) if by == "step" else bound_table(what, facts["hardware"], by, rows[:top])
     )
     if len(rows) > top:
         blocks.append(f"{len(rows) - top} more rows: --top {len(rows)} shows all")
@@ -195,6 +194,25 @@ def attribute_report(facts: Facts, by: str, table: str, phase: str | None, top: 
             if h["saves_s"] > 0
         ]
     return [*blocks, *_flag_lines(facts["flags"]), *notes(facts)]
+
+
+def _chosen(facts: Facts, phase: str | None) -> tuple[Facts, str]:
+    """(the facts of the phase asked for, its name): decode where none is asked for and there is any, else all steps."""
+    chosen = phase or ("decode" if "decode" in facts["phases"] else "all")
+    if chosen != "all" and chosen not in facts["phases"]:
+        raise RunError(
+            f"the run has no {chosen} step: its phases are {', '.join(facts['phases']) or 'not known'}"
+        )
+    return (facts if chosen == "all" else facts["phases"][chosen]), chosen
+
+
+def rows_of(facts: Facts, table: str, phase: str | None) -> tuple[Sequence[Facts], str]:
+    """(rows of a table of an `Attribution.summary`, in words which steps they sum up). Raises RunError without such a step."""
+    here, chosen = _chosen(facts, phase)
+    what = "all" if chosen == "all" else f"the {chosen}"
+    if table == "steps":
+        return [s for s in facts["steps"] if chosen in ("all", s["phase"])], what
+    return here[table], what
 
 
 def _between_line(between: Facts) -> list[Block]:
@@ -256,7 +274,7 @@ def _phase_table(facts: Facts) -> Table:
     return without_empty(table, "launch-bound", "exposed network")
 
 
-def _step_table(steps: Sequence[Facts]) -> Table:
+def step_table(steps: Sequence[Facts]) -> Table:
     rows = tuple(
         (
             number(s["index"]),
@@ -289,7 +307,7 @@ def _step_table(steps: Sequence[Facts]) -> Table:
     )
 
 
-def _bound_table(what: str, hardware: str, by: str, groups: Sequence[Facts]) -> Table:
+def bound_table(what: str, hardware: str, by: str, groups: Sequence[Facts]) -> Table:
     """Rows with their time dealt out to what bounds it."""
     rows = tuple(
         (

@@ -1,0 +1,61 @@
+"""``moetrace report``: RUN... -> one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moetrace.cli.options import (
+    force_option,
+    hardware_option,
+    named_machines,
+    open_source,
+    output_option,
+    predicted_option,
+    reading_options,
+    runs_argument,
+)
+
+
+@click.command()
+@runs_argument
+@output_option("FILE", "HTML file to write.", required=True)
+@hardware_option("Machine to hold the runs against; the default is the one each ran on.")
+@predicted_option
+@reading_options
+@force_option
+def report(
+    sources: tuple[Path, ...],
+    output: Path,
+    hardware: str | None,
+    predicted: tuple[str, ...],
+    model: str | None,
+    capture_trace: Path | None,
+    kv_len: int | None,
+    ran_tp: int | None,
+    ran_ep: int | None,
+    force: bool,
+) -> None:
+    """Write a report to open in a browser: one file, answers first.
+
+    The answers come first, then their evidence: steps, ops, roofline, routing, other machines and n_a.
+    """
+    from moetrace import load_hardware
+    from moetrace.files import check_output
+    from moetrace.report import terminal
+    from moetrace.report.html import make_report, write_page
+
+    check_output(output, force, ours=())
+    machine = load_hardware(hardware) if hardware else None
+    machines = named_machines(predicted)
+    pages = []
+    with terminal.progress("reporting") as tell:
+        for done, source in enumerate(sources):
+            tell(done / len(sources))
+            run = open_source(
+                source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
+            )
+            pages.append(make_report(run, machine, machines))
+    size = write_page(pages, output)
+    terminal.show([f"written: {output} ({size / 1e6:.1f} MB; open it in a browser)"])

@@ -1,0 +1,83 @@
+"""All that a report says of one run, as one JSON-able dict: what the page, the terminal and a program read alike.
+
+distinct_ops (roofline), waterfall, routing, whatif (other machines, fewer experts), answers (the questions a reader has).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import moetrace
+from moetrace.attribute import Attribution, attribute
+from moetrace.attribute.groups import Columns
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.report.facts.answers import answers
+from moetrace.report.facts.routing import routing_facts
+from moetrace.report.facts.waterfall import waterfalls
+from moetrace.report.facts.whatif import default_machines, what_ifs
+from moetrace.run import Run, codes_of
+
+SCHEMA = "moetrace.report/1"
+
+
+def report_facts(
+    run: Run,
+    hardware: Hardware | str | None = None,
+    machines: Sequence[Hardware | str] | None = None,
+    short: bool = False,
+) -> tuple[dict[str, Any], Attribution]:
+    """(facts of schema ``moetrace.report/1``, the attribution that they rest on).
+
+    Held against `hardware`, by default the machine that it ran on; predicted on `machines` (default: its own, H100 and CS-3).
+    With `short` only what the answers need is predicted. Raises ProfileError as `attribute` does.
+    """
+    held = attribute(run, hardware)
+    machine = load_hardware(hardware or held.hardware)
+    what_if = what_ifs(run, default_machines(run) if machines is None else machines, short)
+    facts: dict[str, Any] = {
+        "schema": SCHEMA,
+        "moetrace": moetrace.__version__,
+        "main_phase": main_phase(held.summary["phases"]),
+        "attribution": held.summary,
+        "weights": expert_weights(run, held),
+        "waterfall": waterfalls(run, held),
+        "routing": routing_facts(run),
+        "what_if": what_if,
+        "machine": {
+            "name": machine.name,
+            "title": machine.title,
+            "law": machine.law,
+            "peaks": dict(machine.peaks),
+            "bytes_per_s": machine.memory.bytes_per_s,
+            "sources": dict(machine.sources),
+        },
+    }
+    return {**facts, "answers": answers(facts)}, held
+
+
+def main_phase(phases: Sequence[str] | Any) -> str:
+    """The phase that a report is about: decode where there is any."""
+    return "decode" if "decode" in phases else next(iter(phases), "unknown")
+
+
+def expert_weights(run: Run, held: Attribution) -> dict[str, Any]:
+    """By phase: bytes of expert weights that must be read in a mean step, all bytes, and the share of one in the other."""
+    c = Columns(run, held.table)
+    family, names = codes_of(held.table.column("family"))
+    experts = family == (names.index("experts") if "experts" in names else -2)
+    weights = run.numpy("weight_bytes", 0.0)
+    out: dict[str, Any] = {}
+    for phase in held.summary["phases"]:
+        here = c.only([s["index"] for s in held.summary["steps"] if (s["phase"] or "unknown") == phase])
+        steps = int(held.summary["phases"][phase]["steps"])
+        zero = np.zeros(len(c.step), dtype=np.int64)
+        mine = float(here.total(zero, weights * experts, 1)[0]) / steps
+        whole = float(here.total(zero, c.work.nbytes, 1)[0]) / steps
+        out[phase] = {"expert_bytes": mine, "bytes": whole, "share": mine / whole if whole else None}
+    return out
+
+
+__all__ = ["SCHEMA", "expert_weights", "main_phase", "report_facts"]

@@ -1,0 +1,165 @@
+"""The report and the quick look as a user runs them; and that all outputs of one run say the same numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html import unescape
+
+import pandas as pd
+import pytest
+
+import moetrace
+from moetrace import units
+from moetrace.report.terminal import show as print_blocks
+from tests.conftest import REPO, Answer
+from tests.made import decode_trace, write
+from tests.reports import bulk_of, facts_of, hostile_events
+from tests.unit.test_terminal import Terminal
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def page(run_dir, tmp_path_factory) -> str:
+    target = tmp_path_factory.mktemp("page") / "report.html"
+    return moetrace.write_report(moetrace.load(run_dir), target).read_text()
+
+
+def test_page_table_json_and_parquet_of_one_run_agree(page, run_dir, tmp_path, call: Call):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    attributed = json.loads(call("attribute", run, "--json").out)
+    shown = json.loads(call("show", run, "--json").out)
+    frame = pd.read_parquet(run / "attribution.parquet")
+    ops = pd.read_parquet(run / "ops.parquet")
+    facts = facts_of(page)["attribution"]
+    decode = frame[frame.phase == "decode"]
+    span = sum(s["span_s"] for s in attributed["steps"] if s["phase"] == "decode")
+    table = {
+        line.split()[0]: line.split()
+        for line in call("show", run).out.split("Time of the decode")[1].splitlines()[3:]
+        if line
+    }
+    for row in attributed["phases"]["decode"]["families"]:
+        name = row["family"]
+        same = next(f for f in facts["phases"]["decode"]["families"] if f["family"] == name)
+        assert same == row == next(f for f in shown["rows"] if f["family"] == name)
+        here = decode[decode.family == name]
+        assert row["busy_s"] == pytest.approx(here.exposed_ns.sum() / 1e9)
+        assert row["count"] == len(here) == len(ops[(ops.phase == "decode") & (ops.family == name)])
+        assert row["share"] == pytest.approx(row["busy_s"] / span)
+        assert row["lower_bound_s"] == pytest.approx(here.lower_bound_s.sum())
+        assert table[name][1:5] == [
+            f"{row['count']:,}",
+            *units.seconds(row["busy_s"]).split(),
+            f"{100 * row['share']:.1f}",
+        ]
+        cells = _row(page, "r0-t-1-family", name)
+        assert cells[1:4] == [
+            f"{row['count']:,}",
+            _micro(units.seconds(row["busy_s"] / 4)),
+            f"{100 * row['share']:.1f} %",
+        ]
+    assert shown["coverage"] == attributed["coverage"] == facts["coverage"]
+    assert sum(bulk_of(page)["points"]["count"]) == len(frame[frame.step.notna()])
+
+
+def _micro(text: str) -> str:
+    return text.replace(" us", " µs")
+
+
+def _row(page: str, table: str, name: str) -> list[str]:
+    """The cells of the row of a table that begins with a name, as texts."""
+    body = page.split(f'id="{table}"', 1)[1].split("</table>", 1)[0]
+    rows = [
+        re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
+        for row in re.findall(r"<tr>.*?</tr>", body, re.DOTALL)
+    ]
+    plain = [[unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in row] for row in rows]
+    return next(row for row in plain if row and row[0] == name)
+
+
+def test_answers_in_the_terminal_are_those_of_the_page(page, run_dir, call: Call):
+    said = call("show", run_dir).out
+    for answer in facts_of(page)["answers"]:
+        assert answer["question"] in said and answer["short"] in said
+        for line in answer["lines"]:
+            assert line["value"] in said
+        html = unescape(page).replace("\xa0", " ")
+        assert answer["question"] in html and _micro(answer["short"]) in html
+
+
+def test_show_is_plain_when_piped_and_writes_nothing(run_dir, process: Call):
+    before = sorted(p.name for p in run_dir.iterdir())
+    answer = process("show", run_dir, "--by", "layer", "--top", "1", "--compare", "h100-sxm")
+    assert answer.status == 0, answer.err
+    assert "\x1b" not in answer.out and "more row" in answer.out
+    assert sorted(p.name for p in run_dir.iterdir()) == before
+
+
+@pytest.mark.parametrize("by", ["family", "layer", "kind", "kernel", "step"])
+def test_show_has_json_of_a_schema_for_every_table(by, run_dir, call: Call):
+    said = json.loads(call("show", run_dir, "--by", by, "--top", "2", "--json", "--compare", "h100-sxm").out)
+    assert said["schema"] == "moetrace.show/1"
+    assert len(said["rows"]) == 2 and said["steps_of"] == "the decode"
+    assert next(a["id"] for a in said["answers"]) == "time"
+
+
+@pytest.mark.parametrize("width", [30, 80, 132, 250])
+def test_the_answers_fit_a_terminal_of_any_width(width, run_dir, monkeypatch):
+    from moetrace.report import quick
+    from moetrace.report.facts import report_facts
+
+    facts, _ = report_facts(moetrace.load(run_dir), machines=["h100-sxm"], short=True)
+    screen = Terminal()
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    print_blocks(quick.show_report(facts, "family", "families", None, 5), screen)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
+    assert all(len(line.rstrip()) <= width for line in lines)
+
+
+def test_report_of_a_trace_and_a_run_side_by_side(run_dir, tmp_path, process: Call):
+    trace = REPO / "traces" / "kineto" / "deepseek-v2-lite-l2-b16-cpu"
+    target = tmp_path / "report.html"
+    answer = process("report", trace, run_dir, "-o", target, "--compare", "h100-sxm")
+    assert answer.status == 0, answer.err
+    assert answer.out.startswith(f"written: {target}")
+    page = target.read_text()
+    models = [facts_of(page, i)["attribution"]["run"]["model"] for i in range(2)]
+    assert models == ["deepseek-v2-lite", "olmoe-1b-7b"]
+    again = process("report", run_dir, "-o", target, "--compare", "h100-sxm")
+    assert again.status == 2 and "--force" in again.err and target.read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("show", "{run}", "--hw", "nonsense"), "nonsense"),
+        (("show", "{run}", "--phase", "mixed"), "no mixed step"),
+        (("show", "{run}", "--compare", "h100-sxm,h100-sxm"), "named twice"),
+        (("show", "{trace}"), "which machine"),
+        (("show", "missing"), "missing"),
+        (("report", "{run}", "-o", "{run}/ops.parquet", "--force"), "part of the run"),
+        (("report", "-o", "x.html"), "Missing argument"),
+        (("report", "{trace}", "-o", "{tmp}/x.html"), "which machine"),
+    ],
+)
+def test_bad_use_is_one_line_and_leaves_nothing(arguments, said, run_dir, tmp_path, call: Call):
+    trace = write(tmp_path / "t.json", decode_trace())
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    answer = call(*(a.format(run=run, trace=trace, tmp=tmp_path) for a in arguments))
+    assert answer.status == 2 and len(answer.error_lines) == 1 and said in answer.err
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_a_hostile_trace_breaks_nothing_in_the_terminal(tmp_path, process: Call):
+    trace = write(tmp_path / "t.json", hostile_events(decode_trace(), long=10_000_000))
+    for by in ("family", "kernel", "step"):
+        answer = process("show", trace, "--hw", "h100-sxm", "--compare", "h100-sxm", "--by", by)
+        assert answer.status == 0, answer.err
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]", answer.out)
+        assert max(map(len, answer.out.splitlines())) < 600

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import moetrace
+from moetrace.attribute import attribute
+from moetrace.replay import Scenario, replay
+from moetrace.report.facts import report_facts
+from moetrace.report.facts.distinct_ops import distinct_ops
+from moetrace.report.facts.layers import layer_families
+from moetrace.report.facts.routing import chance_skew, routing_facts
+from moetrace.report.facts.waterfall import waterfalls
+from moetrace.report.facts.whatif import ratio_interval, sampled, what_ifs
+from moetrace.routing import RoutingBuilder
+from tests.conftest import REPO
+from tests.made import decode_trace, write
+from tests.reports import tiled
+
+
+@pytest.fixture(scope="module")
+def run(run_dir):
+    return moetrace.load(run_dir)
+
+
+@pytest.fixture(scope="module")
+def held(run):
+    return attribute(run)
+
+
+@pytest.fixture(scope="module")
+def facts(run):
+    return report_facts(run)[0]
+
+
+# -- waterfall -----------------------------------------------------------------------------------------------------
+def test_a_waterfall_sums_from_the_span_to_the_lower_bound(run, held):
+    for phase, fall in waterfalls(run, held).items():
+        steps = [s for s in held.summary["steps"] if s["phase"] == phase]
+        assert fall["span_s"] == pytest.approx(np.mean([s["span_s"] for s in steps]))
+        assert fall["lower_bound_s"] == pytest.approx(np.mean([s["lower_bound_s"] for s in steps]))
+        dropped = sum(d["seconds"] for d in fall["drops"])
+        assert fall["span_s"] - dropped == pytest.approx(fall["lower_bound_s"])
+
+
+def test_devices_that_wait_for_the_busiest_one_are_imbalance(tmp_path):
+    events = decode_trace()
+    slow = []
+    for e in events:
+        if e["cat"] == "kernel":
+            args = {**e["args"], "device": 1, "stream": 9}
+            slow.append({**e, "dur": e["dur"] / 2, "tid": 9, "args": args})
+    both = moetrace.parse(write(tmp_path / "t.json", [*events, *slow]), hardware="h100-sxm")
+    one = moetrace.parse(write(tmp_path / "o.json", events), hardware="h100-sxm")
+    drops = [
+        {d["name"]: d["seconds"] for d in waterfalls(r, attribute(r))["decode"]["drops"]} for r in (one, both)
+    ]
+    assert drops[0]["imbalance"] == 0 < drops[1]["imbalance"]
+    busy = sum(e["dur"] for e in events if e["cat"] == "kernel") / 2 / 1e6
+    assert drops[1]["imbalance"] == pytest.approx(busy / 4, rel=0.01)  # mean of all and half of it is 3/4
+
+
+# -- distinct ops, layers ------------------------------------------------------------------------------------------
+def test_distinct_ops_hold_all_the_time_of_the_steps(run, held):
+    found = distinct_ops(run, held)
+    columns, frame = found["columns"], held.table.to_pandas()
+    frame = frame[frame.step.notna()]
+    assert columns["count"].sum() == len(frame)
+    assert columns["total_s"].sum() == pytest.approx(frame.dur_ns.sum() / 1e9)
+    assert list(columns["total_s"]) == sorted(columns["total_s"], reverse=True)
+    op, phase = found["texts"]["op"][columns["op"][0]], found["texts"]["phase"][columns["phase"][0]]
+    same = frame[(frame.op == op) & (frame.phase == phase)]
+    assert columns["median_s"][0] == pytest.approx(same.dur_ns.median() / 1e9)
+    assert columns["expected_s"][0] == same.expected_s.iloc[0]
+    assert found["texts"]["kernel"][columns["kernel"][0]] in set(same.kernel)
+
+
+def test_layers_and_families_share_out_the_busy_time(run, held):
+    for phase, grid in layer_families(run, held).items():
+        facts = held.summary["phases"][phase]
+        total = sum(sum(row["seconds"]) for row in grid["rows"])
+        assert total == pytest.approx(sum(f["busy_s"] for f in facts["families"]) / facts["steps"])
+        by_layer = {row["layer"]: sum(row["seconds"]) for row in grid["rows"]}
+        for row in facts["layers"]:
+            assert by_layer[row["layer"]] == pytest.approx(row["busy_s"] / facts["steps"])
+
+
+# -- routing -------------------------------------------------------------------------------------------------------
+def test_routing_facts_agree_with_the_recording(run, facts):
+    routing, said = run.routing, facts["routing"]
+    decode = [s.index for s in run.meta.steps if s.phase == "decode"]
+    skew = routing.load_skew()
+    for row in said["layers"]:
+        mine = [skew[s, row["layer"]] for s in decode]
+        assert (row["skew"], row["skew_low"], row["skew_high"]) == (np.mean(mine), min(mine), max(mine))
+    for row, layer in zip(said["load"]["rows"], routing.layers, strict=True):
+        assert row == pytest.approx(routing.popularity(layer, steps=decode) * 64 / 8, abs=1e-3)
+        assert np.mean(row) == pytest.approx(1.0, abs=1e-3)
+    assert [r["ranks"] for r in said["ranks"]] == [2, 4, 8, 16, 32, 64]
+    distinct = routing.distinct()
+    assert said["measured"][0]["mean"] == np.mean([v for (s, _), v in distinct.items() if s in decode])
+
+
+def test_chance_skew_is_what_uniform_routing_shows():
+    rng = np.random.default_rng(7)
+    for experts, topk, tokens in ((64, 8, 16), (16, 2, 100), (8, 2, 32)):
+        shown = []
+        for _ in range(400):
+            ids = np.argsort(rng.random((tokens, experts)), axis=1)[:, :topk]
+            hits = np.bincount(ids.ravel(), minlength=experts)
+            shown.append(hits.max() / hits.mean())
+        assert chance_skew(experts, topk, tokens) == pytest.approx(np.mean(shown), rel=0.05)
+    assert chance_skew(4, 4, 10) == 1.0
+    assert np.isnan(chance_skew(4, 2, 0))
+
+
+def test_a_large_heat_map_is_folded_and_keeps_its_mean(run):
+    builder = RoutingBuilder(512)
+    rng = np.random.default_rng(1)
+    for layer in range(100):
+        builder.add(0, layer, np.argsort(rng.random((8, 512)), axis=1)[:, :8])
+    wide = moetrace.Run(run.meta, run.table(), builder.build())
+    load = routing_facts(wide)["load"]
+    assert load["fold"] == 2 and len(load["rows"]) == 100 and len(load["rows"][0]) == load["width"] == 256
+    assert np.mean(load["rows"]) == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_run_without_routing_says_so(run):
+    bare = moetrace.Run(run.meta, run.table())
+    facts, _ = report_facts(bare, short=True)
+    assert facts["routing"] is None
+    answer = {a["id"]: a for a in facts["answers"]}
+    assert answer["skew"]["short"] == "not recorded"
+    assert "routing" in [line["label"] for line in answer["covered"]["lines"]]
+
+
+# -- what if -------------------------------------------------------------------------------------------------------
+def test_predictions_of_the_report_are_those_of_replay(run, facts):
+    rows = {
+        (r["hardware"], r["n_a"]): r for r in facts["what_if"]["n_a"] if r["placement"] in (None, "spread")
+    }
+    for machine in ("h100-sxm", "cs3"):
+        extra = ("placement=spread",) if machine == "cs3" else ()
+        there = replay(run, machine, Scenario.of("layers=native", "n_a=6", *extra)).summary["phases"][
+            "decode"
+        ]
+        assert rows[machine, 6]["step_s"] == there["step_s"]
+        assert (rows[machine, 6]["low_s"], rows[machine, 6]["high_s"]) == (there["low_s"], there["high_s"])
+
+
+def test_a_ratio_lies_in_its_interval_and_is_exact_against_itself(facts):
+    for row in facts["what_if"]["n_a"]:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        if row["n_a"] == 8:
+            assert row["ratio_low"] == row["ratio_high"] == pytest.approx(1.0)
+
+
+def test_a_ratio_interval_holds_any_error_that_a_family_has_in_both(run):
+    base, other = (replay(run, "h100-sxm", Scenario.of(f"n_a={n}")) for n in (8, 4))
+    low, high = ratio_interval(base, other)
+    frames = [p.run.to_pandas(["step", "family", "dur_ns", "error"]) for p in (base, other)]
+    decode = [s.index for s in run.meta.steps if s.phase == "decode"]
+    frames = [f[f.step.isin(decode)] for f in frames]
+    rng = np.random.default_rng(3)
+    families = sorted(set(frames[0].family) | set(frames[1].family))
+    least = {f: min(x.error[x.family == f].min() for x in frames if (x.family == f).any()) for f in families}
+    for _ in range(50):
+        factor = {f: (1 + least[f]) ** rng.uniform(-1, 1) for f in families}
+        sums = [float((x.dur_ns * x.family.astype(str).map(factor)).sum()) for x in frames]
+        assert low - 1e-3 <= sums[1] / sums[0] <= high + 1e-3
+
+
+def test_long_runs_are_predicted_from_a_few_steps_spread_over_them(run):
+    long = tiled(run, 200)
+    part = sampled(long)
+    index = [s.index for s in part.meta.steps]
+    decode = sorted(s.index for s in long.meta.steps if s.phase == "decode")
+    assert len(index) == 9 and index[0] == decode[0] and index[-1] == decode[-1]
+    assert set(part.to_pandas(["step"]).step) == set(index)
+
+
+def test_a_machine_that_cannot_be_predicted_is_named_and_the_rest_stands(run):
+    found = what_ifs(run, ["h100-sxm", "h100-sxm-x8", "nonsense"], short=True)
+    rows = {m["hardware"]: m for m in found["machines"]}
+    assert "error" not in rows["h100-sxm"] and "error" not in rows["h100-sxm-x8"]
+    assert "nonsense" in rows["nonsense"]["error"]
+    assert {r["n_a"] for r in found["n_a"]} == {8, 6}
+
+
+def test_published_accuracy_stands_beside_the_gain():
+    here = moetrace.parse(REPO / "traces" / "kineto" / "deepseek-v2-lite-l2-b16-cpu")
+    facts, _ = report_facts(here, machines=["h100-sxm"], short=True)
+    assert {p["n_a"]: p["percent"] for p in facts["what_if"]["accuracy"]} == {6: 66.0, 4: 65.2, 2: 60.4}
+    lines = next(a for a in facts["answers"] if a["id"] == "n_a")["lines"]
+    assert lines[-1]["value"] == "-0.8 points" and "2505.03531" in lines[-1]["note"]
+
+
+# -- answers -------------------------------------------------------------------------------------------------------
+def test_every_question_is_answered_with_its_evidence_and_its_doubt(facts):
+    answers = {a["id"]: a for a in facts["answers"]}
+    assert list(answers) == ["time", "experts", "skew", "n_a", "helps", "covered"]
+    assert all(a["short"] and a["sure"] and a["section"] for a in answers.values())
+    decode = facts["attribution"]["phases"]["decode"]
+    experts = next(f for f in decode["families"] if f["family"] == "experts")
+    assert answers["experts"]["short"] == f"{100 * experts['share']:.1f} %"
+    worst = max(facts["routing"]["layers"], key=lambda r: r["skew"])
+    assert answers["skew"]["short"] == f"layer {worst['layer']}: {worst['skew']:.2f} x"
+    for machine in ("h100-sxm", "cs3"):
+        assert machine in answers["n_a"]["short"]
+        assert any(machine in line["label"] and " to " in line["note"] for line in answers["n_a"]["lines"])
+    assert "bandwidth" in answers["helps"]["short"] and "fewer launches (cs3)" in answers["helps"]["short"]
+    assert {"not named", "not explained", "layers"} <= {line["label"] for line in answers["covered"]["lines"]}
+
+
+def test_facts_are_json_and_say_their_schema(facts):
+    assert facts["schema"] == "moetrace.report/1"
+    assert json.loads(json.dumps(facts))["main_phase"] == "decode"
+
+
+def test_a_run_without_a_model_or_routing_still_has_answers(tmp_path):
+    bare = moetrace.parse(write(tmp_path / "t.json", decode_trace()), hardware="h100-sxm")
+    facts, _ = report_facts(bare)
+    said = {a["id"]: a["short"] for a in facts["answers"]}
+    assert re.search(r"\d", said["time"]) and said["covered"]
+    errors = [m for m in facts["what_if"]["machines"] if "error" in m]
+    assert [m["hardware"] for m in errors] == ["cs3"]  # the wafer must know the model's size
