@@ -6,6 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := torch==2.13.0
 NVTX   := nvtx==0.2.11# the last whose ranges the nsys of Debian 12 and 13 records
+PLAYWRIGHT := playwright>=1.49
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all format docs clean
@@ -23,7 +24,7 @@ test: $(VENV)/dev.stamp  ## lint, types and tests (PyPI only)
 	$(BIN)/python -m pytest -n 2
 
 # Tests marked `debian`. Each package they need has a stamp of its own; nothing is skipped where it cannot be had.
-test-all: test $(VENV)/nsys.stamp  ## make test, and the tests that need Debian packages
+test-all: test $(VENV)/nsys.stamp $(VENV)/chromium.stamp  ## make test, and the tests that need Debian packages
 	PATH="$(CURDIR)/$(VENV)/nsys/bin:$$PATH" $(BIN)/python -m pytest -m debian
 
 format: $(VENV)/dev.stamp  ## let ruff mend layout and imports
@@ -54,4 +55,10 @@ $(VENV)/dev.stamp: $(VENV)/made.stamp pyproject.toml
 
 $(VENV)/nsys.stamp: $(VENV)/dev.stamp tests/debian/nsys.sh
 	sh tests/debian/nsys.sh $(VENV)/nsys
+	@touch $@
+
+# Playwright drives Debian's chromium; it downloads no browser of its own.
+$(VENV)/chromium.stamp: $(VENV)/dev.stamp tests/debian/chromium.sh
+	sh tests/debian/chromium.sh
+	$(BIN)/python -m pip install -q '$(PLAYWRIGHT)'
 	@touch $@
