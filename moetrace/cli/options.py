@@ -147,14 +147,17 @@ def open_source(
     ran_tp: int | None,
     ran_ep: int | None,
     hardware: str | None = None,
+    routing: Path | None = None,
 ) -> Run:
     """The run of a RUN directory, or of a trace that is parsed first.
 
     Raises RunError where an option about reading a trace is given with a RUN, which is read already.
     """
     from moetrace.parse import open_run
+    from moetrace.record.routing_files import read_routing
     from moetrace.report.terminal import progress
 
+    chosen = read_routing(routing) if routing is not None else None
     with progress(f"reading {source.name}") as tell:
         return open_run(
             source,
@@ -164,5 +167,6 @@ def open_source(
             ran_tp=ran_tp,
             ran_ep=ran_ep,
             hardware=hardware,
+            routing=chosen,
             progress=tell,
         )

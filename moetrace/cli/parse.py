@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from moetrace.cli.options import (
+    PATH,
     force_option,
     hardware_option,
     json_option,
@@ -22,6 +23,12 @@ from moetrace.cli.options import (
 @output_option("RUN", "Directory to write; without it only the summary is printed.")
 @reading_options
 @hardware_option("The machine it ran on, if the trace does not say.")
+@click.option(
+    "--routing",
+    metavar="FILE",
+    type=PATH,
+    help="Which experts were chosen: routing.parquet, SGLang's .pt, or a CSV or JSON log (docs/recording.md).",
+)
 @force_option
 @json_option
 def parse(
@@ -33,6 +40,7 @@ def parse(
     ran_tp: int | None,
     ran_ep: int | None,
     hardware: str | None,
+    routing: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -55,6 +63,7 @@ def parse(
         ran_tp=ran_tp,
         ran_ep=ran_ep,
         hardware=hardware,
+        routing=routing,
     )
     if output is not None:
         run = run.save(output, force)

@@ -1,34 +1,77 @@
-"""``moetrace record``: the built-in MoE workload -> a recording (trace, routing, metadata)."""
+"""``moetrace record``: the built-in MoE workload, or a running server -> a recording (trace, routing, metadata)."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from moetrace.cli.options import force_option, json_option, output_option
-from moetrace.cli.workload_options import workload_options
+from moetrace.cli.server_options import SERVER_ONLY, SHARED, server_options
+from moetrace.cli.workload_options import WORKLOAD, workload_options
 
 
 @click.command()
 @workload_options
+@server_options
 @output_option("DIR", "Directory to write.", required=True)
 @force_option
 @json_option
-def record(output: Path, force: bool, as_json: bool, **options: Any) -> None:
-    """Record a MoE decode run of the built-in workload.
+@click.pass_context
+def record(
+    ctx: click.Context, /, server: str | None, output: Path, force: bool, as_json: bool, **options: Any
+) -> None:
+    """Record a MoE decode run, of the built-in workload or of a server.
 
     Builds the real architecture with random or given weights, prefills, decodes greedily with a static KV cache,
     once unrecorded and once under torch.profiler, and writes trace.json.gz, routing.parquet and recording.json.
-    Routing of random weights is near uniform unless --routing prescribes another. Your own loop is recorded in
-    Python, with moetrace.record.
+    Routing of random weights is near uniform unless --routing prescribes another. With --server, a running vLLM
+    or SGLang is profiled under a load of --batch prompts of --context tokens, continued by --steps. Your own loop
+    is recorded in Python, with moetrace.record.
     """
+    if server is not None:
+        _refuse(ctx, WORKLOAD - SHARED, "is of the built-in workload, not of a server's")
+        _server(
+            server, output, force, as_json, {k: v for k, v in options.items() if k in SHARED | SERVER_ONLY}
+        )
+        return
+    _refuse(ctx, SERVER_ONLY, "needs --server")
     if options["model"] is None:
-        raise click.UsageError("missing option '--model': name the model whose decode loop to record")
-    _workload(output, force, as_json, options)
+        raise click.UsageError("missing option '--model' or '--server': what is to be recorded?")
+    _workload(output, force, as_json, {k: v for k, v in options.items() if k in WORKLOAD})
+
+
+def _refuse(ctx: click.Context, names: Container[str], why: str) -> None:
+    """An option that would change nothing is an error."""
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        if name in names and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} {why}")
+
+
+def _server(url: str, output: Path, force: bool, as_json: bool, options: dict[str, Any]) -> None:
+    from moetrace.record.server import Attachment, record_server
+
+    pairs = [text.partition("=") for text in options.pop("profile_options")]
+    if odd := next((name for name, equals, value in pairs if not (name and equals and value)), None):
+        raise click.UsageError(f"--profile-option {odd}: expected NAME=VALUE")
+    what = Attachment(url, options={name: value for name, _, value in pairs}, **options)
+    facts = record_server(what, output, force=force, progress=_progress)
+    if as_json:
+        click.echo(json.dumps({"output": str(output), **facts}))
+        return
+    click.echo(
+        f"{output}: recorded {facts['engine']} {facts['engine_version']}; next: moetrace parse {output}"
+    )
+    click.echo(f"routing: {facts['routing']['source']}")
+    if "recorded_load_s" in facts:
+        plain, recorded = facts["unprofiled_load_s"], facts["recorded_load_s"]
+        click.echo(f"the load took {plain:.2f} s without the profiler, {recorded:.2f} s with it")
 
 
 def _workload(output: Path, force: bool, as_json: bool, options: dict[str, Any]) -> None:

@@ -77,6 +77,14 @@ _OPTIONS = (
 )
 
 
+WORKLOAD = frozenset(
+    (
+        *("model", "layers", "batch", "context", "steps", "n_a", "n_e", "expert_width", "dtype", "experts"),
+        *("routing", "weights", "graph", "prefill", "device", "threads", "seed"),
+    )
+)
+
+
 def workload_options(command: Command) -> Command:
     """Adds the options, which are the fields of `moetrace.record.workload.Workload`."""
     for option in reversed(_OPTIONS):

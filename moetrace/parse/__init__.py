@@ -26,15 +26,15 @@ from moetrace.model import ModelSpec, load_model
 from moetrace.model.config import is_whole
 from moetrace.op import Op
 from moetrace.ops.columns import record_columns
-from moetrace.parse import capture, facts, parts
-from moetrace.parse.build import Placed, attended_halves, build_ops, count_distinct, sources
+from moetrace.parse import capture, facts, parts, routed
+from moetrace.parse.build import Placed, attended_halves, build_ops, sources
 from moetrace.parse.distinct import distinct_rows, rows_of_groups
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.placing import by_order, needs_model, remarks
 from moetrace.parse.rows import Rows, doubts, op_rows
 from moetrace.parse.steps import StepName, complete, drop_strays, place, unused_kv
 from moetrace.parse.summary import summary
-from moetrace.routing import Routing
+from moetrace.routing import Routing, RoutingLog
 from moetrace.run import Meta, Run, Step, nullable, ops_table, text_column
 
 Progress = Callable[[float], object]
@@ -54,6 +54,7 @@ def open_run(
     ran_tp: int | None = None,
     ran_ep: int | None = None,
     hardware: str | None = None,
+    routing: Routing | RoutingLog | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """The run at a path: a RUN directory is loaded, anything else is parsed (options as in `parse`).
@@ -69,6 +70,7 @@ def open_run(
             "ran_tp": ran_tp,
             "ran_ep": ran_ep,
             "hardware": hardware,
+            "routing": routing,
         }
         if given := [name for name, value in options.items() if value is not None]:
             raise RunError(f"{root} is parsed already: {', '.join(given)} can be given only with a trace")
@@ -81,6 +83,7 @@ def open_run(
         ran_tp=ran_tp,
         ran_ep=ran_ep,
         hardware=hardware,
+        routing=routing,
         progress=progress,
     )
 
@@ -94,6 +97,7 @@ def parse(
     ran_tp: int | None = None,
     ran_ep: int | None = None,
     hardware: str | None = None,
+    routing: Routing | RoutingLog | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """The Run of a PyTorch-profiler trace file, or of a directory that `moetrace record` wrote.
@@ -101,13 +105,14 @@ def parse(
     `model` (a built-in name or a config.json) supplies what a trace cannot; without it the recording's own model is
     taken, or the one catalogue entry that fits what is seen. `capture_trace` is the trace of the graph's capture,
     `kv_len` the KV tokens per sequence where annotations have none, `ran_tp` and `ran_ep` the sizes of tensor and expert
-    parallelism where a rank's shapes do not show them, `hardware` the profile of the machine it ran on.
+    parallelism where a rank's shapes do not show them, `hardware` the profile of the machine it ran on, `routing` which
+    experts were chosen, in place of what lies beside the trace.
     Raises TraceError, ModelError or ProfileError with one line.
     """
     for option, number in (("kv_len", kv_len), ("ran_tp", ran_tp), ("ran_ep", ran_ep)):
         if number is not None and not is_whole(number, 1):
             raise TraceError(f"{option} is {number}: expected a whole number from 1 that a run could have")
-    file, recording, routing = _locate(Path(trace))
+    file, recording, recorded = _locate(Path(trace))
     if capture_trace is None and recording and file.with_name(_CAPTURE).is_file():
         capture_trace = file.with_name(_CAPTURE)
     given = model if isinstance(model, ModelSpec) else load_model(model) if model else None
@@ -119,7 +124,7 @@ def parse(
         events,
         file,
         recording or events.metadata,
-        routing,
+        recorded if routing is None else routing,
         given,
         kv_len,
         facts.Split(ran_tp, ran_ep),
@@ -157,7 +162,7 @@ class _Parser:
     events: Events
     path: Path
     recording: Mapping[str, Any]
-    routing: Routing | None
+    routing: Routing | RoutingLog | None
     given_model: ModelSpec | None
     kv_len: int | None
     given_split: facts.Split
@@ -212,10 +217,10 @@ class _Parser:
             notes += capture.missing(rows, ops.works(found).known[index])
         provenance, routing = "uniform formula: no routing was recorded", None
         if self.routing is not None:
-            numbers = {n.recorded: i for i, n in enumerate(names) if n.recorded is not None}
-            routing = self.routing.renumbered(numbers)
-            index, found = count_distinct(index, found, step, layer, routing)
-            provenance = "counted in the recording"
+            routing, index, found, provenance, more = routed.apply(
+                self.routing, names, model, step, layer, index, found
+            )
+            notes += more
         table = self._table(rows, step, names, layer, layer_source, index, found, source)
         meta = self._meta(rows, step, names, model, model_source, split, provenance, notes)
         return Run(meta, table, routing)

@@ -23,7 +23,7 @@ from moetrace.parse.steps import Attended, StepName
 from moetrace.routing import Routing
 
 _NO_TENSORS = Tensors()
-_ROUTED = ("moe_gate_up", "moe_down", "moe_experts")
+ROUTED = ("moe_gate_up", "moe_down", "moe_experts")
 _BY_TP = ("all_reduce", "all_gather", "reduce_scatter")
 _BY_EP = ("moe_dispatch", "moe_collect", "all_to_all")
 
@@ -246,7 +246,7 @@ def count_distinct(
     cells = routing.distinct()
     keyed = np.array([(s, k, d) for (s, k), d in cells.items()], dtype=np.int64).reshape(-1, 3)
     steps, layers, counts = keyed[:, 0], keyed[:, 1], keyed[:, 2]
-    routed = np.array([op.kind in _ROUTED for op in found], dtype=bool)
+    routed = np.array([op.kind in ROUTED for op in found], dtype=bool)
     at = np.flatnonzero(routed[index] & (step >= 0) & (layer >= 0))
     if not len(at) or not len(steps):
         return index, found

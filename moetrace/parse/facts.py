@@ -229,7 +229,8 @@ def device_of(events: Events, rows: Rows, recording: Mapping[str, Any]) -> tuple
 def engine_of(events: Events, recording: Mapping[str, Any]) -> str | None:
     """The engine that ran, by its annotations and operators."""
     if recording:
-        return "transformers, recorded by moetrace"
+        served = recording.get("engine")
+        return str(served) if served in ("vllm", "sglang") else "transformers, recorded by moetrace"
     if any(text.startswith("step[") for text in events.texts):
         return "sglang"
     return "vllm" if any("vllm::" in text for text in events.texts) else None

@@ -35,7 +35,10 @@ from moetrace.record.loop import CudaGraph, Graph, Loop
 from moetrace.record.modules import find_places
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+    from moetrace.record.recorder import Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def run_workload(
     if work.threads:
         torch.set_num_threads(work.threads)
     device = find_device(work.device)
-    if work.graph and device.type != "cuda":
+    if work.graph and not _has_graphs(device):
         raise MoetraceError("--graph: CUDA graphs need a CUDA device; leave out --graph here")
     name = _name(work.model)
     weights = "random weights" if work.weights is None else "given weights"
@@ -99,15 +102,24 @@ def run_workload(
     scratch = Path(tempfile.mkdtemp(prefix="moetrace-"))
     try:
         loop = _loop(work, model, config, forcing, scratch)
-        if device.type == "cuda":
-            progress("running once to warm up")
-            loop.run(None)
-        progress("running once unrecorded, to warm up and to time")
-        unrecorded, unprofiled_s, taken = _unrecorded(loop, forcing)
-        progress("recording")
-        with record(out, model=model, model_name=name, force=force, metadata=_metadata(work, raw)) as rec:
+        rehearsals = (
+            2 if device.type == "cuda" else 1
+        )  # on a GPU the first one loads kernels, and captures the graph
+        with record(
+            out,
+            model=model,
+            model_name=name,
+            force=force,
+            skip=rehearsals * (work.steps + work.prefill),
+            graph_tokens=work.batch if work.graph else None,
+            metadata=_metadata(work, raw),
+        ) as rec:
             if work.graph:
                 rec.files[CAPTURE_FILE] = scratch / TRACE_FILE
+            progress("running unrecorded, to warm up and to time")
+            for _ in range(rehearsals):
+                unrecorded, unprofiled_s, taken = _unrecorded(loop, rec, work.prefill, forcing)
+            progress("recording")
             loop.run(rec, work.prefill)
             told = {
                 "tokens_equal": loop.chosen == unrecorded,
@@ -121,6 +133,10 @@ def run_workload(
         shutil.rmtree(scratch, ignore_errors=True)
         if forcing is not None:
             forcing.remove()
+
+
+def _has_graphs(device: torch.device) -> bool:
+    return str(device.type) == "cuda"
 
 
 def _forcing(work: Workload, model: nn.Module, config: Any) -> Forcing | None:
@@ -141,9 +157,10 @@ def _loop(work: Workload, model: nn.Module, config: Any, forcing: Forcing | None
 
 def _traced_capture(batch: int, folder: Path, run: Callable[[], None]) -> Graph:
     """Capture `run` under the profiler: its launches name the operators and shapes of the replayed kernels."""
+    import torch
     from torch.profiler import record_function
 
-    profiler = capture.start_profiler(cuda=True)
+    profiler = capture.start_profiler(torch.cuda.is_available())
     with record_function(f"capture_{batch}_FULL"):  # as vLLM calls it: the reader takes the batch from it
         graph = CudaGraph(run)
     profiler.stop_trace()
@@ -151,13 +168,15 @@ def _traced_capture(batch: int, folder: Path, run: Callable[[], None]) -> Graph:
     return graph
 
 
-def _unrecorded(loop: Loop, forcing: Forcing | None) -> tuple[list[list[int]], list[float], float | None]:
-    """(tokens, seconds of each step, share of the prescribed routing that was taken) of a run without a recorder."""
+def _unrecorded(
+    loop: Loop, rec: Recorder, prefill: bool, forcing: Forcing | None
+) -> tuple[list[list[int]], list[float], float | None]:
+    """(tokens, seconds of each step, share of the prescribed routing that was taken) of a run in the recorder's skip."""
     if forcing is None:
-        loop.run(None)
+        loop.run(rec, prefill)
         return loop.chosen, loop.seconds, None
     with forcing.comparing():
-        loop.run(None)
+        loop.run(rec, prefill)
     return loop.chosen, loop.seconds, forcing.share_taken
 
 

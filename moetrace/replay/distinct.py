@@ -106,8 +106,7 @@ class _Popularity:
         self.held: Counter[tuple[int, str | None]] = Counter()  # tokens by (layer, phase)
         if self.routing is not None:
             for (step, layer), tokens in self.routing.token_counts().items():
-                if step in self.phase_of:
-                    self.held[layer, self.phase_of[step]] += tokens
+                self.held[layer, self.phase_of.get(step)] += tokens
         self.layers = {layer for layer, _ in self.held}
 
     def __call__(self, at: At, topk: int, tokens: int, experts: int) -> npt.NDArray[np.float64] | None:
@@ -124,7 +123,7 @@ class _Popularity:
         if key not in self.known:
             had = set(self.routing.steps) if enough else set()
             steps = sorted(step for step in had if self.phase_of.get(step) == phase)
-            self.known[key] = self.routing.popularity(at.source_layer, topk, steps or None)
+            self.known[key] = _popularity(self.routing, at.source_layer, topk, steps)
         found = self.known[key]
         if experts == found.size:
             return found
@@ -155,6 +154,14 @@ def kept_popularity(
     return np.minimum(share, 1.0)
 
 
+def _popularity(routing: Routing, layer: int, topk: int, steps: list[int]) -> npt.NDArray[np.float64]:
+    """At this n_a; where the order of choice is not known, the popularity at the recorded one in proportion."""
+    if routing.ordered or topk == routing.topk:
+        return routing.popularity(layer, topk, steps or None)
+    q = routing.popularity(layer, None, steps or None)
+    return np.asarray(q * (topk / routing.topk), dtype=np.float64)
+
+
 def _recounted(draft: Draft, routing: Routing, ranks: int) -> IntArray:
     """For each row the distinct experts of its step and layer at its op's n_a; -1 where that cannot be counted."""
     changed = np.array(
@@ -173,7 +180,7 @@ def _recounted(draft: Draft, routing: Routing, ranks: int) -> IntArray:
     index = np.array([step.index for step in draft.steps], dtype=np.int64)[draft.base.step[draft.rows]]
     out = np.full(draft.rows.size, -1, dtype=np.int64)
     for n_a in np.unique(topk[changed]).tolist():
-        if n_a > routing.topk:
+        if n_a > routing.topk or not (routing.ordered or n_a == routing.topk):
             continue
         cells = routing.distinct(n_a, ranks)
         table = np.full((max(s for s, _ in cells) + 1, max(k for _, k in cells) + 1), -1, dtype=np.int64)

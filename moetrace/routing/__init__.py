@@ -2,8 +2,9 @@
 
 `distinct`, formulas: the distinct experts expected of uniform or of popular routing, and on the worst of several
 ranks. `recorded`: counts by step, layer, expert and rank of choice, which answer the same for what really
-happened. `drawn`: expert ids made to follow a distribution. `tokens`: which token chose what, written on request and not
-read back here. Not supported: pairs of experts.
+happened. `logs`: other tools' logs of it. `load`: experts and rows on the busiest rank of a stated routing. `drawn`:
+expert ids made to follow a distribution. `tokens`: which token chose what, written on request and not read back here.
+Not supported: pairs of experts.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from moetrace.routing.load import (
     save_loads,
     uniform_counts,
 )
+from moetrace.routing.logs import RoutingLog, read_log
 from moetrace.routing.recorded import (
     ROUTING_COLUMNS,
     ROUTING_SCHEMA,
@@ -34,8 +36,8 @@ from moetrace.routing.recorded import (
 )
 
 __all__ = [
-    "ROUTING_COLUMNS", "ROUTING_SCHEMA", "ROUTING_VERSION", "RankLoad", "Routing", "RoutingBuilder", "balanced_counts",
-    "dealt_ids", "drawn_ids", "ep_blocks", "ep_max_distinct", "padded_rows", "popularity_distinct", "power_law_counts",
-    "rank_load", "read_loads",
-    "save_loads", "uniform_counts", "uniform_distinct", "uniform_spread",
+    "ROUTING_COLUMNS", "ROUTING_SCHEMA", "ROUTING_VERSION", "RankLoad", "Routing", "RoutingBuilder", "RoutingLog",
+    "balanced_counts", "dealt_ids", "drawn_ids", "ep_blocks", "ep_max_distinct", "padded_rows", "popularity_distinct",
+    "power_law_counts", "rank_load", "read_loads", "read_log", "save_loads", "uniform_counts", "uniform_distinct",
+    "uniform_spread",
 ]  # fmt: skip

@@ -45,7 +45,8 @@ class Routing:
     `chosen` the experts that each token got (0: as many as were recorded): beyond it lie the router's next choices,
     up to `topk`. Asking for another number of choices (`n_a`) counts each token's first n_a experts. That is
     exact for the hidden states recorded: it assumes that they would not change, though in layers after the
-    first they would (`recut_spread`).
+    first they would (`recut_spread`). Where `ordered` is false the source told loads alone: its ranks mean nothing,
+    and fewer choices cannot be counted.
     """
 
     experts: int
@@ -55,6 +56,7 @@ class Routing:
     rank_of_choice: IntArray
     count: IntArray
     chosen: int = 0
+    ordered: bool = True
     topk: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,14 +90,14 @@ class Routing:
     def equals(self, other: Routing) -> bool:
         """Whether both hold the same counts."""
         same = (np.array_equal(getattr(self, name), getattr(other, name)) for name in _NAMES)
-        return self.experts == other.experts and all(same)
+        return self.experts == other.experts and self.ordered == other.ordered and all(same)
 
     def renumbered(self, steps: Mapping[int, int]) -> Routing:
         """The routing of some steps, by their number here, under other numbers."""
         kept = np.isin(self.step, np.fromiter(steps, dtype=np.int64, count=len(steps)))
         new = np.array([steps[s] for s in self.step[kept].tolist()], dtype=np.int64)
         rest = [getattr(self, name)[kept] for name in _NAMES[1:]]
-        return Routing(self.experts, new, rest[0], rest[1], rest[2], rest[3], self.chosen)
+        return Routing(self.experts, new, rest[0], rest[1], rest[2], rest[3], self.chosen, self.ordered)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -190,6 +192,7 @@ class Routing:
             "moetrace.routing.version": str(ROUTING_VERSION),
             "moetrace.routing.experts": str(self.experts),
             "moetrace.routing.chosen": str(self.chosen),
+            "moetrace.routing.ordered": str(int(self.ordered)),
         }
         return pa.Table.from_arrays(columns, schema=ROUTING_SCHEMA.with_metadata(stamp))
 
@@ -227,10 +230,11 @@ class Routing:
         if any(table.column(n).null_count or not pa.types.is_integer(table.column(n).type) for n in _NAMES):
             raise RunError(f"{path}: a column of the routing table has nulls or is not of whole numbers")
         try:
-            columns = [table.column(name).to_numpy().astype(np.int64) for name in _NAMES]
+            step, layer, expert, rank, count = (table.column(n).to_numpy().astype(np.int64) for n in _NAMES)
             chosen = stamp.get(b"moetrace.routing.chosen", b"0")
-            step, layer, expert, rank, count = columns
-            return cls(int(experts), step, layer, expert, rank, count, int(chosen) if chosen.isdigit() else 0)
+            ordered = stamp.get(b"moetrace.routing.ordered") != b"0"
+            first = int(chosen) if chosen.isdigit() else 0
+            return cls(int(experts), step, layer, expert, rank, count, first, ordered)
         except RunError as error:
             raise RunError(f"{path}: {error}") from None
 
@@ -249,6 +253,8 @@ class Routing:
         least = int(np.maximum.reduceat(self.rank_of_choice, starts).min()) if keys else 0
         if not 1 <= n_a <= least:
             raise RunError(f"n_a is {n_a}: routing was recorded for each token's first {least} choices")
+        if not self.ordered and n_a != self.topk:
+            raise RunError(f"n_a is {n_a}: this routing tells loads, not the order of choice")
         return self.rank_of_choice <= n_a
 
     def _has(self) -> str:
@@ -298,12 +304,12 @@ class RoutingBuilder:
             )
         self._hits[step, layer] = hits if before is None else before + hits
 
-    def build(self, chosen: int = 0) -> Routing:
-        """All that was added, as a Routing (empty if nothing was); `chosen` as there."""
+    def build(self, chosen: int = 0, ordered: bool = True) -> Routing:
+        """All that was added, as a Routing (empty if nothing was); `chosen` and `ordered` as there."""
         parts = []
         for (step, layer), hits in self._hits.items():
             choice, expert = np.nonzero(hits)
             where = np.broadcast_to([[step], [layer]], (2, expert.size))
             parts.append(np.vstack([where, expert, choice + 1, hits[choice, expert]]))
         rows = np.hstack(parts) if parts else np.zeros((5, 0), dtype=np.int64)
-        return Routing(self.experts, rows[0], rows[1], rows[2], rows[3], rows[4], chosen)
+        return Routing(self.experts, rows[0], rows[1], rows[2], rows[3], rows[4], chosen, ordered)

@@ -157,6 +157,35 @@ def test_a_recorded_distribution_is_recorded_again(call: Call, tiny: Path, tmp_p
     assert facts_of(second)["routing_prescribed"] == "recorded:file"  # no path of this machine
 
 
+def test_a_replayed_graph_is_recorded_with_its_capture_and_its_routing(
+    call: Call, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the CUDA graph that calls the step again, in which the routers' hooks do not act."""
+    from moetrace.record import workload
+    from moetrace.record.recorder import Recorder
+    from tests.unit.test_loop import StandIn
+
+    class Replayed(StandIn):
+        def replay(self) -> None:
+            with monkeypatch.context() as replaying:
+                replaying.setattr(Recorder, "_is_active", lambda _: False)
+                self._run()
+
+    plain, graph = tmp_path / "plain", tmp_path / "graph"
+    assert call("record", "--model", tiny, *RUN, "-o", plain).status == 0
+    monkeypatch.setattr(workload, "CudaGraph", Replayed)
+    monkeypatch.setattr(workload, "_has_graphs", lambda _: True)
+    assert call("record", "--model", tiny, *RUN, "--graph", "-o", graph).status == 0
+    assert sorted(p.name for p in graph.iterdir())[0] == "capture.json.gz"
+    events = json.loads(gzip.decompress((graph / "capture.json.gz").read_bytes()))["traceEvents"]
+    assert "capture_3_FULL" in {e["name"] for e in events}
+    one, two = (Routing.load(out / "routing.parquet") for out in (plain, graph))
+    assert one.equals(two)
+    facts = facts_of(graph)
+    assert (facts["graph"], facts["graph_mode"], facts["tokens_equal"]) == (True, "cuda graph", True)
+    assert len(facts["steps"]) == 3
+
+
 def test_given_weights_are_the_ones_that_run(call: Call, tiny: Path, tmp_path: Path) -> None:
     import torch
     import transformers
