@@ -7,11 +7,12 @@ On disk a directory: ``run.json`` (metadata), ``ops.parquet`` (one row per op ex
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RUN_VERSION = 1
+_PARTS = "moetrace.parts"  # what the row groups of a file are, where they are whole steps
+_TABLE_FACTS = {"moetrace.table": "ops", "moetrace.version": str(RUN_VERSION)}
 TEXT = pa.dictionary(pa.int32(), pa.string())
 PHASES = ("prefill", "decode", "mixed")
 
@@ -180,9 +183,12 @@ class Run:
         ops: pa.Table | None = None,
         routing: Routing | None = None,
         path: Path | None = None,
+        file: IO[bytes] | None = None,
     ) -> None:
+        """With `file`, an open file of the op table without a name takes the place of `path`."""
         self.meta = meta
         self.path = path
+        self._file = file
         self._ops = ops
         self._routing = routing
 
@@ -221,21 +227,46 @@ class Run:
         """The op table, or only some columns of it."""
         if self._ops is not None:
             return self._ops.select(list(columns)) if columns else self._ops
-        if self.path is None:
-            raise RunError("this run has neither a table nor a path")
-        file = self.path / "ops.parquet"
+        file = self._parquet()
         try:
             if problem := self._schema_problem(columns):
                 raise RunError(f"{file} {problem}: parse the trace again with --force")
             return pq.read_table(file, columns=list(columns) if columns else None)
         except (pa.ArrowInvalid, OSError) as err:
-            said = str(err).split("\n")[0][:120]
-            raise RunError(f"{file} cannot be read ({said}): parse the trace again with --force") from err
+            raise self._unreadable(err) from err
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The op table's columns in parts of whole steps, in order; one part for a table in memory."""
+        metadata = self._schema.metadata or {} if self._ops is None else {}
+        if metadata.get(_PARTS.encode()) != b"steps":
+            yield self.table(columns)
+            return
+        if problem := self._schema_problem(columns):
+            raise RunError(f"{self._parquet()} {problem}: parse the trace again with --force")
+        try:
+            file = pq.ParquetFile(self._parquet())
+            for i in range(file.num_row_groups):
+                yield file.read_row_group(i, columns=list(columns))
+        except (pa.ArrowInvalid, OSError) as err:
+            raise self._unreadable(err) from err
+
+    def _parquet(self) -> Path | IO[bytes]:
+        """Where the op table lies."""
+        if self._file is not None:
+            self._file.seek(0)
+            return self._file
+        if self.path is None:
+            raise RunError("this run has neither a table nor a path")
+        return self.path / "ops.parquet"
+
+    def _unreadable(self, err: Exception) -> RunError:
+        said = str(err).split("\n")[0][:120]
+        return RunError(f"{self._parquet()} cannot be read ({said}): parse the trace again with --force")
 
     @cached_property
     def _schema(self) -> pa.Schema:
         """What the file on disk says of its columns."""
-        return pq.read_schema(Path(self.path or "") / "ops.parquet")
+        return pq.read_schema(self._parquet())
 
     def _schema_problem(self, columns: Sequence[str] | None) -> str | None:
         """How the file's columns differ from those asked for (default: all of them), in words; None if they do not."""
@@ -268,9 +299,7 @@ class Run:
     def num_rows(self) -> int:
         if self._ops is not None:
             return int(self._ops.num_rows)
-        if self.path is None:
-            return 0
-        return int(pq.read_metadata(self.path / "ops.parquet").num_rows)
+        return int(pq.read_metadata(self._parquet()).num_rows)
 
     @property
     def routing(self) -> Routing | None:
@@ -286,18 +315,19 @@ class Run:
 
     # -- making --------------------------------------------------------------------------------------------------
     def with_meta(self, **changes: Any) -> Run:
-        return Run(replace(self.meta, **changes), self._ops, self._routing, self.path)
+        return Run(replace(self.meta, **changes), self._ops, self._routing, self.path, self._file)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> Run:
         """Writes the run as a directory, whole or not at all, and returns it as loaded from there."""
         root = Path(path)
 
         def fill(folder: Path) -> None:
-            write_parquet(
-                self.table(),
-                folder / "ops.parquet",
-                {"moetrace.table": "ops", "moetrace.version": str(RUN_VERSION)},
-            )
+            if self._file is not None:
+                self._file.seek(0)
+                with (folder / "ops.parquet").open("wb") as out:
+                    shutil.copyfileobj(self._file, out, 1 << 20)
+            else:
+                write_parquet(self.table(), folder / "ops.parquet", _TABLE_FACTS)
             if self.routing is not None:
                 self.routing.save(folder / "routing.parquet")
             (folder / "run.json").write_bytes(
@@ -310,6 +340,55 @@ class Run:
     def __repr__(self) -> str:
         model = self.meta.model.name if self.meta.model else "unknown model"
         return f"<Run {self.meta.kind}: {self.num_rows} ops, {len(self.meta.steps)} steps, {model} on {self.meta.hardware or self.meta.device or 'unknown device'}>"
+
+
+class RunWriter:
+    """Makes a run of tables that come in parts: in memory if there is one, else by way of a file without a name."""
+
+    def __init__(self, new_file: Callable[[], IO[bytes]] | None = None) -> None:
+        """`new_file` opens such a file; without it all is held in memory."""
+        self._new_file = new_file
+        self._tables: list[pa.Table] = []
+        self._file: IO[bytes] | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """A part: the ops of whole steps."""
+        self._tables.append(table)
+        if self._new_file is None or (len(self._tables) < 2 and self._writer is None):
+            return
+        if self._writer is None:
+            self._file = self._new_file()
+            facts = {**_TABLE_FACTS, _PARTS: "steps"}
+            self._writer = pq.ParquetWriter(self._file, OPS_SCHEMA.with_metadata(facts), compression="zstd")
+        for part in self._tables:
+            self._writer.write_table(part.replace_schema_metadata(), row_group_size=max(1, part.num_rows))
+        self._tables = []
+
+    def finish(self, meta: Meta, routing: Routing | None = None) -> Run:
+        """The run of all parts."""
+        if self._writer is None:
+            return Run(meta, pa.concat_tables(self._tables), routing)
+        self._writer.close()
+        return Run(meta, None, routing, file=self._file)
+
+
+class TextCodes:
+    """Codes of texts that stay the same from part to part of a table."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts by code."""
+        return list(self._codes)
+
+    def of(self, column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        """The code of each row's text; -1 for null."""
+        index, texts = codes_of(column)
+        table = np.array([self._codes.setdefault(t, len(self._codes)) for t in texts] + [-1], dtype=np.int64)
+        return np.asarray(table[index])
 
 
 def codes_of(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
@@ -344,4 +423,4 @@ def ops_table(columns: Mapping[str, pa.Array]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=OPS_SCHEMA)
 
 
-__all__ = ["OPS_COLUMNS", "OPS_SCHEMA", "RUN_VERSION", "Meta", "Run", "Step"]
+__all__ = ["OPS_COLUMNS", "OPS_SCHEMA", "RUN_VERSION", "Meta", "Run", "RunWriter", "Step", "TextCodes"]

@@ -148,8 +148,9 @@ def open_source(
     ran_ep: int | None,
     hardware: str | None = None,
     routing: Path | None = None,
+    output: Path | None = None,
 ) -> Run:
-    """The run of a RUN directory, or of a trace that is parsed first.
+    """The run of a RUN directory, or of a trace that is parsed first; temporary files lie beside `output`.
 
     Raises RunError where an option about reading a trace is given with a RUN, which is read already.
     """
@@ -169,4 +170,5 @@ def open_source(
             hardware=hardware,
             routing=chosen,
             progress=tell,
+            scratch=next((p for p in output.absolute().parents if p.is_dir()), None) if output else None,
         )

@@ -64,6 +64,7 @@ def parse(
         ran_ep=ran_ep,
         hardware=hardware,
         routing=routing,
+        output=output,
     )
     if output is not None:
         run = run.save(output, force)

@@ -7,20 +7,24 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from moetrace.errors import TraceError
 from moetrace.formats import kineto, nsys
-from moetrace.formats.events import Events, Tensors
+from moetrace.formats.events import GROUP, Events, Stored, Tensors
 from moetrace.formats.nsys_file import REPORTS
+from moetrace.formats.piles import Block, Spill
 
-FORMATS: tuple[ModuleType, ...] = (kineto, nsys)
 
+def read(
+    path: Path, progress: Callable[[float], object] | None = None, spill: Spill | None = None
+) -> Events | Stored:
+    """The events of a trace file of any known format; with a `spill`, stored there if they are many.
 
-def read(path: Path, progress: Callable[[float], object] | None = None) -> Events:
-    """The events of a trace file of any known format. Raises TraceError if it is missing or of no known format."""
+    Raises TraceError if the file is missing or of no known format.
+    """
     known = ", ".join((*kineto.SUFFIXES[:2], *nsys.SUFFIXES))
     if not path.exists():
         raise TraceError(f"{path} does not exist")
@@ -29,13 +33,21 @@ def read(path: Path, progress: Callable[[float], object] | None = None) -> Event
     if path.suffix in REPORTS:
         return sound(nsys.read(path, progress), path)
     head = _head(path)
-    for form in FORMATS:
-        if form.sniff(head):
-            return sound(form.read(path, progress), path)
+    if kineto.sniff(head):
+        events = kineto.read(path, progress, spill)
+        return sound(events, path) if isinstance(events, Events) else _sound_stored(events, path)
+    if nsys.sniff(head):
+        return sound(nsys.read(path, progress), path)
     raise TraceError(
         f"{path} is not a PyTorch profiler trace (JSON beginning with '{{' or '[') and not an nsys export (SQLite): "
         f"expected {known}"
     )
+
+
+def read_whole(path: Path) -> Events:
+    """The same, all in memory."""
+    events = read(path)
+    return events if isinstance(events, Events) else events.take(*range(len(GROUP)))
 
 
 _MOST_DEVICES = 1 << 20
@@ -50,11 +62,23 @@ def sound(events: Events, path: Path) -> Events:
     for what, number in (("rank", abs(events.rank)), ("world size", events.world_size)):
         if number >= _MOST_DEVICES:
             raise TraceError(f"{path} is damaged: {what} {number}, expected less than {_MOST_DEVICES}")
-    nbytes = np.where((events.nbytes < 0) | (events.nbytes >= _MOST_ELEMENTS), 0, events.nbytes)
-    device = np.where((events.device >= _MOST_DEVICES) | (events.device < 0), -1, events.device)
-    return replace(
-        events, device=device, nbytes=nbytes, tensor_sets=[_sound_tensors(t) for t in events.tensor_sets]
-    )
+    columns: dict[str, Any] = _sound_columns({"nbytes": events.nbytes, "device": events.device})
+    return replace(events, **columns, tensor_sets=[_sound_tensors(t) for t in events.tensor_sets])
+
+
+def _sound_stored(events: Stored, path: Path) -> Stored:
+    events.head = sound(events.head, path)
+    events.clean = _sound_columns
+    return events
+
+
+def _sound_columns(block: Block) -> Block:
+    nbytes, device = block["nbytes"], block["device"]
+    return {
+        **block,
+        "nbytes": np.where((nbytes < 0) | (nbytes >= _MOST_ELEMENTS), 0, nbytes),
+        "device": np.where((device >= _MOST_DEVICES) | (device < 0), -1, device),
+    }
 
 
 def _sound_tensors(tensors: Tensors) -> Tensors:
@@ -87,7 +111,7 @@ def _head(path: Path) -> bytes:
         ) from err
 
 
-def remarks(events: Events) -> list[str]:
+def remarks(events: Events | Stored) -> list[str]:
     """Sentences on what the reader of a format counted: how far ranges reach, what was left out, what it holds together."""
     count = events.counts
     said = _losses(count)
@@ -145,4 +169,4 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
-__all__ = ["FORMATS", "Events", "read", "remarks"]
+__all__ = ["Events", "Spill", "Stored", "read", "read_whole", "remarks"]

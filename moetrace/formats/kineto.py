@@ -10,19 +10,18 @@ A damaged event costs that event, and a file that is cut off gives what it holds
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import orjson
 
 from moetrace.errors import TraceError
-from moetrace.formats.events import COLUMNS, Events
+from moetrace.formats.events import Events, Stored
 from moetrace.formats.kineto_mend import EVENT, LIST_OF_EVENTS, PH, ends_list, entries, mend
-from moetrace.formats.kineto_rows import FAR, Rows, loads
+from moetrace.formats.kineto_rows import Rows, loads
 from moetrace.formats.kineto_text import BLOCK, ZSTD, Blocks, Layout, cuts, list_of_events
 from moetrace.formats.kineto_values import whole
+from moetrace.formats.piles import Spill
 
 SUFFIXES = (".json", ".json.gz", ".json.zst", ".trace", ".pt.trace.json", ".pt.trace.json.gz", ".tmp")
 
@@ -40,44 +39,37 @@ def sniff(head: bytes) -> bool:
     return text[:1] in (b"{", b"[") or head.startswith(ZSTD)
 
 
-def read(path: Path, progress: Callable[[float], object] | None = None) -> Events:
+def read(
+    path: Path, progress: Callable[[float], object] | None = None, spill: Spill | None = None
+) -> Events | Stored:
     """All sound events of a trace file. Raises TraceError with one line if it is not one, or holds no event that is whole.
 
-    `progress` is told the share of the file's bytes that were read.
+    `progress` is told the share of the file's bytes that were read. With a `spill` a long trace is stored there, else all of
+    it is held in memory.
     """
     if not path.stat().st_size:
         raise TraceError(f"{path} is empty")
-    reader = _Reader(path, Blocks(path, progress))
+    reader = _Reader(path, Blocks(path, progress), spill)
     top = reader.read()
     info = top.get("distributedInfo")
     info = info if isinstance(info, dict) else {}
     devices = top.get("deviceProperties")
-    events = reader.rows.builder.build(
+    rows = reader.rows
+    return rows.builder.build(
+        whole(top.get("baseTimeNanoseconds")),
         rank=whole(info.get("rank")),
         world_size=max(1, whole(info.get("world_size"), 1)),
         devices=tuple(d for d in devices if isinstance(d, dict)) if isinstance(devices, list) else (),
         metadata=_own_metadata(top),
+        counts={"events": rows.count, "damaged": rows.damaged, **reader.losses()},
     )
-    return _absolute(events, whole(top.get("baseTimeNanoseconds")), reader)
-
-
-def _absolute(events: Events, base: int, reader: _Reader) -> Events:
-    """The events with the base added to their starts, and without those that then are beyond any clock."""
-    rows = reader.rows
-    low, high = max(-FAR - base, -(1 << 63)), min(FAR - base, (1 << 63) - 1)
-    sound = (events.start > low) & (events.start < high)
-    lost = len(sound) - int(np.count_nonzero(sound))
-    counts = {"events": rows.count, "damaged": rows.damaged + lost, **reader.losses()}
-    if lost:
-        events = replace(events, **{name: getattr(events, name)[sound] for name in COLUMNS})
-    return replace(events, start=events.start + base, counts=counts)
 
 
 class _Reader:
     """One pass over a file: `rows` fills while `read` goes on. Holds little more than the piece being read."""
 
-    def __init__(self, path: Path, source: Blocks) -> None:
-        self.rows = Rows()
+    def __init__(self, path: Path, source: Blocks, spill: Spill | None = None) -> None:
+        self.rows = Rows(spill)
         self._path = path
         self._source = source
         self._blocks = iter(source)

@@ -20,6 +20,7 @@ import orjson
 
 from moetrace.formats.events import (
     DEVICE_RANGE,
+    FAR,
     KERNEL,
     LAUNCH,
     MEMCPY,
@@ -33,6 +34,7 @@ from moetrace.formats.events import (
     Tensors,
 )  # fmt: skip
 from moetrace.formats.kineto_values import INT64, message_of, ns, tensors_of, whole
+from moetrace.formats.piles import Spill
 
 _CLASS = {
     "kernel": KERNEL, "gpu_memcpy": MEMCPY, "memcpy": MEMCPY, "gpu_memset": MEMSET, "memset": MEMSET,
@@ -41,8 +43,6 @@ _CLASS = {
     "user_annotation": RANGE, "gpu_user_annotation": DEVICE_RANGE, "python_function": MODULE,
 }  # fmt: skip
 _OTHER = MODULE + 1  # classes that are not read
-# Times beyond are damage: the year 2043 in ns, so that sums and differences of times stay within 64 bits.
-FAR = 1 << 61
 _EXACT = float(1 << 51)  # us that a float holds, in ns still far within 64 bits
 _LONG = 8_796_000_000_000  # us from which (2^43) a float does not hold every ns: three months, or an absolute time
 _DECIMALS = re.compile(rb'"ts"[ \t\r\n]*:[ \t\r\n]*-?\d{13,}\.\d*[1-9]')
@@ -120,8 +120,8 @@ class _Lanes(dict[tuple[Any, Any], int]):
 class Rows:
     """Takes the events of a file chunk by chunk into columns; `count` and `damaged` events so far, `found` that are objects."""
 
-    def __init__(self) -> None:
-        self.builder = EventsBuilder()
+    def __init__(self, spill: Spill | None = None) -> None:
+        self.builder = EventsBuilder(spill)
         self.count = self.found = self.damaged = self.text_bytes = self._weighed = 0
         self._classes, self._lanes = _Classes(), _Lanes()
         self._known: dict[tuple[bytes, ...], int] = {}

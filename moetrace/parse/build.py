@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,43 +41,59 @@ class Placed:
     labels: Sequence[str]
 
 
-def build_ops(
-    events: Events,
-    rows: Rows,
-    placed: Placed,
-    steps: Sequence[StepName],
-    model: ModelSpec | None,
-    split: Split,
-    halves: IntArray,
-) -> tuple[IntArray, list[Op], npt.NDArray[np.int8]]:
-    """(op index per row, the distinct ops, source per row): one call of the op families per distinct set of facts."""
-    pad = _padding(events, rows, model)
-    window = _windows(placed.layer, model)
-    first, inverse = distinct_rows(
-        placed.kind_index,
-        rows.kernel,
-        rows.operator,
-        rows.tensors,
-        rows.message,
-        rows.nbytes,
-        placed.role,
-        placed.part,
-        window,
-        halves,
-        _step_facts(placed.step, steps),
-    )
-    found: dict[Op, int] = {}
-    index = np.zeros(len(first), dtype=np.int64)
-    source = np.zeros(len(first), dtype=np.int8)
-    for i, row in enumerate(first.tolist()):
-        step = steps[placed.step[row]] if placed.step[row] >= 0 else None
-        kind, seen = _seen(
-            events, rows, placed, row, step, model, split, pad, int(window[row]), int(halves[row])
-        )
-        op = ops.build(kind, seen)
-        index[i] = found.setdefault(op, len(found))
-        source[i] = _source(op, rows, row)
-    return index[inverse], list(found), source[inverse]
+# (op of each row, ops, step and layer of each row) -> (op of each row, ops)
+Put = Callable[[IntArray, list[Op], IntArray, IntArray], tuple[IntArray, list[Op]]]
+
+
+class Ops:
+    """The distinct ops of a run, which grow batch by batch: one call of the op families per distinct set of facts."""
+
+    def __init__(
+        self,
+        events: Events,
+        steps: Sequence[StepName],
+        model: ModelSpec | None,
+        split: Split,
+        tensors: Sequence[int],
+        routed: Put | None = None,
+    ) -> None:
+        """`tensors` are the codes of all tensor sets that rows have; `routed` puts in what is known of distinct experts."""
+        self._events, self._steps, self._model, self._split = events, steps, model, split
+        self._pad = _padding(events, tensors, model)
+        self._routed = routed
+        self.found: dict[Op, int] = {}
+        self._known: dict[tuple[int, ...], tuple[Op, int]] = {}
+
+    def build(self, rows: Rows, placed: Placed, halves: IntArray) -> tuple[IntArray, npt.NDArray[np.int8]]:
+        """(op index per row, source per row); the ops are the keys of `found`."""
+        window = _windows(placed.layer, self._model)
+        columns = (
+            placed.kind_index, rows.kernel, rows.operator, rows.tensors, rows.message, rows.nbytes,
+            placed.role, placed.part, window, halves, _step_facts(placed.step, self._steps),
+        )  # fmt: skip
+        first, inverse = distinct_rows(*columns)
+        index = np.zeros(len(first), dtype=np.int64)
+        source = np.zeros(len(first), dtype=np.int8)
+        found = self.found if self._routed is None else {}
+        for i, (row, key) in enumerate(
+            zip(first.tolist(), zip(*(c[first].tolist() for c in columns), strict=True), strict=True)
+        ):
+            if key not in self._known:
+                step = self._steps[placed.step[row]] if placed.step[row] >= 0 else None
+                kind, seen = _seen(
+                    self._events, rows, placed, row, step, self._model, self._split, self._pad,
+                    int(window[row]), int(halves[row]),
+                )  # fmt: skip
+                op = ops.build(kind, seen)
+                self._known[key] = op, _source(op, rows, row)
+            op, source[i] = self._known[key]
+            index[i] = found.setdefault(op, len(found))
+        spread = index[inverse]
+        if self._routed is not None:
+            spread, routed = self._routed(spread, list(found), placed.step, placed.layer)
+            table = np.array([self.found.setdefault(op, len(self.found)) for op in routed], dtype=np.int64)
+            spread = table[spread] if len(table) else spread
+        return spread, source[inverse]
 
 
 def _seen(
@@ -219,13 +235,13 @@ def _step_facts(step: IntArray, steps: Sequence[StepName]) -> IntArray:
     return table[step]
 
 
-def _padding(events: Events, rows: Rows, model: ModelSpec | None) -> int:
+def _padding(events: Events, tensors: Sequence[int], model: ModelSpec | None) -> int:
     """The multiple to which the MoE's hidden size is padded: the smallest of 64, 128, 256 that explains what is seen."""
     if model is None or not model.experts:
         return 0
     seen = {
         s[0][1]
-        for s in (events.tensor_sets[t].shapes for t in np.unique(rows.tensors[rows.tensors >= 0]).tolist())
+        for s in (events.tensor_sets[t].shapes for t in tensors)
         if len(s) >= 2
         and len(s[0]) == 2
         and len(s[1]) == 2
@@ -239,12 +255,16 @@ def _padding(events: Events, rows: Rows, model: ModelSpec | None) -> int:
     return 0
 
 
-def count_distinct(
-    index: IntArray, found: list[Op], step: IntArray, layer: IntArray, routing: Routing
-) -> tuple[IntArray, list[Op]]:
-    """Puts the counted distinct experts into the expert ops of the steps and layers that were recorded."""
+def count_cells(routing: Routing) -> IntArray:
+    """(step, layer, distinct experts) of each cell that was recorded, shape [cells, 3]."""
     cells = routing.distinct()
-    keyed = np.array([(s, k, d) for (s, k), d in cells.items()], dtype=np.int64).reshape(-1, 3)
+    return np.array([(s, k, d) for (s, k), d in cells.items()], dtype=np.int64).reshape(-1, 3)
+
+
+def count_distinct(
+    index: IntArray, found: list[Op], step: IntArray, layer: IntArray, keyed: IntArray
+) -> tuple[IntArray, list[Op]]:
+    """Puts the counted distinct experts (of `count_cells`) into the expert ops of the steps and layers that were recorded."""
     steps, layers, counts = keyed[:, 0], keyed[:, 1], keyed[:, 2]
     routed = np.array([op.kind in ROUTED for op in found], dtype=bool)
     at = np.flatnonzero(routed[index] & (step >= 0) & (layer >= 0))

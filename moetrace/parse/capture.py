@@ -8,6 +8,7 @@ Where neither names nor tokens tell, nothing is taken, and a sentence says why.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from moetrace import ops
 from moetrace.errors import TraceError
-from moetrace.formats.events import KERNEL, Events
+from moetrace.formats.events import Events
 from moetrace.parse.graphs import COPIED, Graph, captured_graphs
 from moetrace.parse.nesting import IntArray, lookup
 from moetrace.parse.rows import CAPTURE, Rows
@@ -52,51 +53,63 @@ class _Answer:
     remark: str = ""
 
 
-def apply(
-    rows: Rows, events: Events, capture: Events, step: IntArray, tokens: Sequence[int | None]
-) -> list[str]:
-    """Gives every graph-replayed row the operator and tensors of its capture, in place; sentences on how it went.
+class Captures:
+    """The graphs of a capture-time trace, and what they give to replayed rows. Each distinct sequence is matched once."""
 
-    `step` is the step of each row, `tokens` those of each step. Each distinct sequence of kernels is matched once.
-    Raises TraceError if the capture serves no row.
-    """
-    graphs = captured_graphs(capture, events.texts)
-    replayed = np.flatnonzero(rows.graph >= 0)
-    if not len(replayed):
-        return ["a capture trace was given, but the trace replays no graph"]
-    if not graphs:
-        raise TraceError(
-            "the capture trace holds no launch of a kernel: record it with activities CPU and CUDA"
-        )
-    texts = _Codes(events.texts, capture.texts)
-    sets = _Codes(events.tensor_sets, capture.tensor_sets)
-    solved: dict[tuple[bytes, bool, int | None], _Answer] = {}
-    said: Counter[str] = Counter()
-    matched = 0
-    kernel = np.where(events.cls[rows.event] == KERNEL, rows.kernel, COPIED)
-    order = replayed[np.argsort(rows.graph[replayed], kind="stable")]
-    for at in np.split(order, np.flatnonzero(np.diff(rows.graph[order])) + 1):
-        replay = _replay(rows, events, at, kernel[at], step[at], tokens)
-        key = (replay.kernel.tobytes(), replay.parallel, replay.tokens)
-        if key not in solved:
-            solved[key] = _solve(replay, graphs, events, capture)
-        answer = solved[key]
-        said.update(filter(None, (answer.reason, answer.remark)))
+    def __init__(self, events: Events, capture: Events, tokens: Sequence[int | None]) -> None:
+        """`events` has the texts and tensor sets of the trace, which get what they lack; `tokens` are those of each step."""
+        self._events, self._capture, self._tokens = events, capture, tokens
+        self._graphs = captured_graphs(capture, events.texts)
+        self._texts = _Codes(events.texts, capture.texts)
+        self._sets = _Codes(events.tensor_sets, capture.tensor_sets)
+        self._solved: dict[bytes, _Answer] = {}
+        self._said: Counter[str] = Counter()
+        self._matched = self._replayed = 0
+
+    def serve(self, rows: Rows) -> None:
+        """Gives every graph-replayed row the operator and tensors of its capture, in place."""
+        replayed = np.flatnonzero(rows.graph >= 0)
+        self._replayed += len(replayed)
+        if not len(replayed) or not self._graphs:
+            return
+        kernel = np.where(rows.copied, COPIED, rows.kernel)
+        order = replayed[np.argsort(rows.graph[replayed], kind="stable")]
+        for at in np.split(order, np.flatnonzero(np.diff(rows.graph[order])) + 1):
+            replay = _replay(rows, at, kernel[at], rows.step[at], self._tokens)
+            said = replay.kernel.tobytes() + f"{replay.parallel} {replay.tokens}".encode()
+            key = hashlib.blake2b(said, digest_size=16).digest()
+            if key not in self._solved:
+                self._solved[key] = _solve(replay, self._graphs, self._events, self._capture)
+            self._give(rows, at, self._solved[key])
+
+    def _give(self, rows: Rows, at: IntArray, answer: _Answer) -> None:
+        self._said.update(filter(None, (answer.reason, answer.remark)))
         if answer.reason:
-            continue
-        matched += int(answer.found.sum())
-        rows.operator[at] = texts.of(answer.operator, rows.operator[at])
-        rows.tensors[at] = sets.of(answer.tensors, rows.tensors[at])
+            return
+        self._matched += int(answer.found.sum())
+        rows.operator[at] = self._texts.of(answer.operator, rows.operator[at])
+        rows.tensors[at] = self._sets.of(answer.tensors, rows.tensors[at])
         rows.source[at] = np.where(answer.tensors >= 0, CAPTURE, rows.source[at])
-    if not matched:
-        why = said.most_common(1)[0][0] if said else _NO_FIT
-        raise TraceError(
-            f"the capture trace serves none of the {len(replayed)} graph-replayed ops ({why}): give the capture of this "
-            "graph, or none"
+
+    def remarks(self) -> list[str]:
+        """Sentences on how it went. Raises TraceError if the capture served no row of those that are replays."""
+        if not self._replayed:
+            return ["a capture trace was given, but the trace replays no graph"]
+        if not self._graphs:
+            raise TraceError(
+                "the capture trace holds no launch of a kernel: record it with activities CPU and CUDA"
+            )
+        if not self._matched:
+            why = self._said.most_common(1)[0][0] if self._said else _NO_FIT
+            raise TraceError(
+                f"the capture trace serves none of the {self._replayed} graph-replayed ops ({why}): give the capture of this "
+                "graph, or none"
+            )
+        note = (
+            f"capture trace: {self._matched} of {self._replayed} graph-replayed ops matched to their capture"
         )
-    note = f"capture trace: {matched} of {len(replayed)} graph-replayed ops matched to their capture"
-    first = note if matched == len(replayed) else f"{note}; the others have names only"
-    return [first, *(f"capture trace, {n} replay(s): {text}" for text, n in said.items())]
+        first = note if self._matched == self._replayed else f"{note}; the others have names only"
+        return [first, *(f"capture trace, {n} replay(s): {text}" for text, n in self._said.items())]
 
 
 class _Codes:
@@ -120,9 +133,9 @@ class _Codes:
 
 
 def _replay(
-    rows: Rows, events: Events, at: IntArray, kernel: IntArray, step: IntArray, tokens: Sequence[int | None]
+    rows: Rows, at: IntArray, kernel: IntArray, step: IntArray, tokens: Sequence[int | None]
 ) -> _Replay:
-    streams = events.lane[rows.event[at]][kernel != COPIED]
+    streams = rows.stream[at][kernel != COPIED]
     inside = step[step >= 0]
     return _Replay(
         kernel,
@@ -276,16 +289,27 @@ def _agreed(replay: _Replay, chosen: Sequence[_Fit]) -> _Answer:
     return _Answer("", found, alike([lookup(g.operator, at) for g, at in chosen]), same, remark)
 
 
-def missing(rows: Rows, known: npt.NDArray[np.bool_]) -> list[str]:
-    """A sentence if a trace replays graphs and no capture was given; `known`: which rows have bytes all the same."""
-    _, code, count = np.unique(rows.graph, return_inverse=True, return_counts=True)
-    # A graph of one row is a replay recorded as a whole: no capture tells what is inside.
-    bare = (rows.graph >= 0) & (rows.tensors < 0) & (count[code.reshape(-1)] > 1)
-    if not bare.any():
-        return []
-    total = int(rows.dur[bare].sum())
-    share = int(rows.dur[bare & known].sum()) / total if total else 0.0
-    return [
-        f"{int(bare.sum())} kernels are replays of a graph, which carry no shapes: {share:.0%} of their time has bytes, "
-        "by the model and the step alone; give the trace of the graph's capture (--capture-trace) for their shapes"
-    ]
+class Missing:
+    """What replays lack where no capture was given."""
+
+    def __init__(self) -> None:
+        self._count = self._total = self._known = 0
+
+    def saw(self, rows: Rows, known: npt.NDArray[np.bool_]) -> None:
+        """Takes rows into account; `known`: which have bytes all the same."""
+        _, code, count = np.unique(rows.graph, return_inverse=True, return_counts=True)
+        # A graph of one row is a replay recorded as a whole: no capture tells what is inside.
+        bare = (rows.graph >= 0) & (rows.tensors < 0) & (count[code.reshape(-1)] > 1)
+        self._count += int(bare.sum())
+        self._total += int(rows.dur[bare].sum())
+        self._known += int(rows.dur[bare & known].sum())
+
+    def remarks(self) -> list[str]:
+        """A sentence if there are any."""
+        if not self._count:
+            return []
+        share = self._known / self._total if self._total else 0.0
+        return [
+            f"{self._count} kernels are replays of a graph, which carry no shapes: {share:.0%} of their time has bytes, "
+            "by the model and the step alone; give the trace of the graph's capture (--capture-trace) for their shapes"
+        ]

@@ -6,11 +6,9 @@ Each comes from the user, the recorder's metadata or the trace itself, in that o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from moetrace.errors import ModelError, TraceError
 from moetrace.formats.events import Events
@@ -24,17 +22,76 @@ from moetrace.parse.rows import Rows
 _TALL = 8192  # rows of a table that only a vocabulary has
 
 
+class Seen:
+    """What the rows of a trace show of the model and its split, gathered batch by batch."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._pairs: set[tuple[int, int]] = set()  # operator and tensors, by their codes
+        self.traffic: dict[
+            str, int
+        ] = {}  # kinds of collectives that ran -> the largest group that states its size, or 0
+        self.layers = 0  # by annotation
+        self.device = -1  # of the first op
+        self.on_cpu = False
+        self.rows = 0
+
+    @property
+    def tensors(self) -> list[int]:
+        """Codes of all tensor sets that operators of rows have."""
+        return sorted({tensors for _, tensors in self._pairs})
+
+    def saw(self, rows: Rows, kind_index: IntArray, kinds: Sequence[str]) -> None:
+        """Takes rows into account."""
+        if not self.rows and len(rows):
+            self.device = int(rows.device[0])
+        self.rows += len(rows)
+        self.on_cpu = rows.on_cpu
+        self.layers = max(self.layers, int(rows.layer.max(initial=-1)) + 1)
+        first, _ = distinct_rows(rows.operator, rows.tensors)
+        found = zip(rows.operator[first].tolist(), rows.tensors[first].tolist(), strict=True)
+        self._pairs |= {(operator, tensors) for operator, tensors in found if tensors >= 0}
+        first, _ = distinct_rows(kind_index, rows.message)
+        for kind_code, message in zip(kind_index[first].tolist(), rows.message[first].tolist(), strict=True):
+            said = self._events.tensor_sets[message] if message >= 0 else None
+            kind = (collective_kind(said.collective) if said else None) or kinds[kind_code]
+            if kind in COLLECTIVES:
+                self.traffic[kind] = max(self.traffic.get(kind, 0), said.group if said else 0)
+
+    def dims(self, layers: int) -> dict[str, int]:
+        """Model dims that operators show: hidden and experts from MoE and norm inputs, top-k from routing, vocabulary."""
+        seen: dict[str, int] = {}
+        for operator, tensors in sorted(self._pairs):
+            if operator < 0:
+                continue
+            name = self._events.texts[operator]
+            matrices = [s for s in self._events.tensor_sets[tensors].shapes if len(s) == 2]
+            table = next((s for s in matrices if s[0] > _TALL and s[1] > 256), None)
+            if "norm" in name and matrices:
+                seen["hidden"] = max(seen.get("hidden", 0), matrices[0][1])
+            elif "moe_forward" in name and not name.startswith("triton") and len(matrices) >= 2:
+                seen["experts"] = matrices[1][1]
+            elif name == "SortTokens" and matrices:
+                seen["topk"] = matrices[0][1]
+            elif (
+                name.startswith("triton_poi_fused") and table and self._events.world_size == 1
+            ):  # split over ranks otherwise
+                seen["vocab"] = table[0]
+        if seen and layers:
+            seen["layers"] = layers
+        return seen
+
+
 def model_of(
-    events: Events, rows: Rows, layer: IntArray, recording: Mapping[str, Any], given: ModelSpec | None
+    seen: Mapping[str, int], recording: Mapping[str, Any], given: ModelSpec | None
 ) -> tuple[ModelSpec | None, str, list[str]]:
     """(model, where it came from, remarks). Raises ModelError if a given model has other dims than the trace shows."""
     if given is not None:
-        _check_given(given, dims_seen(events, rows, layer))
+        _check_given(given, seen)
         return given, "given", []
     config = recording.get("model_config")
     if isinstance(config, dict):
         return ModelSpec.from_config(config, str(recording.get("model") or "recorded")), "recorded", []
-    seen = dims_seen(events, rows, layer)
     inferred = infer_model(seen) if len(seen) > 1 else None
     if inferred is None:
         hint = "give --model NAME or config.json for the bytes of experts and attention"
@@ -55,31 +112,6 @@ def _check_given(model: ModelSpec, seen: Mapping[str, int]) -> None:
         )
 
 
-def dims_seen(events: Events, rows: Rows, layer: IntArray) -> dict[str, int]:
-    """Model dims that operators show: hidden and experts from MoE and norm inputs, top-k from routing, vocabulary."""
-    seen: dict[str, int] = {}
-    first, _ = distinct_rows(rows.operator, rows.tensors)
-    for operator, tensors in zip(rows.operator[first].tolist(), rows.tensors[first].tolist(), strict=True):
-        if operator < 0 or tensors < 0:
-            continue
-        name = events.texts[operator]
-        matrices = [s for s in events.tensor_sets[tensors].shapes if len(s) == 2]
-        table = next((s for s in matrices if s[0] > _TALL and s[1] > 256), None)
-        if "norm" in name and matrices:
-            seen["hidden"] = max(seen.get("hidden", 0), matrices[0][1])
-        elif "moe_forward" in name and not name.startswith("triton") and len(matrices) >= 2:
-            seen["experts"] = matrices[1][1]
-        elif name == "SortTokens" and matrices:
-            seen["topk"] = matrices[0][1]
-        elif (
-            name.startswith("triton_poi_fused") and table and events.world_size == 1
-        ):  # split over ranks otherwise
-            seen["vocab"] = table[0]
-    if seen and (layer >= 0).any():
-        seen["layers"] = int(layer.max()) + 1
-    return seen
-
-
 @dataclass(frozen=True, slots=True)
 class Split:
     """How the ranks share the model: `tp` ways by width, experts `ep` ways by number. None: not known (when given)."""
@@ -95,13 +127,13 @@ _EXCHANGES = ("moe_dispatch", "moe_collect", "all_to_all")
 def split(
     events: Events,
     traffic: Mapping[str, int],
-    output_sets: IntArray,
+    output_sets: Iterable[int],
     model: ModelSpec | None,
     given: Split,
 ) -> tuple[Split, list[str]]:
     """(the sizes, both known; remarks). What the user gives wins over shapes, shapes over the collectives seen.
 
-    `traffic` is what `traffic_of` says, `output_sets` the codes of the tensors of the attention output projections.
+    `traffic` is that of `Seen`, `output_sets` the codes of the tensors of the attention output projections.
     Raises TraceError for sizes that do not divide the model or the number of ranks.
     """
     _check(given, events.world_size, model)
@@ -140,12 +172,12 @@ def _check(given: Split, world: int, model: ModelSpec | None) -> None:
         )
 
 
-def _shown_tp(events: Events, sets: IntArray, model: ModelSpec | None) -> tuple[int, int, int] | None:
+def _shown_tp(events: Events, sets: Iterable[int], model: ModelSpec | None) -> tuple[int, int, int] | None:
     """(size, width of one rank's attention output, full width), where the output projections' shapes show them."""
     if model is None:
         return None
     full = model.heads * (model.v_dim if model.attention == "mla" else model.head_dim)
-    shapes = [events.tensor_sets[t].shapes for t in np.unique(sets[sets >= 0]).tolist()]
+    shapes = [events.tensor_sets[t].shapes for t in sorted(sets)]
     for width in {m[0][1] for s in shapes if len(m := [x for x in s if len(x) == 2]) >= 2}:
         if width and full % width == 0 and events.world_size % (full // width) == 0:
             return full // width, width, full
@@ -184,18 +216,6 @@ def _expert_remarks(tp: int, ep: int, given: Split, model: ModelSpec | None) -> 
     return [f"an expert's width on one rank is taken as 1/{tp} of {model.expert_inter}, padded to 128: {how}"]
 
 
-def traffic_of(events: Events, rows: Rows, kind_index: IntArray, kinds: Sequence[str]) -> dict[str, int]:
-    """Kinds of collectives that were run -> the largest group that states its size, 0 if none does."""
-    found: dict[str, int] = {}
-    first, _ = distinct_rows(kind_index, rows.message)
-    for kind_code, message in zip(kind_index[first].tolist(), rows.message[first].tolist(), strict=True):
-        tensors = events.tensor_sets[message] if message >= 0 else None
-        kind = (collective_kind(tensors.collective) if tensors else None) or kinds[kind_code]
-        if kind in COLLECTIVES:
-            found[kind] = max(found.get(kind, 0), tensors.group if tensors else 0)
-    return found
-
-
 # torch names traces <worker>.<time>.pt.trace.json, and the worker <host>_<process> unless told otherwise.
 _TORCH_NAME = re.compile(r"(.*)\.\d{9,}(\.pt\.trace\.json(?:\.gz)?)")
 _RANK = re.compile(r"(?i)(?<![a-z0-9])(?:rank|[tpde]p)[-_]?\d{1,5}(?![a-z0-9])")
@@ -210,13 +230,12 @@ def source_of(name: str) -> str:
     return "-".join(["trace", *ranks]) + found[2]
 
 
-def device_of(events: Events, rows: Rows, recording: Mapping[str, Any]) -> tuple[str, str | None]:
+def device_of(events: Events, seen: Seen, recording: Mapping[str, Any]) -> tuple[str, str | None]:
     """(name of the device, profile that it matches)."""
-    if rows.on_cpu:
+    if seen.on_cpu:
         own = recording.get("device")
         return (str(own.get("name", "CPU")) if isinstance(own, dict) else "CPU"), "cpu"
-    used = int(events.device[rows.event[0]])
-    blocks = [d for d in events.devices if d.get("id") == used] or list(events.devices[:1])
+    blocks = [d for d in events.devices if d.get("id") == seen.device] or list(events.devices[:1])
     if not blocks:
         return "", None
     name, memory, sms = (blocks[0].get(key) for key in ("name", "totalGlobalMem", "numSms"))

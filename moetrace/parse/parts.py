@@ -6,6 +6,7 @@ Parts are the recorder's words (see docs/recording.md); `role_in_part` is the on
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,44 +31,59 @@ _MLP = {
 }
 
 
-def covering_codes(
-    events: Events, rows: Rows, pattern: re.Pattern[str], *classes: int
-) -> tuple[IntArray, list[str]]:
-    """(code per row, the pattern's first group per code) of the innermost matching range around each row's launch; -1: none."""
-    candidates = events.where(*classes)
-    matches = {c: pattern.match(events.texts[c]) for c in np.unique(events.name[candidates]).tolist()}
-    candidates = candidates[np.isin(events.name[candidates], [c for c, m in matches.items() if m])]
-    if not len(candidates):
-        return np.full(len(rows), -1, dtype=np.int64), []
-    ranges = Ranges(
-        events.lane[candidates], events.start[candidates], events.start[candidates] + events.dur[candidates]
-    )
-    found = ranges.covering(rows.host_lane, rows.host_time)
-    labels: dict[str, int] = {}
-    table = np.array(
-        [labels.setdefault(m[1], len(labels)) for c in events.name[candidates].tolist() if (m := matches[c])],
-        dtype=np.int64,
-    )
-    return lookup(table, found), list(labels)
+class Marks:
+    """What the ranges of a trace say of layers and parts, by the code of their name."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.layer, self._module = _numbers(texts, _LAYER), _numbers(texts, _MODULE_LAYER)
+        labels: dict[str, int] = {}
+        said = [_PART.match(text) for text in texts]
+        self.part = np.array(
+            [labels.setdefault(m[1], len(labels)) if m else -1 for m in said], dtype=np.int64
+        )
+        self.labels = list(labels)
+        self._layers = False
+        self._modules: IntArray = np.zeros(0, dtype=np.int64)
+
+    def saw(self, cls: int, name: IntArray) -> None:
+        """Takes note of the names that ranges of a class have."""
+        used = np.unique(name)
+        if cls == RANGE:
+            self._layers |= bool((lookup(self.layer, used) >= 0).any())
+        elif cls == MODULE:
+            numbers = lookup(self._module, used)
+            self._modules = np.union1d(self._modules, numbers[numbers >= 0])
+
+    @property
+    def layer_source(self) -> str:
+        """Where layers come from: the recorder's ranges, else module calls."""
+        return "annotation" if self._layers else "module" if len(self._modules) else "none"
+
+    def place(self, rows: Rows, events: Events) -> None:
+        """Puts into the rows the layer and the part of the innermost range around each one's launch; -1 for none.
+
+        Modules are numbered by their own number's place among all.
+        """
+        rows.part = _covered(events, rows, self.part, RANGE)
+        if self._layers:
+            rows.layer = _covered(events, rows, self.layer, RANGE)
+        elif len(self._modules):
+            found = _covered(events, rows, self._module, MODULE)
+            rows.layer = np.where(found >= 0, np.searchsorted(self._modules, found), -1)
 
 
-def annotated_layers(events: Events, rows: Rows) -> tuple[IntArray, str]:
-    """(layer per row, -1 for none; where it came from): the recorder's ranges, else module calls, numbered by first use."""
-    codes, labels = covering_codes(events, rows, _LAYER, RANGE)
-    if labels:
-        return np.where(
-            codes >= 0, np.array([int(x) for x in labels], dtype=np.int64)[codes], -1
-        ), "annotation"
-    codes, labels = covering_codes(events, rows, _MODULE_LAYER, MODULE)
-    if labels:
-        order = np.argsort(np.argsort([int(x) for x in labels]))
-        return np.where(codes >= 0, order[codes], -1), "module"
-    return codes, "none"
+def _numbers(texts: Sequence[str], pattern: re.Pattern[str]) -> IntArray:
+    return np.array([int(m[1]) if (m := pattern.match(text)) else -1 for text in texts], dtype=np.int64)
 
 
-def annotated_parts(events: Events, rows: Rows) -> tuple[IntArray, list[str]]:
-    """(code of the part per row, the parts); -1 for none."""
-    return covering_codes(events, rows, _PART, RANGE)
+def _covered(events: Events, rows: Rows, table: IntArray, cls: int) -> IntArray:
+    """What the table has for the innermost range of a class around each row's launch that it knows; -1 for none."""
+    ranges = events.where(cls)
+    ranges = ranges[lookup(table, events.name[ranges]) >= 0]
+    start = events.start[ranges]
+    around = Ranges(events.lane[ranges], start, start + events.dur[ranges])
+    found = lookup(ranges, around.covering(rows.host_lane, rows.host_time))
+    return lookup(table, lookup(events.name, found))
 
 
 def role_in_part(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,50 +17,67 @@ from moetrace.parse.order import GEMMS, NO_HINTS, Hints
 from moetrace.parse.roles import resolve
 from moetrace.parse.rows import Rows
 
-
-def by_order(
-    events: Events,
-    rows: Rows,
-    step: IntArray,
-    kind_index: IntArray,
-    kinds: Sequence[str],
-    labels: Sequence[str],
-    model: ModelSpec | None = None,
-) -> tuple[IntArray, IntArray, list[str]]:
-    """(layer, role) per row, -1 for none, and the roles' labels; a sequence that repeats is resolved once."""
-    layer, role = np.full(len(rows), -1, dtype=np.int64), np.full(len(rows), -1, dtype=np.int64)
-    labels = list(labels)
-    width, sizes = _widths(events, rows, kind_index, kinds)
-    hints = _hints(model)
-    solved: dict[bytes, tuple[IntArray, IntArray]] = {}
-    for at in rows_of_groups(step, int(step.max(initial=-1)) + 1):
-        key = np.stack([kind_index[at], width[at]]).tobytes()
-        if key not in solved:
-            shapes = [sizes[w] for w in width[at].tolist()]
-            layers, roles = resolve([kinds[k] for k in kind_index[at].tolist()], shapes, hints)
-            labels += sorted(set(roles) - {""} - set(labels))
-            codes = {said: n for n, said in enumerate(labels)}
-            solved[key] = (
-                np.array(layers, dtype=np.int64),
-                np.array([codes[r] if r else -1 for r in roles], dtype=np.int64),
-            )
-        layer[at], role[at] = solved[key]
-    return layer, role, labels
+_SOLVED = (
+    256  # sequences of kinds that are remembered at a time: a graph has one, steps run op by op have many
+)
 
 
-def needs_model(layer: IntArray, model: ModelSpec | None) -> bool:
-    """Whether the order reads otherwise once the model is known: MLA, a shared expert, more layers than it has."""
-    if model is None or not (layer >= 0).any():
+class Order:
+    """Layers and roles by the order of kinds in a step; a sequence that repeats is resolved once."""
+
+    def __init__(
+        self, events: Events, kinds: Sequence[str], labels: list[str], model: ModelSpec | None = None
+    ) -> None:
+        """`kinds` and `labels` may grow between calls; the latter gets the roles that are found."""
+        self._events, self._kinds, self._labels, self._hints = events, kinds, labels, _hints(model)
+        self._solved: dict[bytes, tuple[IntArray, IntArray]] = {}
+
+    def place(self, rows: Rows, kind_index: IntArray) -> tuple[IntArray, IntArray]:
+        """(layer, role) per row, -1 for none."""
+        layer, role = np.full(len(rows), -1, dtype=np.int64), np.full(len(rows), -1, dtype=np.int64)
+        width, sizes = _widths(self._events, rows, kind_index, self._kinds)
+        shapes = np.array(sizes, dtype=np.int64)
+        first = (
+            int(rows.step.max(initial=-1))
+            if not (rows.step >= 0).any()
+            else int(rows.step[rows.step >= 0].min())
+        )
+        for at in rows_of_groups(rows.step - first, int(rows.step.max(initial=-1)) + 1 - first):
+            if not len(at):
+                continue
+            said = np.stack([kind_index[at], *shapes[width[at]].T])
+            key = hashlib.blake2b(said.tobytes(), digest_size=16).digest()
+            if key not in self._solved:
+                if len(self._solved) >= _SOLVED:
+                    self._solved.clear()
+                self._solved[key] = self._resolve(kind_index[at], [sizes[w] for w in width[at].tolist()])
+            layer[at], role[at] = self._solved[key]
+        return layer, role
+
+    def _resolve(self, kind_index: IntArray, shapes: list[tuple[int, int]]) -> tuple[IntArray, IntArray]:
+        layers, roles = resolve([self._kinds[k] for k in kind_index.tolist()], shapes, self._hints)
+        self._labels += sorted(set(roles) - {""} - set(self._labels))
+        codes = {said: n for n, said in enumerate(self._labels)}
+        return np.array(layers, dtype=np.int64), np.array(
+            [codes[r] if r else -1 for r in roles], dtype=np.int64
+        )
+
+
+def needs_model(layers: int, model: ModelSpec | None) -> bool:
+    """Whether the order, which shows so many layers, reads otherwise once the model is known.
+
+    So it does for MLA, a shared expert, and more layers than the model has.
+    """
+    if model is None or not layers:
         return False
-    return model.attention == "mla" or model.shared_inter > 0 or int(layer.max()) + 1 > model.layers
+    return model.attention == "mla" or model.shared_inter > 0 or layers > model.layers
 
 
-def remarks(found: IntArray, layer: IntArray, model: ModelSpec | None) -> list[str]:
-    """What to say where the order of ops (`found`: without the model) shows another number of layers than the model has."""
-    count = int(found.max(initial=-1)) + 1
+def remarks(count: int, layers: int, model: ModelSpec | None) -> list[str]:
+    """What to say where the order shows another number of layers (`count`: without the model) than the model has."""
     if model is None or count in (0, model.layers):
         return []
-    if int(layer.max()) + 1 == model.layers:
+    if layers == model.layers:
         return [
             f"the order of ops shows {count} layers and {model.name} has {model.layers}: the rest is taken as a draft "
             "model's, without layer and without bytes"

@@ -7,7 +7,7 @@ import numpy as np
 from moetrace.errors import RunError
 from moetrace.model import ModelSpec
 from moetrace.op import Op
-from moetrace.parse.build import ROUTED, count_distinct
+from moetrace.parse.build import ROUTED, count_cells, count_distinct
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.steps import StepName
 from moetrace.routing import Routing, RoutingLog, popularity_distinct
@@ -17,37 +17,40 @@ _MATCHED = "counted in the routing given, whose passes are the steps by their or
 _POPULAR = "estimated from the experts' popularity in the routing given, whose passes match no steps"
 
 
-def apply(
-    told: Routing | RoutingLog,
-    names: list[StepName],
-    model: ModelSpec | None,
-    step: IntArray,
-    layer: IntArray,
-    index: IntArray,
-    found: list[Op],
-) -> tuple[Routing, IntArray, list[Op], str, list[str]]:
-    """(routing by the steps of the run, op of each row, ops, provenance of the distinct experts, remarks).
+class Routed:
+    """Routing by the steps of a run, and what it says of the distinct experts of ops.
 
     The recorder numbers its steps; passes of another log are matched where the tokens of all steps tell one place for
-    them. Passes that match none keep their counts under numbers behind the run's steps, for their popularity. Raises
-    RunError where the routing is not of the model that ran.
+    them. Passes that match none keep their counts under numbers behind the run's steps, for their popularity.
     """
-    remarks: list[str] = []
-    if isinstance(told, RoutingLog):
-        sizes = (model.experts, model.topk) if model is not None and model.experts else (None, None)
-        told, remarks = told.routing(*sizes)
-    if model is not None and model.experts and len(told) and told.experts != model.experts:
-        raise RunError(f"the routing given is of {told.experts} experts, {model.name} has {model.experts}")
-    numbers = {n.recorded: i for i, n in enumerate(names) if n.recorded is not None}
-    source = COUNTED
-    if not numbers and len(told):
-        numbers = _matched(told, names)
-        source = _MATCHED if numbers else _POPULAR
-    if source == _POPULAR:
-        routing = told.renumbered({s: len(names) + i for i, s in enumerate(told.steps)})
-        return routing, *_estimated(index, found, layer, routing), source, remarks
-    routing = told.renumbered(numbers)
-    return routing, *count_distinct(index, found, step, layer, routing), source, remarks
+
+    def __init__(self, told: Routing | RoutingLog, names: list[StepName], model: ModelSpec | None) -> None:
+        """Raises RunError where the routing is not of the model that ran."""
+        self.remarks: list[str] = []
+        if isinstance(told, RoutingLog):
+            sizes = (model.experts, model.topk) if model is not None and model.experts else (None, None)
+            told, self.remarks = told.routing(*sizes)
+        if model is not None and model.experts and len(told) and told.experts != model.experts:
+            raise RunError(
+                f"the routing given is of {told.experts} experts, {model.name} has {model.experts}"
+            )
+        numbers = {n.recorded: i for i, n in enumerate(names) if n.recorded is not None}
+        self.source = COUNTED
+        if not numbers and len(told):
+            numbers = _matched(told, names)
+            self.source = _MATCHED if numbers else _POPULAR
+        if self.source == _POPULAR:
+            numbers = {s: len(names) + i for i, s in enumerate(told.steps)}
+        self.routing = told.renumbered(numbers)
+        self._cells = count_cells(self.routing) if self.source != _POPULAR else None
+
+    def put(
+        self, index: IntArray, found: list[Op], step: IntArray, layer: IntArray
+    ) -> tuple[IntArray, list[Op]]:
+        """(op of each row, ops): as they were, with the distinct experts that are known of their step and layer."""
+        if self._cells is None:
+            return _estimated(index, found, layer, self.routing)
+        return count_distinct(index, found, step, layer, self._cells)
 
 
 def _matched(routing: Routing, names: list[StepName]) -> dict[int, int]:

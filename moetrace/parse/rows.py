@@ -8,13 +8,14 @@ operators whose work is known, and other operators that call nothing further; vi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops
-from moetrace.formats.events import DEVICE_CLASSES, LAUNCH, MEMCPY, MEMSET, OPERATOR, Events
+from moetrace.formats.events import DEVICE_CLASSES, LAUNCH, MEMCPY, MEMSET, OPERATOR, BoolArray, Events
+from moetrace.formats.piles import Block
 from moetrace.parse.nesting import IntArray, Ranges, last_before, lookup, outermost, parents, sort_ranges
 
 
@@ -22,7 +23,6 @@ from moetrace.parse.nesting import IntArray, Ranges, last_before, lookup, outerm
 class Rows:
     """Columns of the op executions being resolved, sorted by start. -1 stands for unknown codes and indices."""
 
-    event: IntArray  # index into the events
     start: IntArray
     dur: IntArray
     kernel: IntArray  # code of the kernel's or operator's name
@@ -34,20 +34,43 @@ class Rows:
     host_lane: IntArray  # thread of the launch
     host_time: IntArray  # the moment that decides which host ranges cover the op
     graph: IntArray  # correlation of the graph launch; -1: launched by itself
+    device: IntArray
+    stream: IntArray
+    copied: BoolArray  # a copy or memset, no kernel
     on_cpu: bool
     source: npt.NDArray[np.int8] = field(
         init=False
     )  # index into SOURCES: where operator and shapes came from
+    step: IntArray = field(init=False)
+    layer: IntArray = field(init=False)  # by annotation
+    part: IntArray = field(init=False)  # code of the annotated part
 
     def __post_init__(self) -> None:
         self.source = np.where(self.tensors >= 0, SHAPES, NONE).astype(np.int8)
+        self.step, self.layer, self.part = (np.full(len(self.start), -1, dtype=np.int64) for _ in range(3))
 
     def __len__(self) -> int:
-        return len(self.event)
+        return len(self.start)
 
     @property
     def end(self) -> IntArray:
         return self.start + self.dur
+
+    def columns(self) -> Block:
+        """All columns by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "on_cpu"}
+
+    @classmethod
+    def of(cls, columns: Block, on_cpu: bool) -> Rows:
+        """The rows that `columns` said, sorted by start, the longer first."""
+        order = np.lexsort((-columns["dur"], columns["start"]))
+        sorted_by = {name: values[order] for name, values in columns.items()}
+        rows = cls(
+            **{f.name: sorted_by[f.name] for f in fields(cls) if f.init and f.name != "on_cpu"}, on_cpu=on_cpu
+        )
+        rows.source = sorted_by["source"].astype(np.int8)
+        rows.step, rows.layer, rows.part = (sorted_by[name] for name in ("step", "layer", "part"))
+        return rows
 
 
 SOURCES = ("none", "name", "model", "shapes", "capture", "annotation")
@@ -56,37 +79,54 @@ NONE, NAME, MODEL, SHAPES, CAPTURE, ANNOTATION = range(6)
 
 def op_rows(events: Events) -> Rows:
     """The op executions of a file, sorted by start."""
+    linked = link(events)
+    if len(linked["start"]):
+        return resolve(linked, events)
+    return cpu_rows(events)[0]
+
+
+def link(events: Events) -> Block:
+    """The ops on devices, sorted by start, as columns: what each says itself, and its launch."""
     device = events.where(*DEVICE_CLASSES)
-    if len(device):
-        return _device_rows(events, device)
-    return _cpu_rows(events)
-
-
-def _device_rows(events: Events, device: IntArray) -> Rows:
     launches = _launches(events)
     linked = _launch_of(
         events.correlation[launches], events.start[launches], events.correlation[device], events.start[device]
     )
     launch = lookup(launches, linked)
-    have = launch >= 0
     graph_codes = [i for i, t in enumerate(events.texts) if "GraphLaunch" in t]
-    is_graph = have & np.isin(events.name[launch], graph_codes)
-    operator = _operators(events, device, launch)
-    operator[is_graph & _enclosing(events, operator, launch)] = -1
-    host_time = lookup(events.start, launch)
+    copied = np.isin(events.cls[device], (MEMCPY, MEMSET))
+    return {
+        "start": events.start[device],
+        "dur": events.dur[device],
+        "kernel": events.name[device],
+        "message": events.tensors[device],
+        "nbytes": np.where(copied, events.nbytes[device], 0),
+        "copied": copied,
+        "device": events.device[device],
+        "stream": events.lane[device],
+        "correlation": events.correlation[device],
+        "external": events.external[device],
+        "launch": lookup(events.start, launch),
+        "host_lane": lookup(events.lane, launch),
+        "launch_external": lookup(events.external, launch),
+        "by_graph": (launch >= 0) & np.isin(events.name[launch], graph_codes),
+    }
+
+
+def resolve(linked: Block, events: Events) -> Rows:
+    """The rows of linked ops, with the operators among `events` that they belong to."""
+    operator = _operators(events, linked)
+    operator[linked["by_graph"] & _enclosing(events, operator, linked)] = -1
     return Rows(
-        event=device,
-        start=events.start[device],
-        dur=events.dur[device],
-        kernel=events.name[device],
+        **{
+            name: linked[name]
+            for name in ("start", "dur", "kernel", "message", "nbytes", "launch", "host_lane")
+        },
+        **{name: linked[name] for name in ("device", "stream", "copied")},
         operator=lookup(events.name, operator),
         tensors=lookup(events.tensors, operator),
-        message=events.tensors[device],
-        nbytes=np.where(np.isin(events.cls[device], (MEMCPY, MEMSET)), events.nbytes[device], 0),
-        launch=host_time,
-        host_lane=lookup(events.lane, launch),
-        host_time=host_time,
-        graph=np.where(is_graph, events.correlation[device], -1),
+        host_time=linked["launch"],
+        graph=np.where(linked["by_graph"], linked["correlation"], -1),
         on_cpu=False,
     )
 
@@ -117,15 +157,31 @@ _DEVICE_CALL = re.compile(r"(cuda|hip|cu(?=[A-Z]))\w*(Launch|Memcpy|Memset)")
 
 def doubts(events: Events) -> list[str]:
     """Sentences on launches that cannot be trusted: those of no kernel at all, and those that share a correlation id."""
+    if not np.isin(events.cls, DEVICE_CLASSES).any():
+        return blind(device_calls(events))
+    return shared(*shared_ids(events))
+
+
+def device_calls(events: Events) -> int:
+    """Number of calls that should have made a device work."""
+    codes = [i for i, t in enumerate(events.texts) if _DEVICE_CALL.match(t)]
+    return int(np.isin(events.name[events.where(LAUNCH)], codes).sum())
+
+
+def shared_ids(events: Events) -> tuple[int, int]:
+    """(correlation ids that several launches have, ops on the device with such an id)."""
     launches, device = _launches(events), events.where(*DEVICE_CLASSES)
-    if not len(device):
-        codes = [i for i, t in enumerate(events.texts) if _DEVICE_CALL.match(t)]
-        calls = int(np.isin(events.name[events.where(LAUNCH)], codes).sum())
-        return [_BLIND.format(calls)] if calls else []
     ids, count = np.unique(events.correlation[launches], return_counts=True)
     twice = ids[count > 1]
-    kernels = int(np.isin(events.correlation[device], twice).sum())
-    return [_TWICE.format(len(twice), kernels)] if kernels else []
+    return len(twice), int(np.isin(events.correlation[device], twice).sum())
+
+
+def blind(calls: int) -> list[str]:
+    return [_BLIND.format(calls)] if calls else []
+
+
+def shared(ids: int, kernels: int) -> list[str]:
+    return [_TWICE.format(ids, kernels)] if kernels else []
 
 
 _BLIND = (
@@ -138,13 +194,12 @@ _TWICE = (
 )
 
 
-def _enclosing(events: Events, operator: IntArray, launch: IntArray) -> npt.NDArray[np.bool_]:
+def _enclosing(events: Events, operator: IntArray, linked: Block) -> BoolArray:
     """Whether an operator only ran around the launch: that of a graph says nothing about the kernels within."""
     begin = lookup(events.start, operator)
     end = begin + lookup(events.dur, operator, 0)
-    moment = lookup(events.start, launch)
-    same_id = lookup(events.external, operator) == lookup(events.external, launch)
-    return np.asarray(same_id | ((begin <= moment) & (moment <= end)))
+    same_id = lookup(events.external, operator) == linked["launch_external"]
+    return np.asarray(same_id | ((begin <= linked["launch"]) & (linked["launch"] <= end)))
 
 
 def first_match(keys: IntArray, asked: IntArray) -> IntArray:
@@ -156,27 +211,28 @@ def first_match(keys: IntArray, asked: IntArray) -> IntArray:
     return np.where(keys[order][at] == asked, order[at], -1)
 
 
-def _operators(events: Events, device: IntArray, launch: IntArray) -> IntArray:
+def _operators(events: Events, linked: Block) -> IntArray:
     """The operator event of each device op: by the kernel's external id, the launch's, else by time on the thread."""
     operators = events.where(OPERATOR)
     ids = operators[events.external[operators] >= 0]
-    have = launch >= 0
-    external = np.where(
-        events.external[device] >= 0, events.external[device], lookup(events.external, launch)
-    )
+    external = np.where(linked["external"] >= 0, linked["external"], linked["launch_external"])
     by_id = np.where(external >= 0, first_match(events.external[ids], external), -1)
     found = lookup(ids, by_id)
-    rest = np.flatnonzero((found < 0) & have)
+    rest = np.flatnonzero((found < 0) & (linked["host_lane"] >= 0))
     if len(rest) and len(operators):
         running = Ranges(
             events.lane[operators], events.start[operators], events.start[operators] + events.dur[operators]
         )
-        covering = running.covering(events.lane[launch[rest]], events.start[launch[rest]])
+        covering = running.covering(linked["host_lane"][rest], linked["launch"][rest])
         found[rest] = lookup(operators, covering)
     return found
 
 
-def _cpu_rows(events: Events) -> Rows:
+def cpu_rows(
+    events: Events, until: int | None = None, parental: IntArray | None = None
+) -> tuple[Rows, IntArray]:
+    """(the rows of a CPU's run, indices of operators that run on and called others). With `until`, only operators that end
+    by then are rows; `parental` are those that are known to have called others, in an earlier part of the trace."""
     operators = events.where(OPERATOR)
     lane, start = events.lane[operators], events.start[operators]
     order = sort_ranges(lane, start, start + events.dur[operators])
@@ -189,22 +245,32 @@ def _cpu_rows(events: Events) -> Rows:
     within = _has_ancestor(parent, known)
     has_child = np.zeros(len(operators), dtype=bool)
     has_child[parent[parent >= 0]] = True
-    chosen = np.flatnonzero((known & ~within) | (~known & ~within & ~view & ~has_child))
-    chosen = chosen[np.argsort(start[chosen], kind="stable")]
-    rows = operators[chosen]
+    if parental is not None:
+        has_child |= np.isin(operators, parental)
+    chosen = (known & ~within) | (~known & ~within & ~view & ~has_child)
+    running = end > until if until is not None else np.zeros(len(operators), dtype=bool)
+    took = np.flatnonzero(chosen & ~running)
+    took = took[np.argsort(start[took], kind="stable")]
+    return _host_rows(events, operators[took]), operators[running & has_child]
+
+
+def _host_rows(events: Events, rows: IntArray) -> Rows:
+    none = np.full(len(rows), -1, dtype=np.int64)
     return Rows(
-        event=rows,
         start=events.start[rows],
         dur=events.dur[rows],
         kernel=events.name[rows],
         operator=events.name[rows],
         tensors=events.tensors[rows],
-        message=np.full(len(rows), -1, dtype=np.int64),
+        message=none,
         nbytes=np.zeros(len(rows), dtype=np.int64),
-        launch=np.full(len(rows), -1, dtype=np.int64),
+        launch=none,
         host_lane=events.lane[rows],
         host_time=events.start[rows],
-        graph=np.full(len(rows), -1, dtype=np.int64),
+        graph=none,
+        device=events.device[rows],
+        stream=events.lane[rows],
+        copied=np.zeros(len(rows), dtype=bool),
         on_cpu=True,
     )
 

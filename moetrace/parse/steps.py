@@ -141,35 +141,54 @@ def step_ranges(events: Events, candidates: IntArray) -> tuple[IntArray, list[St
 _ENOUGH = 0.9  # of the device time that the best way to find the steps places: then the surest way is taken
 
 
-def place(events: Events, rows: Rows) -> tuple[IntArray, list[StepName], list[str]]:
-    """(step per row or -1, what the steps are, remarks); no steps at all where nothing is annotated.
+class Places:
+    """The ways to tell which step an op belongs to; the best is chosen by the device time that each places.
 
     The surest way is the thread and time of an op's launch. Where that loses steps (launches on another thread, or not
     in the file) it is the time of the launch, then the device's own annotations, then the time of the op itself.
     """
-    host, names = step_ranges(events, events.where(RANGE))
-    device, device_names = step_ranges(events, events.where(DEVICE_RANGE))
-    launched = rows.host_lane >= 0
-    ways: list[tuple[IntArray, list[StepName], str]] = []
-    late = None
-    if len(host):
-        ways.append((_covering(events, host, rows.host_time, rows.host_lane), names, ""))
-    if len(host) and _apart(events, host):
-        step = np.where(launched, _covering(events, host, rows.host_time), -1)
-        ways.append((step, names, "by the time of launches: other threads than the annotated one made many"))
-        said = "by the time at which ops ran, for no launch could be joined: one that ran late counts to the next step"
-        late = (_covering(events, host, rows.start), names, said)
-    if len(device):
-        main, device_names = _main_stream(events, device, device_names)
-        said = "by the device's annotations: too few launches could be joined to the host's" if ways else ""
-        ways.append((_covering(events, main, rows.start), device_names, said))
-    if not ways:
-        return np.full(len(rows), -1, dtype=np.int64), [], []
-    placed = [int((rows.dur + 1)[step >= 0].sum()) for step, _, _ in ways]
-    step, names, said = ways[next(i for i, n in enumerate(placed) if n >= _ENOUGH * max(placed))]
-    if not max(placed) and late is not None:
-        step, names, said = late
-    return step, names, [f"steps are told {said}"] if said and (step >= 0).any() else []
+
+    def __init__(self, events: Events) -> None:
+        """From the step ranges among the events; no way at all where nothing is annotated."""
+        host, names = step_ranges(events, events.where(RANGE))
+        device, device_names = step_ranges(events, events.where(DEVICE_RANGE))
+        self._ways: list[tuple[Callable[[Rows], IntArray], list[StepName], str]] = []
+        late = None
+        if len(host):
+            self._ways.append((lambda r: _covering(events, host, r.host_time, r.host_lane), names, ""))
+        if len(host) and _apart(events, host):
+            said = "by the time of launches: other threads than the annotated one made many"
+            self._ways.append(
+                (lambda r: np.where(r.host_lane >= 0, _covering(events, host, r.host_time), -1), names, said)
+            )
+            said = "by the time at which ops ran, for no launch could be joined: one that ran late counts to the next step"
+            late = (lambda r: _covering(events, host, r.start), names, said)
+        if len(device):
+            main, device_names = _main_stream(events, device, device_names)
+            said = (
+                "by the device's annotations: too few launches could be joined to the host's"
+                if self._ways
+                else ""
+            )
+            self._ways.append((lambda r: _covering(events, main, r.start), device_names, said))
+        self._late = late
+        self._placed = [0] * len(self._ways)
+
+    def weigh(self, rows: Rows) -> None:
+        """Takes rows into account for the choice."""
+        for i, (step_of, _, _) in enumerate(self._ways):
+            self._placed[i] += int((rows.dur + 1)[step_of(rows) >= 0].sum())
+
+    def choose(self) -> tuple[Callable[[Rows], IntArray], list[StepName], list[str]]:
+        """(step of each of some rows or -1, what the steps are, remarks)."""
+        if not self._ways:
+            return lambda rows: np.full(len(rows), -1, dtype=np.int64), [], []
+        step_of, names, said = self._ways[
+            next(i for i, n in enumerate(self._placed) if n >= _ENOUGH * max(self._placed))
+        ]
+        if not max(self._placed) and self._late is not None:
+            step_of, names, said = self._late
+        return step_of, names, [f"steps are told {said}"] if said else []
 
 
 def _covering(events: Events, steps: IntArray, moment: IntArray, lane: IntArray | None = None) -> IntArray:
@@ -196,14 +215,17 @@ def _main_stream(events: Events, steps: IntArray, names: list[StepName]) -> tupl
 _STRAY_SHARE = 0.1  # of the busy time of the rest: more than that is a part of the step that came late
 
 
-def drop_strays(step: IntArray, start: IntArray, end: IntArray, count: int) -> tuple[IntArray, list[str]]:
+def drop_strays(
+    step: IntArray, start: IntArray, end: IntArray, count: int, first: int = 0
+) -> tuple[IntArray, list[str]]:
     """Takes kernels that lie apart from the rest of their step out of it; one sentence for each step that lost some.
 
+    The steps are `count` from `first` on.
     Apart: beyond a gap longer than everything on the busier side of it, first to last, and with little work of its own.
     Where most of several steps have such ops they are how a step goes, and the gap is idle time that counts: all stay.
     """
     whole, step, notes = step, step.copy(), []
-    for i, rows in enumerate(rows_of_groups(step, count)):
+    for i, rows in enumerate(rows_of_groups(step - first, count), first):
         rows = rows[np.argsort(start[rows], kind="stable")]
         while len(rows) > 1:
             busy, gap = exposed(start[rows], end[rows])

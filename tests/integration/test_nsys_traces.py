@@ -73,7 +73,7 @@ def test_every_kernel_has_the_operator_that_a_quadratic_join_finds(tmp_path):
     found = {
         (int(start), int(device)): events.texts[operator] if operator >= 0 else None
         for start, device, operator in zip(
-            rows.start - 1_779_630_014_975_716_426, events.device[rows.event], rows.operator, strict=True
+            rows.start - 1_779_630_014_975_716_426, rows.device, rows.operator, strict=True
         )
     }
     assert {key: found[key] for key in expected} == expected

@@ -289,7 +289,10 @@ def test_many_graphs_and_many_replays_are_matched_quickly(tmp_path):
     for trace, steps in ((events, 40), (short, 1)):
         rows = op_rows(trace)
         step = np.searchsorted(np.arange(steps) * 1000 * 1000, rows.launch - rows.launch.min(), "right") - 1
-        (note,) = capture.apply(rows, trace, given, step.clip(0), [32] * steps)
+        rows.step = step.clip(0)
+        captures = capture.Captures(trace, given, [32] * steps)
+        captures.serve(rows)
+        (note,) = captures.remarks()
         assert f"{len(rows)} of {len(rows)}" in note
     assert (
         time.perf_counter() - began < 4

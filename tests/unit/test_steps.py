@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moetrace.formats.events import DEVICE_RANGE, KERNEL, LAUNCH, RANGE, Events, EventsBuilder
 from moetrace.parse.rows import op_rows
-from moetrace.parse.steps import StepName, complete, describe, drop_strays, place, step_ranges
+from moetrace.parse.steps import Places, StepName, complete, describe, drop_strays, step_ranges
 
 SPEECH = "execute_{}_context_{}(sq{}sk{}sqsq{}sqsk{})_generation_{}(sq{}sk{}sqsq{}sqsk{})"
 
@@ -175,8 +175,10 @@ def launched(*rows: tuple[int, int, int], notes: tuple[tuple[int, str, int, int,
 
 
 def placed(events: Events) -> tuple[list[int], list[StepName], list[str]]:
-    step, names, said = place(events, op_rows(events))
-    return step.tolist(), names, said
+    rows, places = op_rows(events), Places(events)
+    places.weigh(rows)
+    step_of, names, said = places.choose()
+    return step_of(rows).tolist(), names, said
 
 
 FIRST, SECOND = "step[DECODE bs=8]", "step[DECODE bs=9]"

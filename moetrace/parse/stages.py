@@ -1,0 +1,320 @@
+"""The stages behind the rows: what is known of the whole run, then each batch's ops, work and table.
+
+Batches are looked at three times. The first look finds the model, the second, by the model's own order, how ranks share it,
+and the third makes the ops. A short trace is one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moetrace import formats, ops
+from moetrace.errors import TraceError
+from moetrace.formats.events import Events, Stored
+from moetrace.model import ModelSpec
+from moetrace.model.config import is_whole
+from moetrace.op import Op
+from moetrace.ops.columns import record_columns
+from moetrace.parse import capture, facts
+from moetrace.parse.build import Ops, Placed, attended_halves, sources
+from moetrace.parse.distinct import distinct_rows, rows_of_groups
+from moetrace.parse.gather import Gathered, gather
+from moetrace.parse.nesting import IntArray
+from moetrace.parse.parts import part_roles
+from moetrace.parse.placing import Order, needs_model, remarks
+from moetrace.parse.routed import Routed
+from moetrace.parse.rows import Rows
+from moetrace.parse.steps import complete, drop_strays, unused_kv
+from moetrace.routing import Routing, RoutingLog
+from moetrace.run import Meta, Run, RunWriter, Step, nullable, ops_table, text_column
+
+_EXPERTS = frozenset({"moe_gemm", "moe_gate_up", "moe_down"})
+_MOST_NOTES = 10  # of one kind
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user says of a run beside its trace."""
+
+    model: ModelSpec | None
+    kv_len: int | None
+    split: facts.Split
+    hardware: str | None
+
+
+class _Kinds:
+    """Kinds by name alone: one recognition per distinct kernel and operator."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._codes: dict[str, int] = {}
+        self._known: dict[tuple[int, int], int] = {}
+        self.names: list[str] = []  # by code
+
+    def of(self, rows: Rows) -> IntArray:
+        """The code of each row's kind."""
+        texts = self._events.texts
+        first, inverse = distinct_rows(rows.kernel, rows.operator)
+        codes = []
+        for pair in zip(rows.kernel[first].tolist(), rows.operator[first].tolist(), strict=True):
+            if pair not in self._known:
+                kernel, operator = pair
+                kind = ops.recognise(
+                    "" if rows.on_cpu else texts[kernel], texts[operator] if operator >= 0 else ""
+                )
+                self._known[pair] = self._codes.setdefault(kind, len(self._codes))
+                self.names[:] = self._codes
+            codes.append(self._known[pair])
+        return np.array(codes, dtype=np.int64)[inverse]
+
+
+def resolved(
+    events: Events | Stored,
+    path: Path,
+    source: str,
+    recording: Mapping[str, Any],
+    routing: Routing | RoutingLog | None,
+    asked: Asked,
+    captured: Events | None,
+) -> Run:
+    """The run of a trace's events; `recording` is what its recorder noted, `captured` the events of its graphs' capture."""
+    head = events if isinstance(events, Events) else events.head
+    recording = recording or head.metadata
+    stages = _Stages(head, gather(events), path, recording, routing, asked, captured)
+    return stages.run(source, None if isinstance(events, Events) else events.spill)
+
+
+class _Stages:
+    """The facts that the stages share."""
+
+    def __init__(
+        self, events: Events, gathered: Gathered, path: Path, recording: Mapping[str, Any],
+        routing: Routing | RoutingLog | None, asked: Asked, captured: Events | None,
+    ) -> None:  # fmt: skip
+        self.events, self.path, self.recording, self.routing, self.asked = (
+            events,
+            path,
+            recording,
+            routing,
+            asked,
+        )
+        self.gathered, self.batches = gathered, gathered.batches
+        self.names = [complete(n, asked.kv_len if n.phase == "decode" else None) for n in gathered.steps]
+        self.kinds = _Kinds(events)
+        self.seen = facts.Seen(events)
+        self.labels = list(gathered.marks.labels)
+        self.captures = (
+            capture.Captures(events, captured, [n.tokens for n in self.names]) if captured else None
+        )
+        self.notes: list[str] = []
+
+    def run(self, source: str, spill: formats.Spill | None) -> Run:
+        """All of it."""
+        strays, layers = self._first_look()
+        names, asked = self.names, self.asked
+        notes = formats.remarks(self.events) + self.gathered.doubts
+        notes += self.captures.remarks() if self.captures else []
+        notes += [*self.gathered.notes, *_few(strays), *sorted({n.note for n in names if n.note})]
+        notes += unused_kv(names, asked.kv_len)
+        layer_source = self.gathered.marks.layer_source
+        counted = layer_source == "none" and layers > 0
+        dims = self.seen.dims(layers if counted else self.seen.layers)
+        model, model_source, told = facts.model_of(dims, self.recording, asked.model)
+        if model is not None and not model.experts and _EXPERTS & set(self.kinds.names):
+            told.append(
+                f"model {model.name} is dense, and the trace has expert kernels: give the model that ran"
+            )
+        order = Order(
+            self.events, self.kinds.names, self.labels, model if needs_model(layers, model) else None
+        )
+        outputs, again = self._second_look(order)
+        if counted:
+            layer_source = "order"
+            told += remarks(layers, again, model)
+        split, more = facts.split(self.events, self.seen.traffic, outputs, model, asked.split)
+        table = _Third(
+            self, order, model, split, layer_source, counted, RunWriter(spill.file if spill else None)
+        )
+        for rows in self.batches:
+            table.write(rows)
+        notes += told + more + sorted(table.notes)
+        notes += [] if self.captures else table.missing.remarks()
+        notes += table.routed.remarks if table.routed else []
+        meta = self._meta(source, table, model, model_source, split, notes)
+        return table.writer.finish(meta, table.routed.routing if table.routed else None)
+
+    def _first_look(self) -> tuple[list[str], int]:
+        """(remarks on strays, layers by the order of ops without a model); fills in what captures know."""
+        strays: list[str] = []
+        layers = [0]
+        order = Order(self.events, self.kinds.names, self.labels)
+
+        def look(rows: Rows) -> None:
+            inside = rows.step[rows.step >= 0]
+            low, high = (int(inside.min()), int(inside.max()) + 1) if len(inside) else (0, 0)
+            rows.step, said = drop_strays(rows.step, rows.start, rows.end, high - low, low)
+            strays.extend(said)
+            if self.captures:
+                self.captures.serve(rows)
+            kinds = self.kinds.of(rows)
+            self.seen.saw(rows, kinds, self.kinds.names)
+            layers[0] = max(layers[0], int(order.place(rows, kinds)[0].max(initial=-1)) + 1)
+
+        self.batches.update(look)
+        if not self.seen.rows:
+            raise TraceError(
+                f"{self.path} holds no kernels and no operators: nothing to parse (record with activities CPU and CUDA)"
+            )
+        return strays, layers[0]
+
+    def _second_look(self, order: Order) -> tuple[set[int], int]:
+        """(tensor sets of attention output projections, layers), by the order of ops."""
+        outputs: set[int] = set()
+        layers = 0
+        for rows in self.batches:
+            layer, role = order.place(rows, self.kinds.of(rows))
+            layers = max(layers, int(layer.max(initial=-1)) + 1)
+            if "o_proj" in self.labels:
+                sets = rows.tensors[role == self.labels.index("o_proj")]
+                outputs |= set(np.unique(sets[sets >= 0]).tolist())
+        return outputs, layers
+
+    def _meta(
+        self, source: str, table: _Third, model: ModelSpec | None, model_source: str, split: facts.Split, notes: list[str]
+    ) -> Meta:  # fmt: skip
+        hardware = self.asked.hardware
+        device, profile = facts.device_of(self.events, self.seen, self.recording)
+        if hardware and profile and hardware != profile:
+            said = f"the trace says that it ran on {profile}: {hardware} was given and is taken instead"
+            notes = [*notes, said]
+        native = self.recording.get("native_layers")
+        on_cpu = self.seen.on_cpu
+        provenance = table.routed.source if table.routed else "uniform formula: no routing was recorded"
+        return Meta(
+            kind="measured",
+            source=source,
+            steps=tuple(table.steps()),
+            model=model,
+            model_source=model_source,
+            native_layers=native if is_whole(native, 1) else model.layers if model else None,
+            device=device,
+            device_class="cpu" if on_cpu else "gpu",
+            hardware=hardware or profile,
+            gpus=1 if on_cpu else max(self.events.world_size, split.tp or 1, split.ep or 1),
+            tp=split.tp or 1,
+            ep=split.ep or 1,
+            engine=facts.engine_of(self.events, self.recording),
+            routing=provenance if model is not None and model.experts else "none",
+            notes=tuple(notes),
+            facts={**self.events.counts, "ops": table.ops, "outside_steps": table.outside},
+        )
+
+
+class _Third:
+    """The third look: each batch's ops and their work, as a part of the table."""
+
+    def __init__(
+        self, stages: _Stages, order: Order, model: ModelSpec | None, split: facts.Split, layer_source: str, counted: bool,
+        writer: RunWriter,
+    ) -> None:  # fmt: skip
+        self._stages, self._order, self._model = stages, order, model
+        self._layer_source, self._counted, self.writer = layer_source, counted, writer
+        self.routed = Routed(stages.routing, stages.names, model) if stages.routing is not None else None
+        put = self.routed.put if self.routed is not None else None
+        self._ops = Ops(stages.events, stages.names, model, split, stages.seen.tensors, put)
+        self._spans = np.full((len(stages.names), 2), -1, dtype=np.int64)
+        self.missing = capture.Missing()
+        self.notes: set[str] = set()
+        self.ops = self.outside = 0
+
+    def write(self, rows: Rows) -> None:
+        """One batch."""
+        stages, model = self._stages, self._model
+        kind_index = stages.kinds.of(rows)
+        kinds = stages.kinds.names
+        ordered, role = self._order.place(rows, kind_index)
+        layer = ordered if self._counted else rows.layer
+        hidden = model.hidden if model else 0
+        role, labels = part_roles(
+            stages.events, rows, rows.step, layer, kind_index, kinds, rows.part, role, stages.labels, hidden
+        )
+        stages.labels[:] = labels
+        placed = Placed(rows.step, layer, kinds, kind_index, role, rows.part, labels)
+        halves, said = attended_halves(stages.events, rows, placed, stages.names)
+        self.notes |= set(said)
+        index, source = self._ops.build(rows, placed, halves)
+        used, index = np.unique(index, return_inverse=True)
+        every = list(self._ops.found)
+        found, index = [every[i] for i in used.tolist()], index.reshape(-1)
+        self.missing.saw(rows, ops.works(found).known[index])
+        self.ops += len(rows)
+        self.outside += int((rows.step < 0).sum())
+        self._span(rows)
+        self.writer.write(self._table(rows, layer, found, index, source))
+
+    def _span(self, rows: Rows) -> None:
+        inside = rows.step[rows.step >= 0]
+        if not len(inside):
+            return
+        low = int(inside.min())
+        for i, at in enumerate(rows_of_groups(rows.step - low, int(inside.max()) + 1 - low), low):
+            if len(at):
+                self._spans[i] = rows.start[at].min(), rows.end[at].max()
+
+    def steps(self) -> Iterable[Step]:
+        """The run's steps that have ops."""
+        for i, (name, (low, high)) in enumerate(zip(self._stages.names, self._spans.tolist(), strict=True)):
+            if low != -1 or high != -1:
+                yield Step(
+                    i,
+                    f"{name.phase or 'step'} {i}",
+                    name.phase,
+                    low,
+                    high,
+                    name.batch,
+                    name.tokens,
+                    name.kv_tokens,
+                )
+
+    def _table(
+        self, rows: Rows, layer: IntArray, found: list[Op], index: IntArray, source: npt.NDArray[np.int8]
+    ) -> pa.Table:  # fmt: skip
+        events, step = self._stages.events, rows.step
+        phases = [n.phase for n in self._stages.names]
+        known = sorted({p for p in phases if p})
+        phase = np.array([known.index(p) if p else -1 for p in phases] + [-1], dtype=np.int64)[step]
+        used, kernel = distinct_rows(rows.kernel)
+        return ops_table(
+            {
+                "rank": pa.array(np.full(len(rows), events.rank, dtype=np.int64)),
+                "device": pa.array(rows.device),
+                "stream": pa.array(rows.stream),
+                "step": nullable(step, step < 0, pa.int32()),
+                "phase": text_column(phase, known),
+                "layer": nullable(layer, layer < 0, pa.int32()),
+                "kernel": text_column(kernel, [events.texts[c] for c in rows.kernel[used]]),
+                "start_ns": pa.array(rows.start),
+                "dur_ns": pa.array(rows.dur),
+                "launch_ns": nullable(rows.launch, rows.launch < 0, pa.int64()),
+                "graph": nullable(rows.graph, rows.graph < 0, pa.int64()),
+                "op_source": text_column(source.astype(np.int64), sources()),
+                "layer_source": text_column(np.where(layer >= 0, 0, -1), [self._layer_source]),
+                **record_columns(found, index, rows.dur),
+            }
+        )
+
+
+def _few(said: list[str]) -> list[str]:
+    """Sentences of one kind, a few of them."""
+    return (
+        said
+        if len(said) <= _MOST_NOTES
+        else [*said[:_MOST_NOTES], f"... and {len(said) - _MOST_NOTES} more of these"]
+    )
