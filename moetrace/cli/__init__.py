@@ -6,7 +6,7 @@ This table is what ``moetrace --help`` shows, so that it need not import the ver
 from __future__ import annotations
 
 VERBS: dict[str, str] = {
-    "record": "Record a MoE decode run, of the built-in workload or of a server.",
+    "record": "Record a MoE decode run: of your own program, of the built-in workload, or of a server.",
     "parse": "Read a trace into a RUN: one row per op, with FLOPs, bytes and layer.",
     "show": "Take a quick look at a run: the answers, and where the time goes.",
     "report": "Write a report to open in a browser: one file, answers first.",

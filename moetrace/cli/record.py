@@ -1,4 +1,4 @@
-"""``moetrace record``: the built-in MoE workload, or a running server -> a recording (trace, routing, metadata)."""
+"""``moetrace record``: a program, the built-in MoE workload or a running server -> a recording (trace, routing, metadata)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import click
 from click.core import ParameterSource
 
 from moetrace.cli.options import force_option, json_option, output_option
+from moetrace.cli.program import program_of, run_program_recorded
+from moetrace.cli.program_options import PROGRAM, ProgramCommand, program_options
 from moetrace.cli.server_options import SERVER_ONLY, SHARED, server_options
 from moetrace.cli.workload_options import WORKLOAD, workload_options
 
 
-@click.command()
+@click.command(cls=ProgramCommand, context_settings={"allow_interspersed_args": False})
+@program_options
 @workload_options
 @server_options
 @output_option("DIR", "Directory to write.", required=True)
@@ -26,14 +29,29 @@ from moetrace.cli.workload_options import WORKLOAD, workload_options
 def record(
     ctx: click.Context, /, server: str | None, output: Path, force: bool, as_json: bool, **options: Any
 ) -> None:
-    """Record a MoE decode run, of the built-in workload or of a server.
+    """Record a MoE decode run: of your own program, of the built-in workload, or of a server.
 
-    Builds the real architecture with random or given weights, prefills, decodes greedily with a static KV cache,
-    once unrecorded and once under torch.profiler, and writes trace.json.gz, routing.parquet and recording.json.
-    Routing of random weights is near uniform unless --routing prescribes another. With --server, a running vLLM
-    or SGLang is profiled under a load of --batch prompts of --context tokens, continued by --steps. Your own loop
-    is recorded in Python, with moetrace.record.
+    \b
+    moetrace record -o out -- generate.py --my-flag          # your script, unchanged
+    moetrace record -o out -m mypackage.generate             # your module
+    moetrace record -o out --model olmoe-1b-7b --layers 2    # the built-in workload
+    moetrace record -o out --server http://localhost:8000    # a running vLLM or SGLang
+
+    A program runs in this process; the first MoE model that it calls is recorded, each forward being a step, and
+    its exit status is passed on. The built-in workload builds the real architecture with random or given
+    weights, prefills and decodes greedily, once unrecorded and once recorded; routing of random weights is near
+    uniform unless --routing prescribes another. A server is profiled under a load of --batch prompts of --context
+    tokens, continued by --steps. Written are the trace, routing.parquet and recording.json. A loop in Python is
+    recorded with moetrace.record.
     """
+    program = program_of(options["program"], options["module"])
+    if program is not None:
+        _refuse(ctx, WORKLOAD | SERVER_ONLY | {"server"}, "is not about a program, and one is given")
+        run_program_recorded(
+            program, output, force, as_json, {k: v for k, v in options.items() if k in PROGRAM}
+        )
+        return
+    _refuse(ctx, PROGRAM, "is about a program, and none is given (moetrace record -o DIR -- SCRIPT)")
     if server is not None:
         _refuse(ctx, WORKLOAD - SHARED, "is of the built-in workload, not of a server's")
         _server(
@@ -42,7 +60,7 @@ def record(
         return
     _refuse(ctx, SERVER_ONLY, "needs --server")
     if options["model"] is None:
-        raise click.UsageError("missing option '--model' or '--server': what is to be recorded?")
+        raise click.UsageError("nothing to record: give a program after --, or --model, or --server")
     _workload(output, force, as_json, {k: v for k, v in options.items() if k in WORKLOAD})
 
 

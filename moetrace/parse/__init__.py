@@ -30,6 +30,7 @@ Progress = Callable[[float], object]
 _IN_RECORDING = (
     "trace.json.gz",
     "trace.json",
+    "trace.sqlite",
 )  # what the recorder calls a trace: its folder has the telling name
 _CAPTURE = "capture.json.gz"  # and the trace of its graph's capture, if it replayed one
 

@@ -63,6 +63,9 @@ class Recorder:
         self.outside: list[StepFacts] = []
         self.metadata: dict[str, Any] = dict(settings.metadata)
         self.files: dict[str, Path] = {}  # name in the recording -> what is copied there when it is written
+        self.entered = False
+        self.ended: str | None = None  # why what runs inside ended, where no exception says so here
+        self.told: dict[str, Any] | None = None  # recording.json, once written
         self.found: str = ""  # the class of the model that was found, for who reports a failure
         self._settings = settings
         self._model = settings.model
@@ -103,17 +106,19 @@ class Recorder:
         except BaseException:
             self._undo()
             raise
+        self.entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        ended = self.ended if kind is None else kind.__name__
         try:
-            self._end_step(complete=kind is None)
+            self._end_step(complete=ended is None)
             self._close_window()
             if self.steps:
-                self._save("complete" if kind is None else kind.__name__)
-            elif kind is None:
+                self._save(ended or "complete")
+            elif ended is None:
                 raise OutputError(f"{self.out}: nothing was recorded: {self._why_nothing()}")
         finally:
             self._undo()
@@ -184,9 +189,9 @@ class Recorder:
             self._ranges.close_to(self._base + 1)
             self._ranges.push("moetrace.part:sampling")
 
-    def _generate_ended(self) -> None:
+    def _generate_ended(self, whole: bool) -> None:
         if not self._manual:
-            self._end_step(complete=True)
+            self._end_step(complete=whole)
 
     def _begin_step(self, made: StepFacts) -> None:
         self._end_step(complete=True)
@@ -319,16 +324,15 @@ class Recorder:
             counted = self._tap.counted() if self._tap is not None else None
             if counted is not None:
                 self._save_routing(counted)
-            told = self._facts(ended, counted)
+            told = self._facts(ended, counted) | self.metadata
             if self._profiler is not None:
                 told["trace"] = capture.export_trace(self._profiler, self._staging)
             for name, path in self.files.items():
                 shutil.copyfile(path, self._staging / name)
-            text = orjson.dumps(
-                told | self.metadata, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-            )
+            text = orjson.dumps(told, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
             (self._staging / RECORDING_FILE).write_bytes(text)
             publish(self._staging, self.out, self._settings.force)
+            self.told = told
         except OSError as failure:
             raise OutputError(
                 f"{self.out}: the recording could not be written: {failure.strerror or failure}"

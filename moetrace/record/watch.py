@@ -79,7 +79,7 @@ class Watch:
     """Finds the model and follows it: `began(forward)` before and `ended()` after each outermost forward.
 
     `wanted(module)` says whether a module that is called is the model; it is asked once per module, outermost
-    first, until it agrees. `done()` is called when a transformers ``generate`` returns. Only the thread of the
+    first, until it agrees. `done(whole)` is called when a transformers ``generate`` returns or raises. Only the thread of the
     first forward is followed.
     """
 
@@ -88,7 +88,7 @@ class Watch:
         wanted: Callable[[nn.Module], bool],
         began: Callable[[Forward], None],
         ended: Callable[[], None],
-        done: Callable[[], None],
+        done: Callable[[bool], None],
     ) -> None:
         self._wanted = wanted
         self._began = began
@@ -155,11 +155,14 @@ class Watch:
 
         @functools.wraps(plain)
         def generate(*args: Any, **kwargs: Any) -> Any:
+            whole = False
             try:
-                return plain(*args, **kwargs)
+                answer = plain(*args, **kwargs)
+                whole = True
             finally:
                 if self._thread == threading.get_ident():
-                    self._done()
+                    self._done(whole)
+            return answer
 
         mixin.generate = generate
         self._patched.append(lambda: setattr(mixin, "generate", plain))

@@ -6,8 +6,11 @@ nsys of Debian 12 and 13 records.
 
 from __future__ import annotations
 
+import getpass
 import os
+import re
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -25,48 +28,52 @@ from tests.conftest import REPO
 
 pytestmark = pytest.mark.debian
 
-LOOP = """
-import sys, torch, transformers, moetrace
+SCRIPT = """
+import torch, transformers
 torch.manual_seed(1)
 config = transformers.AutoConfig.for_model(
     "olmoe", vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     num_experts=8, num_experts_per_tok=3, intermediate_size=16, max_position_embeddings=64, pad_token_id=0, eos_token_id=1)
 model = transformers.AutoModelForCausalLM.from_config(config).eval()
-cache, inputs, kv = transformers.DynamicCache(config=config), torch.randint(1, 97, (3, 5)), 15
-with moetrace.record(sys.argv[1], model=model) as rec, torch.no_grad():
-    for i in range(4):
-        rec.step("decode" if i else "prefill", batch=3, tokens=inputs.numel(), kv_tokens=kv)
-        logits = model(input_ids=inputs, past_key_values=cache).logits
-        with rec.part("sampling"):
-            inputs = logits[:, -1].argmax(-1, keepdim=True)
-        kv += 3
+model.generate(torch.randint(2, 97, (3, 5)), max_new_tokens=6, min_new_tokens=6, do_sample=False)
+raise SystemExit(7)
 """
+STEPS = 4
+CALL = ("start", "end", "eventClass", "globalTid", "correlationId", "nameId", "returnValue")
+KERNEL = ("start", "end", "deviceId", "contextId", "streamId", "correlationId", "globalPid")
+KERNEL = (*KERNEL, "demangledName", "shortName", "mangledName")
+_OURS = re.compile(r"moetrace\.(step|layer|part)")
 
 
 @pytest.fixture(scope="module")
-def captures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(the recording, nsys's SQLite) of one run."""
-    nsys = shutil.which("nsys")
-    assert nsys, "no nsys on the PATH: run make test-all"
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `moetrace record --nsys` makes of a script: on a CPU torch.profiler runs too, so it holds both captures."""
+    assert shutil.which("nsys"), "no nsys on the PATH: run make test-all"
     folder = tmp_path_factory.mktemp("nsys")
-    (folder / "loop.py").write_text(LOOP)
-    profile = [nsys, "profile", "-t", "nvtx", "--sample=none", "--cpuctxsw=none", "-f", "true", "-o", "seen"]
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    subprocess.run(
-        [*profile, sys.executable, "loop.py", "out"],
-        cwd=folder,
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
-    export = [nsys, "export", "--type", "sqlite", "--lazy=false", "-f", "true", "-o", "seen.sqlite"]
-    subprocess.run([*export, "seen.nsys-rep"], cwd=folder, check=True, capture_output=True)
-    return folder / "out", folder / "seen.sqlite"
+    (folder / "generate.py").write_text(SCRIPT)
+    command = [
+        sys.executable,
+        "-m",
+        "moetrace",
+        "record",
+        "--nsys",
+        "--active",
+        str(STEPS),
+        "-o",
+        "out",
+        "generate.py",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "MOETRACE_CANARY": "sing-no-song"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert "out: recorded" in done.stderr
+    assert sorted(p.name for p in folder.iterdir()) == ["generate.py", "out"]
+    return folder / "out"
 
 
 def ranges_of(events: Events) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(name, start, end) of our ranges, outermost first."""
-    at = [i for i in events.where(RANGE) if events.texts[events.name[i]].startswith("moetrace.")]
+    at = [i for i in events.where(RANGE) if _OURS.match(events.texts[events.name[i]])]
     start, end = events.start[at], events.start[at] + events.dur[at]
     order = np.lexsort((-end, start))
     return [events.texts[events.name[at[i]]] for i in order], start[order], end[order]
@@ -85,14 +92,15 @@ def tree(events: Events) -> list[tuple[str, ...]]:
 
 
 def launch_all(database: Path, rows: Rows, events: Events) -> None:
-    """Gives nsys's file a launch and a kernel for each operator of the Kineto trace, in the tables that nsys made.
+    """Gives nsys's file a launch and a kernel for each operator of the Kineto trace, in tables as nsys makes them.
 
     There is no GPU here, so nsys saw no launch; when the operators ran is known from the other capture of the same run.
     """
     with sqlite3.connect(database) as db:
         began, ended = np.array(
             db.execute(
-                "SELECT start, end FROM NVTX_EVENTS WHERE eventType = 59 ORDER BY start, end DESC"
+                "SELECT start, end FROM NVTX_EVENTS e JOIN StringIds s ON s.id = e.textId "
+                "WHERE eventType = 59 AND value != 'moetrace.window' ORDER BY start, end DESC"
             ).fetchall()
         ).T
         _, start, end = ranges_of(events)
@@ -103,6 +111,8 @@ def launch_all(database: Path, rows: Rows, events: Events) -> None:
         for text in {"cudaLaunchKernel_v7000", *(events.texts[c] for c in rows.kernel)} - set(names):
             names[text] = max(names.values()) + 1
             db.execute("INSERT INTO StringIds VALUES (?, ?)", (names[text], text))
+        db.execute(f"CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME ({', '.join(CALL)})")
+        db.execute(f"CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL ({', '.join(KERNEL)})")
         for i, (code, at, dur) in enumerate(zip(rows.kernel, rows.start, rows.dur, strict=True), 1):
             moment = int(at) + shift
             call = {
@@ -123,8 +133,6 @@ def launch_all(database: Path, rows: Rows, events: Events) -> None:
                 "correlationId": i,
             }
             kernel |= dict.fromkeys(("demangledName", "shortName", "mangledName"), names[events.texts[code]])
-            sizes = "registersPerThread gridX gridY gridZ blockX blockY blockZ staticSharedMemory dynamicSharedMemory"
-            kernel |= dict.fromkeys((*sizes.split(), "localMemoryPerThread", "localMemoryTotal", "gridId"), 1)
             kernel["globalPid"] = thread & -16777216
             for table, row in (("RUNTIME", call), ("KERNEL", kernel)):
                 marks = ", ".join("?" * len(row))
@@ -146,15 +154,27 @@ def placed(events: Events) -> list[tuple[str, str, int, str]]:
 
 
 def test_nsys_and_kineto_say_the_same_step_layer_and_part_of_every_op(
-    captures: tuple[Path, Path], tmp_path: Path
+    recording: Path, tmp_path: Path
 ) -> None:
-    kineto = formats.read(captures[0] / "trace.json.gz")
-    database = Path(shutil.copy(captures[1], tmp_path / "seen.sqlite"))
+    kineto = formats.read(recording / "trace.json.gz")
+    database = Path(shutil.copy(recording / "trace.sqlite", tmp_path / "seen.sqlite"))
     launch_all(database, op_rows(kineto), kineto)
     nsys = formats.read(database)
     assert tree(nsys) == tree(kineto)
-    assert len(tree(nsys)) == 4 * (1 + 1 + 2 * 7 + 3)
+    assert len(tree(nsys)) == STEPS * (1 + 1 + 2 * 7 + 3)
     expected = placed(kineto)
     assert placed(nsys) == expected
     assert {part for *_, part in expected} >= {"router", "experts", "attention", "lm_head", "sampling"}
-    assert len({step for _, step, *_ in expected} - {""}) == 4
+    assert len({step for _, step, *_ in expected} - {""}) == STEPS
+
+
+def test_no_environment_path_or_user_is_in_the_export(recording: Path) -> None:
+    kept = (recording / "trace.sqlite").read_bytes()
+    for secret in (
+        "sing-no-song",
+        str(recording.parent),
+        "generate.py",
+        getpass.getuser() + "@",
+        socket.gethostname(),
+    ):
+        assert secret.encode() not in kept
