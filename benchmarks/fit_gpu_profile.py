@@ -2,8 +2,8 @@
 
     python benchmarks/fit_gpu_profile.py FOLDER --system h100_sxm [--transfer-from hw_profiles/h100-sxm.toml]
 
-FOLDER holds moe_perf, gemm_perf, generation_attention_perf, generation_mla_perf, nccl_perf, custom_allreduce_perf and
-wideep_deepep_ll_perf as Parquet: NVIDIA AIConfigurator's public performance tables (Apache-2.0) with columns `system` and
+FOLDER holds moe_perf, gemm_perf, generation_attention_perf and generation_mla_perf as Parquet:
+NVIDIA AIConfigurator's public performance tables (Apache-2.0) with columns `system` and
 `quality_flag`. Latency is in ms, message_size in elements. The model fitted is machines/gpu.py's, a handful of coefficients
 per family and dtype, none per shape. Error bars come from three-fold cross-validation that leaves whole shapes out.
 
@@ -27,7 +27,6 @@ from scipy.optimize import least_squares
 
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines.forms import smoothmax
-from moetrace.machines.links import wire_bytes
 from moetrace.op import element_bytes
 
 PROFILE = {"h100_sxm": "h100-sxm", "a100_sxm": "a100-sxm"}
@@ -260,72 +259,6 @@ def transfer(name: str, dtype: str, d: pd.DataFrame, hw: Hardware, donor: Hardwa
     return np.asarray(np.log(predict(p, big, hw) / big.seconds), dtype=float)
 
 
-def collectives(folder: Path, system: str) -> dict[str, pd.DataFrame]:
-    """Rows (bytes a rank contributes, ranks, seconds) by kind: custom all-reduce under a graph, NCCL for the rest, DeepEP."""
-    out: dict[str, pd.DataFrame] = {}
-    t = read(folder, "custom_allreduce_perf", system)
-    t = t[~t.kernel_source.str.contains("eager")]
-    out["all_reduce"] = pd.DataFrame(
-        {"bytes": t.message_size * 2.0, "ranks": t.num_gpus, "seconds": t.latency * 1e-3}
-    )
-    t = read(folder, "nccl_perf", system)
-    t["bytes"] = t.message_size * np.where(t.nccl_dtype == "half", 2.0, 1.0)
-    for source, kind in (
-        ("all_gather", "all_gather"),
-        ("reduce_scatter", "reduce_scatter"),
-        ("alltoall", "all_to_all"),
-    ):
-        q = t[t.op_name == source]
-        size = (
-            q.bytes / q.num_gpus if kind == "all_gather" else q.bytes
-        )  # the table's size is the whole gathered buffer
-        out[kind] = pd.DataFrame({"bytes": size, "ranks": q.num_gpus, "seconds": q.latency * 1e-3})
-    t = read(folder, "wideep_deepep_ll_perf", system)
-    t = t[(t.node_num == 1) & (t.num_token <= 512)]
-    if len(t):
-        sent = t.num_token * t.num_topk * t.hidden_size * 1.0
-        for kind, each, column in (
-            ("moe_dispatch", 1.0, "dispatch_avg_t_us"),
-            ("moe_collect", 2.0, "combine_avg_t_us"),
-        ):
-            out[kind] = pd.DataFrame({"bytes": sent * each, "ranks": 8, "seconds": t[column] * 1e-6})
-    return {kind: d[d.bytes <= 128e6] for kind, d in out.items()}
-
-
-def fit_link(kind: str, d: pd.DataFrame, bytes_per_s: float) -> list[str]:
-    """TOML lines of one collective; held out by message size."""
-    size, ranks, measured = (d[c].to_numpy(dtype=float) for c in ("bytes", "ranks", "seconds"))
-    low, high = np.array([5e-7, 1e-9, 0.02, 1e3]), np.array([1e-4, 1e-5, 1.0, 4e6])
-    start = np.array([5e-6, 3e-7, 0.6, 2e5])
-
-    def log_error(q: np.ndarray, pick: np.ndarray) -> np.ndarray:
-        latency, step, efficiency, shot = np.exp(q)
-        wire = wire_bytes(kind, size[pick], ranks[pick], shot)
-        t = latency + step * (ranks[pick] - 1) + wire / (efficiency * bytes_per_s)
-        return np.asarray(np.log(t / measured[pick]))
-
-    def solve(pick: np.ndarray) -> np.ndarray:
-        bounds = (np.log(low), np.log(high))
-        return least_squares(
-            log_error, np.log(start), args=(pick,), bounds=bounds, loss="soft_l1", f_scale=0.15
-        ).x
-
-    error, everything = np.zeros(len(d)), np.ones(len(d), dtype=bool)
-    for fold in np.array_split(np.random.default_rng(0).permutation(np.unique(size)), 3):
-        inside = np.isin(size, fold)
-        error[inside] = log_error(solve(~inside), inside)
-    latency, step, efficiency, shot = np.exp(solve(everything))
-    lines = [
-        f"[fitted.link.{kind}]  # held out by message size: {describe(error)}",
-        f"latency_s = {latency:.3g}",
-    ]
-    lines += [f"per_rank_s = {step:.3g}"] if step > 2e-9 else []
-    lines += [f"efficiency = {efficiency:.3g}"] + (
-        [f"one_shot_bytes = {shot:.3g}"] if kind == "all_reduce" else []
-    )
-    return [*lines, f"error = {np.expm1(np.quantile(np.abs(error), 0.8)):.3g}", f"rows = {len(d)}", ""]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -341,9 +274,6 @@ def main() -> None:
           f'{args.system}, by benchmarks/fit_gpu_profile.py"\ndate = "{datetime.now(timezone.utc):%Y-%m-%d}"\n')  # fmt: skip
     for name, rows_of in FAMILIES.items():
         print("\n".join(fit_family(name, rows_of(args.folder, args.system), hw, donor, args.rows)))
-    if hw.link is not None:
-        for kind, d in collectives(args.folder, args.system).items():
-            print("\n".join(fit_link(kind, d, hw.link.bytes_per_s)))
 
 
 if __name__ == "__main__":

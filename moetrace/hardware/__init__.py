@@ -14,7 +14,6 @@ from moetrace.hardware.machine import (
     ANY_ENGINE,
     FALLBACK,
     OF_BF16,
-    Collective,
     Family,
     Hardware,
     Link,
@@ -26,6 +25,6 @@ from moetrace.hardware.profile import LAWS, load_hardware
 from moetrace.hardware.variants import node_of
 
 __all__ = [
-    "ANY_ENGINE", "FALLBACK", "LAWS", "OF_BF16", "SCHEMAS", "Collective", "Family", "Hardware", "Link", "Memory",
+    "ANY_ENGINE", "FALLBACK", "LAWS", "OF_BF16", "SCHEMAS", "Family", "Hardware", "Link", "Memory",
     "Parameter", "Schema", "Wafer", "load_hardware", "match_device", "node_of", "profile_names", "schema",
 ]  # fmt: skip

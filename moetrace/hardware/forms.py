@@ -24,6 +24,7 @@ class Parameter:
     start: float
     default: float
     meaning: str
+    spread: float = 1.0  # a fit's weak prior: standard deviation around `start`, of the logarithm
 
     @property
     def is_fixed_time(self) -> bool:
@@ -61,7 +62,110 @@ GENERIC = Schema.of(
     Parameter("blend", "power", 1, 8, 1.5, 1, "p of the p-norm that joins memory and compute (1: they add)"),
 )
 
-SCHEMAS: Mapping[str, Schema] = MappingProxyType({schema.name: schema for schema in (GENERIC,)})
+
+_BLEND = Parameter("blend", "power", 1, 8, 2, 1, "p of the p-norm that joins memory, compute and serial work")
+_CACHED = Parameter(
+    "cached", "share", 0.05, 1, 0.7, 1, "of their time from memory, bytes that lie in a warm cache take this"
+)
+
+GEMM = Schema.of(
+    "gemm",
+    Parameter("t0_s", "s/launch", 0, 1e-3, 3e-6, 0, "floor of a launch, its conversions of type included"),
+    _ETA_BW,
+    _ETA_FLOPS,
+    Parameter("per_k_s", "s/element", 0, 1e-7, 1e-9, 0, "serial time per element of one tile's reduction"),
+    Parameter("per_k_row_s", "s/element", 0, 1e-9, 5e-12, 0, "the same for each row of the tile"),
+    Parameter("split_s", "s", 0, 1e-2, 3e-6, 1e-2, "cost of sharing a reduction out over idle processors"),
+    Parameter("misaligned_s", "s", 0, 1e-4, 1e-7, 0, "more where four does not divide the rows"),
+    _BLEND,
+    _CACHED,
+)
+
+ATTENTION = Schema.of(
+    "attention",
+    Parameter("t0_s", "s/launch", 0, 1e-3, 7e-6, 0, "floor of a launch"),
+    Parameter("per_tile_s", "s/wave", 0, 1e-4, 2e-6, 0, "start and end of one tile on a processor"),
+    Parameter("per_block_s", "s/block", 0, 1e-4, 1e-6, 0, "serial time per block of KV tokens of one tile"),
+    Parameter("split_s", "s", 0, 1e-2, 3e-6, 1e-2, "cost of cutting a sequence's KV over processors"),
+    Parameter("per_split_s", "s/split", 0, 1e-5, 3e-8, 0, "the same for each part"),
+    Parameter("max_splits", "parts", 1, 4096, 64, 64, "parts into which a sequence's KV is cut at most"),
+    Parameter("odd_head_s", "s", 0, 1e-3, 1e-7, 0, "more where the head is no power of two wide"),
+    _ETA_BW,
+    _ETA_FLOPS,
+    _BLEND,
+    _CACHED,
+    Parameter(
+        "repeated",
+        "share",
+        0.3,
+        1,
+        0.95,
+        1,
+        "of the KV bytes, what a repeating loop reads: of scoring, never of serving",
+    ),
+)
+
+COLLECTIVE = Schema.of(
+    "collective",
+    Parameter("latency_s", "s", 0, 1, 5e-6, 0, "floor of one collective"),
+    Parameter("per_rank_s", "s/rank", 0, 1, 5e-7, 0, "more for each rank but the first"),
+    Parameter("chunk_s", "s", 0, 1, 5e-6, 0, "filling the pipeline, per square root of MB on the wire"),
+    Parameter("efficiency", "share", 1e-3, 2, 0.8, 1, "of the link; above 1 where the switch reduces"),
+    Parameter("pair_loss", "share", 0, 10, 0.2, 0, "what two ranks lose of it against many"),
+    Parameter("node_s", "s", 0, 1, 1e-5, 1e-5, "more for each doubling of nodes"),
+    Parameter("network_efficiency", "share", 1e-3, 1, 0.8, 0.8, "of the network between nodes"),
+)
+
+ALL_REDUCE = Schema.of(
+    "all_reduce",
+    Parameter("latency_s", "s", 0, 1, 3e-6, 0, "floor of the engine's own kernel"),
+    Parameter("per_rank_s", "s/rank", 0, 1, 1e-7, 0, "more for each rank but the first"),
+    Parameter("chunk_s", "s", 0, 1, 5e-7, 0, "per square root of MB in the buffer"),
+    Parameter("efficiency", "share", 1e-3, 2, 0.7, 1, "of the link, of the engine's own kernel"),
+    Parameter(
+        "two_shot_bytes",
+        "bytes",
+        0,
+        1e9,
+        1e6,
+        0,
+        "what a second phase costs, in bytes that its link would send",
+    ),
+    Parameter(
+        "library_bytes", "bytes", 0, 1e12, 2e7, 1e12, "what the library's collective costs more, the same way"
+    ),
+    Parameter("library_efficiency", "share", 1e-3, 2, 0.9, 1, "of the link, of the library's collective"),
+    Parameter("host_s", "s", 0, 1, 2.5e-5, 0, "what an eager call takes at least"),
+    Parameter("node_s", "s", 0, 1, 1e-5, 1e-5, "more for each doubling of nodes"),
+    Parameter("network_efficiency", "share", 1e-3, 1, 0.8, 0.8, "of the network between nodes"),
+)
+
+EXCHANGE = Schema.of(
+    "exchange",
+    Parameter("latency_s", "s", 0, 1, 1e-5, 0, "floor of a low-latency exchange"),
+    Parameter("efficiency", "share", 1e-3, 2, 0.6, 1, "of the link"),
+    Parameter("per_expert_byte_s", "s/byte", 0, 1e-6, 2e-10, 0, "serial time per byte of one expert's rows"),
+    Parameter("between_nodes_s", "s", 0, 1, 5e-6, 0, "more once there is a second node"),
+    Parameter("node_s", "s", 0, 1, 4e-6, 0, "more for each doubling of nodes"),
+    Parameter("network_efficiency", "share", 1e-3, 2, 0.8, 0.8, "of the network between nodes"),
+    Parameter("normal_latency_s", "s", 0, 1, 2.5e-5, 1e-4, "floor of an exchange in normal mode"),
+    Parameter("normal_row_s", "s", 0, 1, 5e-7, 0, "per square root of the tokens of a rank"),
+    Parameter("normal_hidden_s", "s/element", 0, 1e-6, 1e-9, 0, "per element of a row"),
+    Parameter("normal_efficiency", "share", 1e-3, 2, 0.8, 1, "of the link, however many processors send"),
+    Parameter(
+        "sm_bytes_per_s", "bytes/s", 1e8, 1e13, 1.4e10, 1.4e10, "what one processor sends over the link"
+    ),
+    Parameter("normal_between_nodes_s", "s", 0, 1, 1e-5, 0, "more once there is a second node"),
+    Parameter("normal_node_s", "s", 0, 1, 3e-5, 0, "more for each doubling of nodes"),
+    Parameter("normal_network_efficiency", "share", 1e-3, 2, 0.7, 0.7, "of the network between nodes"),
+    Parameter(
+        "sm_network_bytes_per_s", "bytes/s", 1e8, 1e13, 5e9, 5e9, "what one processor sends over the network"
+    ),
+)
+
+SCHEMAS: Mapping[str, Schema] = MappingProxyType(
+    {schema.name: schema for schema in (GENERIC, GEMM, ATTENTION, COLLECTIVE, ALL_REDUCE, EXCHANGE)}
+)
 
 
 def schema(name: str) -> Schema:

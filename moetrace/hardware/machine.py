@@ -37,8 +37,19 @@ _MODEL_OF_KIND = {
         "dense_gemm",
     ),
     **dict.fromkeys(
-        ("attention_reduce", "kv_write", "rope", "shared_act", "expert_act", "activation"), "elementwise"
+        (
+            "attention_reduce",
+            "kv_write",
+            "rope",
+            "shared_act",
+            "expert_act",
+            "activation",
+            "gemm_reduce",
+            "quantize",
+        ),
+        "elementwise",
     ),
+    "broadcast": "send_recv",
 }
 
 
@@ -52,26 +63,14 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Collective:
-    """Alpha-beta coefficients of one collective: ``latency_s + per_rank_s (n - 1) + wire bytes / (efficiency x link)``.
+class Link:
+    """The links of one device to its peers, and its share of the network beyond its node: bytes/s in one direction.
 
-    `one_shot_bytes`: up to this size an all-reduce sends its whole buffer to every other rank (see machines/links.py).
+    `network_bytes_per_s` is None where the profile says nothing of a network.
     """
 
-    latency_s: float
-    per_rank_s: float
-    efficiency: float
-    one_shot_bytes: float
-    error: float
-    provenance: str
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """The links of one device to its peers: bytes/s in one direction, all links together; coefficients by collective."""
-
     bytes_per_s: float
-    collectives: Mapping[str, Collective]
+    network_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from moetrace.errors import ProfileError, unknown
+from moetrace.errors import ProfileError
 from moetrace.hardware.files import Reader, profile_names, read_profile
 from moetrace.hardware.forms import GENERIC, SCHEMAS
-from moetrace.hardware.machine import Collective, Family, Hardware, Link, Memory, Wafer
+from moetrace.hardware.machine import Family, Hardware, Link, Memory, Wafer
 from moetrace.hardware.match import check_match
 from moetrace.hardware.variants import node_of, split_node, variant_of
 
@@ -21,6 +21,7 @@ _DATASHEET = {
     "memory_bytes_per_s": (1e9, 1e18),
     "cache_bytes": (0, 1e12),
     "link_bytes_per_s": (1e8, 1e15),
+    "network_bytes_per_s": (1e6, 1e15),
     "multiprocessors": (1, 1e5),
     "cores": (1, 1e8),
     "fabric_bytes_per_s": (1e9, 1e19),
@@ -32,25 +33,6 @@ _WAFER_ONLY = {"cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s"}
 _ERROR = (0, 20)
 # What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
 _ABOUT_FIT = {"form", "error_decades", "source", "rows", "shapes", "held_out", "covariance_of", "covariance"}
-_COLLECTIVE: dict[str, tuple[float, float, float]] = {
-    "latency_s": (0, 1, 0),
-    "per_rank_s": (0, 1, 0),
-    "efficiency": (1e-3, 1, 1),
-    "one_shot_bytes": (0, 1e12, 0),
-    "error": (0, 20, 1),
-}
-_COLLECTIVES = frozenset(
-    [
-        "all_reduce",
-        "all_gather",
-        "reduce_scatter",
-        "all_to_all",
-        "moe_dispatch",
-        "moe_collect",
-        "send_recv",
-        "broadcast",
-    ]
-)
 _TABLES = {"fitted", "assumed", "transferred", "match"}
 
 
@@ -90,19 +72,21 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
     sheet = table[ceilings]
     required = {"source", "peak_flops", "memory_bytes", "memory_bytes_per_s", "cache_bytes"}
     extra = _WAFER_ONLY if law == "wafer" else set()
-    optional = {"multiprocessors", "link_bytes_per_s", "power_w", "domain_gpus"}
+    optional = {"multiprocessors", "link_bytes_per_s", "network_bytes_per_s", "power_w", "domain_gpus"}
     reader.keys(sheet, ceilings, required | extra, optional)
     value = {key: reader.number(sheet, ceilings, key, *_DATASHEET[key]) for key in sheet if key in _DATASHEET}
     if value["cache_bytes"] > value["memory_bytes"]:
         raise reader.error(f"{ceilings}.cache_bytes", sheet["cache_bytes"], "no more than memory_bytes")
     if "match" in table:
         check_match(reader, table["match"])
-    families, collectives, sources = _coefficients(reader, table)
+    families, sources = _coefficients(reader, table)
     if "other" not in families:
         raise ProfileError(
             f"hardware profile {reader.path}: lacks [assumed.family.other], the family of unnamed ops"
         )
-    link = Link(value["link_bytes_per_s"], collectives) if "link_bytes_per_s" in value else None
+    link = None
+    if "link_bytes_per_s" in value:
+        link = Link(value["link_bytes_per_s"], value.get("network_bytes_per_s"))
     scalars = table["assumed"]
     if law == "wafer" and "crossing_s" not in scalars:
         raise ProfileError(f"hardware profile {reader.path}: [assumed] lacks the key 'crossing_s'")
@@ -132,11 +116,11 @@ def _overlay(reader: Reader, base: Hardware, table: dict[str, Any], gpus: int) -
     """A node: the base profile with another number of devices and, where given, its own link and coefficients."""
     sheet = table.get("datasheet", {})
     reader.keys(sheet, "datasheet", set(), {"source", "link_bytes_per_s"})
-    families, collectives, sources = _coefficients(reader, table)
+    families, sources = _coefficients(reader, table)
     link = base.link
     if "link_bytes_per_s" in sheet:
         rate = reader.number(sheet, "datasheet", "link_bytes_per_s", *_DATASHEET["link_bytes_per_s"])
-        link = Link(rate, link.collectives if link else {})
+        link = Link(rate, link.network_bytes_per_s if link else None)
     if link is None:
         raise ProfileError(
             f"hardware profile {reader.path}: base {base.name!r} has no link: give link_bytes_per_s"
@@ -147,7 +131,7 @@ def _overlay(reader: Reader, base: Hardware, table: dict[str, Any], gpus: int) -
         title=reader.text(table, "", "title"),
         gpus=gpus,
         base=base.name,
-        link=replace(link, collectives=MappingProxyType({**link.collectives, **collectives})),
+        link=link,
         families=MappingProxyType({**base.families, **families}),
         sources=MappingProxyType(
             {**base.sources, **({"node": sheet["source"]} if "source" in sheet else {}), **sources}
@@ -163,34 +147,24 @@ def _peaks(reader: Reader, table: object, ceilings: str) -> Mapping[str, float]:
     return MappingProxyType({key: reader.number(table, where, key, 1e9, 1e19) for key in table})
 
 
-def _coefficients(
-    reader: Reader, table: Mapping[str, Any]
-) -> tuple[Mapping[str, Family], Mapping[str, Collective], dict[str, str]]:
-    """Families, collectives and sources of [transferred], then [assumed], then [fitted]: the better known wins."""
+def _coefficients(reader: Reader, table: Mapping[str, Any]) -> tuple[Mapping[str, Family], dict[str, str]]:
+    """Families and sources of [transferred], then [assumed], then [fitted]: the better known wins."""
     families: dict[str, Family] = {}
-    collectives: dict[str, Collective] = {}
     sources: dict[str, str] = {}
     if "transferred" in table:
-        families, collectives, sources["transferred"] = _transferred(reader, table["transferred"])
+        families, sources["transferred"] = _transferred(reader, table["transferred"])
     scalars = {"crossing_s"}
     for kind in ("assumed", "fitted"):
         part = table.get(kind)
         if part is None:
             continue
-        optional = {"family", "link", "date"} | (scalars if kind == "assumed" else set())
+        optional = {"family", "date"} | (scalars if kind == "assumed" else set())
         reader.keys(part, kind, {"source"}, optional)
         source = sources[kind] = reader.text(part, kind, "source")
         for key, entry in reader.table(part, kind, "family").items():
             where = f"{kind}.family.{key}"
             families[key] = _family(reader, entry, where, kind, source)
-        for key, entry in reader.table(part, kind, "link").items():
-            where = f"{kind}.link.{key}"
-            if key not in _COLLECTIVES:
-                raise ProfileError(
-                    f"hardware profile {reader.path}: {unknown('collective in [' + where + ']', key, _COLLECTIVES)}"
-                )
-            collectives[key] = Collective(**_entry(reader, entry, where, _COLLECTIVE), provenance=kind)
-    return MappingProxyType(families), MappingProxyType(collectives), sources
+    return MappingProxyType(families), sources
 
 
 def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -> Family:
@@ -219,34 +193,18 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
     )
 
 
-def _entry(
-    reader: Reader, entry: object, where: str, schema: Mapping[str, tuple[float, float, float]]
-) -> dict[str, float]:
-    entry = reader.keys(entry, where, {"error"}, set(schema) | {"source", "rows"})
-    return {
-        key: reader.number(entry, where, key, low, high) if key in entry else default
-        for key, (low, high, default) in schema.items()
-    }
-
-
-def _transferred(reader: Reader, table: object) -> tuple[dict[str, Family], dict[str, Collective], str]:
+def _transferred(reader: Reader, table: object) -> tuple[dict[str, Family], str]:
     """The fitted coefficients of another profile, their error widened: ``(1 + error)(1 + widen) - 1``."""
     table = reader.keys(table, "transferred", {"from", "widen", "source"})
     donor_path, donor_table = read_profile(reader.text(table, "transferred", "from"))
     if "transferred" in donor_table or "fitted" not in donor_table:
         raise reader.error("transferred.from", table["from"], "a profile with fitted coefficients of its own")
     widen = reader.number(table, "transferred", "widen", 0, 10)
-    families, collectives, _ = _coefficients(Reader(donor_path), {"fitted": donor_table["fitted"]})
+    families, _ = _coefficients(Reader(donor_path), {"fitted": donor_table["fitted"]})
     source = reader.text(table, "transferred", "source")
     label = f"transferred from {donor_path.stem}"
-    return (
-        {
-            key: replace(f.widened(1 + widen), provenance=label, source=f"{source}; {f.source}")
-            for key, f in families.items()
-        },
-        {
-            key: replace(c, error=(1 + c.error) * (1 + widen) - 1, provenance=label)
-            for key, c in collectives.items()
-        },
-        source,
-    )
+    moved = {
+        key: replace(f.widened(1 + widen), provenance=label, source=f"{source}; {f.source}")
+        for key, f in families.items()
+    }
+    return moved, source

@@ -54,12 +54,10 @@ def variant_of(
     peaks = reader.keys(sheet.get("peak_flops", {}), "datasheet.peak_flops", set(), set(one.peaks))
     link = one.link
     if link is not None:
-        rate = value.get("link_bytes_per_s", link.bytes_per_s)
-        kinds = {
-            name: replace(c, error=(1 + c.error) * (1 + widen) - 1, provenance=label)
-            for name, c in link.collectives.items()
-        }
-        link = Link(rate, MappingProxyType(kinds))
+        link = Link(
+            value.get("link_bytes_per_s", link.bytes_per_s),
+            value.get("network_bytes_per_s", link.network_bytes_per_s),
+        )
     families = {
         name: f if f.provenance == "assumed" else replace(f.widened(1 + widen), provenance=label)
         for name, f in one.families.items()

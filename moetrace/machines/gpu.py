@@ -1,6 +1,6 @@
-"""The timing law of GPUs (and, with other figures, of CPUs): each op by the form of its family, collectives by the links.
+"""The timing law of GPUs (and, with other figures, of CPUs): each op by the form of its family.
 
-    expected = form(coefficients, work, machine) + network
+    expected = form(coefficients, work, machine)
 
 A profile names the form of each family and its coefficients (machines/forms has the formulas; the fit: `moetrace
 calibrate`). Coefficients belong to (family, dtype, engine), never to a model. Not modelled by any form: clocks, contention
@@ -10,6 +10,7 @@ between streams.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from moetrace.machines.forms import FORMS, Cache, Setting
 from moetrace.op import Costs, FloatArray, Rows, Works
 
 IntArray = npt.NDArray[np.int64]
+Found: TypeAlias = "Sequence[tuple[str, Family]]"
 UNKNOWN_WORK = "unknown: its dims did not suffice"
 _TOKEN_DIMS = ("tokens", "m", "batch")  # what an op's size is told by, best first
 
@@ -39,30 +41,54 @@ def cost(
     """
     found = families_of(works, families, hw, engine)
     words = [f"{hw.name} {f.provenance} {key}" for key, f in found]
-    word = works.ops.code
-    peak = peaks(works, hw, words)
-    compute_s, memory_s, fixed_s, expected_s, error = (np.zeros(len(works)) for _ in range(5))
-    for family, rows in _by_coefficients(works, found):
+    peak, word = peaks(works, hw, words), works.ops.code
+    sent = (works["net_bytes"] > 0) & (works["net_ranks"] > 1)
+    if sent.any() or any(FORMS[f.form].network for _, f in found):
+        found, words, word = _collectives(works, sent, hw, found, words)
+    compute_s, memory_s, network_s, fixed_s, expected_s, error = (np.zeros(len(works)) for _ in range(6))
+    for family, rows in _by_coefficients(found, word):
         some = works.take(rows)
         parts = FORMS[family.form].seconds(family.value, some, Setting(hw, peak[rows], cache))
         compute_s[rows], memory_s[rows] = parts.compute_s, parts.memory_s
         fixed_s[rows], expected_s[rows] = parts.fixed_s, parts.expected_s
+        network_s[rows] = 0.0 if parts.network_s is None else parts.network_s
         error[rows] = errors(family, some)
     lower_s = np.maximum(works["bytes_min"] / hw.memory.bytes_per_s, works["flops"] / peak)
-    network_s = np.zeros(len(works))
-    sent = (works["net_bytes"] > 0) & (works["net_ranks"] > 1)
     if sent.any():
-        word = np.where(sent, works.ops.code + len(words), word)
-        for at, op in enumerate(works.ops.types):
-            rows = np.flatnonzero(sent & (works.ops.code == at))
-            # The local reads and writes of a collective are a part of what was fitted: they are not counted twice.
-            memory_s[rows] = compute_s[rows] = 0.0
-            told = _network(op.kind, works["net_bytes"][rows], works["net_ranks"][rows], hw)
-            fixed_s[rows], network_s[rows], lower_s[rows], error[rows] = told[:-1]
-            expected_s[rows] = fixed_s[rows] + network_s[rows]
-            words.append(told[-1])
+        lower_s[sent] = _certain(works.take(np.flatnonzero(sent)), hw)
+        expected_s[sent & ~np.array([FORMS[f.form].network for _, f in found])[word]] = np.nan
     parts_s = (compute_s, memory_s, network_s, fixed_s)
     return finish(works.known, parts_s, expected_s, lower_s, error, words, word)
+
+
+def _collectives(
+    works: Works, sent: npt.NDArray[np.bool_], hw: Hardware, found: Found, words: list[str]
+) -> tuple[list[tuple[str, Family]], list[str], IntArray]:
+    """Coefficients, words and each op's place among them, with those of collectives: alone, a rank only copies.
+
+    What a profile has no link or no coefficients for is unknown, and its word says so.
+    """
+    types, more, told = works.ops.types, list(found), list(words)
+    word = np.where(sent, works.ops.code + len(types), works.ops.code)
+    for at, op in enumerate(types):
+        key, family = found[at]
+        network = FORMS[family.form].network
+        if network:
+            alone = hw.family("communication", "communication", op.weight_dtype)
+            more[at], told[at] = alone, f"{hw.name} {alone[1].provenance} {alone[0]}"
+        more.append((key, family))
+        missing = "has no link" if hw.link is None else f"has no coefficients for {op.kind}"
+        told.append(words[at] if network and hw.link else f"unknown: profile {hw.name!r} {missing}")
+    return more, told, word
+
+
+def _certain(works: Works, hw: Hardware) -> FloatArray:
+    """Seconds that what collectives send for certain takes on the links, [ops]; nan without a link."""
+    out = np.full(len(works), np.nan)
+    for code, op in enumerate(works.ops.types):
+        rows = works.ops.code == code
+        out[rows] = links.certain_bytes(op.kind, works["net_bytes"][rows], works["net_ranks"][rows])
+    return out / (hw.link.bytes_per_s if hw.link else np.nan)
 
 
 def families_of(
@@ -75,13 +101,13 @@ def families_of(
     return [hw.family(o.kind, f, o.weight_dtype, engine) for o, f in zip(types, families, strict=True)]
 
 
-def _by_coefficients(works: Works, found: Sequence[tuple[str, Family]]) -> Iterator[tuple[Family, Rows]]:
-    """(coefficients, rows that take them); a slice where that is all rows."""
+def _by_coefficients(found: Found, word: IntArray) -> Iterator[tuple[Family, Rows]]:
+    """(coefficients, rows that take them), rows by their place in `found`; a slice where that is all rows."""
     keys = list(dict.fromkeys(key for key, _ in found))
     if len(keys) == 1:
         yield found[0][1], slice(None)
         return
-    member = np.array([keys.index(key) for key, _ in found], dtype=np.int64)[works.ops.code]
+    member = np.array([keys.index(key) for key, _ in found], dtype=np.int64)[word]
     coefficients = dict(found)
     for at, key in enumerate(keys):
         rows = np.flatnonzero(member == at)
@@ -153,20 +179,3 @@ def _used(words: Sequence[str], word: IntArray) -> tuple[tuple[str, ...], IntArr
     place = np.zeros(len(words), dtype=np.int64)
     place[occurs] = [used.index(words[i]) for i in occurs]
     return used, place[word]
-
-
-def _network(
-    kind: str, sent: FloatArray, ranks: FloatArray, hw: Hardware
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, str]:
-    """(latency, bandwidth time, lower bound, error, provenance) of collectives of one kind; nan if the profile cannot tell."""
-    lost = np.full(sent.size, np.nan)
-    if hw.link is None:
-        return lost, lost, lost, lost, f"unknown: profile {hw.name!r} has no link"
-    try:
-        coefficients = links.coefficients(kind, hw.link)
-    except ProfileError as error:
-        return lost, lost, lost, lost, f"unknown: profile {hw.name!r}: {error}"
-    latency, bandwidth = links.seconds(kind, sent, ranks, hw.link)
-    certain = links.certain_bytes(kind, sent, ranks) / hw.link.bytes_per_s
-    error_of = np.full(sent.size, coefficients.error)
-    return latency, bandwidth, certain, error_of, f"{hw.name} {coefficients.provenance} {kind}"

@@ -1,57 +1,27 @@
-"""Collectives over the links of one node: latency plus bytes on the wire over bandwidth, with the algorithm's byte factor.
+"""What collectives send: bytes on each rank's links, on its share of the network between nodes, and those that are certain.
 
-`bytes` is the buffer that one rank contributes. What each rank sends for it, n ranks:
-
-* all_reduce: ``(n-1) B`` up to ``one_shot_bytes`` (every rank sends its buffer to every other), above it the slope of ring
-  and two-shot algorithms, ``2 (n-1)/n B`` (Thakur, Rabenseifner, Gropp 2005, doi 10.1177/1094342005051521);
-* all_gather: ``(n-1) B``; reduce_scatter, all_to_all, moe_dispatch, moe_collect: ``(n-1)/n B``; send_recv, broadcast: ``B``.
-
-Not modelled: more than one node, contention between collectives, in-switch reduction (it shows as a better efficiency).
+`bytes` is the buffer that one rank contributes. What each rank sends for it, n ranks (Thakur, Rabenseifner, Gropp 2005, doi
+10.1177/1094342005051521): all_reduce ``2 (n-1)/n B`` (ring, two-shot; ``(n-1) B`` in one shot), all_gather ``(n-1) B``,
+reduce_scatter and all_to_all ``(n-1)/n B``, send_recv and broadcast ``B``. Their time: machines/forms/collectives.py.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from moetrace.errors import ProfileError, unknown
-from moetrace.hardware import Collective, Link
 from moetrace.op import FloatArray
 
 
-def seconds(kind: str, nbytes: FloatArray, ranks: FloatArray, link: Link) -> tuple[FloatArray, FloatArray]:
-    """(latency_s, bandwidth_s) arrays of one kind of collective; both 0 for a group of one.
-
-    Raises ProfileError if the link has no coefficients for `kind`.
-    """
-    c = coefficients(kind, link)
-    n = np.maximum(np.asarray(ranks, dtype=np.float64), 1.0)
-    wire = wire_bytes(kind, np.asarray(nbytes, dtype=np.float64), n, c.one_shot_bytes)
-    latency = np.where(n > 1, c.latency_s + c.per_rank_s * (n - 1), 0.0)
-    return latency, wire / (c.efficiency * link.bytes_per_s)
-
-
-def coefficients(kind: str, link: Link) -> Collective:
-    """Coefficients of one kind; a broadcast without its own takes those of send_recv."""
-    name = "send_recv" if kind == "broadcast" and kind not in link.collectives else kind
-    if name not in link.collectives:
-        raise ProfileError(unknown("collective", kind, link.collectives))
-    return link.collectives[name]
-
-
-def wire_bytes(kind: str, nbytes: FloatArray, ranks: FloatArray, one_shot_bytes: float = 0.0) -> FloatArray:
+def wire_bytes(kind: str, nbytes: FloatArray, ranks: FloatArray) -> FloatArray:
     """Bytes that each rank sends; 0 for a group of one."""
     n = np.maximum(ranks, 1.0)
-    ring = (n - 1) / n
-    if kind == "all_reduce":
-        small = np.minimum(nbytes, one_shot_bytes)
-        sent = small * (n - 1) + (nbytes - small) * 2 * ring  # for two ranks both algorithms send one buffer
-    elif kind == "all_gather":
-        sent = nbytes * (n - 1)
-    elif kind in ("send_recv", "broadcast"):
-        sent = nbytes * (n > 1)
-    else:
-        sent = nbytes * ring
-    return np.asarray(sent, dtype=np.float64)
+    factor = {
+        "all_reduce": 2 * (n - 1) / n,
+        "all_gather": n - 1,
+        "send_recv": np.minimum(n - 1, 1.0),
+        "broadcast": np.minimum(n - 1, 1.0),
+    }
+    return np.asarray(nbytes * factor.get(kind, (n - 1) / n), dtype=np.float64)
 
 
 def certain_bytes(kind: str, nbytes: FloatArray, ranks: FloatArray) -> FloatArray:
@@ -62,7 +32,17 @@ def certain_bytes(kind: str, nbytes: FloatArray, ranks: FloatArray) -> FloatArra
     """
     if kind in ("moe_dispatch", "moe_collect"):
         return np.zeros_like(nbytes)
-    if kind == "all_reduce":
-        n = np.maximum(ranks, 1.0)
-        return np.asarray(nbytes * (n - 1) / n, dtype=np.float64)
-    return wire_bytes(kind, nbytes, ranks)
+    sent = wire_bytes(kind, nbytes, ranks)
+    return sent / 2 if kind == "all_reduce" else sent
+
+
+def network_bytes(kind: str, nbytes: FloatArray, ranks: FloatArray, domain: float) -> FloatArray:
+    """Bytes that each rank's share of the network takes; 0 within one node of `domain` devices.
+
+    A node's devices share out what the node must send: the other nodes' part of what one rank sends to all.
+    """
+    n = np.maximum(ranks, 1.0)
+    nodes, inside = n / domain, np.minimum(n, domain)
+    beyond = np.maximum(0.0, 1.0 - 1.0 / np.maximum(nodes, 1.0))
+    per_rank = {"all_reduce": 2.0 / inside, "all_gather": n / inside, "reduce_scatter": 1.0 / inside}
+    return np.asarray(nbytes * beyond * per_rank.get(kind, 1.0), dtype=np.float64)

@@ -232,8 +232,8 @@ def test_unknown_name_says_what_there_is() -> None:
         ("family.other", "family.experts", "lacks .assumed.family.other."),
         (
             "[assumed]",
-            "[assumed]\nlink.gossip = { error = 1 }",
-            "unknown collective in .assumed.link.gossip. 'gossip'",
+            '[assumed]\nfamily.gossip = { form = "rumour", error = 1 }',
+            "assumed.family.gossip.form = 'rumour': expected one of",
         ),
         ("family.other = { t0_s = 1e-6, error = 1.0 }", "family = 3", "assumed.family = 3: expected a table"),
         ("{ t0_s = 1e-6, error = 1.0 }", "7", "assumed.family.other = 7: expected a table"),

@@ -9,9 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from moetrace.machines.forms import generic
+from moetrace.machines.forms import attention, collectives, gemm, generic
 from moetrace.machines.forms.base import Cache, Form, Parts, Setting, smoothmax
 
-FORMS: Mapping[str, Form] = MappingProxyType({form.schema.name: form for form in (generic.FORM,)})
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {
+        form.schema.name: form
+        for form in (
+            generic.FORM,
+            gemm.FORM,
+            attention.FORM,
+            collectives.COLLECTIVE,
+            collectives.ALL_REDUCE,
+            collectives.EXCHANGE,
+        )
+    }
+)
 
 __all__ = ["FORMS", "Cache", "Form", "Parts", "Setting", "smoothmax"]

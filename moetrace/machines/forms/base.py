@@ -31,13 +31,14 @@ class Setting:
 class Parts:
     """Seconds by what they are spent on, [ops]; parts overlap, so `expected_s` is no more than their sum.
 
-    Twice the bandwidths and peaks halve `memory_s` and `compute_s` and leave `fixed_s`.
+    Twice the bandwidths and peaks halve `memory_s`, `compute_s` and `network_s` and leave `fixed_s`. None: nothing is sent.
     """
 
     compute_s: FloatArray
     memory_s: FloatArray
     fixed_s: FloatArray
     expected_s: FloatArray
+    network_s: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Form:
     schema: Schema
     seconds: Callable[[Mapping[str, float], Works, Setting], Parts]
     needs: tuple[str, ...] = ()
+    network: bool = False  # of collectives: what crosses links, not memory
 
 
 def smoothmax(power: float, *times: FloatArray) -> FloatArray:

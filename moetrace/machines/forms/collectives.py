@@ -1,0 +1,136 @@
+"""Forms of collectives: over the links of a node and the network between nodes, coefficients by kind and engine.
+
+    collective = latency + per_rank (n-1) + chunk sqrt(wire MB) + wire / (efficiency x link)                       (NCCL)
+    all_reduce = the least of the engine's own kernel, in one shot or two, and the library's collective, as engines choose by
+                 size; eager: never under what the host takes, and the buffer is copied twice
+    exchange   = dispatch and collect of DeepEP (github.com/deepseek-ai/DeepEP). Low latency: latency + max-like(wire / link,
+                 one expert's rows in turn). Normal (dim `sms`, the processors that send): each row goes once to each rank that
+                 has an expert of it, at the rate of the link or of the processors, whichever is less
+
+The root is the pipeline's: chunks grow with the buffer, and filling it with a chunk is what mid-sized messages pay.
+Beyond `domain_gpus` ranks, what leaves the node crosses the network, whose rate per device is a datasheet's. Only exchanges
+were measured between nodes; the network's share of the others is assumed. Steps: none in bytes; an all-reduce changes its
+algorithm where two cost the same, whatever the link's rate (a second phase and the library's start are told in bytes).
+Not modelled: contention between collectives, other topologies than full nodes, in-switch
+reduction (it shows as an efficiency above that of the wire's bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from moetrace.hardware import SCHEMAS
+from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
+from moetrace.machines.links import network_bytes, wire_bytes
+from moetrace.op import FloatArray, Works
+
+_SHARP = 8.0  # p of the overlap of an eager call with its kernel
+_OVERLAP = 2.0  # p of the overlap of links, network and an expert's rows in an exchange
+_MB = 1e6
+
+
+def collective(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
+    """Seconds of a library's collectives, [ops]; nan on a machine without a link, or without a network beyond one node."""
+    n = np.maximum(works["net_ranks"], 1.0)
+    wire, network_s, between_s = _sent(c, works, at)
+    efficiency = c["efficiency"] / (1.0 + c["pair_loss"] * np.maximum(0.0, 2.0 / n - 0.25))
+    latency_s = c["latency_s"] + c["per_rank_s"] * (n - 1) + c["chunk_s"] * np.sqrt(wire / _MB) + between_s
+    return _parts(latency_s, wire / (efficiency * _rate(at)) + network_s, n)
+
+
+def all_reduce(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
+    """Seconds of an engine's all-reduce, [ops], as `collective`; dim `eager` 1: called without a graph."""
+    n, nbytes = np.maximum(works["net_ranks"], 1.0), works["net_bytes"]
+    wire, network_s, between_s = _sent(c, works, at)
+    floor_s = c["latency_s"] + c["per_rank_s"] * (n - 1) + between_s
+    own, library = c["efficiency"] * _rate(at), c["library_efficiency"] * _rate(at)
+    latency_s = floor_s + c["chunk_s"] * np.sqrt(nbytes / _MB)
+    ways = (nbytes * (n - 1) / own, (wire + c["two_shot_bytes"]) / own, (wire + c["library_bytes"]) / library)
+    move_s = np.minimum(np.minimum(ways[0], ways[1]), ways[2]) + network_s
+    eager = np.where(n > 1, works.dim("eager", 0.0), 0.0)
+    copy_s = eager * 2.0 * nbytes / at.hw.memory.bytes_per_s
+    alone = _parts(latency_s, move_s, n)
+    called = smoothmax(_SHARP, eager * c["host_s"], alone.expected_s + copy_s)
+    fixed_s = alone.fixed_s + eager * c["host_s"]
+    return Parts(np.zeros_like(n), copy_s, fixed_s, called, alone.network_s)
+
+
+def exchange(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
+    """Seconds of MoE dispatch or collect, [ops]. Dims beside bytes, ranks: experts, tokens, topk, hidden, sms (0: low latency).
+
+    `bytes` is a rank's rows times k. An expert's share is unknown without `experts`, copies per rank without `topk`.
+    """
+    n, nbytes = np.maximum(works["net_ranks"], 1.0), works["net_bytes"]
+    nodes = np.maximum(n / at.hw.domain_gpus, 1.0)
+    second, doublings = np.minimum(nodes - 1.0, 1.0), np.log2(nodes)
+    experts = works.dim("experts", np.inf)
+    link_s = nbytes / nodes / (c["efficiency"] * _rate(at))
+    net_s = nbytes * (1.0 - 1.0 / nodes) / (c["network_efficiency"] * _network(at, n))
+    turn_s = nbytes / experts * c["per_expert_byte_s"]
+    low_s = c["latency_s"] + c["between_nodes_s"] * second + c["node_s"] * doublings
+    low = (low_s + turn_s, link_s + net_s, low_s + smoothmax(_OVERLAP, link_s + net_s, turn_s))
+
+    topk, sms = np.maximum(works.dim("topk", 1.0), 1.0), works.dim("sms", 0.0)
+    senders = np.where(sms > 0, sms, 1.0)
+    copies, abroad = (
+        nbytes / topk * _reached(n, topk),
+        nbytes / topk * _reached(nodes, topk) * (1.0 - 1.0 / nodes),
+    )
+    local_s = smoothmax(
+        4.0, copies / (c["normal_efficiency"] * _rate(at)), copies / (senders * c["sm_bytes_per_s"])
+    )
+    far = np.maximum(
+        1.0 / (c["normal_network_efficiency"] * _network(at, n)),
+        1.0 / (senders * c["sm_network_bytes_per_s"]),
+    )
+    normal_s = (
+        c["normal_latency_s"] + c["normal_row_s"] * np.sqrt(works.dim("tokens", 0.0))
+        + c["normal_hidden_s"] * works.dim("hidden", 0.0) + c["normal_between_nodes_s"] * second
+        + c["normal_node_s"] * doublings
+    )  # fmt: skip
+    moved_s = smoothmax(_OVERLAP, local_s, abroad * far)
+    normal = (normal_s, moved_s, normal_s + moved_s)
+    fixed_s, network_s, expected_s = (np.where(sms > 0, a, b) for a, b in zip(normal, low, strict=True))
+    none = np.where(n > 1, 1.0, 0.0)
+    return Parts(np.zeros_like(n), np.zeros_like(n), fixed_s * none, expected_s * none, network_s * none)
+
+
+def _sent(c: Mapping[str, float], works: Works, at: Setting) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(bytes on a rank's links, seconds on the network, latency between nodes) by the kind of each op."""
+    n, nbytes, domain = works["net_ranks"], works["net_bytes"], float(at.hw.domain_gpus)
+    wire, beyond = np.zeros(len(works)), np.zeros(len(works))
+    for code, op in enumerate(works.ops.types):
+        rows = works.ops.code == code
+        wire[rows] = wire_bytes(op.kind, nbytes[rows], n[rows])
+        beyond[rows] = network_bytes(op.kind, nbytes[rows], n[rows], domain)
+    doublings = np.log2(np.maximum(n / domain, 1.0))
+    return wire, beyond / (c["network_efficiency"] * _network(at, n)), c["node_s"] * doublings
+
+
+def _reached(groups: FloatArray, topk: FloatArray) -> FloatArray:
+    """Distinct ones of `groups` that a token's k experts lie in, placed independently."""
+    return np.asarray(groups * (1.0 - (1.0 - 1.0 / groups) ** topk), dtype=np.float64)
+
+
+def _rate(at: Setting) -> float:
+    return at.hw.link.bytes_per_s if at.hw.link is not None else float("nan")
+
+
+def _network(at: Setting, ranks: FloatArray) -> FloatArray:
+    """Bytes/s of one device into the network: infinite within a node, nan where the profile gives none."""
+    rate = at.hw.link.network_bytes_per_s if at.hw.link is not None else None
+    return np.where(ranks > at.hw.domain_gpus, np.nan if rate is None else rate, np.inf)
+
+
+def _parts(latency_s: FloatArray, network_s: FloatArray, ranks: FloatArray) -> Parts:
+    """Latency and transfer, which follow each other; nothing for a group of one."""
+    some = np.where(ranks > 1, 1.0, 0.0)
+    fixed_s, moving_s, none = latency_s * some, network_s * some, np.zeros_like(ranks)
+    return Parts(none, none, fixed_s, fixed_s + moving_s, moving_s)
+
+
+COLLECTIVE = Form(SCHEMAS["collective"], collective, ("bytes",), network=True)
+ALL_REDUCE = Form(SCHEMAS["all_reduce"], all_reduce, ("bytes",), network=True)
+EXCHANGE = Form(SCHEMAS["exchange"], exchange, ("bytes",), network=True)
