@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moetrace.attribute import Attribution as Attribution
     from moetrace.attribute import attribute as attribute
+    from moetrace.cost import cost as cost
     from moetrace.errors import MoetraceError as MoetraceError
     from moetrace.hardware import Hardware as Hardware
     from moetrace.hardware import load_hardware as load_hardware
@@ -53,6 +54,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "Run": ("moetrace.run", "Run"),
     "Scenario": ("moetrace.replay", "Scenario"),
     "Workload": ("moetrace.synthesize", "Workload"),
+    "cost": ("moetrace.cost", "cost"),
     "attribute": ("moetrace.attribute", "attribute"),
     "knob_table": ("moetrace.replay", "knob_table"),
     "load": ("moetrace.parse", "open_run"),
@@ -83,6 +85,7 @@ __all__ = [
     "Workload",
     "__version__",
     "attribute",
+    "cost",
     "knob_table",
     "load",
     "load_hardware",

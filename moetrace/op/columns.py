@@ -19,6 +19,7 @@ from moetrace.op.value import Op, Typed
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Rows: TypeAlias = "IntArray | slice"
+_FEW = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +117,21 @@ class OpColumns:
         """(rows, their ops) of each group of one kind, dtype and set of dims; a slice where that is all rows."""
         if not len(self):
             return
-        key, partial = self.code, []
+        key, span = self.code, max(1, len(self.types))
         whole: dict[str, FloatArray] = {}
+        partial: list[str] = []
         for name, values in self.dims.items():
             absent = np.isnan(values)
             if not absent.any():
                 whole[name] = values
             elif not absent.all():
                 partial.append(name)
-                key = np.unique(key * 2 + absent, return_inverse=True)[1]  # ranks: the key never overflows
-        order = np.argsort(key, kind="stable")
+                key, span = key * 2 + absent, span * 2
+                if span > _FEW:
+                    seen, key = np.unique(key, return_inverse=True)
+                    span = seen.size
+        # Sixteen bits are sorted by their digits, in linear time.
+        order = np.argsort(key.astype(np.int16) if span <= _FEW else key, kind="stable")
         bounds = np.flatnonzero(np.diff(key[order], prepend=-1))
         for low, high in zip(bounds, [*bounds[1:], len(self)], strict=True):
             rows: Rows = slice(None) if high - low == len(self) else order[low:high]

@@ -7,11 +7,13 @@ named) and `dims` (how an op is built from what a trace shows). The order of FAM
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import ModuleType
 
-from moetrace.op import Op, OpColumns, Work, Works
+import numpy as np
+
+from moetrace.op import FloatArray, Op, OpColumns, OpGroup, Work, Works
 from moetrace.ops import attention, communication, elementwise, gemm, moe
 from moetrace.ops.base import Kind, Seen
 from moetrace.ops.moe import distinct_experts
@@ -107,6 +109,37 @@ def work(op: Op) -> Work:
     return works([op])(0)
 
 
+@lru_cache(maxsize=128)
+def dims_read(kind: str) -> frozenset[str]:
+    """All dims that a kind's formula reads, needed or not: found by asking it, first with those it needs, then with more."""
+    found, names = KINDS[kind], frozenset(KINDS[kind].needs)
+    while True:
+        asked = _Asked(names)
+        found.work(OpGroup(kind, "bf16", 1, asked))
+        if asked.names <= names:
+            return names
+        names |= asked.names
+
+
+class _Asked(Mapping[str, FloatArray]):
+    """Dims that are all 1, and the names that were asked for."""
+
+    def __init__(self, known: frozenset[str]) -> None:
+        self.known, self.names = known, set[str]()
+
+    def __getitem__(self, name: str) -> FloatArray:
+        self.names.add(name)
+        if name not in self.known:
+            raise KeyError(name)
+        return np.ones(1)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+
 def works(ops: Sequence[Op] | OpColumns) -> Works:
     """The works of many ops, in order: each kind's formula is called once for all ops with the same dtype and dims."""
     found = Works.empty(ops if isinstance(ops, OpColumns) else OpColumns.of(ops))
@@ -119,6 +152,6 @@ def works(ops: Sequence[Op] | OpColumns) -> Works:
 
 
 __all__ = [
-    "FAMILIES", "FAMILY_NAMES", "KINDS", "OTHER", "Kind", "Seen", "build", "distinct_experts", "family",
+    "FAMILIES", "FAMILY_NAMES", "KINDS", "OTHER", "Kind", "Seen", "build", "dims_read", "distinct_experts", "family",
     "is_view", "kernel_kind", "operator_kind", "recognise", "work", "works",
 ]  # fmt: skip

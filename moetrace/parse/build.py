@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from moetrace import ops
 from moetrace.formats.events import Events, Tensors
+from moetrace.grouping import distinct_rows
 from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.ops import Seen
-from moetrace.parse.distinct import distinct_rows
 from moetrace.parse.facts import Split
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.order import ATTENTION, DRAFT

@@ -12,10 +12,10 @@ from typing import Any
 
 from moetrace.errors import ModelError, TraceError
 from moetrace.formats.events import Events
+from moetrace.grouping import distinct_rows
 from moetrace.hardware import match_device
 from moetrace.model import ModelSpec, infer_model
 from moetrace.ops.communication import COLLECTIVES, collective_kind
-from moetrace.parse.distinct import distinct_rows
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.rows import Rows
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moetrace.formats.events import MODULE, RANGE, BoolArray, Events
-from moetrace.parse.distinct import distinct_rows
+from moetrace.grouping import distinct_rows
 from moetrace.parse.nesting import IntArray, Ranges, lookup
 from moetrace.parse.order import ATTENTION
 from moetrace.parse.rows import Rows

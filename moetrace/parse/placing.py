@@ -9,9 +9,9 @@ import numpy as np
 
 from moetrace import ops
 from moetrace.formats.events import Events
+from moetrace.grouping import distinct_rows, rows_of_groups
 from moetrace.model import ModelSpec
 from moetrace.ops import gemm
-from moetrace.parse.distinct import distinct_rows, rows_of_groups
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.order import GEMMS, NO_HINTS, Hints
 from moetrace.parse.roles import resolve

@@ -18,13 +18,13 @@ import pyarrow as pa
 from moetrace import formats, ops
 from moetrace.errors import TraceError
 from moetrace.formats.events import Events, Stored
+from moetrace.grouping import distinct_rows, rows_of_groups
 from moetrace.model import ModelSpec
 from moetrace.model.config import is_whole
 from moetrace.op import Op
 from moetrace.ops.columns import record_columns
 from moetrace.parse import capture, facts
 from moetrace.parse.build import Ops, Placed, attended_halves, sources
-from moetrace.parse.distinct import distinct_rows, rows_of_groups
 from moetrace.parse.gather import Gathered, gather
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.parts import part_roles

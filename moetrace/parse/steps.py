@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from moetrace.formats.events import DEVICE_RANGE, RANGE, Events
-from moetrace.parse.distinct import rows_of_groups
+from moetrace.grouping import rows_of_groups
 from moetrace.parse.nesting import IntArray, Ranges, exposed, outermost
 from moetrace.parse.rows import Rows
 

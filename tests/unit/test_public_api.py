@@ -36,7 +36,7 @@ def test_types_and_run_time_name_the_same_things() -> None:
     assert set(moetrace.__all__) == {*moetrace._PUBLIC, "__version__"}
 
 
-@pytest.mark.parametrize("name", ["parse", "attribute", "replay", "record", "synthesize"])
+@pytest.mark.parametrize("name", ["parse", "attribute", "replay", "record", "synthesize", "cost"])
 def test_a_verb_stays_a_function_when_its_module_is_imported(name: str) -> None:
     module = importlib.import_module(f"moetrace.{name}")
     assert isinstance(module, ModuleType)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetrace.parse.distinct import distinct_rows, rows_of_groups
+from moetrace.grouping import distinct_rows, rows_of_groups
 
 WIDE = st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 2)
 

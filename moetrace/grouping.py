@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from moetrace.parse.nesting import IntArray
+IntArray = npt.NDArray[np.int64]
 
 _ROOM = 1 << 62
 

@@ -1,0 +1,102 @@
+"""``moetrace cost``: a table of ops x machine -> the same table with times, intervals and parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moetrace.cli.options import PATH, force_option, json_option, output_option
+
+
+@click.command()
+@click.argument("table", metavar="OPS", type=PATH)
+@click.option(
+    "--hw", "machine", metavar="NAME", required=True, help="Machine to predict for (see 'moetrace profiles')."
+)
+@click.option(
+    "--engine",
+    metavar="NAME",
+    default="any",
+    show_default=True,
+    help="Engine whose kernels were fitted apart: vllm, sglang, trtllm, or any.",
+)
+@click.option(
+    "--cache",
+    type=click.Choice(["warm", "cold"]),
+    default="warm",
+    show_default=True,
+    help="warm: each op repeated alone, as micro-benchmarks run it; cold: one among others, as in serving.",
+)
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Mark rows that cannot be priced in a column 'problem' instead of failing.",
+)
+@click.option(
+    "--routing-cache",
+    metavar="FILE",
+    type=PATH,
+    help="Parquet file that keeps the routing worked out from one call to the next.",
+)
+@output_option("FILE", "Parquet file to write: the table with its costs.", required=True)
+@force_option
+@json_option
+def cost(
+    table: Path,
+    machine: str,
+    engine: str,
+    cache: str,
+    keep_going: bool,
+    routing_cache: Path | None,
+    output: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Predict the time of every op in a table, given by its dims.
+
+    OPS is a Parquet, CSV or JSON-lines file with the columns kind, dtype and the dims of each op, or its text
+    form in a column op; docs/cost.md lists them.
+    Columns of other names are passed through.
+    """
+    import time
+    from typing import Any
+
+    from moetrace.cost import PriceContext, Pricing, cost_file
+    from moetrace.files import check_output
+    from moetrace.hardware import load_hardware
+    from moetrace.report import terminal
+    from moetrace.report.tables import plural
+    from moetrace.routing import read_loads, save_loads
+    from moetrace.units import seconds
+
+    check_output(output, force)
+    context: dict[str, Any] = {"engine": engine, "cache": cache}
+    how = Pricing(load_hardware(machine), PriceContext(**context), keep_going)
+    if routing_cache is not None and routing_cache.exists():
+        read_loads(routing_cache)
+    begin = time.perf_counter()
+    with terminal.progress(f"pricing {table.name}") as tell:
+        tally = cost_file(table, output, how, tell)
+    took = time.perf_counter() - begin
+    if routing_cache is not None:
+        save_loads(routing_cache)
+    if as_json:
+        terminal.show_json(
+            {
+                "schema": "moetrace.cost/1",
+                "hardware": how.hw.name,
+                "rows": tally.rows,
+                "bad_rows": tally.bad,
+                "seconds": took,
+                "routing_seconds": tally.routing_s,
+                "written": str(output),
+            }
+        )
+        return
+    said = [
+        f"{plural(tally.rows, 'op')} on {how.hw.name} in {seconds(took)}, {seconds(tally.routing_s)} of it for routing"
+    ]
+    if tally.bad:
+        said.append(f"{plural(tally.bad, 'row')} could not be priced: see the column problem")
+    terminal.show([*said, f"written: {output}"])

@@ -1,0 +1,8 @@
+"""Costs: `price` puts works on a machine and is the only place where the two meet; `cost` does so for a table of ops."""
+
+from __future__ import annotations
+
+from moetrace.cost.bulk import Pricing, Tally, cost, cost_file
+from moetrace.cost.price import DEFAULT, PriceContext, price
+
+__all__ = ["DEFAULT", "PriceContext", "Pricing", "Tally", "cost", "cost_file", "price"]

@@ -1,0 +1,181 @@
+"""The costs of a table of ops: a million rows a second, in chunks that stay in the processor's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moetrace import ops
+from moetrace.cost.price import PriceContext, price
+from moetrace.cost.reading import batches
+from moetrace.cost.table import OpTable, columns_of, read_ops
+from moetrace.errors import ScenarioError
+from moetrace.files import write_whole
+from moetrace.hardware import ANY_ENGINE, Hardware, load_hardware
+from moetrace.machines.forms import Cache
+from moetrace.op import BOUNDS, PARTS, Costs, OpColumns
+from moetrace.run import nullable, text_column
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IntArray = npt.NDArray[np.int64]
+TableLike: TypeAlias = "pa.Table | pd.DataFrame | Mapping[str, Any] | Path | str"
+TIMES = ("time_s", "low_s", "high_s")
+MADE = (*TIMES, *PARTS, "lower_bound_s", "bound", "provenance", "problem")
+_CHUNK = 1 << 14  # rows priced at once: their columns together fit a core's cache
+_NAMED = 5  # bad rows that a failure names
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """How a table is priced: the machine and what the law must know beside the ops."""
+
+    hw: Hardware
+    context: PriceContext
+    keep_going: bool = False
+
+
+def cost(
+    table: TableLike,
+    hw: Hardware | str,
+    *,
+    engine: str = ANY_ENGINE,
+    cache: Cache = "warm",
+    keep_going: bool = False,
+) -> pa.Table:
+    """The table with the cost of each row's op: seconds with an 80 % interval, its parts, its lower bound and provenance.
+
+    `table` is a pyarrow Table, a pandas DataFrame, a mapping of columns, or a Parquet, CSV or JSON-lines file; its columns
+    are those of docs/cost.md, and others are passed through. `engine` chooses among coefficients fitted apart; `cache` is
+    ``warm`` for an op that is repeated alone, as micro-benchmarks do, ``cold`` for one among others. Raises ScenarioError
+    that names the first bad rows; with `keep_going` these have a `problem` and no times.
+    """
+    how = Pricing(load_hardware(hw), PriceContext(engine=engine, cache=cache), keep_going)
+    parts, at = [], 0
+    for batch in batches(table):
+        parts.append(_priced(batch, how, at)[0])
+        at += batch.num_rows
+    return pa.concat_tables(parts).unify_dictionaries()
+
+
+@dataclass(slots=True)
+class Tally:
+    """What pricing a file came to: rows, rows that could not be priced, seconds that routing took."""
+
+    rows: int = 0
+    bad: int = 0
+    routing_s: float = 0.0
+
+
+def cost_file(source: Path, output: Path, how: Pricing, progress: Callable[[float], None]) -> Tally:
+    """Writes what `cost` gives of a file as Parquet, batch by batch. Raises as `cost` does, and then leaves no file."""
+    tally = Tally()
+
+    def write(part: Path) -> None:
+        writer: pq.ParquetWriter | None = None
+        try:
+            for batch in batches(source, progress):
+                priced, routing_s = _priced(batch, how, tally.rows)
+                writer = writer or pq.ParquetWriter(part, priced.schema, compression="zstd")
+                writer.write_table(priced.cast(writer.schema))
+                tally.rows += batch.num_rows
+                tally.bad += priced.column("time_s").null_count
+                tally.routing_s += routing_s
+        finally:
+            if writer is not None:
+                writer.close()
+
+    write_whole(output, write)
+    return tally
+
+
+def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float]:
+    """One batch with its costs, and the seconds that its routing took; `before` rows lie ahead of it, for messages."""
+    columns_of(batch.column_names)
+    taken = [name for name in MADE if name in batch.column_names]
+    if taken:
+        raise ScenarioError(
+            f"the table has a column {taken[0]} already: rename it, cost writes one of that name"
+        )
+    read = read_ops(batch)
+    starts = range(0, len(read.ops), _CHUNK)
+    costs = _joined([_costs(read.ops.take(slice(at, at + _CHUNK)), how) for at in starts])
+    words, word = _provenance(costs, read)
+    good = (read.problem == 0) & ~np.isnan(costs.expected_s)
+    problems, problem = _problems(costs, read, good)
+    if not how.keep_going and not good.all():
+        _refuse(problems, problem, before)
+    columns = {
+        "time_s": costs.expected_s,
+        "low_s": costs.expected_s / (1.0 + costs.error),
+        "high_s": costs.expected_s * (1.0 + costs.error),
+        **{part: getattr(costs, part) for part in PARTS},
+        "lower_bound_s": costs.lower_bound_s,
+    }
+    out = batch
+    for name, values in columns.items():
+        out = out.append_column(
+            name, pa.array(values) if good.all() else nullable(values, ~good, pa.float64())
+        )
+    out = out.append_column("bound", text_column(np.where(good, costs.bound, -1), BOUNDS))
+    out = out.append_column("provenance", text_column(np.where(good, word, -1), words))
+    if how.keep_going:
+        out = out.append_column("problem", text_column(np.where(good, -1, problem), problems))
+    return out, read.routing_s
+
+
+def _costs(some: OpColumns, how: Pricing) -> Costs:
+    return price(ops.works(some), how.hw, context=how.context)
+
+
+def _joined(parts: list[Costs]) -> Costs:
+    """Costs of consecutive rows as one."""
+    words = tuple(dict.fromkeys(word for part in parts for word in part.words))
+    place = [np.array([words.index(word) for word in part.words], dtype=np.int64) for part in parts]
+    word = [at[part.word] for at, part in zip(place, parts, strict=True)]
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts]) if parts else np.zeros(0)
+        for name in (*PARTS, "expected_s", "lower_bound_s", "error")
+    }
+    return Costs(**columns, words=words, word=np.concatenate(word) if word else np.zeros(0, dtype=np.int64))
+
+
+def _provenance(costs: Costs, read: OpTable) -> tuple[list[str], IntArray]:
+    """The texts of where a time comes from, and each row's: the law's word, and for MoE ops what its routing was."""
+    pairs = costs.word * len(read.routings) + read.routing
+    used = np.flatnonzero(np.bincount(pairs, minlength=max(1, len(costs.words) * len(read.routings))))
+    place = np.zeros(max(1, int(used.max(initial=0)) + 1), dtype=np.int64)
+    place[used] = np.arange(used.size)
+    said = []
+    for pair in used.tolist():
+        word, routing = divmod(pair, len(read.routings))
+        text = read.routings[routing]
+        said.append(costs.words[word] + (f", {text} routing" if text else ""))
+    return said, place[pairs] if pairs.size else pairs
+
+
+def _problems(costs: Costs, read: OpTable, good: npt.NDArray[np.bool_]) -> tuple[list[str], IntArray]:
+    """What is wrong with each row that has no time: what its columns say, else why the law has none."""
+    words = [*read.problems, *costs.words]
+    return words, np.where(good, 0, np.where(read.problem > 0, read.problem, len(read.problems) + costs.word))
+
+
+def _refuse(problems: list[str], problem: IntArray, before: int) -> None:
+    bad = np.flatnonzero(problem)
+    first: dict[int, int] = {}
+    for row in bad.tolist():
+        first.setdefault(int(problem[row]), row)
+        if len(first) == _NAMED:
+            break
+    named = "; ".join(f"row {before + row + 1}: {problems[code]}" for code, row in first.items())
+    raise ScenarioError(
+        f"{bad.size} bad row(s): {named}. Mend them, or let them be marked in a column problem (--keep-going)"
+    )

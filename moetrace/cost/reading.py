@@ -1,0 +1,100 @@
+"""Tables in batches of bounded size: from memory, or from a Parquet, CSV or JSON-lines file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moetrace.errors import ScenarioError
+
+BATCH = 1 << 18  # rows held at once
+_SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+
+def batches(table: object, progress: Callable[[float], None] = lambda share: None) -> Iterator[pa.Table]:
+    """The rows of a table or file, at most BATCH at a time; an empty table is one batch.
+
+    Raises ScenarioError if it is no table, or the file cannot be read as what its name says it is.
+    """
+    if isinstance(table, str | Path):
+        yield from _of_file(Path(table), progress)
+        return
+    whole = _in_memory(table)
+    for at in range(0, max(1, whole.num_rows), BATCH):
+        progress(at / max(1, whole.num_rows))
+        yield whole.slice(at, BATCH)
+
+
+def _in_memory(table: object) -> pa.Table:
+    if isinstance(table, pa.Table):
+        return table
+    if isinstance(table, pa.RecordBatch):
+        return pa.Table.from_batches([table])
+    try:
+        if isinstance(table, Mapping):
+            return pa.table(dict(table))
+        frame = _frame(table)
+        mixed = {
+            name: "string" for name in frame.columns if frame[name].dtype == object
+        }  # words among numbers
+        return pa.Table.from_pandas(frame.astype(mixed), preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise ScenarioError(f"the table cannot be read: {error}") from error
+
+
+def _frame(table: object) -> Any:
+    if not hasattr(table, "columns") or not hasattr(table, "dtypes"):
+        raise ScenarioError(
+            f"a {type(table).__name__} is no table: expected a pyarrow Table, a DataFrame, a mapping of columns or a file"
+        )
+    return table
+
+
+def _of_file(path: Path, progress: Callable[[float], None]) -> Iterator[pa.Table]:
+    if path.suffix not in _SUFFIXES:
+        raise ScenarioError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
+    try:
+        read = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}[path.suffix]
+        some = False
+        for table in read(path, progress):
+            some = True
+            yield table
+        if not some:
+            raise ScenarioError(f"{path}: the file holds no rows")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        said = str(error).splitlines()[0]
+        raise ScenarioError(f"{path}: cannot be read as {path.suffix[1:]}: {said}") from error
+
+
+def _parquet(path: Path, progress: Callable[[float], None]) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path) as file:
+        done, total = 0, max(1, file.metadata.num_rows)
+        for batch in file.iter_batches(BATCH):
+            progress(done / total)
+            done += batch.num_rows
+            yield pa.Table.from_batches([batch])
+
+
+def _csv(path: Path, progress: Callable[[float], None]) -> Iterator[pa.Table]:
+    from pyarrow import csv
+
+    # The types of a column must hold for the whole file, not for its first block: text where any row needs it.
+    total, at = max(1, path.stat().st_size), 0
+    whole = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
+    while at < max(1, whole.num_rows):
+        progress(at / total)
+        yield whole.slice(at, BATCH)
+        at += BATCH
+
+
+def _jsonl(path: Path, progress: Callable[[float], None]) -> Iterator[pa.Table]:
+    from pyarrow import json
+
+    whole = json.read_json(path)
+    for at in range(0, max(1, whole.num_rows), BATCH):
+        progress(at / max(1, whole.num_rows))
+        yield whole.slice(at, BATCH)
