@@ -38,6 +38,8 @@ class FakeEngine(ThreadingHTTPServer):
         self.redirect = ""
         self.slow_s = 0.0  # between the halves of a trace file
         self.broken = ""  # a path that answers 500
+        self.garbage = ""  # a path that answers what is no JSON
+        self.sleeps = ""  # a path that answers late
         self.breaks_profiled = False  # so does a load while the profiler runs
         self.loads: list[tuple[int, int, int]] = []  # (prompts, length, tokens) of each load
         self.profiled: list[tuple[int, int, int]] = []
@@ -103,6 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
             fake.breaks_profiled and fake.profiling is not None and self.path == "/v1/completions"
         ):
             return self.answer(500, "it\nbroke")
+        if fake.garbage == self.path:
+            return self.answer(200, "<html>")
+        if fake.sleeps == self.path:
+            time.sleep(0.5)
         name = f"{self.command} {self.path}"
         known = {
             "GET /v1/models": self.models,

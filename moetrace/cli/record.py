@@ -99,7 +99,8 @@ def _workload(output: Path, force: bool, as_json: bool, options: dict[str, Any])
     if as_json:
         click.echo(json.dumps({"output": str(output), **told}))
         return
-    click.echo(f"{output}: recorded {len(told['recorded_s'])} steps; next: moetrace parse {output}")
+    steps = options["steps"] + options["prefill"]
+    click.echo(f"{output}: recorded {steps} steps; next: moetrace parse {output}")
     decode = [sorted(told[key][1:]) for key in ("unprofiled_s", "recorded_s")]
     plain, recorded = (1e3 * times[len(times) // 2] for times in decode)
     click.echo(f"median decode step: {plain:.1f} ms unrecorded, {recorded:.1f} ms recorded")

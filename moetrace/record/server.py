@@ -43,6 +43,10 @@ from moetrace.routing import Routing
 _MAX_PROMPTS = 64 << 20
 _STOP_S = 1800.0  # an engine may write its traces for many minutes before it answers a stop
 _WARM_UP_TOKENS = 4
+_WHY_NONE = {
+    "vllm": "none: the server was not started with --enable-return-routed-experts, or the load was not of random tokens",
+    "sglang": "none: the server was not started with --expert-distribution-recorder-mode, or no --expert-dir was given",
+}
 _NAME = re.compile(r"[\w.+-]{1,128}")
 _TOKEN_IDS = (100, 1100)  # plain tokens in any vocabulary, no special ones
 
@@ -151,6 +155,8 @@ class _Session:
         finally:
             self.engine.stop(self.client, max(_STOP_S, what.timeout_s))
         routing, source = self._of_answer(answer, prompts, spec)
+        if routing is None:
+            source = _WHY_NONE[self.engine.name]
         if experts is not None:
             routing, source = experts.collect(self.client, what.timeout_s, spec)
         self.progress("waiting for the traces")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import time
 
 import numpy as np
@@ -109,6 +110,19 @@ def test_of_several_batch_sizes_that_of_the_step_is_taken(tmp_path, named, label
     assert set(frame.op_source[[0, 2, 4, 5]]) == {"capture"}
     assert "capture trace: 6 of 6 graph-replayed ops matched to their capture" in notes
     assert not any("replay(s)" in note for note in notes)
+
+
+def test_a_recording_brings_its_own_capture(tmp_path):
+    captures = Captures()
+    captures.graph(launches(32), "capture_32_FULL")
+    for name, events in (("trace", replay()), ("capture", captures.events)):
+        write(tmp_path / f"{name}.json", events)
+        packed = gzip.compress((tmp_path / f"{name}.json").read_bytes())
+        (tmp_path / f"{name}.json.gz").write_bytes(packed)
+        (tmp_path / f"{name}.json").unlink()
+    (tmp_path / "recording.json").write_text('{"schema": 1}')
+    named = parse(tmp_path, model="gpt-oss-20b", kv_len=100).to_pandas()
+    assert set(named.op_source) == {"capture"}
 
 
 def test_the_next_larger_graph_is_taken_for_a_step_in_between_and_said(tmp_path):
