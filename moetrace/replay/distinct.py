@@ -25,7 +25,8 @@ UNIFORM = (
 )
 _SOURCES = {
     "recut": "distinct experts at another n_a are counted among each token's first n_a recorded choices: exact for the "
-    "hidden states recorded, an estimate in layers after the first, whose inputs would change a little",
+    "hidden states recorded, an estimate in layers after the first, whose inputs would change: were the choices there drawn "
+    "anew from each layer's popularity, the standard deviation would be {spread:.1f} experts",
     "ranked": "distinct experts of the worst expert-parallel rank are counted in the recorded routing, experts lying in "
     "contiguous blocks",
     "popularity": "distinct experts at another batch follow from each expert's recorded popularity, tokens taken as "
@@ -47,6 +48,7 @@ def settle(draft: Draft) -> Draft:
     else:
         counts = np.full(len(draft.ops), -1, dtype=np.int64)
     said: dict[str, None] = {}
+    recut: set[int] = set()
     found, popularity = [], _Popularity(draft)
     for op, origin, at, count in zip(draft.ops, draft.origin, draft.at, counts.tolist(), strict=True):
         if origin is None or not _is_expert(op):
@@ -56,7 +58,18 @@ def settle(draft: Draft) -> Draft:
         found.append(settled)
         if source:
             said[source] = None
-    return replace(draft, ops=tuple(found)).noted(*(_SOURCES[source] for source in said))
+        if source == "recut":
+            recut.add(int(op["topk"]))
+    spread = max((_spread(routing, n_a) for n_a in recut if routing is not None), default=0.0)
+    return replace(draft, ops=tuple(found)).noted(
+        *(_SOURCES[source].format(spread=spread) for source in said)
+    )
+
+
+def _spread(routing: Routing, n_a: int) -> float:
+    """Typical standard deviation of the distinct experts re-cut to `n_a`, over the steps and layers where it is no count."""
+    stated = [value for value in routing.recut_spread(n_a).values() if value]
+    return float(np.median(stated)) if stated else 0.0
 
 
 def _is_expert(op: Op) -> bool:

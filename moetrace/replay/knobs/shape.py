@@ -207,9 +207,10 @@ def n_a(draft: Draft, value: int | str | tuple[int, ...] | Segments) -> Draft:
         return op.with_dims(topk=wanted[at.layer], rows=None, **copies)
 
     draft = draft.rewrite(change)
-    if most > draft.topk:
+    recorded = max(draft.topk, draft.run.routing.topk if draft.run.routing is not None else 0)
+    if most > recorded:
         draft = draft.noted(
-            f"n_a={_text(value)}: above the {draft.topk} experts recorded per token, so routing there is taken as uniform and "
+            f"n_a={_text(value)}: above the {recorded} experts recorded per token, so routing there is taken as uniform and "
             "independent"
         )
     return draft
