@@ -6,9 +6,9 @@ The CSV has the columns id, model, hw, n_gpus, parallelism ("TP4 PP1 attnDP1 moe
 batch (concurrency), input_len and output_len (maxima; requests are uniform in [0.8 L, L], so 0.9 L is simulated), other_knob,
 metric, value, unit. Nothing is fitted to it. Every row gets two predictions:
 
-* static: TPOT of a batch that starts and ends together, what `moetrace simulate` prints;
-* served: the same plus the prefills of other requests. At a steady concurrency B each request sees the B - 1 others start
-  once during its life, and each start holds the decoding up by the prefill of one prompt: TPOT + (B - 1) TTFT(1) / (O - 1).
+* static: TPOT of a batch that starts and ends together, what `moetrace simulate` prints by default, with uniform routing;
+* served: `--set serving=continuous`: a steady load, other requests' prompts worked through beside decoding, the host's time per
+  step, and skewed routing (docs/simulate.md says where its figures are from).
 
 Machines without a profile for so many GPUs are the one-GPU profile repeated. Rows that cannot be simulated are listed with why.
 """
@@ -52,11 +52,11 @@ def machine(name: str, gpus: int) -> Hardware:
 def times(
     model: str, hw: str, gpus: int, sets: tuple[str, ...], batch: int, prompt: int, out: int
 ) -> tuple[float, ...]:
-    """(TPOT, its low and high end, TTFT) in seconds."""
-    done = simulate(
+    """(TPOT, its low and high end) in seconds."""
+    tpot = simulate(
         load_model(model), Workload(batch, prompt, out), machine(hw, gpus), Scenario.of(*sets)
-    ).summary["metrics"]
-    return done["tpot"]["value"], done["tpot"]["low"], done["tpot"]["high"], done["ttft"]["value"]
+    ).summary["metrics"]["tpot"]
+    return tpot["value"], tpot["low"], tpot["high"]
 
 
 def settings(row: pd.Series) -> tuple[str, str, tuple[str, ...]]:
@@ -91,15 +91,9 @@ def predict(row: pd.Series) -> dict[str, float]:
         round(MEAN_OF_MAX * row["output_len"]),
     )
     gpus = int(row["n_gpus"])
-    tpot, low, high, _ = times(model, hw, gpus, sets, batch, prompt, out)
-    *_, first = times(model, hw, gpus, sets, 1, prompt, out)
-    wait = (batch - 1) * first / (out - 1)
-    return {
-        "static": tpot * 1e3,
-        "low": (low + wait) * 1e3,
-        "high": (high + wait) * 1e3,
-        "served": (tpot + wait) * 1e3,
-    }
+    static, *_ = times(model, hw, gpus, sets, batch, prompt, out)
+    served, low, high = times(model, hw, gpus, (*sets, "serving=continuous"), batch, prompt, out)
+    return {"static": static * 1e3, "low": low * 1e3, "high": high * 1e3, "served": served * 1e3}
 
 
 def line(name: str, rows: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ from moetrace.cli.options import (
     load_machines,
     machines_option,
     output_option,
+    read_prices,
     scenario_options,
 )
 
@@ -26,6 +27,13 @@ from moetrace.cli.options import (
 )
 @machines_option
 @scenario_options(without=("context", "fusion"))
+@click.option(
+    "--price-per-hour",
+    "prices",
+    metavar="PRICE|NAME=PRICE",
+    multiple=True,
+    help="What one device costs per hour, for all machines or one of them; repeats. There is no default.",
+)
 @output_option("DIR", "Directory for the predicted runs, one RUN in it per machine and scenario.")
 @force_option
 @json_option
@@ -33,6 +41,7 @@ def simulate(
     model: str,
     machines: tuple[str, ...],
     sets: tuple[str, ...],
+    prices: tuple[str, ...],
     output: Path | None,
     force: bool,
     as_json: bool,
@@ -53,12 +62,14 @@ def simulate(
     asked = edits(sets, aliases)
     hardware, spec = load_machines(machines), load_model(model)
     workload, asked = read_load(asked)
+    price = read_prices(prices, hardware)
     plans = scenarios(asked, hardware, synthesize(spec, workload))
     with terminal.progress("simulating") as tell:
         results = []
         for done, (machine, scenario) in enumerate(plans):
             tell(done / len(plans))
-            results.append(predict(spec, workload, machine, scenario))
+            hourly = price.get(machine.base or machine.name)
+            results.append(predict(spec, workload, machine, scenario, price_per_hour=hourly))
     written = save_predictions([r.prediction for r in results], output, force) if output is not None else []
     summaries = [r.summary for r in results]
     if as_json:

@@ -1,7 +1,7 @@
-"""Published accuracy of models run with fewer active experts: what a faster n_a costs, where somebody measured it.
+"""Published accuracy of models run with fewer active or fewer experts: what a faster edit costs, where somebody measured it.
 
-Only uniform n_a (the same in every layer, chosen at inference, no retraining). A model that nobody measured has no entry: the
-accuracy of one model says little of another's.
+Chosen at inference, no retraining. A model or an edit that nobody measured has no entry: the accuracy of one says little of
+another's.
 """
 
 from __future__ import annotations
@@ -35,3 +35,37 @@ KNOWN = (
 def known_accuracy(model: str | None) -> tuple[Accuracy, ...]:
     """The published points of a model by its catalogue name, highest n_a first; empty if there are none."""
     return tuple(point for point in KNOWN if point.model == model)
+
+
+# (model, knob, value as --set writes it): per cent, source. n_e without regard to use, and by activation count.
+_KEPT = "arXiv 2505.03531, Table 2 (mean over its benchmarks; experts chosen {})"
+_PARTS = f"{_V3}; a schedule by parts of the depth"
+EDITED: dict[tuple[str, str, str], tuple[float, str]] = {
+    ("deepseek-v3", "n_a", "6/8/8"): (73.3, _PARTS),
+    ("deepseek-v3", "n_a", "8/6/6"): (73.1, _PARTS),
+    ("deepseek-v3", "n_a", "8/4/4"): (72.3, _PARTS),
+    ("deepseek-v3", "n_a", "6/4/4"): (71.4, _PARTS),
+    ("deepseek-v2-lite", "n_e", "48"): (60.7, _KEPT.format("at random")),
+    ("deepseek-v2-lite", "n_e", "32"): (37.7, _KEPT.format("at random")),
+    ("deepseek-v2-lite", "n_e", "16"): (37.4, _KEPT.format("at random")),
+    ("deepseek-v2-lite", "n_e", "48@popular"): (62.1, _KEPT.format("by activation count")),
+    ("deepseek-v2-lite", "n_e", "32@popular"): (56.3, _KEPT.format("by activation count")),
+    ("deepseek-v2-lite", "n_e", "16@popular"): (39.6, _KEPT.format("by activation count")),
+}
+
+
+def edited_accuracy(model: str | None, knob: str, value: str) -> dict[str, float | str] | None:
+    """Published accuracy of one edit: ``percent``, that of the model as it is (``native``), ``knob``, ``value``, ``source``."""
+    points = known_accuracy(model)
+    found = EDITED.get((model or "", knob, value.removesuffix("@random")))
+    if found is None and knob == "n_a":
+        found = next(((p.percent, p.source) for p in points if str(p.n_a) == value), None)
+    if found is None or not points:
+        return None
+    return {
+        "percent": found[0],
+        "native": points[0].percent,
+        "knob": knob,
+        "value": value,
+        "source": found[1],
+    }

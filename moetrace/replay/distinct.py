@@ -15,7 +15,9 @@ import numpy.typing as npt
 from moetrace.op import Op
 from moetrace.replay.draft import EXPERTS, At, Draft
 from moetrace.replay.grammar import Kept
+from moetrace.replay.stated import stated_routing
 from moetrace.routing import Routing, ep_max_distinct, popularity_distinct, uniform_distinct
+from moetrace.routing.skewed import shares
 
 IntArray = npt.NDArray[np.int64]
 _SAMPLE = 4
@@ -38,6 +40,12 @@ _SOURCES = {
 
 
 def settle(draft: Draft) -> Draft:
+    """The draft with its routing settled: by the scenario's `routing` where it says one, else from the best source there is."""
+    stated = draft.scenario.get("routing")
+    return _settled_from_run(draft) if stated in (None, "recorded") else stated_routing(draft, str(stated))
+
+
+def _settled_from_run(draft: Draft) -> Draft:
     """The draft with `distinct`, `distinct_est` or neither on each expert op, as its edits leave it, and the source said."""
     ranks = draft.parallel.ep if any(op.has("local_experts") for op in draft.ops) else 1
     routing = draft.run.routing
@@ -156,15 +164,7 @@ def kept_popularity(
     kept = order[:experts] if popular else order[(np.arange(experts) * 2 + 1) * q.size // (2 * experts)]
     if kept.sum() <= 0:
         return np.full(experts, topk / experts)
-    share = np.zeros(experts)
-    for _ in range(experts):  # what would go above 1 is shared out among the others
-        left = topk - np.minimum(share, 1.0).sum()
-        free = share < 1.0
-        weight = np.where(free, np.maximum(kept, 1e-12), 0.0)
-        if left < 1e-9 or not free.any():
-            break
-        share = np.where(free, share + left * weight / weight.sum(), 1.0)
-    return np.minimum(share, 1.0)
+    return shares(kept, topk)
 
 
 def _popularity(routing: Routing, layer: int, topk: int, steps: list[int]) -> npt.NDArray[np.float64]:

@@ -113,6 +113,25 @@ def by_layer(name: str, text: str) -> int | str | tuple[int, ...] | Segments:
     return tuple(values)
 
 
+def model_name(name: str, text: str) -> str:
+    """The name or path of a model, as text."""
+    if not text.strip():
+        raise ScenarioError(f"{name}: expected a model's name")
+    return text
+
+
+def routing_name(name: str, text: str) -> str:
+    """A routing that can be stated: ``uniform``, ``balanced``, ``power_law:ALPHA``, ``skewed[:SIGMA]``, ``recorded``."""
+    kind, colon, value = text.partition(":")
+    one_of("uniform", "balanced", "power_law", "skewed", "recorded")(name, kind)
+    if kind == "power_law" or (kind == "skewed" and colon):
+        number(name, value or "nothing", 0.0, 10.0)
+        return f"{kind}:{float(value):g}"
+    if colon:
+        raise ScenarioError(f"{name}={text}: {kind} has no number behind it")
+    return text
+
+
 def one_of(*choices: str) -> Parse:
     """A parser that takes one of these words."""
 

@@ -11,6 +11,7 @@ from moetrace.replay.scenario import Scenario, read_sets
 from moetrace.synthesize import Workload
 
 LOAD = ("batch", "input_len", "output_len")
+DRAFTING = ("draft", "draft_tokens", "acceptance")
 
 
 def read_load(sets: Sequence[str]) -> tuple[Workload, list[str]]:
@@ -29,6 +30,9 @@ def read_load(sets: Sequence[str]) -> tuple[Workload, list[str]]:
 
 def workload_of(workload: Workload, scenario: Scenario) -> tuple[Workload, Scenario]:
     """(the workload with what the scenario says of it, the scenario without that)."""
-    said = {name: scenario.get(name) for name in LOAD if scenario.get(name) is not None}
-    rest = tuple(s for s in scenario.settings if s.name not in LOAD)
+    said = {name: scenario.get(name) for name in (*LOAD, "chunk") if scenario.get(name) is not None}
+    serving = scenario.get("serving")
+    if serving is not None:
+        said["served"] = serving == "continuous"
+    rest = tuple(s for s in scenario.settings if s.name not in (*said, "serving", *DRAFTING))
     return replace(workload, **said), replace(scenario, settings=rest)

@@ -7,7 +7,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,10 @@ class Scenario:
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a knob, or `default` if it is not turned."""
         return next((s.value for s in self.settings if s.name == name), default)
+
+    def adding(self, name: str, text: str) -> Scenario:
+        """This scenario with one more knob turned."""
+        return replace(self, settings=_ordered((*self.settings, *_values(name, text))))
 
     def texts(self) -> dict[str, str]:
         """Knob name to value as text."""

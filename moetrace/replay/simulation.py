@@ -16,9 +16,21 @@ import numpy.typing as npt
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.model import ModelSpec
+from moetrace.replay import speculate
+from moetrace.replay.economics import economics
 from moetrace.replay.engine import AS_RECORDED, Prediction, replay
 from moetrace.replay.load import workload_of
+from moetrace.replay.measures import (
+    MEASURES,
+    STEP_OVERHEAD_S,
+    Draft,
+    context_of,
+    first_and_rest,
+    metrics,
+    step_weights,
+)
 from moetrace.replay.scenario import Scenario, machine_of
+from moetrace.replay.stated import SKEWED
 from moetrace.run import Run, Step
 from moetrace.synthesize import Workload, synthesize
 
@@ -27,20 +39,15 @@ SCHEMA = "moetrace.simulation/1"
 # The GPU profiles' experts and GEMMs were fitted on measurements of at most so many tokens (benchmarks/fit_gpu_profile.py).
 FITTED_TOKENS = 512
 
-# name -> (unit, formula). TTFT, TPOT: arXiv 2505.03531 and most harnesses; ITL and throughput: MoE-Inference-Bench,
-# arXiv 2508.17467, whose ITL divides by all tokens of the batch and whose throughput counts the prompts.
-MEASURES: dict[str, tuple[str, str]] = {
-    "ttft": ("s", "all prompts computed in one step: end of the prefill step"),
-    "tpot": ("s", "(E2E - TTFT) / (output_len - 1), per sequence"),
-    "itl": ("s", "(E2E - TTFT) / (batch x output_len - 1), over all sequences"),
-    "e2e": ("s", "TTFT and all decode steps"),
-    "throughput": ("tokens/s", "batch x (input_len + output_len) / E2E"),
-    "output_throughput": ("tokens/s", "batch x output_len / E2E"),
-    "user_speed": ("tokens/s", "1 / TPOT"),
-}
 _ASSUMED = (
     "a static batch: all sequences start together and have the same lengths, no other request's prefill comes between "
     "decode steps, and no scheduler, tokenizer or network adds time"
+)
+
+
+_SERVED = (
+    "a steady load: as many sequences as the batch at any time, of equal lengths, the next starting as one ends, at different "
+    "points of their lives; prompts are worked through beside decoding, and the host adds {overhead:g} ms to each step"
 )
 
 
@@ -58,32 +65,51 @@ class Simulation:
 
 
 def simulate(
-    model: ModelSpec, workload: Workload, hw: Hardware | str, scenario: Scenario = AS_RECORDED
+    model: ModelSpec,
+    workload: Workload,
+    hw: Hardware | str,
+    scenario: Scenario = AS_RECORDED,
+    *,
+    price_per_hour: float | None = None,
 ) -> Simulation:
     """The workload on `hw` with the scenario's knobs turned: TTFT, TPOT, ITL, throughput, memory, time by op family.
 
     The scenario's `batch`, `input_len` and `output_len` stand for the workload's. Raises ScenarioError if a knob cannot apply,
-    or sets what follows from the workload (`context`).
+    or sets what follows from the workload (`context`). `price_per_hour` is a user's for one device.
     """
     if "context" in scenario.texts():
         raise ScenarioError("context: a simulation's context follows from its input and output lengths")
     hw = machine_of(load_hardware(hw), scenario)
-    workload, turned = workload_of(workload, scenario)
-    run = synthesize(model, workload)
+    load, turned = workload_of(workload, scenario)
+    speculation = speculate.asked(scenario)
+    drafting = None
+    if speculation:
+        load = replace(load, verify=speculation[1] + 1)
+        drafting = speculate.drafting(*speculation, load, hw, scenario)
+    if load.served and model.experts and turned.get("routing") is None:
+        turned = turned.adding("routing", SKEWED)
+    run = synthesize(model, load)
     prediction = replay(run, hw, turned)
     prediction.summary.update(scenario=scenario.texts(), label=scenario.label)
-    return Simulation(replace(prediction, scenario=scenario), _summary(run, prediction, workload, hw))
+    prediction = replace(prediction, scenario=scenario)
+    return Simulation(prediction, _summary(run, prediction, load, hw, drafting, price_per_hour))
 
 
-def _summary(run: Run, prediction: Prediction, workload: Workload, hw: Hardware) -> dict[str, Any]:
+def _summary(
+    run: Run,
+    prediction: Prediction,
+    load: Workload,
+    hw: Hardware,
+    drafting: tuple[Draft, Mapping[str, float], str] | None,
+    price_per_hour: float | None,
+) -> dict[str, Any]:
     meta, base = prediction.run.meta, prediction.summary
-    seconds, low, high = prediction.step_s.T
-    families = _families_by_step(prediction)
-    weights = step_weights(meta.steps)
-    prefill = weights == 0
-    batch = meta.steps[0].batch or workload.batch
-    # (TTFT, all decode steps), as expected and at both ends of the interval
-    times = [(float(t[prefill].sum()), float((t * weights).sum())) for t in (seconds, low, high)]
+    families, weights = _families_by_step(prediction), step_weights(meta.steps)
+    draft = drafting[0] if drafting else None
+    found = metrics([first_and_rest(meta.steps, column, load, draft) for column in prediction.step_s.T], load)
+    memory = _with_draft(base["memory"], drafting[1], meta.gpus) if drafting else base["memory"]
+    said = [_SERVED.format(overhead=STEP_OVERHEAD_S * 1e3) if load.served else _ASSUMED, *run.meta.notes]
+    said += [drafting[2]] if drafting else []
     return {
         "schema": SCHEMA,
         "model": run.meta.model.name if run.meta.model else "",
@@ -91,38 +117,38 @@ def _summary(run: Run, prediction: Prediction, workload: Workload, hw: Hardware)
         "gpus": meta.gpus,
         "scenario": base["scenario"],
         "label": base["label"],
-        "workload": {"batch": batch, "input_len": workload.input_len, "output_len": workload.output_len},
-        "metrics": _metrics(times, batch, workload),
-        "steps": [_step(*row) for row in zip(meta.steps, seconds, low, high, weights, strict=True)],
-        "families": _families(families, prefill, weights / max(1.0, weights.sum()), base),
+        "workload": {"batch": load.batch, "input_len": load.input_len, "output_len": load.output_len},
+        "serving": "continuous" if load.served else "static",
+        "parallel": base["parallel"],
+        "metrics": found,
+        "steps": [
+            _step(step, times.tolist(), weight)
+            for step, times, weight in zip(meta.steps, prediction.step_s, weights, strict=True)
+        ],
+        "families": _families(families, weights == 0, weights / max(1.0, weights.sum()), base),
         "distinct": base["distinct"],
-        "memory": base["memory"],
+        "memory": memory,
         "wafers": base["wafers"],
+        "economics": economics(hw, found["output_throughput"]["value"], base["wafers"], price_per_hour),
+        "accuracy": base["accuracy"],
         "anchored": base["anchored"],
-        "assumptions": [_ASSUMED, *run.meta.notes, *base["assumptions"], *_beyond_fit(hw, meta.steps)],
+        "assumptions": [*said, *base["assumptions"], *_beyond_fit(hw, meta.steps)],
     }
 
 
-def step_weights(steps: tuple[Step, ...]) -> FloatArray:
-    """How many decode steps each synthesized one stands for, shape [steps]; 0 for prefill.
-
-    Their product with the steps' times is the sum over all decode steps if time is linear in the context between two
-    neighbouring synthesized steps: a trapezoid over whole numbers.
-    """
-    out = np.zeros(len(steps))
-    decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
-    context = [_context(steps[i]) for i in decode]
-    out[decode[:1]] = 1.0
-    for (i, a), (j, b) in zip(
-        zip(decode, context, strict=True), zip(decode[1:], context[1:], strict=True), strict=False
-    ):
-        out[i] += (b - a + 1) / 2 - 1  # the earlier segment, or the line above, has counted step i once
-        out[j] += (b - a + 1) / 2
-    return out
-
-
-def _context(step: Step) -> int:
-    return (step.kv_tokens or 0) // (step.batch or 1)
+def _with_draft(memory: Mapping[str, Any], held: Mapping[str, float], devices: int) -> dict[str, Any]:
+    """The memory of a simulation with a drafting model beside; how many sequences would fit is not worked out with it."""
+    if memory["needed_bytes"] is None:
+        return dict(memory)
+    more = sum(held.values())
+    rank = {**memory["rank"], "draft": more}
+    return {
+        **memory,
+        "needed_bytes": memory["needed_bytes"] + more * devices,
+        "rank": rank,
+        "fits": sum(rank.values()) <= memory["rank_capacity_bytes"] if memory["fits"] is not None else None,
+        "largest_batch": None,
+    }
 
 
 def _families_by_step(prediction: Prediction) -> dict[str, FloatArray]:
@@ -158,44 +184,15 @@ def _halves(prediction: Prediction) -> npt.NDArray[np.bool_]:
     return np.array([two and (step.batch or 0) > 1 for step in prediction.run.meta.steps])
 
 
-def _metrics(times: list[tuple[float, float]], batch: int, w: Workload) -> dict[str, dict[str, Any]]:
-    """Each measure with its 80 % interval, unit and formula; None where only one token is asked for."""
-    value, low, high = (_measures(ttft, rest, batch, w) for ttft, rest in times)
-    out = {}
-    for name, (unit, formula) in MEASURES.items():
-        ends = [end for end in (low[name], high[name]) if end is not None]
-        out[name] = {
-            "value": value[name],
-            "low": min(ends, default=None),
-            "high": max(ends, default=None),
-            "unit": unit,
-            "formula": formula,
-        }
-    return out
-
-
-def _measures(ttft: float, rest: float, batch: int, w: Workload) -> dict[str, float | None]:
-    e2e, later = ttft + rest, w.output_len - 1
-    tpot = rest / later if later else None
-    return {
-        "ttft": ttft,
-        "tpot": tpot,
-        "itl": rest / (batch * w.output_len - 1) if later else None,
-        "e2e": e2e,
-        "throughput": batch * (w.input_len + w.output_len) / e2e if e2e else None,
-        "output_throughput": batch * w.output_len / e2e if e2e else None,
-        "user_speed": 1 / tpot if tpot else None,
-    }
-
-
-def _step(step: Step, seconds: float, low: float, high: float, weight: float) -> dict[str, Any]:
+def _step(step: Step, times: list[float], weight: float) -> dict[str, Any]:
+    seconds, low, high = times
     return {
         "name": step.name,
         "phase": step.phase,
-        "context": _context(step),
-        "step_s": float(seconds),
-        "low_s": float(low),
-        "high_s": float(high),
+        "context": context_of(step),
+        "step_s": seconds,
+        "low_s": low,
+        "high_s": high,
         "stands_for": float(weight),
     }
 

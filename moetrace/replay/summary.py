@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from moetrace import ops as work_of
 from moetrace.hardware import Hardware
+from moetrace.model.accuracy import edited_accuracy
 from moetrace.op import BOUNDS, Op
 from moetrace.replay.anchor import ANCHORED, KEPT, Priced, chip
 from moetrace.replay.draft import Draft
@@ -68,8 +69,23 @@ def summarise(o: Outcome, crossing_ns: IntArray) -> dict[str, Any]:
             "largest_batch": o.need.largest_batch,
         },
         "wafers": o.need.wafers,
+        "accuracy": _accuracy(o.draft),
         "assumptions": list(o.assumptions),
     }
+
+
+def _accuracy(draft: Draft) -> list[dict[str, float | str]]:
+    """What was published of the accuracy that each edit of the scenario costs, edits taken one by one."""
+    model = draft.run.meta.model
+    texts = draft.scenario.texts()
+    if "prune_inter" in texts and model is not None:
+        texts["n_e"] = str(draft.experts)
+    found = (
+        edited_accuracy(model.name if model else None, knob, texts[knob])
+        for knob in ("n_a", "n_e")
+        if knob in texts
+    )
+    return [point for point in found if point is not None]
 
 
 def _phases(o: Outcome) -> dict[str, Any]:
@@ -178,13 +194,16 @@ def _distinct(o: Outcome) -> dict[str, Any] | None:
         "experts": max(int(op["experts"]) for op, _ in chosen),
         "topk": sum(op["topk"] * n for op, n in chosen) / total,
         "mean_distinct": sum(work_of.distinct_experts(op)[0] * n for op, n in chosen) / total,
-        "source": " and ".join(sorted({_source(op, o.draft.run.routing is not None) for op, _ in chosen})),
+        "source": " and ".join(sorted({_source(op, o.draft) for op, _ in chosen})),
     }
 
 
-def _source(op: Op, recorded: bool) -> str:
+def _source(op: Op, draft: Draft) -> str:
     if op.get("distinct") is not None:
         return "counted"
+    stated = draft.scenario.get("routing")
+    if stated not in (None, "recorded"):
+        return f"routing={stated}"
     if op.get("distinct_est") is None:
         return "uniform formula"
-    return "estimate from the recording" if recorded else "uniform formula, worst rank"
+    return "estimate from the recording" if draft.run.routing is not None else "uniform formula, worst rank"

@@ -51,6 +51,7 @@ def replay_report(predictions: Sequence[Facts], source: str) -> list[Block]:
     return [
         Table(title, header, tuple(rows), left=5),
         *_capacity_lines(predictions),
+        *accuracy_lines(predictions),
         *assumption_lines(predictions),
     ]
 
@@ -125,6 +126,18 @@ def _capacity_lines(predictions: Sequence[Facts]) -> list[Block]:
         if (facts.get("wafers") or 1) > 1:
             lines.append(f"row {index} takes {facts['wafers']} wafers")
     return lines
+
+
+def accuracy_lines(predictions: Sequence[Facts]) -> list[Block]:
+    """What was published of the accuracy that the rows' edits cost, each once."""
+    said: dict[str, None] = {}
+    for facts in predictions:
+        for point in facts.get("accuracy") or ():
+            edit, source = clean(f"{point['knob']}={point['value']}"), clean(point["source"])
+            said[
+                f"  {edit}: {point['percent']:.1f} % against {point['native']:.1f} % as it is ({source})"
+            ] = None
+    return ["Published accuracy of these edits:", *said] if said else []
 
 
 def assumption_lines(predictions: Sequence[Facts]) -> list[Block]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moetrace import units
-from moetrace.report.comparison import assumption_lines, interval
+from moetrace.report.comparison import accuracy_lines, assumption_lines, interval
 from moetrace.report.tables import (
     DASH,
     Block,
@@ -35,8 +35,13 @@ _NAMES = {
 def simulation_report(simulations: Sequence[Facts]) -> list[Block]:
     """Blocks for the `Simulation.summary` dicts of one model and workload."""
     if len(simulations) == 1:
-        return [*_one(simulations[0]), *assumption_lines(simulations)]
-    return [_side_by_side(simulations), *_formulas(simulations[0]), *assumption_lines(simulations)]
+        return [*_one(simulations[0]), *accuracy_lines(simulations), *assumption_lines(simulations)]
+    return [
+        _side_by_side(simulations),
+        *_formulas(simulations[0]),
+        *accuracy_lines(simulations),
+        *assumption_lines(simulations),
+    ]
 
 
 def _one(facts: Facts) -> list[Block]:
@@ -59,7 +64,23 @@ def _one(facts: Facts) -> list[Block]:
             f"distinct experts per MoE layer in decode: {decimal(routed['mean_distinct'])} of {number(routed['experts'])} "
             f"({clean(routed['source'])})"
         )
-    return blocks
+    return [*blocks, *_economics(facts)]
+
+
+def _economics(facts: Facts) -> list[Block]:
+    """Energy from the profile's power, money from a user's price; nothing where neither is known."""
+    e = facts["economics"]
+    said: list[Block] = []
+    if e["tokens_per_joule"] is not None:
+        said.append(
+            f"energy: {e['tokens_per_joule']:.3g} output tokens per joule at least, at {number(e['power_w'])} W (the most that "
+            f"{number(e['devices'])} device(s) draw)"
+        )
+    if e["cost_per_million_tokens"] is not None:
+        said.append(
+            f"cost: {e['cost_per_million_tokens']:.4g} per million output tokens at {e['price_per_hour']:g} per device and hour"
+        )
+    return said
 
 
 def _workload(facts: Facts) -> str:
@@ -91,8 +112,13 @@ def _families(facts: Facts) -> Table:
         )
         for f in facts["families"]
     )
-    header = ("family", "decode bound by", "mean decode step", "share", "prefill", "share")
+    header = ("family", "decode bound by", "mean decode step", "share", _first(facts), "share")
     return Table("Time by op family", header, rows, left=2)
+
+
+def _first(facts: Facts) -> str:
+    """What the step beside the decode steps is called."""
+    return "mixed step" if facts["serving"] == "continuous" else "prefill"
 
 
 def _steps(facts: Facts) -> Table:
@@ -119,6 +145,8 @@ def _memory(facts: Facts) -> Table:
         ("capacity", m["capacity_bytes"]),
     )
     rows = tuple((name, size(n), share(of(n, m["capacity_bytes"]))) for name, n in parts if n is not None)
+    if m["largest_batch"] is not None:
+        rows = (*rows, ("largest batch that fits", number(m["largest_batch"]), DASH))
     return Table(f"Memory: {_fits(facts)}", ("part", "bytes", "of capacity"), rows)
 
 
@@ -131,6 +159,7 @@ def _fits(facts: Facts) -> str:
 
 def _side_by_side(simulations: Sequence[Facts]) -> Table:
     rows = []
+    priced = any(facts["economics"]["cost_per_million_tokens"] is not None for facts in simulations)
     for index, facts in enumerate(simulations, 1):
         metrics = facts["metrics"]
         tpot = metrics["tpot"]
@@ -141,8 +170,9 @@ def _side_by_side(simulations: Sequence[Facts]) -> Table:
                 clean(facts["hardware"]),
                 clean(facts["label"] if facts["label"] != "as recorded" else DASH),
                 f"{clean(top['family'])} ({share(top['decode_share'])})" if top else DASH,
+                clean(top["bound"] or DASH) if top else DASH,
                 _short_fits(facts),
-                number(facts["workload"]["batch"]),
+                *(number(facts["workload"][name]) for name in ("batch", "input_len", "output_len")),
                 seconds(metrics["ttft"]["value"]),
                 seconds(tpot["value"]),
                 _value(tpot)[1],
@@ -150,6 +180,7 @@ def _side_by_side(simulations: Sequence[Facts]) -> Table:
                 number(metrics["throughput"]["value"]),
                 number(metrics["output_throughput"]["value"]),
                 size(facts["memory"]["needed_bytes"]),
+                *_per_row(facts, priced),
             )
         )
     header = (
@@ -157,8 +188,11 @@ def _side_by_side(simulations: Sequence[Facts]) -> Table:
         "machine",
         "scenario",
         "most of decode",
+        "bound",
         "fits",
         "batch",
+        "in",
+        "out",
         "TTFT",
         "TPOT",
         "80 % interval",
@@ -166,18 +200,26 @@ def _side_by_side(simulations: Sequence[Facts]) -> Table:
         "in+out tokens/s",
         "out tokens/s",
         "memory",
+        "tokens/J",
+        *(("cost/M tokens",) if priced else ()),
     )
-    w = simulations[0]["workload"]
-    title = (
-        f"{clean(simulations[0]['model'])} simulated: {number(w['input_len'])} tokens in, {number(w['output_len'])} out "
-        "(no measurement behind it)"
-    )
-    return Table(title, header, tuple(rows), left=5)
+    title = f"{clean(simulations[0]['model'])} simulated (no measurement behind it)"
+    return Table(title, header, tuple(rows), left=6)
+
+
+def _per_row(facts: Facts, priced: bool) -> tuple[str, ...]:
+    """Output tokens per joule, and the cost of a million of them where any row has a price."""
+    e = facts["economics"]
+    energy = DASH if e["tokens_per_joule"] is None else f"{e['tokens_per_joule']:.3g}"
+    cost = DASH if e["cost_per_million_tokens"] is None else f"{e['cost_per_million_tokens']:.4g}"
+    return (energy, cost) if priced else (energy,)
 
 
 def _short_fits(facts: Facts) -> str:
     if (facts["wafers"] or 1) > 1:
         return f"{facts['wafers']} wafers"
+    if facts["memory"]["fits"] is False and facts["memory"]["largest_batch"] is not None:
+        return f"NO ({number(facts['memory']['largest_batch'])} would)"
     return {True: "yes", False: "NO", None: DASH}[facts["memory"]["fits"]]
 
 

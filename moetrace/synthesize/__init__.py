@@ -1,11 +1,11 @@
 """synthesize: a model's shape and a workload -> a Run without a trace.
 
 The Run says what is computed and in which order; its times are all 0, for they are a machine's business: `replay` gives
-them. One prefill step computes all prompts, then come decode steps at chosen points of the growing context. `layers` has
-the ops of a step.
+them. One prefill step computes all prompts, or under a steady load one mixed step works on some beside decoding; then come
+decode steps at chosen points of the growing context. `layers` has the ops of a step.
 
 Not synthesized: quantisation of activations as kernels of their own (engines fuse it into norms and activations), the
-merging of split attention, copies and index arithmetic round the step, chunked prefill, speculative decoding.
+merging of split attention, copies and index arithmetic round the step.
 """
 
 from __future__ import annotations
@@ -25,22 +25,31 @@ from moetrace.run import Meta, Run, Step, nullable, ops_table, text_column
 from moetrace.synthesize.layers import Placed, expert_padding, step_ops
 
 MAX_TOKENS = 10**9
+# Tokens that an engine works on in one step at most: max_num_batched_tokens of vLLM (8192 for a server on H100 and later),
+# chunked_prefill_size of SGLang and max_num_tokens of TensorRT-LLM (8192).
+CHUNK = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A static batch: `batch` prompts of `input_len` tokens start together and each yields `output_len` tokens.
+    """`batch` sequences of `input_len` prompt tokens that each yield `output_len` tokens.
 
-    The prefill step yields the first token of each sequence, a decode step every later one. Raises ScenarioError unless
-    all three are whole numbers of at least 1.
+    A static batch: all start together, the prefill step yields the first token of each, a decode step every later one. With
+    `served`, the load is steady instead: as one sequence ends, the next starts, and its prompt is worked through in parts of
+    at most `chunk` tokens beside the decoding of the others (continuous batching). `verify` tokens of each sequence go
+    through one decode step (those drafted and one more; 1 without speculation). Raises ScenarioError unless all are whole
+    numbers of at least 1.
     """
 
     batch: int
     input_len: int
     output_len: int
+    served: bool = False
+    chunk: int = CHUNK
+    verify: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch", "input_len", "output_len"):
+        for name in ("batch", "input_len", "output_len", "chunk", "verify"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
                 raise ScenarioError(f"{name} is {value!r}: expected a whole number from 1 to {MAX_TOKENS}")
@@ -48,6 +57,22 @@ class Workload:
             raise ScenarioError(
                 f"batch {self.batch} x ({self.input_len} + {self.output_len}) tokens: at most {MAX_TOKENS} in all"
             )
+
+    @property
+    def beside(self) -> tuple[int, int, int]:
+        """(prompts, new tokens of each, context of each with them) of a step that works on prompts beside decoding.
+
+        In a steady load each of `output_len` steps sees ``batch / output_len`` prompts arrive, on average; where that is below
+        one, one comes at a time. A prompt longer than `chunk` takes `parts` such steps, this one is the mean of them.
+        """
+        parts = self.parts
+        prompts = max(1, min(round(self.batch / self.output_len), self.chunk // self.input_len))
+        return prompts, -(-self.input_len // parts), -(-self.input_len * (parts + 1) // (2 * parts))
+
+    @property
+    def parts(self) -> int:
+        """Steps that one prompt takes."""
+        return -(-self.input_len // self.chunk)
 
     def contexts(self, windows: Sequence[int] = ()) -> tuple[int, ...]:
         """KV tokens per sequence of the decode steps to synthesize, ascending; none if only one token is asked for.
@@ -59,7 +84,8 @@ class Workload:
         if last < first:
             return ()
         inside = {window for window in windows if first < window < last}
-        return tuple(sorted({first, (first + last) // 2, last} | inside))
+        more = self.verify - 1  # that many more are in the cache while they are verified
+        return tuple(c + more for c in sorted({first, (first + last) // 2, last} | inside))
 
 
 @lru_cache(maxsize=8)
@@ -73,11 +99,18 @@ def synthesize(model: ModelSpec, workload: Workload) -> Run:
         raise ModelError(f"model {model.name!r}: its experts have no gate, which is not supported")
     steps, passes = [], []
     batch, prompt = workload.batch, workload.input_len
-    plan = [("prefill", prompt, prompt), *(("decode", 1, c) for c in workload.contexts(model.windows))]
+    plan = [
+        ("prefill", prompt, prompt),
+        *(("decode", workload.verify, c) for c in workload.contexts(model.windows)),
+    ]
+    if workload.served:
+        plan[0] = ("mixed", workload.verify, prompt + workload.output_len // 2)
     for index, (phase, queries, context) in enumerate(plan):
-        name = phase if phase == "prefill" else f"decode {context - prompt}"
-        steps.append(Step(index, name, phase, 0, 0, batch, batch * queries, batch * context))
-        passes.append(step_ops(model, batch, queries, context, phase == "decode"))
+        name = f"decode {context - prompt}" if phase == "decode" else phase
+        beside = workload.beside if phase == "mixed" else (0, 0, 0)
+        tokens, kv = batch * queries + beside[0] * beside[1], batch * context + beside[0] * beside[2]
+        steps.append(Step(index, name, phase, 0, 0, batch, tokens, kv))
+        passes.append(step_ops(model, batch, queries, context, phase != "prefill", beside))
     meta = Meta(
         kind="synthesized",
         source=f"{model.name}, batch {batch}, {prompt} in, {workload.output_len} out",

@@ -7,7 +7,7 @@ and combine (which adds the shared experts' output). Checked op by op against pu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moetrace.model import ModelSpec
 from moetrace.op import Op
@@ -26,17 +26,33 @@ _FUSED_ACTIVATION = frozenset({"mxfp4"})
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """One forward pass: `queries` new tokens in each of `batch` sequences, which then have `context` tokens each."""
+    """One forward pass: `queries` new tokens in each of `batch` sequences, which then have `context` tokens each.
+
+    Beside a decode, `chunk` tokens of other sequences' prompts may be worked through: of `prompts` sequences, whose context
+    with them is `seen` each.
+    """
 
     model: ModelSpec
     batch: int
     queries: int
     context: int
     decode: bool
+    chunk: int = 0
+    prompts: int = 0
+    seen: int = 0
 
     @property
     def tokens(self) -> int:
-        return self.batch * self.queries
+        return self.batch * self.queries + self.chunk
+
+    @property
+    def apart(self) -> tuple[_Pass, ...]:
+        """The decode and the prompts beside it as passes of their own, for what attends to each."""
+        if not self.chunk:
+            return (self,)
+        alone = replace(self, chunk=0, prompts=0, seen=0)
+        each = self.chunk // self.prompts
+        return alone, replace(alone, batch=self.prompts, queries=each, context=self.seen, decode=False)
 
     def gemm(self, kind: str, n: int, k: int, dtype: str = "", **more: int) -> Op:
         """A GEMM over all tokens of the pass; weights in the model's own type unless `dtype` says otherwise."""
@@ -59,14 +75,22 @@ def weights(dtype: str, act: str) -> str:
 
 
 def step_ops(
-    model: ModelSpec, batch: int, queries: int, context: int, decode: bool = True
+    model: ModelSpec,
+    batch: int,
+    queries: int,
+    context: int,
+    decode: bool = True,
+    beside: tuple[int, int, int] = (0, 0, 0),
 ) -> tuple[Placed, ...]:
     """(layer, op) of one forward pass in launch order; layer -1 outside of the layers.
 
     `queries` new tokens in each of `batch` sequences, `context` tokens per sequence with them. In decode MLA attends to
     its compressed cache with absorbed projections, else it expands keys and values (DeepSeek-V2, arXiv 2405.04434, 2.1).
+    `beside` (prompts, new tokens of each, context of each with them) are worked through in the same pass, as engines that
+    chunk prefills do: GEMMs and experts see all tokens together, attention takes the two kinds apart.
     """
-    p = _Pass(model, batch, queries, context, decode)
+    prompts, new, seen = beside
+    p = _Pass(model, batch, queries, context, decode, prompts * new, prompts, seen)
     out: list[Placed] = [
         (NO_LAYER, p.small("embedding", tokens=p.tokens, hidden=model.hidden, vocab=model.vocab))
     ]
@@ -91,15 +115,15 @@ def _layer(p: _Pass, first: bool, moe: bool, window: int) -> tuple[Op, ...]:
 
 def _head(p: _Pass) -> tuple[Op, ...]:
     """Final norm, logits of each sequence's last token, sampling."""
-    last = _Pass(p.model, p.batch, 1, p.context, p.decode)
+    last = _Pass(p.model, p.batch + p.prompts, 1 if not p.decode else p.queries, p.context, p.decode)
     gather = (
-        () if p.queries == 1 else (p.small("elementwise", elements=p.batch * p.model.hidden),)
+        () if p.tokens == last.tokens else (p.small("elementwise", elements=last.tokens * p.model.hidden),)
     )  # the last token of each
     return (
         p.norm(p.model.hidden, residual=True),
         *gather,
         last.gemm("lm_head", p.model.vocab, p.model.hidden, p.model.act_dtype),
-        Op.of("sampling", "fp32", tokens=p.batch, vocab=p.model.vocab),
+        Op.of("sampling", "fp32", tokens=last.tokens, vocab=p.model.vocab),
     )
 
 
@@ -112,7 +136,7 @@ def _gqa(p: _Pass, window: int) -> tuple[Op, ...]:
         *_head_norms(p),
         p.small("rope", elements=p.tokens * (q + kv)),
         p.small("kv_write", elements=p.tokens * 2 * kv),
-        _attention(p, window, heads),
+        *(_attention(part, window, heads) for part in p.apart),
         p.gemm("o_proj", m.hidden, q),
     )
 
@@ -155,10 +179,19 @@ def _mla(p: _Pass, window: int) -> tuple[Op, ...]:
         p.small("kv_write", elements=p.tokens * latent),
     )
     out = p.gemm("o_proj", m.hidden, m.heads * m.v_dim)
+    parts = [_latent(part, window) for part in p.apart]
+    before, after = ([op for part in parts for op in part[i]] for i in (0, 1))
+    return (*queries, *before, *move, *after, out)
+
+
+def _latent(p: _Pass, window: int) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
+    """(what comes before MLA's cache write, attention and what is left), for tokens of one kind."""
+    m = p.model
     if not p.decode:
         heads = {"heads": m.heads, "kv_heads": m.heads, "head_dim": m.head_dim, "v_dim": m.v_dim}
         expand = p.gemm("qkv_proj", m.heads * (m.nope_dim + m.v_dim), m.kv_lora)
-        return (*queries, expand, *move, _attention(p, window, heads), out)
+        return (expand,), (_attention(p, window, heads),)
+    extra = {"q": p.tokens} if p.queries > 1 else {}
     attend = p.small(
         "mla_attention",
         batch=p.batch,
@@ -166,10 +199,11 @@ def _mla(p: _Pass, window: int) -> tuple[Op, ...]:
         kv_lora=m.kv_lora,
         rope=m.rope_dim,
         kv=p.batch * p.context,
+        **extra,
     )
     absorb = p.gemm("qkv_proj", m.kv_lora, m.nope_dim, b=m.heads)  # into the latent, one GEMM per head
     expand = p.gemm("o_proj", m.v_dim, m.kv_lora, b=m.heads)  # and out of it
-    return (*queries, absorb, *move, attend, expand, out)
+    return (absorb,), (attend, expand)
 
 
 def _mlp(p: _Pass, name: str, width: int) -> tuple[Op, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moetrace.errors import ScenarioError
 from moetrace.replay import edit
-from moetrace.replay.grammar import one_whole
+from moetrace.replay.grammar import model_name, one_of, one_whole, ranged
 from moetrace.replay.knobs.registry import knob
 
 if TYPE_CHECKING:
@@ -35,6 +35,66 @@ def input_len(draft: Draft, value: int) -> Draft:
 )
 def output_len(draft: Draft, value: int) -> Draft:
     """Changes no op: the run was synthesized for it."""
+    return draft
+
+
+@knob(
+    "serving",
+    "a batch that starts together, or a steady load with prompts worked through beside decoding (simulate only)",
+    "static or continuous",
+    one_of("static", "continuous"),
+    where="simulate",
+)
+def serving(draft: Draft, value: str) -> Draft:
+    """Changes no op: the run was synthesized for it."""
+    return draft
+
+
+@knob(
+    "chunk",
+    "most tokens that an engine works on in one step (simulate only)",
+    "a whole number",
+    one_whole,
+    where="simulate",
+)
+def chunk(draft: Draft, value: int) -> Draft:
+    """Changes no op: the run was synthesized for it."""
+    return draft
+
+
+@knob(
+    "draft",
+    "model that drafts tokens for speculative decoding (simulate only)",
+    "a name from 'moetrace models' or a config.json",
+    model_name,
+    where="simulate",
+)
+def draft_model(draft: Draft, value: str) -> Draft:
+    """Changes no op: the run was synthesized with the tokens to verify."""
+    return draft
+
+
+@knob(
+    "draft_tokens",
+    "tokens drafted for each step (simulate only)",
+    "a whole number",
+    one_whole,
+    where="simulate",
+)
+def draft_tokens(draft: Draft, value: int) -> Draft:
+    """Changes no op, as `draft`."""
+    return draft
+
+
+@knob(
+    "acceptance",
+    "probability that a drafted token is accepted (simulate only)",
+    "a number from 0 to 1",
+    ranged(0.0, 1.0),
+    where="simulate",
+)
+def acceptance(draft: Draft, value: float) -> Draft:
+    """Changes no op, as `draft`."""
     return draft
 
 

@@ -6,11 +6,43 @@ from typing import TYPE_CHECKING
 
 from moetrace.errors import ScenarioError
 from moetrace.replay import edit
-from moetrace.replay.grammar import one_of
+from moetrace.replay.grammar import one_of, one_whole, routing_name
 from moetrace.replay.knobs.registry import knob
 
 if TYPE_CHECKING:
     from moetrace.replay.draft import Draft
+
+
+@knob(
+    "routing",
+    "which experts tokens choose, instead of what was recorded or, without a recording, uniformly",
+    "uniform, balanced, power_law:ALPHA, skewed, skewed:SIGMA or recorded",
+    routing_name,
+)
+def routing(draft: Draft, value: str) -> Draft:
+    """Changes no op here: the distinct experts and rows are settled after the last knob."""
+    if not draft.experts:
+        raise ScenarioError(f"routing={value}: there is no expert op with its dims to route to")
+    if value == "recorded" and draft.run.routing is None and not any(op.has("distinct") for op in draft.ops):
+        raise ScenarioError("routing=recorded: no routing was recorded")
+    return draft
+
+
+@knob("eplb", "redundant experts per layer that even out the ranks' load (EPLB)", "a whole number", one_whole)
+def eplb(draft: Draft, value: int) -> Draft:
+    """Copies of busy experts; they take memory, and rows spread evenly over the ranks."""
+    ranks, experts = draft.parallel.ep, draft.experts
+    if ranks == 1 or not experts:
+        raise ScenarioError(
+            f"eplb={value}: copies even out expert-parallel ranks, and there are none: add ep"
+        )
+    if (experts + value) % ranks:
+        raise ScenarioError(f"eplb={value}: {experts} + {value} experts do not divide by ep={ranks}")
+    if draft.scenario.get("routing") in (None, "recorded"):
+        raise ScenarioError(
+            f"eplb={value}: say what it evens out: add routing=uniform, skewed or power_law:ALPHA"
+        )
+    return draft
 
 
 @knob(

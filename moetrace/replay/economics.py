@@ -1,0 +1,37 @@
+"""Energy and money of a simulation: tokens per joule from the profile's power, cost per million tokens from a user's price."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moetrace.errors import ScenarioError
+from moetrace.hardware import Hardware
+
+
+def economics(
+    hw: Hardware, output_per_s: float | None, wafers: int | None, price_per_hour: float | None = None
+) -> dict[str, Any]:
+    """What a machine draws and costs at `output_per_s` tokens/s of its whole: JSON-able, None where not known.
+
+    `devices` are GPUs, or as many wafers as the model takes. `power_w` is the most that all of them draw (boards alone; a
+    wafer's is the system's), so tokens per joule are at least what is said. `price_per_hour` is for one device: there is no
+    default. Raises ScenarioError for a price that is not above 0.
+    """
+    if price_per_hour is not None and not price_per_hour > 0:
+        raise ScenarioError(
+            f"price_per_hour={price_per_hour:g}: expected a price above 0 per device and hour"
+        )
+    devices = (wafers or 1) if hw.device_class == "wafer" else hw.gpus
+    power = None if hw.power_w is None else hw.power_w * devices
+    known = output_per_s is not None and output_per_s > 0
+    return {
+        "devices": devices,
+        "power_w": power,
+        "tokens_per_joule": output_per_s / power if known and power and output_per_s else None,
+        "price_per_hour": price_per_hour,
+        "cost_per_million_tokens": (
+            price_per_hour * devices / 3600 / output_per_s * 1e6
+            if price_per_hour is not None and known and output_per_s
+            else None
+        ),
+    }

@@ -1,0 +1,74 @@
+"""The drafting model of speculative decoding: what it takes on the machine, beside the model that verifies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from moetrace.errors import ScenarioError
+from moetrace.hardware import Hardware
+from moetrace.model import ModelSpec, load_model
+from moetrace.replay.engine import replay
+from moetrace.replay.load import DRAFTING
+from moetrace.replay.measures import Draft, first_and_rest
+from moetrace.replay.scenario import Scenario
+from moetrace.synthesize import Workload, synthesize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def asked(scenario: Scenario) -> tuple[ModelSpec, int, float] | None:
+    """(drafting model, tokens it drafts, acceptance) of a scenario; None without. Raises ScenarioError if one is missing."""
+    said = {name: scenario.get(name) for name in DRAFTING}
+    if all(value is None for value in said.values()):
+        return None
+    lacking = [name for name, value in said.items() if value is None]
+    if lacking:
+        raise ScenarioError(
+            f"speculative decoding needs {', '.join(DRAFTING)}: add --set {lacking[0]}=... (there is no default acceptance: it "
+            "depends on model and text)"
+        )
+    return load_model(str(said["draft"])), int(said["draft_tokens"]), float(said["acceptance"])
+
+
+def drafting(
+    model: ModelSpec, tokens: int, acceptance: float, load: Workload, hw: Hardware, scenario: Scenario
+) -> tuple[Draft, Mapping[str, float], str]:
+    """(what the drafting model takes, bytes of it on each device by part, a sentence on it).
+
+    It runs on the same devices: cut over tp where its widths allow, else whole on every GPU. It drafts one token after
+    another, from the same contexts.
+    """
+    tp = int(scenario.get("tp", 1))
+    tries = [(hw, Scenario.of(f"tp={tp}"))] if hw.gpus > 1 and tp == hw.gpus else []
+    alone = hw if hw.gpus == 1 else replace(hw, name=hw.base or hw.name, gpus=1, base=None)
+    tries.append((alone, Scenario()))
+    run = synthesize(model, replace(load, served=False, verify=1))
+    for machine, how in tries:
+        try:
+            prediction = replay(run, machine, how)
+        except ScenarioError:
+            continue
+        break
+    steps, rank = prediction.run.meta.steps, prediction.summary["memory"]["rank"]
+    ttft, rest = first_and_rest(steps, prediction.step_s[:, 0], replace(load, served=False, verify=1))
+    step = rest / max(1, load.output_len - 1)
+    where = (
+        f"cut over {tp} GPUs"
+        if machine.gpus > 1
+        else "whole on every device"
+        if hw.gpus > 1
+        else "beside the model"
+    )
+    held = {
+        "weights": sum(rank.get(k, 0.0) for k in ("experts", "attention", "other")),
+        "kv": rank.get("kv", 0.0),
+    }
+    draft = Draft(tokens, acceptance, ttft, step)
+    text = (
+        f"draft={model.name}: {tokens} tokens drafted one after another for each step, {step * 1e3:.2f} ms each, {where}; each "
+        f"accepted with probability {acceptance:g}, independently, so a step yields {draft.yielded:.2f} tokens; the drafted "
+        "tokens of a sequence choose experts as independently as those of others, which overstates the distinct ones"
+    )
+    return draft, held, text
