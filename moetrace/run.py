@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 RUN_VERSION = 1
 _PARTS = "moetrace.parts"  # what the row groups of a file are, where they are whole steps
-_TABLE_FACTS = {"moetrace.table": "ops", "moetrace.version": str(RUN_VERSION)}
+TABLE_FACTS = {"moetrace.table": "ops", "moetrace.version": str(RUN_VERSION)}
 TEXT = pa.dictionary(pa.int32(), pa.string())
 PHASES = ("prefill", "decode", "mixed")
 
@@ -235,20 +236,28 @@ class Run:
         except (pa.ArrowInvalid, OSError) as err:
             raise self._unreadable(err) from err
 
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The op table's columns in parts of whole steps, in order; one part for a table in memory."""
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[Run]:
+        """The run in parts of whole steps, in order, each a run in memory (of these columns); the run itself if it is not long."""
         metadata = self._schema.metadata or {} if self._ops is None else {}
         if metadata.get(_PARTS.encode()) != b"steps":
-            yield self.table(columns)
+            yield self
             return
         if problem := self._schema_problem(columns):
             raise RunError(f"{self._parquet()} {problem}: parse the trace again with --force")
         try:
             file = pq.ParquetFile(self._parquet())
             for i in range(file.num_row_groups):
-                yield file.read_row_group(i, columns=list(columns))
+                table = file.read_row_group(i, columns=list(columns) if columns else None)
+                yield Run(self.meta, table, self._routing, self.path)
         except (pa.ArrowInvalid, OSError) as err:
             raise self._unreadable(err) from err
+
+    def new_file(self) -> IO[bytes]:
+        """A new file without a name, beside the run's own if that has a place."""
+        try:
+            return tempfile.TemporaryFile(prefix=".moetrace-", dir=self.path)
+        except OSError:  # a folder that may only be read
+            return tempfile.TemporaryFile(prefix=".moetrace-")
 
     def _parquet(self) -> Path | IO[bytes]:
         """Where the op table lies."""
@@ -327,7 +336,7 @@ class Run:
                 with (folder / "ops.parquet").open("wb") as out:
                     shutil.copyfileobj(self._file, out, 1 << 20)
             else:
-                write_parquet(self.table(), folder / "ops.parquet", _TABLE_FACTS)
+                write_parquet(self.table(), folder / "ops.parquet", TABLE_FACTS)
             if self.routing is not None:
                 self.routing.save(folder / "routing.parquet")
             (folder / "run.json").write_bytes(
@@ -342,53 +351,35 @@ class Run:
         return f"<Run {self.meta.kind}: {self.num_rows} ops, {len(self.meta.steps)} steps, {model} on {self.meta.hardware or self.meta.device or 'unknown device'}>"
 
 
-class RunWriter:
-    """Makes a run of tables that come in parts: in memory if there is one, else by way of a file without a name."""
+class TableParts:
+    """A table that comes in parts of whole steps: in memory if there is one, else in a file without a name."""
 
-    def __init__(self, new_file: Callable[[], IO[bytes]] | None = None) -> None:
-        """`new_file` opens such a file; without it all is held in memory."""
-        self._new_file = new_file
+    def __init__(self, schema: pa.Schema, new_file: Callable[[], IO[bytes]] | None = None) -> None:
+        """`new_file` opens such a file; without it all is held in memory. The schema's metadata goes into the file."""
+        self._schema, self._new_file = schema, new_file
         self._tables: list[pa.Table] = []
         self._file: IO[bytes] | None = None
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
-        """A part: the ops of whole steps."""
+        """A part."""
         self._tables.append(table)
         if self._new_file is None or (len(self._tables) < 2 and self._writer is None):
             return
         if self._writer is None:
             self._file = self._new_file()
-            facts = {**_TABLE_FACTS, _PARTS: "steps"}
-            self._writer = pq.ParquetWriter(self._file, OPS_SCHEMA.with_metadata(facts), compression="zstd")
+            facts = {**(self._schema.metadata or {}), _PARTS.encode(): b"steps"}
+            self._writer = pq.ParquetWriter(self._file, self._schema.with_metadata(facts), compression="zstd")
         for part in self._tables:
             self._writer.write_table(part.replace_schema_metadata(), row_group_size=max(1, part.num_rows))
         self._tables = []
 
-    def finish(self, meta: Meta, routing: Routing | None = None) -> Run:
-        """The run of all parts."""
-        if self._writer is None:
-            return Run(meta, pa.concat_tables(self._tables), routing)
+    def finish(self) -> pa.Table | IO[bytes]:
+        """The table, or the file that holds it."""
+        if self._writer is None or self._file is None:
+            return pa.concat_tables(self._tables)
         self._writer.close()
-        return Run(meta, None, routing, file=self._file)
-
-
-class TextCodes:
-    """Codes of texts that stay the same from part to part of a table."""
-
-    def __init__(self) -> None:
-        self._codes: dict[str, int] = {}
-
-    @property
-    def texts(self) -> list[str]:
-        """The texts by code."""
-        return list(self._codes)
-
-    def of(self, column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-        """The code of each row's text; -1 for null."""
-        index, texts = codes_of(column)
-        table = np.array([self._codes.setdefault(t, len(self._codes)) for t in texts] + [-1], dtype=np.int64)
-        return np.asarray(table[index])
+        return self._file
 
 
 def codes_of(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
@@ -423,4 +414,4 @@ def ops_table(columns: Mapping[str, pa.Array]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=OPS_SCHEMA)
 
 
-__all__ = ["OPS_COLUMNS", "OPS_SCHEMA", "RUN_VERSION", "Meta", "Run", "RunWriter", "Step", "TextCodes"]
+__all__ = ["OPS_COLUMNS", "OPS_SCHEMA", "RUN_VERSION", "Meta", "Run", "Step", "TableParts"]

@@ -6,28 +6,29 @@ Attribution prices the ops of a run on a machine with the same law that replay u
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moetrace import ops
-from moetrace.attribute.summary import summarise
+from moetrace.attribute.summary import FLAGS, Summary
 from moetrace.cost import PriceContext, price
 from moetrace.errors import ProfileError
-from moetrace.files import write_parquet
+from moetrace.files import write_parquet, write_whole
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.op import BOUNDS, PARTS, Costs, Op
 from moetrace.parse.nesting import exposed_by
 from moetrace.parse.summary import step_and_device
-from moetrace.run import TEXT, Run, nullable, text_column
+from moetrace.run import TEXT, Run, TableParts, nullable, text_column
 
 ATTRIBUTION_VERSION = 1
-FLAGS = ("cache-resident", "suspect")
 
 # name, type, meaning. Rows are those of ops.parquet, in the same order.
 ATTRIBUTION_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
@@ -98,15 +99,52 @@ class Attribution:
     """The attribution of one run on one machine: a table aligned with the run's ops, and a JSON-able summary."""
 
     hardware: str
-    table: pa.Table
     summary: Mapping[str, Any]
+    rows: pa.Table | IO[bytes]  # the table, or a file of it without a name where the run is long
+
+    @property
+    def table(self) -> pa.Table:
+        """One row per op of the run."""
+        if isinstance(self.rows, pa.Table):
+            return self.rows
+        self.rows.seek(0)
+        return pq.read_table(self.rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the table as Parquet, whole or not at all."""
-        write_parquet(
-            self.table, Path(path),
-            {"moetrace.table": "attribution", "moetrace.version": str(ATTRIBUTION_VERSION), "moetrace.hardware": self.hardware},
-        )  # fmt: skip
+        rows = self.rows
+        if isinstance(rows, pa.Table):
+            write_parquet(rows, Path(path), _facts(self.hardware))
+            return
+        rows.seek(0)
+
+        def copy(part: Path) -> None:
+            with part.open("wb") as out:
+                shutil.copyfileobj(rows, out, 1 << 20)
+
+        write_whole(Path(path), copy)
+
+    def is_in(self, path: Path) -> bool:
+        """Whether a file holds this table."""
+        try:
+            if isinstance(self.rows, pa.Table):
+                return bool(pq.read_table(path).equals(self.rows))
+            self.rows.seek(0)
+            with path.open("rb") as other:
+                return all(other.read(1 << 20) == block for block in _blocks(self.rows)) and not other.read(1)
+        except (pa.ArrowInvalid, OSError):
+            return False
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    while block := file.read(1 << 20):
+        yield block
+
+
+def _facts(hardware: str) -> dict[str, str]:
+    return {
+        "moetrace.table": "attribution", "moetrace.version": str(ATTRIBUTION_VERSION), "moetrace.hardware": hardware
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +171,21 @@ def attribute(run: Run, hardware: Hardware | str | None = None) -> Attribution:
     if machine is None:
         raise ProfileError("the run does not say which machine it ran on: name one (see 'moetrace profiles')")
     hardware = load_hardware(machine)
-    priced = _price(run, hardware)
-    touched = ops.works(priced.found)["bytes_min"]
-    table = _table(run, priced, hardware, touched)
-    return Attribution(hardware.name, table, summarise(run, hardware, table, priced.halved, priced.index))
+    latency = min(
+        (_latency(part) for part in run.parts(_TIMES)),
+        default=None,
+        key=lambda ns: _NEVER if ns is None else ns,
+    )
+    summary, tables = (
+        Summary(run),
+        TableParts(ATTRIBUTION_SCHEMA.with_metadata(_facts(hardware.name)), run.new_file),
+    )
+    for part in run.parts():
+        priced = _price(part, hardware, latency)
+        table = _table(part, priced, hardware, ops.works(priced.found)["bytes_min"])
+        summary.add(part, table, priced.halved, priced.index)
+        tables.write(table)
+    return Attribution(hardware.name, summary.result(hardware), tables.finish())
 
 
 def _context(run: Run) -> PriceContext:
@@ -156,14 +205,26 @@ def price_run(run: Run, hardware: Hardware) -> tuple[IntArray, tuple[Op, ...], C
     return index, found, price(ops.works(found), hardware, context=_context(run))
 
 
-def _price(run: Run, hardware: Hardware) -> _Priced:
+_NEVER = 1 << 62
+_TIMES = ("step", "device", "start_ns", "dur_ns", "launch_ns")
+
+
+def _latency(run: Run) -> int | None:
+    """The shortest time, in ns, from a launch's call to the start of an op that the device waited for; None: none did."""
+    group, _ = step_and_device(run)
+    start, dur, launch = run.numpy("start_ns"), run.numpy("dur_ns"), run.numpy("launch_ns")
+    known = (launch >= 0) & (exposed_by(group, start, start + dur)[1] > 0)
+    return int((start[known] - launch[known]).clip(min=0).min()) if known.any() else None
+
+
+def _price(run: Run, hardware: Hardware, latency: int | None) -> _Priced:
     index, found, costs = price_run(run, hardware)
     group, _ = step_and_device(run)
     start, dur, launch = run.numpy("start_ns"), run.numpy("dur_ns"), run.numpy("launch_ns")
     exposed, gap = exposed_by(group, start, start + dur)
     uncached = replace(hardware, memory=replace(hardware.memory, bytes_per_s=float("inf")))
     return _Priced(
-        dur, exposed, gap, _launch_wait(start, gap, launch), index, found, costs,
+        dur, exposed, gap, _launch_wait(start, gap, launch, latency or 0), index, found, costs,
         price_run(run, uncached)[2].lower_bound_s,
         {name: _saving(run, twice, costs) for name, twice in _twice(hardware).items()},
     )  # fmt: skip
@@ -195,11 +256,9 @@ def _saving(run: Run, hardware: Hardware, costs: Costs) -> FloatArray:
         return np.nan_to_num(1.0 - better.expected_s / costs.expected_s)
 
 
-def _launch_wait(start: IntArray, gap: IntArray, launch: IntArray) -> IntArray:
+def _launch_wait(start: IntArray, gap: IntArray, launch: IntArray, latency: int) -> IntArray:
     """Part of each gap in which the host had not launched the op: until its launch call, plus the shortest latency
     from call to start that the trace shows; -1 where the launch is not known."""
-    known = (launch >= 0) & (gap > 0)
-    latency = int((start[known] - launch[known]).clip(min=0).min()) if known.any() else 0
     waited = np.clip(launch + latency - (start - gap), 0, gap)
     return np.where(launch >= 0, waited, -1)
 

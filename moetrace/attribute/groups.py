@@ -18,6 +18,8 @@ from moetrace.run import Run, codes_of
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 _KERNELS = 100
+GROUPED = ("family", "kind", "kernel", "layer")
+SPENT = (*(part.removesuffix("_s") for part in PARTS), "unexplained")
 
 
 class Columns:
@@ -91,86 +93,90 @@ class Columns:
         return np.minimum(low, self.dur) * shown, np.minimum(high, self.dur) * shown
 
 
-def tables(
-    c: Columns,
-    steps: list[dict[str, Any]],
-    halved: Mapping[str, FloatArray],
-    index: IntArray,
-    span: float,
-) -> dict[str, Any]:
-    """Groups of the ops inside, largest first, and what halving things would save; shares are of `span`."""
-    return {
-        "families": _groups(c, "family", span),
-        "kinds": _groups(c, "kind", span),
-        "kernels": _groups(c, "kernel", span)[:_KERNELS],
-        "layers": sorted(_groups(c, "layer", span), key=lambda row: int(row["layer"])),
-        "halving": _halving(c, steps, halved, index, span),
-    }
+class Sums:
+    """What attribution adds up over the rows of some steps, part by part: groups of ops, and what halving saves of them."""
 
+    def __init__(self) -> None:
+        self._groups: dict[str, dict[Any, FloatArray]] = {column: {} for column in GROUPED}
+        self._saved: dict[str, FloatArray] = {}
+        self._over = np.zeros(3)
 
-def _groups(c: Columns, column: str, span: float) -> list[dict[str, Any]]:
-    code, names = c.codes(column)
-    size = len(names)
+    def add(self, c: Columns, halved: Mapping[str, FloatArray], index: IntArray) -> None:
+        """The rows inside of a part: `halved` by distinct op, `index` the op of each row."""
+        values = (c.exposed, c.expected, c.lower, c.work.nbytes, c.work.timed_s, *c.spent.values())
+        for column, groups in self._groups.items():
+            code, names = c.codes(column)
+            totals = [c.total(code, v, len(names)) for v in values]
+            count = np.bincount(code[c.inside & (code >= 0)], minlength=len(names))
+            for i, row in enumerate(np.array([count, *totals], dtype=np.float64).T):
+                groups[names[i]] = groups[names[i]] + row if names[i] in groups else row
 
-    def total(values: FloatArray) -> FloatArray:
-        return c.total(code, values, size)
+        def inside(seconds: FloatArray) -> float:
+            return float((seconds * c.weight)[c.inside].sum())
 
-    busy, expected, lower = total(c.exposed), total(c.expected), total(c.lower)
-    moved, timed = total(c.work.nbytes), total(c.work.timed_s)
-    count = np.bincount(code[c.inside & (code >= 0)], minlength=size)
-    spent = {name: total(values) for name, values in c.spent.items()}
-    return [
-        {
-            column: names[i],
-            "count": int(count[i]),
-            "busy_s": float(busy[i]),
-            "share": float(busy[i]) / span,
-            "expected_s": float(expected[i]),
-            "lower_bound_s": float(lower[i]),
-            **{f"{name}_s": float(values[i]) for name, values in spent.items()},
-            "bytes": float(moved[i]) if timed[i] else None,
-            "bytes_per_s": float(moved[i] / timed[i]) if timed[i] else None,
-            "halving_saves_s": float(busy[i]) / 2,
-            "halving_saves_share": float(busy[i]) / 2 / span,
+        for name, saving in halved.items():
+            ends = (c.explained, c.explained_low, c.explained_high)
+            saved = np.array([inside(x * saving[index]) for x in ends])
+            self._saved[name] = self._saved[name] + saved if name in self._saved else saved
+        over = (np.maximum(0.0, c.exposed - x) for x in (c.explained, c.explained_high, c.explained_low))
+        self._over = self._over + np.array([inside(x) / 2 for x in over])
+
+    def tables(self, steps: list[dict[str, Any]], span: float) -> dict[str, Any]:
+        """Groups of the ops inside, largest first, and what halving things would save; shares are of `span`."""
+        layers = self._rows("layer", span)
+        return {
+            "families": self._rows("family", span),
+            "kinds": self._rows("kind", span),
+            "kernels": self._rows("kernel", span)[:_KERNELS],
+            "layers": sorted(layers, key=lambda row: int(row["layer"])),
+            "halving": self._halving(steps, span),
         }
-        for i in np.argsort(-busy).tolist()
-        if count[i]
-    ]
 
+    def _rows(self, column: str, span: float) -> list[dict[str, Any]]:
+        names, sums = list(self._groups[column]), list(self._groups[column].values())
+        order = np.argsort([-row[1] for row in sums]).tolist()
+        out = []
+        for i in order:
+            count, busy, expected, lower, moved, timed, *spent = sums[i].tolist()
+            if count:
+                parts = {f"{name}_s": value for name, value in zip(SPENT, spent, strict=True)}
+                out.append(
+                    {
+                        column: names[i],
+                        "count": int(count),
+                        "busy_s": busy,
+                        "share": busy / span,
+                        "expected_s": expected,
+                        "lower_bound_s": lower,
+                        **parts,
+                        "bytes": moved if timed else None,
+                        "bytes_per_s": moved / timed if timed else None,
+                        "halving_saves_s": busy / 2,
+                        "halving_saves_share": busy / 2 / span,
+                    }
+                )
+        return out
 
-def _halving(
-    c: Columns,
-    steps: list[dict[str, Any]],
-    halved: Mapping[str, FloatArray],
-    index: IntArray,
-    span: float,
-) -> list[dict[str, Any]]:
-    """What the run would lose if one thing took half: resources by the law's own answer, idle and launches by measure.
+    def _halving(self, steps: list[dict[str, Any]], span: float) -> list[dict[str, Any]]:
+        """What the run would lose if one thing took half: resources by the law's own answer, idle and launches by measure.
 
-    A resource saves of the explained time alone. A law is convex and scales with its parts, so all its rows together save no
-    more than half of that, and all rows of the table no more than half of the span. `low_s` and `high_s` are the answers where
-    the law is at either end of its 80 % interval for every op.
-    """
+        A resource saves of the explained time alone. A law is convex and scales with its parts, so all its rows together save
+        no more than half of that, and all rows of the table no more than half of the span. `low_s` and `high_s` are the answers
+        where the law is at either end of its 80 % interval for every op.
+        """
 
-    def inside(values: FloatArray) -> float:
-        return float((values * c.weight)[c.inside].sum())
+        def measured(seconds: float) -> tuple[float, float, float]:
+            return seconds, seconds, seconds
 
-    def measured(seconds: float) -> tuple[float, float, float]:
-        return seconds, seconds, seconds
-
-    rows = [
-        (name, tuple(inside(x * saving[index]) for x in (c.explained, c.explained_low, c.explained_high)))
-        for name, saving in halved.items()
-    ]
-    launch, idle = sum(s["launch_bound_s"] for s in steps), sum(s["idle_s"] for s in steps)
-    rows += [
-        ("launch waits", measured(launch / 2)),
-        ("other idle time", measured(max(0.0, idle - launch) / 2)),
-    ]
-    over = (np.maximum(0.0, c.exposed - x) for x in (c.explained, c.explained_high, c.explained_low))
-    rows += [("unexplained time", tuple(inside(x) / 2 for x in over))]
-    rows.sort(key=lambda r: -r[1][0])
-    return [
-        {"what": name, "saves_s": saves, "low_s": low, "high_s": high, "saves_share": saves / span}
-        for name, (saves, low, high) in rows
-    ]
+        rows = [(name, tuple(saved.tolist())) for name, saved in self._saved.items()]
+        launch, idle = sum(s["launch_bound_s"] for s in steps), sum(s["idle_s"] for s in steps)
+        rows += [
+            ("launch waits", measured(launch / 2)),
+            ("other idle time", measured(max(0.0, idle - launch) / 2)),
+        ]
+        rows += [("unexplained time", tuple(self._over.tolist()))]
+        rows.sort(key=lambda r: -r[1][0])
+        return [
+            {"what": name, "saves_s": saves, "low_s": low, "high_s": high, "saves_share": saves / span}
+            for name, (saves, low, high) in rows
+        ]

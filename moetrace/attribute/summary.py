@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from moetrace.attribute.groups import Columns, tables
+from moetrace.attribute.groups import SPENT, Columns, Sums
 from moetrace.hardware import Hardware
 from moetrace.parse.nesting import exposed_by
 from moetrace.parse.summary import summary as coverage_of
@@ -18,81 +18,143 @@ from moetrace.run import Run, Step, codes_of
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 _TOP = 10
+FLAGS = ("cache-resident", "suspect")
 
 
-def summarise(
-    run: Run,
-    hardware: Hardware,
-    table: pa.Table,
-    halved: Mapping[str, FloatArray],
-    index: npt.NDArray[np.int64],
-) -> dict[str, Any]:
-    """The summary dict of an attribution (JSON-able; its schema is named in it)."""
-    c = Columns(run, table)
-    communication = _communication(run, c)
-    # What another machine would need says nothing of what the time was spent on here.
-    at_home = run.meta.hardware in (None, hardware.name)
-    steps = _steps(run, c, communication, at_home)
-    span = sum(s["span_s"] for s in steps) or 1.0
-    facts = coverage_of(run)
-    return {
-        "schema": "moetrace.attribution/1",
-        "hardware": hardware.name,
-        "ran_on": run.meta.hardware,
-        "run": facts["run"],
-        "coverage": facts["coverage"],
-        "layers_found": facts["layers"],
-        "steps": steps,
-        "between_steps": _between_all(run.meta.steps, steps),
-        "devices": _devices(c, steps, communication),
-        "phases": _phases(c, steps, halved, index),
-        **tables(c, steps, halved, index, span),
-        "flags": _flags(c, table),
-        "notes": _notes(run, hardware, len(c.devices)),
-    }
+class Summary:
+    """Everything that the summary of an attribution says, added up part by part; a part holds whole steps."""
 
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._phase_of = {s.index: s.phase or "unknown" for s in run.meta.steps}
+        self._count = max(self._phase_of, default=-1) + 1
+        self._all = Sums()
+        self._phases = {phase: Sums() for phase in dict.fromkeys(self._phase_of.values())}
+        self._steps: dict[str, FloatArray] = {}
+        self._devices: dict[int, dict[str, FloatArray]] = {}
+        self._flags = _Flags()
 
-def _steps(run: Run, c: Columns, comm: tuple[FloatArray, FloatArray], at_home: bool) -> list[dict[str, Any]]:
-    count = max([s.index for s in run.meta.steps], default=-1) + 1
-    between = _between(run.meta.steps)
+    def add(self, part: Run, table: pa.Table, halved: Mapping[str, FloatArray], index: IntArray) -> None:
+        """A part of the run and its rows of the attribution's table."""
+        c = Columns(part, table)
+        comm, exposed_comm = _communication(part, c)
+        values = {
+            "busy": c.exposed, "launch": np.minimum(c.launch, c.gap), "expected": c.expected, "lower": c.lower,
+            "unpriced": c.dur * ~c.known, "communication": comm, "exposed_communication": exposed_comm, **c.spent,
+        }  # fmt: skip
+        for name, value in values.items():
+            total = c.total(c.step, value, self._count)
+            self._steps[name] = self._steps[name] + total if name in self._steps else total
+        self._all.add(c, halved, index)
+        used = np.unique(c.step[c.inside]).tolist()
+        for phase in dict.fromkeys(self._phase_of[i] for i in used):
+            mine = [i for i, p in self._phase_of.items() if p == phase]
+            self._phases[phase].add(c.only(mine), halved, index)
+        self._add_devices(c, comm, exposed_comm)
+        self._flags.add(c, table)
 
-    def total(values: FloatArray) -> FloatArray:
-        return c.total(c.step, values, count)
+    def _add_devices(self, c: Columns, comm: FloatArray, exposed_comm: FloatArray) -> None:
+        size, at = max(1, len(c.devices)), c.inside
+        used, place = np.unique(c.group[at]), c.group[at] % size
+        sums = [np.bincount(place, v[at], minlength=size) for v in (c.exposed, comm, exposed_comm)]
+        for i, device in enumerate(c.devices.tolist()):
+            mine = self._devices.setdefault(device, {"steps": np.zeros(0, np.int64), "sums": np.zeros(3)})
+            mine["steps"] = np.concatenate([mine["steps"], used[used % size == i] // size - 1])
+            mine["sums"] = mine["sums"] + np.array([s[i] for s in sums])
 
-    busy, launch = total(c.exposed), total(np.minimum(c.launch, c.gap))
-    spent = {name: total(values) for name, values in c.spent.items()}
-    expected, lower, unknown = total(c.expected), total(c.lower), total(c.dur * ~c.known)
-    communication, exposed_communication = total(comm[0]), total(comm[1])
-    out = []
-    for s in run.meta.steps:
-        i, span = s.index, (s.end_ns - s.start_ns) / 1e9
-        idle = max(0.0, span - float(busy[i]))
-        parts = {name: float(values[i]) for name, values in spent.items()}
-        weights = {**parts, "launch": float(launch[i]), "idle": max(0.0, idle - float(launch[i]))}
-        out.append(
-            {
-                "index": i,
-                "name": s.name,
-                "phase": s.phase,
-                "batch": s.batch,
-                "tokens": s.tokens,
-                "kv_tokens": s.kv_tokens,
-                "span_s": span,
-                "between_steps_s": between[i],
-                "busy_s": float(busy[i]),
-                "idle_s": idle,
-                "idle_share": idle / span if span else 0.0,
-                "communication_s": float(communication[i]),
-                "exposed_communication_s": float(exposed_communication[i]),
-                "launch_bound_s": float(launch[i]),
-                "expected_s": float(expected[i]),
-                "lower_bound_s": float(lower[i]),
-                "unpriced_s": float(unknown[i]),
-                "critical": max(weights, key=lambda k: weights[k]) if at_home else None,
-                **{f"{name}_s": value for name, value in parts.items()},
+    def result(self, hardware: Hardware) -> dict[str, Any]:
+        """The summary (JSON-able; its schema is named in it)."""
+        run = self._run
+        # What another machine would need says nothing of what the time was spent on here.
+        at_home = run.meta.hardware in (None, hardware.name)
+        steps = self._step_rows(at_home)
+        span = sum(s["span_s"] for s in steps) or 1.0
+        facts = coverage_of(run)
+        return {
+            "schema": "moetrace.attribution/1",
+            "hardware": hardware.name,
+            "ran_on": run.meta.hardware,
+            "run": facts["run"],
+            "coverage": facts["coverage"],
+            "layers_found": facts["layers"],
+            "steps": steps,
+            "between_steps": _between_all(run.meta.steps, steps),
+            "devices": self._device_rows(steps),
+            "phases": self._phase_rows(steps),
+            **self._all.tables(steps, span),
+            "flags": self._flags.result(),
+            "notes": _notes(run, hardware, len(self._devices)),
+        }
+
+    def _step_rows(self, at_home: bool) -> list[dict[str, Any]]:
+        between = _between(self._run.meta.steps)
+        out = []
+        for s in self._run.meta.steps:
+            i, span = s.index, (s.end_ns - s.start_ns) / 1e9
+            total = {name: float(values[i]) for name, values in self._steps.items()}
+            idle = max(0.0, span - total["busy"])
+            parts = {name: total[name] for name in SPENT}
+            weights = {**parts, "launch": total["launch"], "idle": max(0.0, idle - total["launch"])}
+            out.append(
+                {
+                    "index": i,
+                    "name": s.name,
+                    "phase": s.phase,
+                    "batch": s.batch,
+                    "tokens": s.tokens,
+                    "kv_tokens": s.kv_tokens,
+                    "span_s": span,
+                    "between_steps_s": between[i],
+                    "busy_s": total["busy"],
+                    "idle_s": idle,
+                    "idle_share": idle / span if span else 0.0,
+                    "communication_s": total["communication"],
+                    "exposed_communication_s": total["exposed_communication"],
+                    "launch_bound_s": total["launch"],
+                    "expected_s": total["expected"],
+                    "lower_bound_s": total["lower"],
+                    "unpriced_s": total["unpriced"],
+                    "critical": max(weights, key=lambda k: weights[k]) if at_home else None,
+                    **{f"{name}_s": value for name, value in parts.items()},
+                }
+            )
+        return out
+
+    def _device_rows(self, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Each device's own times, over the steps that it takes part in; idle is what it leaves of the span of these."""
+        spans = {s["index"]: s["span_s"] for s in steps}
+        out = []
+        for device, mine in sorted(self._devices.items()):
+            span = sum(spans.get(i, 0.0) for i in mine["steps"].tolist())
+            busy, time, exposed = mine["sums"].tolist()
+            if span:
+                out.append(
+                    {
+                        "device": device,
+                        "span_s": span,
+                        "busy_s": busy,
+                        "idle_s": max(0.0, span - busy),
+                        "idle_share": max(0.0, 1 - busy / span),
+                        "communication_s": time,
+                        "exposed_communication_s": exposed,
+                    }
+                )
+        return out
+
+    def _phase_rows(self, steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Medians over the steps of each phase, and their families and halvings; the commonest critical resource."""
+        out: dict[str, dict[str, Any]] = {}
+        for phase, sums in self._phases.items():
+            mine = [s for s in steps if (s["phase"] or "unknown") == phase]
+            criticals = [s["critical"] for s in mine]
+            span = sum(s["span_s"] for s in mine) or 1.0
+            out[phase] = {
+                "steps": len(mine),
+                "critical": max(set(criticals), key=criticals.count),
+                **{name: _median([s[name] for s in mine]) for name in _MEDIANS},
+                **sums.tables(mine, span),
             }
-        )
-    return out
+        return out
 
 
 def _between(steps: Sequence[Step]) -> dict[int, float | None]:
@@ -114,34 +176,6 @@ def _between_all(known: Sequence[Step], steps: list[dict[str, Any]]) -> dict[str
         "median_s": _median(gaps),
         "share": sum(gaps) / (whole / 1e9) if whole else 0.0,
     }
-
-
-def _devices(
-    c: Columns, steps: list[dict[str, Any]], comm: tuple[FloatArray, FloatArray]
-) -> list[dict[str, Any]]:
-    """Each device's own times, over the steps that it takes part in; idle is what it leaves of the span of these."""
-    size, at = len(c.devices), c.inside
-    spans = np.zeros(int(c.step.max(initial=0)) + 1)
-    for s in steps:
-        if s["index"] < len(spans):
-            spans[s["index"]] = s["span_s"]
-    used = np.unique(c.group[at])
-    span = np.bincount(used % max(1, size), weights=spans[used // max(1, size) - 1], minlength=size)
-    place = c.group[at] % max(1, size)
-    busy, time, exposed = (np.bincount(place, v[at], minlength=size) for v in (c.exposed, *comm))
-    return [
-        {
-            "device": int(device),
-            "span_s": float(span[i]),
-            "busy_s": float(busy[i]),
-            "idle_s": max(0.0, float(span[i] - busy[i])),
-            "idle_share": max(0.0, 1 - float(busy[i] / span[i])) if span[i] else 0.0,
-            "communication_s": float(time[i]),
-            "exposed_communication_s": float(exposed[i]),
-        }
-        for i, device in enumerate(c.devices.tolist())
-        if span[i]
-    ]
 
 
 def _communication(run: Run, c: Columns) -> tuple[FloatArray, FloatArray]:
@@ -190,46 +224,39 @@ def _median(values: Sequence[float | None]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def _phases(
-    c: Columns,
-    steps: list[dict[str, Any]],
-    halved: Mapping[str, FloatArray],
-    index: npt.NDArray[np.int64],
-) -> dict[str, dict[str, Any]]:
-    """Medians over the steps of each phase, and their families and halvings; the commonest critical resource."""
-    out: dict[str, dict[str, Any]] = {}
-    for phase in dict.fromkeys(s["phase"] or "unknown" for s in steps):
-        mine = [s for s in steps if (s["phase"] or "unknown") == phase]
-        criticals = [s["critical"] for s in mine]
-        here = c.only([s["index"] for s in mine])
-        span = sum(s["span_s"] for s in mine) or 1.0
-        out[phase] = {
-            "steps": len(mine),
-            "critical": max(set(criticals), key=criticals.count),
-            **{name: _median([s[name] for s in mine]) for name in _MEDIANS},
-            **tables(here, mine, halved, index, span),
-        }
-    return out
+class _Flags:
+    """Counts of flagged ops, and the first distinct ones of each flag with the medians of their times."""
 
+    def __init__(self) -> None:
+        self._count: dict[str, int] = {}
+        self._ops: dict[str, dict[str, list[FloatArray]]] = {name: {} for name in FLAGS}
 
-def _flags(c: Columns, table: pa.Table) -> dict[str, Any]:
-    """Counts of flagged ops and the longest of the suspects, one row per distinct op."""
-    flag, names = codes_of(table.column("flag"))
-    op, texts = codes_of(table.column("op"))
-    out: dict[str, Any] = {name: int((flag == i).sum()) for i, name in enumerate(names)}
-    for name in ("cache-resident", "suspect"):
-        out.setdefault(name, 0)
-        at = flag == (names.index(name) if name in names else -2)
-        out[f"{name}_ops".replace("-", "_")] = [
-            {
-                "op": texts[i],
-                "count": int((at & (op == i)).sum()),
-                "measured_s": float(np.median(c.dur[at & (op == i)])),
-                "lower_bound_s": float(np.median(c.lower[at & (op == i)])),
-            }
-            for i in np.unique(op[at])[:_TOP].tolist()
-        ]
-    return out
+    def add(self, c: Columns, table: pa.Table) -> None:
+        flag, names = codes_of(table.column("flag"))
+        op, texts = codes_of(table.column("op"))
+        for i, name in enumerate(names):
+            at = flag == i
+            self._count[name] = self._count.get(name, 0) + int(at.sum())
+            found = self._ops[name]
+            for code in np.unique(op[at]).tolist():
+                if texts[code] in found or len(found) < _TOP:
+                    rows = at & (op == code)
+                    found.setdefault(texts[code], []).append(np.array([c.dur[rows], c.lower[rows]]))
+
+    def result(self) -> dict[str, Any]:
+        out: dict[str, Any] = dict(self._count)
+        for name, found in self._ops.items():
+            out.setdefault(name, 0)
+            out[f"{name}_ops".replace("-", "_")] = [
+                {
+                    "op": op,
+                    "count": times.shape[1],
+                    "measured_s": float(np.median(times[0])),
+                    "lower_bound_s": float(np.median(times[1])),
+                }
+                for op, times in ((op, np.concatenate(parts, axis=1)) for op, parts in found.items())
+            ]
+        return out
 
 
 def _notes(run: Run, hardware: Hardware, devices: int) -> list[str]:

@@ -88,18 +88,8 @@ def _save(result: Attribution, path: Path, force: bool) -> str:
     """Writes the table and says so; a file that holds the same already is left as it is, also without `force`."""
     from moetrace.files import check_output
 
-    if path.is_file() and not force and _same(result, path):
+    if path.is_file() and not force and result.is_in(path):
         return f"unchanged: {path}"
     check_output(path, force)
     result.save(path)
     return f"written: {path}"
-
-
-def _same(result: Attribution, path: Path) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return bool(pq.read_table(path).equals(result.table))
-    except (pa.ArrowInvalid, OSError):
-        return False

@@ -33,7 +33,17 @@ from moetrace.parse.routed import Routed
 from moetrace.parse.rows import Rows
 from moetrace.parse.steps import complete, drop_strays, unused_kv
 from moetrace.routing import Routing, RoutingLog
-from moetrace.run import Meta, Run, RunWriter, Step, nullable, ops_table, text_column
+from moetrace.run import (
+    OPS_SCHEMA,
+    TABLE_FACTS,
+    Meta,
+    Run,
+    Step,
+    TableParts,
+    nullable,
+    ops_table,
+    text_column,
+)
 
 _EXPERTS = frozenset({"moe_gemm", "moe_gate_up", "moe_down"})
 _MOST_NOTES = 10  # of one kind
@@ -140,7 +150,13 @@ class _Stages:
             told += remarks(layers, again, model)
         split, more = facts.split(self.events, self.seen.traffic, outputs, model, asked.split)
         table = _Third(
-            self, order, model, split, layer_source, counted, RunWriter(spill.file if spill else None)
+            self,
+            order,
+            model,
+            split,
+            layer_source,
+            counted,
+            TableParts(OPS_SCHEMA.with_metadata(TABLE_FACTS), spill.file if spill else None),
         )
         for rows in self.batches:
             table.write(rows)
@@ -148,7 +164,8 @@ class _Stages:
         notes += [] if self.captures else table.missing.remarks()
         notes += table.routed.remarks if table.routed else []
         meta = self._meta(source, table, model, model_source, split, notes)
-        return table.writer.finish(meta, table.routed.routing if table.routed else None)
+        made, routing = table.writer.finish(), table.routed.routing if table.routed else None
+        return Run(meta, made, routing) if isinstance(made, pa.Table) else Run(meta, None, routing, file=made)
 
     def _first_look(self) -> tuple[list[str], int]:
         """(remarks on strays, layers by the order of ops without a model); fills in what captures know."""
@@ -222,7 +239,7 @@ class _Third:
 
     def __init__(
         self, stages: _Stages, order: Order, model: ModelSpec | None, split: facts.Split, layer_source: str, counted: bool,
-        writer: RunWriter,
+        writer: TableParts,
     ) -> None:  # fmt: skip
         self._stages, self._order, self._model = stages, order, model
         self._layer_source, self._counted, self.writer = layer_source, counted, writer

@@ -35,34 +35,106 @@ def known_work(run: Run) -> KnownWork:
     return KnownWork(run.numpy("flops", 0.0), nbytes, known * run.numpy("dur_ns") / 1e9)
 
 
+_COLUMNS = (
+    "step", "device", "layer", "kind", "family", "kernel", "start_ns", "dur_ns", "flops", "weight_bytes", "kv_bytes",
+    "act_bytes",
+)  # fmt: skip
+
+
 def summary(run: Run, top: int = 5) -> dict[str, Any]:
     """A JSON-able summary, headed by its coverage: shares of the device time of the steps, the top unnamed kernels."""
-    step, dur, start = run.numpy("step"), run.numpy("dur_ns"), run.numpy("start_ns")
-    inside = step >= 0
-    kind, kinds = run.codes("kind")
-    named = kind != (kinds.index(OTHER) if OTHER in kinds else -2)
-    total = max(1, int(dur[inside].sum()))
-
-    def share(which: Any) -> float:
-        return float(dur[inside & which].sum() / total)
-
-    has_bytes = ~np.isnan(run.numpy("weight_bytes", np.nan))
-    layer = run.numpy("layer")
+    sums = _Sums(run)
+    for part in run.parts(_COLUMNS):
+        sums.add(part)
+    total = max(1, sums.total)
     return {
         "schema": "moetrace.parse/1",
         "run": _facts(run),
         "coverage": {
-            "named_share": share(named),
-            "bytes_share": share(has_bytes),
-            "layer_share": share(layer >= 0),
-            "unnamed": _top_kernels(run, inside & ~named, total, top),
-            "without_bytes": _top_kernels(run, inside & ~has_bytes, total, top),
+            "named_share": sums.named / total,
+            "bytes_share": sums.with_bytes / total,
+            "layer_share": sums.in_layers / total,
+            "unnamed": _top_kernels(sums.unnamed, total, top),
+            "without_bytes": _top_kernels(sums.without_bytes, total, top),
         },
-        "layers": len(np.unique(layer[inside & (layer >= 0)])),
-        "steps": _steps(run, step, start, dur),
-        "families": _families(run, inside, dur, total),
+        "layers": len(sums.layers),
+        "steps": sums.steps(),
+        "families": _families(sums.families, total),
         "notes": list(run.meta.notes),
     }
+
+
+class _Sums:
+    """What the summary adds up, part by part; a part holds whole steps. Times are ns."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.total = self.named = self.with_bytes = self.in_layers = 0
+        self.layers: set[int] = set()
+        self.unnamed: dict[str, FloatArray] = {}  # kernel -> time, count
+        self.without_bytes: dict[str, FloatArray] = {}
+        self.families: dict[
+            str, FloatArray
+        ] = {}  # family -> count, seconds, FLOPs, bytes, seconds with bytes known
+        size = max([s.index for s in run.meta.steps], default=-1) + 1
+        self._ops, self._busy = np.zeros(size, np.int64), np.zeros(size)
+
+    def add(self, part: Run) -> None:
+        """A part of the run."""
+        step, dur, start = part.numpy("step").astype(np.int64), part.numpy("dur_ns"), part.numpy("start_ns")
+        inside = step >= 0
+        kind, kinds = part.codes("kind")
+        named = kind != (kinds.index(OTHER) if OTHER in kinds else -2)
+        has_bytes = ~np.isnan(part.numpy("weight_bytes", np.nan))
+        layer = part.numpy("layer")
+        self.total += int(dur[inside].sum())
+        self.named += int(dur[inside & named].sum())
+        self.with_bytes += int(dur[inside & has_bytes].sum())
+        self.in_layers += int(dur[inside & (layer >= 0)].sum())
+        self.layers |= set(np.unique(layer[inside & (layer >= 0)]).tolist())
+        kernel, kernels = part.codes("kernel")
+        _add(self.unnamed, kernel, kernels, inside & ~named, (dur,))
+        _add(self.without_bytes, kernel, kernels, inside & ~has_bytes, (dur,))
+        family, families = part.codes("family")
+        work = known_work(part)
+        _add(self.families, family, families, inside, (dur / 1e9, work.flops, work.nbytes, work.timed_s))
+        group, devices = step_and_device(part)
+        alone, _ = exposed_by(group, start, start + dur)
+        known = inside & (step < len(self._ops))
+        self._ops += np.bincount(step[known], minlength=len(self._ops))
+        busy = np.bincount(step[known], weights=alone[known], minlength=len(self._ops))
+        self._busy += busy / devices_of_steps(group, len(devices), len(self._ops))[: len(self._ops)]
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Facts of each step; busy time is the union of its ops on a device, as a mean over its devices."""
+        return [
+            {
+                "index": s.index,
+                "name": s.name,
+                "phase": s.phase,
+                "batch": s.batch,
+                "tokens": s.tokens,
+                "kv_tokens": s.kv_tokens,
+                "ops": int(self._ops[s.index]),
+                "span_s": (s.end_ns - s.start_ns) / 1e9,
+                "busy_s": float(self._busy[s.index]) / 1e9,
+                "idle_share": 1 - float(self._busy[s.index]) / (s.end_ns - s.start_ns)
+                if s.end_ns > s.start_ns
+                else 0.0,
+            }
+            for s in self._run.meta.steps
+        ]
+
+
+def _add(
+    sums: dict[str, FloatArray], code: IntArray, names: list[str], which: Any, values: tuple[Any, ...]
+) -> None:
+    """Adds the count and the values of the rows chosen, by name of their code (none for -1)."""
+    at = which & (code >= 0)
+    size = len(names)
+    totals = [np.bincount(code[at], weights=v[at], minlength=size) for v in values]
+    for i, row in enumerate(np.array([np.bincount(code[at], minlength=size), *totals], dtype=np.float64).T):
+        sums[names[i]] = sums[names[i]] + row if names[i] in sums else row
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -86,20 +158,18 @@ def _facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _top_kernels(run: Run, which: Any, total: int, top: int) -> list[dict[str, Any]]:
-    code, kernels = run.codes("kernel")
-    dur = run.numpy("dur_ns")
-    busy = np.bincount(code[which], weights=dur[which], minlength=len(kernels))
-    count = np.bincount(code[which], minlength=len(kernels))
-    order = [i for i in np.argsort(-busy)[:top].tolist() if count[i]]
+def _top_kernels(sums: dict[str, FloatArray], total: int, top: int) -> list[dict[str, Any]]:
+    order = np.argsort([-row[1] for row in sums.values()])[:top].tolist()
+    rows = [(name, *row.tolist()) for name, row in sums.items()]
     return [
         {
-            "kernel": kernels[i],
-            "busy_s": float(busy[i]) / 1e9,
-            "share": float(busy[i] / total),
-            "count": int(count[i]),
+            "kernel": rows[i][0],
+            "busy_s": rows[i][2] / 1e9,
+            "share": rows[i][2] / total,
+            "count": int(rows[i][1]),
         }
         for i in order
+        if rows[i][1]
     ]
 
 
@@ -118,54 +188,21 @@ def devices_of_steps(group: IntArray, devices: int, steps: int) -> IntArray:
     return np.maximum(1, np.bincount(used[used >= 0], minlength=steps))
 
 
-def _steps(run: Run, step: Any, start: Any, dur: Any) -> list[dict[str, Any]]:
-    """Facts of each step; busy time is the union of its ops on a device, as a mean over its devices."""
-    size = max([int(step.max(initial=-1)), *(s.index for s in run.meta.steps)]) + 1
-    group, devices = step_and_device(run)
-    inside = step >= 0
-    part, _ = exposed_by(group, start, start + dur)
-    ops = np.bincount(step[inside], minlength=size)
-    total = np.bincount(step[inside], weights=part[inside], minlength=size)
-    busy = total / devices_of_steps(group, len(devices), size)
+def _families(sums: dict[str, FloatArray], total: int) -> list[dict[str, Any]]:
+    rows = [(name, *row.tolist()) for name, row in sums.items()]
     return [
         {
-            "index": s.index,
-            "name": s.name,
-            "phase": s.phase,
-            "batch": s.batch,
-            "tokens": s.tokens,
-            "kv_tokens": s.kv_tokens,
-            "ops": int(ops[s.index]),
-            "span_s": (s.end_ns - s.start_ns) / 1e9,
-            "busy_s": float(busy[s.index]) / 1e9,
-            "idle_share": 1 - float(busy[s.index]) / (s.end_ns - s.start_ns)
-            if s.end_ns > s.start_ns
-            else 0.0,
+            "family": name,
+            "count": int(count),
+            "busy_s": busy,
+            "share": busy / (total / 1e9),
+            "bytes_share": timed / busy if busy else 0.0,
+            "bytes": moved if timed else None,
+            "flops": flops if timed else None,
+            "bytes_per_s": moved / timed if timed else None,
         }
-        for s in run.meta.steps
-    ]
-
-
-def _families(run: Run, inside: Any, dur: Any, total: int) -> list[dict[str, Any]]:
-    code, names = run.codes("family")
-    work = known_work(run)
-
-    def by_family(values: FloatArray) -> FloatArray:
-        return np.bincount(code[inside], weights=values[inside], minlength=len(names)).astype(np.float64)
-
-    busy, flops, moved, timed = (by_family(x) for x in (dur / 1e9, work.flops, work.nbytes, work.timed_s))
-    count = np.bincount(code[inside], minlength=len(names))
-    return [
-        {
-            "family": names[i],
-            "count": int(count[i]),
-            "busy_s": float(busy[i]),
-            "share": float(busy[i] / (total / 1e9)),
-            "bytes_share": float(timed[i] / busy[i]) if busy[i] else 0.0,
-            "bytes": float(moved[i]) if timed[i] else None,
-            "flops": float(flops[i]) if timed[i] else None,
-            "bytes_per_s": float(moved[i] / timed[i]) if timed[i] else None,
-        }
-        for i in np.argsort(-busy).tolist()
-        if count[i]
+        for name, count, busy, flops, moved, timed in (
+            rows[i] for i in np.argsort([-row[2] for row in rows]).tolist()
+        )
+        if count
     ]

@@ -90,10 +90,10 @@ def test_the_parts_of_a_stored_run_are_whole_steps(tmp_path: Path, monkeypatch: 
     file = write(tmp_path / "t.json", served(40))
     long_way(monkeypatch, 30)
     run = parse(file)
-    parts = [set(table.column("step").to_pylist()) - {None} for table in run.batches(["step"])]
+    parts = [set(part.column("step").to_pylist()) - {None} for part in run.parts(["step"])]
     assert len(parts) > 5 and sum(map(len, parts)) == len(set().union(*parts)) == 40
     saved = run.save(tmp_path / "run")
-    assert [t.num_rows for t in saved.batches(["op"])] == [t.num_rows for t in run.batches(["op"])]
+    assert [t.num_rows for t in saved.parts(["op"])] == [t.num_rows for t in run.parts(["op"])]
     assert_same(saved, run)
 
 
