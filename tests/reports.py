@@ -73,7 +73,7 @@ def many_shapes(run: Run, shapes: int) -> Run:
         "flops": pa.array(2.0 * m * 16 * n * 2048),
         "weight_bytes": pa.array(2.0 * 16 * n * 2048),
         "act_bytes": pa.array(2.0 * m * (2048 + 16 * n)),
-        "dur_ns": pa.array((1000 + 40 * n + 3 * m * n).astype(np.int64)),
+        "dur_ns": pa.array((5000 + 2.0 * m * 16 * n * 2048 / 150).astype(np.int64)),
         "step": pa.array(np.ones(shapes), pa.int32()),
     }
     columns["start_ns"] = pa.array(

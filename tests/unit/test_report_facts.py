@@ -44,6 +44,7 @@ def test_a_waterfall_sums_from_the_span_to_the_lower_bound(run, held):
         assert fall["lower_bound_s"] == pytest.approx(np.mean([s["lower_bound_s"] for s in steps]))
         dropped = sum(d["seconds"] for d in fall["drops"])
         assert fall["span_s"] - dropped == pytest.approx(fall["lower_bound_s"])
+        assert fall["most_s"] >= max(fall["span_s"], fall["lower_bound_s"])
 
 
 def test_devices_that_wait_for_the_busiest_one_are_imbalance(tmp_path):
@@ -175,6 +176,11 @@ def test_a_ratio_interval_holds_any_error_that_a_family_has_in_both(run):
 
 def test_long_runs_are_predicted_from_a_few_steps_spread_over_them(run):
     long = tiled(run, 200)
+    routed = [s.index for s in sampled(long).meta.steps]
+    assert routed == [
+        s for s in run.routing.steps if s in {x.index for x in run.meta.steps if x.phase == "decode"}
+    ]
+    long = moetrace.Run(long.meta, long.table())
     part = sampled(long)
     index = [s.index for s in part.meta.steps]
     decode = sorted(s.index for s in long.meta.steps if s.phase == "decode")
@@ -196,6 +202,31 @@ def test_published_accuracy_stands_beside_the_gain():
     assert {p["n_a"]: p["percent"] for p in facts["what_if"]["accuracy"]} == {6: 66.0, 4: 65.2, 2: 60.4}
     lines = next(a for a in facts["answers"] if a["id"] == "n_a")["lines"]
     assert lines[-1]["value"] == "-0.8 points" and "2505.03531" in lines[-1]["note"]
+
+
+def test_the_cluster_view_is_what_replay_says_of_nodes(run, facts):
+    rows = {(r["ranks"], r["ep"]): r for r in facts["cluster"]}
+    assert list(rows) == [(1, 1), (2, 1), (2, 2), (4, 1), (4, 4), (8, 1), (8, 8)]
+    there = replay(run, "h100-sxm-x8", Scenario.of("layers=native", "tp=8", "ep=8")).summary
+    assert rows[8, 8]["step_s"] == there["phases"]["decode"]["step_s"]
+    assert rows[8, 8]["distinct"] == there["distinct"]
+    assert rows[8, 1]["per_device"] == rows[8, 1]["tokens_per_s"] / 8
+    assert rows[1, 1]["parts"]["network"] == 0 < rows[2, 1]["parts"]["network"]
+
+
+def test_waits_for_launches_stay_where_the_recording_s_idle_time_does(tmp_path):
+    """Replayed on another machine of the class, a run that waits for its host waits there too: fewer launches help."""
+    late = [
+        {**e, "ts": e["ts"] + 40 * i} if e["cat"] != "user_annotation" else {**e, "dur": 1e5}
+        for i, e in enumerate(decode_trace(steps=1))
+    ]
+    run = moetrace.parse(write(tmp_path / "t.json", late), hardware="h100-sxm", kv_len=100)
+    facts, held = report_facts(run, machines=["h100-sxm", "a100-sxm"], short=True)
+    there = facts["what_if"]["machines"][1]
+    assert held.summary["phases"]["decode"]["launch_bound_s"] > 0
+    assert there["launch_saves"] > there["memory_saves"]
+    answer = next(a for a in facts["answers"] if a["id"] == "helps")
+    assert answer["short"] == "fewer launches (h100-sxm, a100-sxm)"
 
 
 # -- answers -------------------------------------------------------------------------------------------------------

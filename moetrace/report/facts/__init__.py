@@ -1,6 +1,6 @@
 """All that a report says of one run, as one JSON-able dict: what the page, the terminal and a program read alike.
 
-distinct_ops (roofline), waterfall, routing, whatif (other machines, fewer experts), answers (the questions a reader has).
+distinct_ops (roofline), waterfall, routing, whatif (other machines, fewer experts), cluster, answers (to a reader's questions).
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from moetrace.attribute import Attribution, attribute
 from moetrace.attribute.groups import Columns
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.report.facts.answers import answers
+from moetrace.report.facts.cluster import cluster
 from moetrace.report.facts.routing import routing_facts
 from moetrace.report.facts.waterfall import waterfalls
 from moetrace.report.facts.whatif import default_machines, what_ifs
+from moetrace.report.tables import of
 from moetrace.run import Run, codes_of
 
 SCHEMA = "moetrace.report/1"
@@ -31,21 +33,26 @@ def report_facts(
 ) -> tuple[dict[str, Any], Attribution]:
     """(facts of schema ``moetrace.report/1``, the attribution that they rest on).
 
-    Held against `hardware`, by default the machine that it ran on; predicted on `machines` (default: its own, H100 and CS-3).
+    Held against `hardware`, by default the machine that it ran on; predicted on `machines` (default: its own, H100 and CS-3; an
+    empty list: on none).
     With `short` only what the answers need is predicted. Raises ProfileError as `attribute` does.
     """
     held = attribute(run, hardware)
     machine = load_hardware(hardware or held.hardware)
-    what_if = what_ifs(run, default_machines(run) if machines is None else machines, short)
+    name = main_phase(held.summary["phases"])
+    here = held.summary["phases"].get(name, {})
+    waits = min(1.0, of(here.get("launch_bound_s"), here.get("idle_s")) or 0.0)
+    what_if = what_ifs(run, default_machines(run) if machines is None else machines, waits, short)
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "moetrace": moetrace.__version__,
-        "main_phase": main_phase(held.summary["phases"]),
+        "main_phase": name,
         "attribution": held.summary,
         "weights": expert_weights(run, held),
         "waterfall": waterfalls(run, held),
         "routing": routing_facts(run),
         "what_if": what_if,
+        "cluster": [] if short or machines == [] else cluster(run),
         "machine": {
             "name": machine.name,
             "title": machine.title,

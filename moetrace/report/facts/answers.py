@@ -14,6 +14,7 @@ from moetrace.report.tables import clean, number, of, percent, plural, seconds, 
 
 Facts = Mapping[str, Any]
 Line = tuple[str, str, str]
+Range = tuple[float, float, float]  # the answer, and the ends of its interval
 _PARTS = ("memory", "compute", "network", "fixed", "unexplained", "idle")
 _WORDS = {"unexplained": "not explained"}
 
@@ -52,7 +53,6 @@ def _time(facts: Facts) -> dict[str, Any] | None:
     if not phase:
         return None
     families = phase["families"][:3]
-    parts = sorted(_PARTS, key=lambda p: -float(phase[f"{p}_s"] or 0))
     fall = facts["waterfall"][name]
     mean = fall["span_s"] or 1.0
     means = {d["name"]: d["seconds"] for d in fall["drops"]}
@@ -78,7 +78,11 @@ def _time(facts: Facts) -> dict[str, Any] | None:
         ),
     ]
     spread = sorted(s["span_s"] for s in facts["attribution"]["steps"] if (s["phase"] or "unknown") == name)
-    sure = f"median of {plural(len(spread), 'step')}, {seconds(spread[0])} to {seconds(spread[-1])}"
+    sure = (
+        f"median of {len(spread):,} steps, {seconds(spread[0])} to {seconds(spread[-1])}"
+        if spread[1:]
+        else "one step"
+    )
     return _answer(
         "time", "breakdown", f"Where does {_a_step(name)} go?", seconds(phase["span_s"]), lines,
         f"{facts['attribution']['run']['kind']}: {sure}",
@@ -190,54 +194,48 @@ def _accuracy(what: Facts, native: int, fewer: int) -> tuple[str, str]:
 
 
 def _helps(facts: Facts) -> dict[str, Any] | None:
-    _, phase = _phase(facts)
     held = facts["attribution"]["hardware"]
-    found = [
-        (
-            held + (" (as recorded)" if facts["attribution"]["run"]["kind"] == "measured" else ""),
-            phase.get("halving"),
-        )
-    ]
-    found += [
-        (m["hardware"], m["halving"])
-        for m in facts["what_if"]["machines"]
-        if "error" not in m and m["hardware"] != held
-    ]
-    lines, words = [], []
-    for i, (where, halving) in enumerate(found):
-        if not halving:
-            continue
-        memory, launches = _memory_and_launches(halving)
-        if i:  # predicted: the law is all there is, and its error moves every part alike
-            memory, launches = (memory[0],) * 3, (launches[0],) * 3
+    lines: list[Line] = []
+    verdicts: dict[str, list[str]] = {}
+    for where, note, memory, launches in _saves(facts):
         verdict = _verdict(memory, launches)
-        words.append((where, verdict))
-        lines.append(
-            (
-                where,
-                verdict,
-                f"2 x bandwidth saves {_within(memory)}, half the launch cost {_within(launches)}",
-            )
-        )
+        verdicts.setdefault(verdict, []).append(where)
+        said = f"2 x bandwidth saves {_within(memory)}, half the launch cost {_within(launches)}"
+        lines.append((where + note, verdict, said))
     if not lines:
         return None
-    best = next((h for h in found[0][1] or () if h["saves_share"] > 0), None)
+    best = next((h for h in _phase(facts)[1].get("halving", ()) if h["saves_share"] > 0), None)
     if best is not None:
         lines.append(
             ("most of all", clean(best["what"]), f"on {held}: half its time saves {_within(_shares(best))}")
         )
     sure = (
-        "of the step's time, everything else unchanged; in brackets: as recorded, where the law is at the ends of its 80 % "
-        "interval; launch cost: fixed cost per op and waits for the host"
+        "of the step's time, everything else unchanged; in brackets: where the law is at the ends of its 80 % interval; "
+        " launch cost: fixed cost per op and waits for the host"
     )
-    verdicts: dict[str, list[str]] = {}
-    for where, verdict in words:
-        verdicts.setdefault(verdict, []).append(where.split()[0])
     short = "; ".join(f"{v} ({', '.join(w)})" for v, w in verdicts.items())
     return _answer("helps", "machines", "More HBM bandwidth or fewer launches?", short, lines, sure)
 
 
-def _shares(row: Facts) -> tuple[float, float, float]:
+def _saves(facts: Facts) -> list[tuple[str, str, Range, Range]]:
+    """(machine, what it is, what twice the bandwidth saves, what half the launch cost saves), first of the run itself."""
+    held, run = facts["attribution"]["hardware"], facts["attribution"]["run"]
+    out = []
+    if halving := _phase(facts)[1].get("halving"):
+        out.append(
+            (held, " (as recorded)" if run["kind"] == "measured" else "", *_memory_and_launches(halving))
+        )
+    for m in facts["what_if"]["machines"]:
+        if "error" not in m and m["hardware"] != held:
+            off = m["high_s"] / m["step_s"] if m["step_s"] else 1.0
+            memory, launches = (
+                (v, v / off, min(v * off, 0.5)) for v in (m["memory_saves"], m["launch_saves"])
+            )
+            out.append((m["hardware"], "", memory, launches))
+    return out
+
+
+def _shares(row: Facts) -> Range:
     span = of(row["saves_s"], row["saves_share"]) or 0.0
     low, high = (of(row[k], span) or 0.0 for k in ("low_s", "high_s"))
     return float(row["saves_share"]), low, high
@@ -245,14 +243,14 @@ def _shares(row: Facts) -> tuple[float, float, float]:
 
 def _memory_and_launches(
     halving: Sequence[Facts],
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+) -> tuple[Range, Range]:
     rows = {h["what"]: _shares(h) for h in halving}
     none = (0.0, 0.0, 0.0)
     fixed, waits = rows.get("fixed cost per op", none), rows.get("launch waits", none)
     return rows.get("memory bandwidth", none), (fixed[0] + waits[0], fixed[1] + waits[1], fixed[2] + waits[2])
 
 
-def _verdict(memory: tuple[float, float, float], launches: tuple[float, float, float]) -> str:
+def _verdict(memory: Range, launches: Range) -> str:
     if memory[1] > launches[2]:
         return "bandwidth"
     if launches[1] > memory[2]:
@@ -260,7 +258,7 @@ def _verdict(memory: tuple[float, float, float], launches: tuple[float, float, f
     return "bandwidth, probably" if memory[0] > launches[0] else "fewer launches, probably"
 
 
-def _within(value: tuple[float, float, float]) -> str:
+def _within(value: Range) -> str:
     middle, low, high = (percent(v) for v in value)
     return middle if low == middle == high else f"{middle} ({low} to {high})"
 
@@ -297,5 +295,6 @@ def _covered(facts: Facts) -> dict[str, Any]:
     failed = [m for m in facts["what_if"]["machines"] if "error" in m]
     lines += [(m["hardware"], "not predicted", shorten(m["error"], 160)) for m in failed]
     short = f"{percent(1 - coverage['named_share'])} unnamed, {share(over)} not explained"
-    sure = f"shares of {plural(len(held['steps']), 'step')}' device time; {plural(int(held['layers_found']), 'layer')} found"
+    found = plural(int(held["layers_found"]), "layer")
+    sure = f"shares of the device time of {plural(len(held['steps']), 'step')}; {found} found"
     return _answer("covered", "assumptions", "What was not covered?", short, lines, sure)

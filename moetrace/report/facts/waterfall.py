@@ -30,7 +30,8 @@ DROPS = (
 
 def waterfalls(run: Run, attribution: Attribution) -> dict[str, dict[str, Any]]:
     """By phase: `span_s`, `drops` (name, meaning, seconds; negative where ops beat the floor), `floor` by memory, compute and
-    network, and `lower_bound_s`, their sum. All are means over the steps of the phase: span = drops + floor."""
+    network, `lower_bound_s`, their sum, and `most_s`, the highest that the sum from the span down gets. All are means over the
+    steps of the phase: span = drops + floor."""
     c = Columns(run, attribution.table)
     steps: Sequence[Mapping[str, Any]] = attribution.summary["steps"]
     size = max([int(s["index"]) for s in steps], default=-1) + 1
@@ -58,8 +59,10 @@ def _waterfall(steps: Sequence[Mapping[str, Any]], floor: Mapping[str, float], w
         "fixed": mean("fixed_s"),
         **{name: mean(f"{name}_s") - floor[name] for name in FLOOR},
     }
+    levels = np.cumsum([mean("busy_s") + idle, *(-taken[name] for name, _ in DROPS)])
     return {
         "span_s": mean("busy_s") + idle,
+        "most_s": float(levels.max(initial=0.0)),
         "drops": [{"name": name, "meaning": said, "seconds": taken[name]} for name, said in DROPS],
         "floor": dict(floor),
         "lower_bound_s": sum(floor.values()),

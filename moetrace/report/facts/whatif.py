@@ -16,19 +16,25 @@ from moetrace.model.accuracy import known_accuracy
 from moetrace.replay import Prediction, Scenario, replay, scenarios
 from moetrace.run import Run, codes_of
 
+SCALE_BASE = "h100-sxm"  # stands for a GPU where the run's own machine is none
 SAMPLE = 9  # steps that stand for all in predictions
 
 
 def default_machines(run: Run) -> list[str]:
     """The run's own machine first where a measurement anchors it, then H100 (as many as the run had) and CS-3."""
     gpus = max(1, run.meta.gpus)
-    other = {1: "h100-sxm"}.get(gpus, f"h100-sxm-x{gpus}")
+    other = SCALE_BASE if gpus == 1 else f"{SCALE_BASE}-x{gpus}"
     return list(dict.fromkeys([*([run.meta.hardware] if run.meta.hardware else []), other, "cs3"]))
 
 
 def sampled(run: Run) -> Run:
-    """The run cut to a few of its decode steps (of all steps if none is), evenly spaced in time."""
+    """The run cut to a few of its decode steps (of all steps if none is), evenly spaced in time.
+
+    Where routing was recorded for some of them only, those are taken: at another n_a they are counted as they are at this one.
+    """
     steps = [s for s in run.meta.steps if s.phase == "decode"] or list(run.meta.steps)
+    routed = set(run.routing.steps) if run.routing is not None else set()
+    steps = [s for s in steps if s.index in routed] or steps
     steps.sort(key=lambda s: s.start_ns)
     places = np.unique(np.linspace(0, len(steps) - 1, min(SAMPLE, len(steps))).round().astype(int))
     kept = [steps[i] for i in places.tolist()]
@@ -37,14 +43,17 @@ def sampled(run: Run) -> Run:
     return cut.with_meta(steps=tuple(kept))
 
 
-def what_ifs(run: Run, machines: Sequence[Hardware | str], short: bool = False) -> dict[str, Any]:
-    """`machines`, one row each (or a row with `error`); `n_a`, one row per machine, placement and n_a, with `accuracy` points.
+def what_ifs(
+    run: Run, machines: Sequence[Hardware | str], waits: float = 0.0, short: bool = False
+) -> dict[str, Any]:
+    """`machines`, a row each (or one with `error`); `n_a`, a row per machine, placement and n_a, with `accuracy` points.
 
-    Predictions stand on the steps of `sampled`, at the model's real depth where fewer layers were recorded. With `short` only
-    the native n_a and a quarter less are predicted.
+    Predictions stand on the steps of `sampled`, at the model's real depth where fewer were recorded. `waits` is the share of
+    the recording's idle time in which the host had not launched yet. With `short` only the native n_a and a quarter less are
+    predicted.
     """
     part = sampled(run)
-    depth = ("layers=native",) if _is_cut(run) else ()
+    depth = ("layers=native",) if is_cut(run) else ()
     native = _topk(run)
     fewer = max(1, 3 * native // 4) if native > 1 else None
     rows: list[dict[str, Any]] = []
@@ -53,7 +62,7 @@ def what_ifs(run: Run, machines: Sequence[Hardware | str], short: bool = False) 
         try:
             hw = load_hardware(name)
             base = replay(part, hw, _scenario(depth, hw, run))
-            rows.append(_row(base, hw))
+            rows.append(machine_row(base, hw, waits))
             if fewer is not None:
                 values = (native, fewer) if short else tuple(range(native, 0, -1))
                 curves += _curve(part, hw, (*depth, *_parallel(hw, run)), values)
@@ -76,7 +85,8 @@ def what_ifs(run: Run, machines: Sequence[Hardware | str], short: bool = False) 
     }
 
 
-def _is_cut(run: Run) -> bool:
+def is_cut(run: Run) -> bool:
+    """Whether fewer layers were recorded than the model has."""
     layers = run.numpy("layer")
     return bool(run.meta.native_layers and 0 <= layers.max(initial=-1) < run.meta.native_layers - 1)
 
@@ -101,11 +111,16 @@ def _scenario(depth: tuple[str, ...], hw: Hardware, run: Run) -> Scenario:
     return Scenario.of(*depth, *_parallel(hw, run))
 
 
-def _row(base: Prediction, hw: Hardware) -> dict[str, Any]:
-    """One machine: the prediction's summary for a decode step, and where its time goes by what bounds it."""
+def machine_row(base: Prediction, hw: Hardware, waits: float) -> dict[str, Any]:
+    """One machine: the prediction's summary for a decode step, and where its time goes by what bounds it.
+
+    `memory_saves` and `launch_saves` are the shares of the step that twice the bandwidth and half the launch cost would save. A
+    predicted run has no launch times: its idle time is the recording's, and so is the part of it that waits for launches.
+    """
     facts, held = base.summary, attribute(base.run, hw).summary
     phase = "decode" if "decode" in facts["phases"] else next(iter(facts["phases"]))
     here = held["phases"].get(phase, held)
+    saves = {h["what"]: float(h["saves_share"]) for h in here["halving"]}
     return {
         "hardware": hw.name,
         "title": hw.title,
@@ -120,7 +135,8 @@ def _row(base: Prediction, hw: Hardware) -> dict[str, Any]:
             name: here[f"{name}_s"]
             for name in ("memory", "compute", "network", "fixed", "unexplained", "idle")
         },
-        "halving": here["halving"],
+        "memory_saves": saves.get("memory bandwidth", 0.0),
+        "launch_saves": saves.get("fixed cost per op", 0.0) + waits * saves.get("other idle time", 0.0),
         "distinct": facts["distinct"],
         "memory": facts["memory"],
         "wafers": facts["wafers"],
@@ -211,4 +227,4 @@ def _by_family(prediction: Prediction) -> dict[str, tuple[float, float]]:
     }
 
 
-__all__ = ["default_machines", "ratio_interval", "sampled", "what_ifs"]
+__all__ = ["SCALE_BASE", "default_machines", "is_cut", "machine_row", "ratio_interval", "sampled", "what_ifs"]

@@ -1,7 +1,7 @@
 "use strict";
 // What all charts share: the bulk data, number formats, colours of the current scheme, and the tooltip. Texts enter the page as
 // text alone (textContent, fillText): nothing here makes HTML of a name.
-const moe = { bulk: [], redraw: [] };
+const moe = { bulk: [], redraw: [], paper: false };
 
 moe.unpack = async (run) => {
   if (moe.bulk[run]) return moe.bulk[run];
@@ -46,7 +46,7 @@ moe.repaint = () => {
 // A canvas as wide as its box, at the screen's own resolution; coordinates stay in CSS pixels.
 moe.canvas = (canvas, height) => {
   const ratio = Math.max(1, window.devicePixelRatio || 1);
-  const width = Math.max(320, Math.round(canvas.parentElement.clientWidth || canvas.clientWidth));
+  const width = moe.paper ? 760 : Math.max(320, Math.round(canvas.parentElement.clientWidth || canvas.clientWidth));
   canvas.style.height = height + "px";
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);

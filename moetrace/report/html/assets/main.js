@@ -36,8 +36,8 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", moe.repain
 // Paper is light: charts are drawn anew for it, also those that were never on the screen.
 const drawAll = () => { for (const canvas of document.querySelectorAll("article:not([hidden]) canvas[data-chart]")) canvas.moeDraw?.(); };
 let kept;
-addEventListener("beforeprint", () => { kept = root.dataset.theme; root.dataset.theme = "light"; moe.repaint(); drawAll(); });
-addEventListener("afterprint", () => { if (kept) root.dataset.theme = kept; else delete root.dataset.theme; moe.repaint(); });
+addEventListener("beforeprint", () => { kept = root.dataset.theme; root.dataset.theme = "light"; moe.paper = true; moe.repaint(); drawAll(); });
+addEventListener("afterprint", () => { if (kept) root.dataset.theme = kept; else delete root.dataset.theme; moe.paper = false; moe.repaint(); });
 document.getElementById("print").addEventListener("click", () => print());
 
 document.addEventListener("keydown", (e) => {

@@ -35,7 +35,7 @@ moe.roofline = (canvas, data) => {
     const [x0, x1] = range(known.filter((i) => !lane(i)).map((i) => p.flops[i] / p.bytes[i]), Math.min(0.1, ridge / 10), ridge * 10);
     const [y0, y1] = range(known.filter((i) => !lane(i)).map((i) => p.flops[i] / p.median_s[i]), peak / 1e4, peak * 1.2);
     const [b0, b1] = range(known.filter(lane).map((i) => p.bytes[i] / p.median_s[i]), bw / 1e3, bw * 2);
-    const laneLeft = 78, laneRight = 176, left = 268, right = width - 150, top = 14, bottom = height - 44;
+    const laneLeft = 78, laneRight = 176, left = 268, right = width - 172, top = 14, bottom = height - 44;
     const X = (v) => left + (Math.log10(v) - x0) / (x1 - x0) * (right - left);
     const Y = (v) => bottom - (Math.log10(v) - y0) / (y1 - y0) * (bottom - top);
     const B = (v) => bottom - (Math.log10(v) - b0) / (b1 - b0) * (bottom - top);
