@@ -15,6 +15,7 @@ import numpy.typing as npt
 from moetrace.op import Op
 from moetrace.replay.draft import EXPERTS, At, Draft
 from moetrace.replay.grammar import Kept
+from moetrace.replay.lanes import each
 from moetrace.replay.stated import stated_routing
 from moetrace.routing import Routing, ep_max_distinct, popularity_distinct, uniform_distinct
 from moetrace.routing.skewed import shares
@@ -96,18 +97,22 @@ def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ra
         if counted is not None and at.layer != at.source_layer:
             return op.with_dims(distinct=None, distinct_est=counted), ""
         return op, ""
-    experts, topk, tokens = (int(op[dim]) for dim in ("experts", "topk", "tokens"))
+    experts, topk, tokens = (op[dim] for dim in ("experts", "topk", "tokens"))
     if count >= 0:
         estimate, source = float(count), "recut" if topk != origin["topk"] else "ranked"
-    elif (q := popularity(at, topk, tokens, experts)) is not None:
+    elif (
+        q := popularity(at, int(topk), int(tokens), int(experts)) if popularity.routing else None
+    ) is not None:
         many = (
-            popularity_distinct(q, tokens) if ranks == 1 else ep_max_distinct(experts, topk, tokens, ranks, q)
+            popularity_distinct(q, tokens)
+            if ranks == 1
+            else ep_max_distinct(int(experts), int(topk), int(tokens), ranks, q)
         )
         estimate, source = many, "popularity"
     elif ranks == 1:
         return op.with_dims(distinct=None, distinct_est=None), "uniform"
     else:
-        estimate, source = ep_max_distinct(experts, topk, tokens, ranks), "uniform"
+        estimate, source = each(_worst_rank, experts, topk, tokens, ranks), "uniform"
         known = origin.get("distinct") if origin.get("distinct") is not None else origin.get("distinct_est")
         if known is not None and (experts, topk, tokens) == tuple(
             origin[dim] for dim in ("experts", "topk", "tokens")
@@ -115,6 +120,10 @@ def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ra
             share = known / uniform_distinct(experts, topk, tokens)
             estimate, source = min(estimate * share, experts / ranks, known), "scaled"
     return op.with_dims(distinct=None, distinct_est=round(estimate, 4)), source
+
+
+def _worst_rank(experts: float, topk: float, tokens: float, ranks: int) -> float:
+    return ep_max_distinct(int(experts), int(topk), int(tokens), ranks)
 
 
 class _Popularity:

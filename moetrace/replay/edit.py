@@ -160,7 +160,7 @@ def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
         and not (kind == "kv_write" and model and model.attention == "mla")
     ):
         share = min(tp, model.kv_heads) if kind == "kv_write" and model else tp
-        return op.with_dims(elements=-(-int(op["elements"]) // share))
+        return op.with_dims(elements=-(-round(op["elements"]) // share))
     return op
 
 

@@ -94,7 +94,12 @@ def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Pr
 
 def edited(run: Run, hw: Hardware, scenario: Scenario) -> Draft:
     """The draft with every knob of the scenario applied, in the knob table's order, and its routing settled."""
-    draft = Draft.of(run, hw, scenario)
+    return with_knobs(Draft.of(run, hw, scenario))
+
+
+def with_knobs(draft: Draft) -> Draft:
+    """The draft with its scenario's knobs applied and its routing settled."""
+    run, hw, scenario = draft.run, draft.hw, draft.scenario
     _check_parallelism(draft)
     if run.meta.device_class == "cpu" != hw.device_class and "fusion" not in scenario.texts():
         draft = KNOBS["fusion"].apply(draft, "runs")

@@ -86,13 +86,19 @@ def simulate(
     if speculation:
         load = replace(load, verify=speculation[1] + 1)
         drafting = speculate.drafting(*speculation, load, hw, scenario)
-    if load.served and model.experts and turned.get("routing") is None:
-        turned = turned.adding("routing", SKEWED)
+    turned = served_as(model, load, turned)
     run = synthesize(model, load)
     prediction = replay(run, hw, turned)
     prediction.summary.update(scenario=scenario.texts(), label=scenario.label)
     prediction = replace(prediction, scenario=scenario)
     return Simulation(prediction, _summary(run, prediction, load, hw, drafting, price_per_hour))
+
+
+def served_as(model: ModelSpec, load: Workload, turned: Scenario) -> Scenario:
+    """The scenario with the routing that a served model is taken to have where none is stated."""
+    if load.served and model.experts and turned.get("routing") is None:
+        return turned.adding("routing", SKEWED)
+    return turned
 
 
 def _summary(

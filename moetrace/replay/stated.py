@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from moetrace.op import Op
 from moetrace.replay.draft import EXPERTS, Draft
+from moetrace.replay.lanes import each
 from moetrace.routing import ep_max_distinct, popularity_distinct, uniform_distinct
 from moetrace.routing.load import rank_load
 from moetrace.routing.skewed import lognormal_popularity
@@ -40,15 +41,25 @@ def stated_routing(draft: Draft, stated: str) -> Draft:
 
 
 def _stated(op: Op, stated: str, ranks: int, redundant: int) -> Op:
-    experts, topk, tokens = (int(op[dim]) for dim in ("experts", "topk", "tokens"))
+    experts, topk, tokens = (op[dim] for dim in ("experts", "topk", "tokens"))
     plain = op.with_dims(distinct=None, distinct_est=None, rows=None)
     if stated == "uniform" and ranks == 1:
         return plain
-    distinct, rows = load(stated, experts, topk, tokens, ranks, redundant)
+    distinct = each(
+        lambda e, k, t: load(stated, int(e), int(k), int(t), ranks, redundant)[0], experts, topk, tokens
+    )
     plain = plain.with_dims(distinct_est=round(distinct, 4))
     if redundant:
         plain = plain.with_dims(local_experts=-(-(experts + redundant) // ranks))
-    return plain if rows is None or ranks == 1 else plain.with_dims(rows=round(rows, 4))
+    if ranks == 1 or (stated == "uniform" and not redundant):
+        return plain
+    rows = each(
+        lambda e, k, t: load(stated, int(e), int(k), int(t), ranks, redundant)[1] or 0.0,
+        experts,
+        topk,
+        tokens,
+    )
+    return plain.with_dims(rows=round(rows, 4))
 
 
 def load(

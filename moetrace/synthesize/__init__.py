@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +52,8 @@ class Workload:
     def __post_init__(self) -> None:
         for name in ("batch", "input_len", "output_len", "chunk", "verify"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if not whole or not 1 <= value <= MAX_TOKENS:
                 raise ScenarioError(f"{name} is {value!r}: expected a whole number from 1 to {MAX_TOKENS}")
         if self.batch * (self.input_len + self.output_len) > MAX_TOKENS:
             raise ScenarioError(
@@ -95,6 +97,25 @@ def synthesize(model: ModelSpec, workload: Workload) -> Run:
     Expert ops carry no distinct count, so routing is the uniform formula unless a caller knows better. Raises
     ModelError for experts without a gate, whose work the expert ops do not describe.
     """
+    steps, passes = passes_of(model, workload)
+    batch, prompt = workload.batch, workload.input_len
+    meta = Meta(
+        kind="synthesized",
+        source=f"{model.name}, batch {batch}, {prompt} in, {workload.output_len} out",
+        steps=steps,
+        model=model,
+        model_source="given",
+        routing="uniform" if model.experts else "none",
+        notes=_notes(model),
+        facts={"workload": {"batch": batch, "input_len": prompt, "output_len": workload.output_len}},
+    )
+    return Run(meta, _table(steps, passes))
+
+
+def passes_of(
+    model: ModelSpec, workload: Workload
+) -> tuple[tuple[Step, ...], tuple[tuple[Placed, ...], ...]]:
+    """The steps of a workload, and the ops of each in order: the rows of `synthesize`. Raises as it does."""
     if model.experts and not model.gated:
         raise ModelError(f"model {model.name!r}: its experts have no gate, which is not supported")
     steps, passes = [], []
@@ -111,17 +132,7 @@ def synthesize(model: ModelSpec, workload: Workload) -> Run:
         tokens, kv = batch * queries + beside[0] * beside[1], batch * context + beside[0] * beside[2]
         steps.append(Step(index, name, phase, 0, 0, batch, tokens, kv))
         passes.append(step_ops(model, batch, queries, context, phase != "prefill", beside))
-    meta = Meta(
-        kind="synthesized",
-        source=f"{model.name}, batch {batch}, {prompt} in, {workload.output_len} out",
-        steps=tuple(steps),
-        model=model,
-        model_source="given",
-        routing="uniform" if model.experts else "none",
-        notes=_notes(model),
-        facts={"workload": {"batch": batch, "input_len": prompt, "output_len": workload.output_len}},
-    )
-    return Run(meta, _table(steps, passes))
+    return tuple(steps), tuple(passes)
 
 
 def _notes(model: ModelSpec) -> tuple[str, ...]:

@@ -222,7 +222,7 @@ def _by_moe_layer(draft: Draft, value: int | str | tuple[int, ...] | Segments) -
     if isinstance(value, Segments):
         value = value.spread(len(moe), f"n_a={_text(value)}")
     if not isinstance(value, tuple):
-        return dict.fromkeys(moe, int(value))
+        return dict.fromkeys(moe, int(value) if isinstance(value, str) else value)
     if -1 in moe:
         raise ScenarioError(
             f"n_a={_text(value)}: the recording does not say the layer of every expert op, so n_a must be one number"

@@ -1,0 +1,225 @@
+"""Lanes: one number for each of many scenarios, in the place of one number.
+
+The code that edits one scenario's ops is run once for thousands: its numbers are Lanes, and every sum or product of them is
+an array's. Where that code must decide (an `if`, a `min`, a loop's length) and the scenarios disagree, `Diverged` is raised:
+the caller parts them by the decision and runs each part again. So whatever is computed is what one scenario alone would
+give, and what the code cannot do for many at once costs time, never truth.
+
+A number that follows from few settings has few values: Lanes hold the distinct ones, and an `Axis` says which of them each
+scenario has. Operations on two axes meet on the axis of both, which is worked out once.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+Values = npt.NDArray[Any]
+
+
+class Diverged(Exception):  # noqa: N818 - a signal, not a failure
+    """Scenarios decide differently: `mask` [scenarios] is true for those of one part."""
+
+    def __init__(self, mask: BoolArray) -> None:
+        super().__init__("scenarios decide differently")
+        self.mask = mask
+
+
+class Axis:
+    """Which of `size` values each scenario has: `index` [scenarios]. `roots` are the settings that it follows from."""
+
+    def __init__(self, space: Space, roots: tuple[str, ...], index: IntArray, size: int) -> None:
+        self.space, self.roots, self.index, self.size = space, roots, index, size
+
+
+class Space:
+    """The axes of one set of scenarios, given each varied setting's value in each scenario."""
+
+    def __init__(self, columns: Mapping[str, Values]) -> None:
+        self.order, self.size = tuple(columns), len(next(iter(columns.values())))
+        self.axes: dict[tuple[str, ...], Axis] = {}
+        self.given: dict[str, Lanes] = {}
+        self.places: dict[tuple[tuple[str, ...], tuple[str, ...]], IntArray] = {}
+        for name, values in columns.items():
+            distinct, index = np.unique(values, return_inverse=True)
+            axis = Axis(self, (name,), index.reshape(-1).astype(np.int64), distinct.size)
+            self.axes[axis.roots] = axis
+            self.given[name] = Lanes(axis, distinct)
+
+    def joint(self, one: Axis, two: Axis) -> Axis:
+        """The axis of all settings that either follows from."""
+        roots = tuple(name for name in self.order if name in one.roots or name in two.roots)
+        if roots not in self.axes:
+            key = np.zeros(one.index.size, dtype=np.int64)
+            for name in roots:
+                part = self.axes[(name,)]
+                key = key * part.size + part.index
+                distinct, key = np.unique(key, return_inverse=True)
+                key = key.reshape(-1).astype(np.int64)
+            self.axes[roots] = Axis(self, roots, key, distinct.size)
+        return self.axes[roots]
+
+    def place(self, of: Axis, on: Axis) -> IntArray:
+        """For each value of the axis `on`, which value of the axis `of` goes with it; shape [on.size]."""
+        key = (of.roots, on.roots)
+        if key not in self.places:
+            first = np.zeros(on.size, dtype=np.int64)
+            first[on.index] = np.arange(on.index.size)
+            self.places[key] = of.index[first]
+        return self.places[key]
+
+
+def _pair(name: str) -> Callable[[Lanes, Any], Any]:
+    act = getattr(operator, name)
+
+    def method(self: Lanes, other: Any) -> Any:
+        return self.with_other(other, act)
+
+    return method
+
+
+def _turned(name: str) -> Callable[[Lanes, Any], Any]:
+    act = getattr(operator, name)
+
+    def method(self: Lanes, other: Any) -> Any:
+        return self.with_other(other, lambda mine, others: act(others, mine))
+
+    return method
+
+
+class Lanes:
+    """One number for each scenario: `values` [axis.size], whichever of them `axis.index` says."""
+
+    __slots__ = ("axis", "values")
+
+    def __init__(self, axis: Axis, values: Values) -> None:
+        self.axis, self.values = axis, values
+
+    def on(self, axis: Axis) -> Values:
+        """The values on an axis that follows from more settings; shape [axis.size]."""
+        return self.values if axis is self.axis else self.values[self.axis.space.place(self.axis, axis)]
+
+    def spread(self) -> Values:
+        """The value of each scenario."""
+        return self.values[self.axis.index]
+
+    def with_other(self, other: Any, act: Callable[[Any, Any], Any]) -> Any:
+        """`act` on these and other numbers, value by value; NotImplemented for what is no number."""
+        if isinstance(other, Lanes):
+            if other.axis is self.axis:
+                return Lanes(self.axis, act(self.values, other.values))
+            axis = self.axis.space.joint(self.axis, other.axis)
+            return Lanes(axis, act(self.on(axis), other.on(axis)))
+        if not isinstance(other, int | float | np.number):
+            return NotImplemented
+        return Lanes(self.axis, act(self.values, other))
+
+    def _each(self, act: Callable[[Values], Values]) -> Lanes:
+        return Lanes(self.axis, act(self.values))
+
+    def _agreed(self) -> Any:
+        """The one value of all scenarios. Raises Diverged, those of the first value apart, where there are several."""
+        if (self.values == self.values[0]).all():
+            return self.values[0].item()
+        raise Diverged((self.values == self.values[0])[self.axis.index])
+
+    __add__, __radd__ = _pair("add"), _turned("add")
+    __sub__, __rsub__ = _pair("sub"), _turned("sub")
+    __mul__, __rmul__ = _pair("mul"), _turned("mul")
+    __truediv__, __rtruediv__ = _pair("truediv"), _turned("truediv")
+    __floordiv__, __rfloordiv__ = _pair("floordiv"), _turned("floordiv")
+    __mod__, __rmod__ = _pair("mod"), _turned("mod")
+    __pow__, __rpow__ = _pair("pow"), _turned("pow")
+    __lt__, __le__, __gt__, __ge__ = _pair("lt"), _pair("le"), _pair("gt"), _pair("ge")
+    __eq__ = _pair("eq")
+    __ne__ = _pair("ne")
+
+    def __neg__(self) -> Lanes:
+        return self._each(np.negative)
+
+    def __round__(self, digits: int | None = None) -> Lanes:
+        if digits:
+            return self._each(lambda values: np.round(values, digits))
+        return self._each(lambda values: np.rint(values).astype(np.int64))
+
+    def __floor__(self) -> Lanes:
+        return self._each(lambda values: np.floor(values).astype(np.int64))
+
+    def __ceil__(self) -> Lanes:
+        return self._each(lambda values: np.ceil(values).astype(np.int64))
+
+    def __bool__(self) -> bool:
+        true = self.values != 0
+        if true.all():
+            return True
+        if not true.any():
+            return False
+        raise Diverged(true[self.axis.index])
+
+    def __int__(self) -> int:
+        return int(self._agreed())
+
+    def __index__(self) -> int:
+        return operator.index(self._agreed())
+
+    def __float__(self) -> float:
+        return float(self._agreed())
+
+    def __hash__(self) -> int:
+        return 0  # equal ones must hash alike, and whether they are equal may differ between scenarios
+
+    def is_integer(self) -> bool:
+        """Whether all values are whole."""
+        return bool(np.all(np.mod(self.values, 1) == 0))
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.values.min():{spec}}..{self.values.max():{spec}}"
+
+    def __str__(self) -> str:
+        return format(self, "g")
+
+    __repr__ = __str__
+
+
+Integral.register(Lanes)
+
+
+def each(function: Callable[..., float], *numbers: Any) -> Any:
+    """A function of numbers, worked out once for each combination that occurs where some of them are Lanes."""
+    lanes = [number for number in numbers if isinstance(number, Lanes)]
+    if not lanes:
+        return function(*numbers)
+    axis = lanes[0].axis
+    for other in lanes[1:]:
+        axis = axis.space.joint(axis, other.axis)
+    columns = [
+        (number.on(axis) if isinstance(number, Lanes) else np.full(axis.size, number)) for number in numbers
+    ]
+    known: dict[tuple[Any, ...], float] = {}
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return Lanes(axis, np.array([_once(known, function, row) for row in rows], dtype=np.float64))
+
+
+def _once(known: dict[tuple[Any, ...], float], function: Callable[..., float], row: tuple[Any, ...]) -> float:
+    if row not in known:
+        known[row] = function(*row)
+    return known[row]
+
+
+def largest(one: Any, two: Any) -> Any:
+    """The larger of two numbers in each scenario, without parting them."""
+    both = [number for number in (one, two) if isinstance(number, Lanes)]
+    if not both:
+        return max(one, two)
+    first, other = (one, two) if isinstance(one, Lanes) else (two, one)
+    return first.with_other(other, np.maximum)
+
+
+__all__ = ["Axis", "Diverged", "Lanes", "Space", "each", "largest"]

@@ -1,0 +1,123 @@
+"""Scenarios answered together are answered as each alone; numbers in the place of one number behave as each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrace.errors import MoetraceError
+from moetrace.hardware import load_hardware
+from moetrace.model import load_model
+from moetrace.replay import simulate
+from moetrace.replay.grid.vector import Answers, Case, answers, is_vectorised
+from moetrace.replay.lanes import Diverged, Lanes, Space, each
+from moetrace.replay.scenario import Scenario
+from moetrace.synthesize import Workload
+
+NUMBERS = st.lists(st.integers(-50, 50), min_size=4, max_size=4)
+
+
+def product(**values: list[int]) -> dict[str, np.ndarray]:
+    grids = np.meshgrid(*values.values(), indexing="ij")
+    return {name: grid.ravel().astype(np.int64) for name, grid in zip(values, grids, strict=True)}
+
+
+def case(model: str, machine: str, *sets: str) -> Case:
+    return Case(load_model(model), load_hardware(machine), Scenario.of(*sets))
+
+
+def is_answered_alike(asked: Case, columns: Mapping[str, np.ndarray], together: Answers, row: int) -> None:
+    """One scenario of many has the figures that simulate gives it alone."""
+    texts = [
+        *map(str, asked.scenario.settings),
+        *(f"{name}={values[row]}" for name, values in columns.items()),
+    ]
+    try:
+        alone = simulate(asked.model, Workload(1, 1, 1), asked.hw, Scenario.of(*texts)).summary
+    except MoetraceError:
+        assert together.problem[row]
+        return
+    assert not together.problem[row]
+    for name, said in alone["metrics"].items():
+        for part, found in zip(("value", "low", "high"), together.metrics[name][:, row], strict=True):
+            assert found == pytest.approx(
+                float("nan") if said[part] is None else said[part], rel=1e-12, nan_ok=True
+            )
+    memory = alone["memory"]
+    assert together.needed_bytes[row] == pytest.approx(memory["needed_bytes"], rel=1e-12)
+    assert (together.fits[row], together.largest_batch[row]) == (memory["fits"], memory["largest_batch"])
+    for family in alone["families"]:
+        found = together.decode_s[family["family"]][row], together.prefill_s[family["family"]][row]
+        assert found == pytest.approx((family["decode_s"], family["prefill_s"]), rel=1e-9, abs=1e-12)
+    assert bool(together.beyond[row]) == any("extrapolated" in said for said in alone["assumptions"])
+    assert together.gpus == alone["gpus"]
+
+
+GRIDS = [
+    (("qwen3-30b-a3b", "h100-sxm"), product(batch=[1, 2, 33], input_len=[1, 700], output_len=[1, 2, 3, 512], n_a=[1, 8])),
+    (("deepseek-v2-lite", "h100-sxm-x4", "tp=4"), product(batch=[1, 16], input_len=[100], output_len=[1, 512], n_a=[6, 70])),
+    (("gpt-oss-20b", "a100-sxm", "kv=fp8"), product(batch=[1, 64], input_len=[64, 2048], output_len=[10, 512])),
+    (("olmoe-1b-7b", "h100-sxm-x4", "ep=4"), product(batch=[1, 5], input_len=[100], output_len=[64], n_a=[2, 8])),
+    (("olmoe-1b-7b", "h100-sxm", "serving=continuous"), product(batch=[1, 2, 33], input_len=[100, 9000], output_len=[1, 64])),
+    (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", "ep=4"), product(batch=[4, 33], input_len=[100], output_len=[64])),
+    (("mixtral-8x7b", "h100-sxm"), product(batch=[1, 512], input_len=[2048], output_len=[2048])),
+    (("qwen3-8b", "h100-sxm", "dtype=fp8"), product(batch=[1, 512], input_len=[2048], output_len=[2, 300])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "columns"), GRIDS, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_each_scenario_of_many_is_answered_as_alone(
+    asked: tuple[str, ...], columns: dict[str, np.ndarray]
+) -> None:
+    shape = case(*asked)
+    assert is_vectorised(shape)
+    together = answers(shape, columns)
+    for row in range(together.fits.size):
+        is_answered_alike(shape, columns, together, row)
+
+
+def test_what_is_not_done_at_once_says_so() -> None:
+    for asked in (("cs3",), ("h100-sxm-x4", "pp=4"), ("h100-sxm", "graph=off")):
+        assert not is_vectorised(case("olmoe-1b-7b", *asked))
+
+
+@given(NUMBERS, NUMBERS, st.integers(1, 9))
+def test_arithmetic_is_that_of_each_number(one: list[int], two: list[int], by: int) -> None:
+    space = Space({"a": np.array(one), "b": np.array(two)})
+    a, b = space.given["a"], space.given["b"]
+    both = (a + b * 2 - by) // by + (by - a) * b - -a % by + round(b / by)
+    assert isinstance(both, Lanes)
+    for found, x, y in zip(both.spread().tolist(), one, two, strict=True):
+        assert found == (x + y * 2 - by) // by + (by - x) * y - -x % by + round(y / by)
+    assert each(lambda x, y: max(x, y), a, b).spread().tolist() == [
+        max(x, y) for x, y in zip(one, two, strict=True)
+    ]
+
+
+@given(NUMBERS, NUMBERS)
+def test_a_decision_parts_those_that_decide_differently(one: list[int], two: list[int]) -> None:
+    space = Space({"a": np.array(one), "b": np.array(two)})
+    true = [x < y for x, y in zip(one, two, strict=True)]
+    try:
+        decided = bool(space.given["a"] < space.given["b"])
+    except Diverged as parted:
+        assert parted.mask.tolist() == true and len(set(true)) == 2
+    else:
+        assert set(true) == {decided}
+
+
+def test_a_number_is_had_only_where_all_agree() -> None:
+    space = Space({"a": np.array([3, 3]), "b": np.array([3, 4])})
+    assert int(space.given["a"]) == 3 and list(range(space.given["a"])) == [0, 1, 2]
+    with pytest.raises(Diverged) as parted:
+        int(space.given["b"])
+    assert parted.value.mask.tolist() == [True, False]
+    assert f"{space.given['b']:.0f}" == "3..4" and space.given["a"].is_integer()
+    with pytest.raises(TypeError):
+        space.given["a"] + "x"
