@@ -1,19 +1,25 @@
 """Times the reading of long Kineto traces against other ways: CPU seconds and peak memory, each in a process of its own.
 
-    python benchmarks/bench_parse.py [--trace STEP.json.gz] [--mb 30 300] [--ways parse json floor] [--repeat 1]
+    python benchmarks/bench_parse.py [--trace STEP.json.gz] [--model NAME] [--mb 30 300 3000] [--ways parse json floor]
+                                     [--envs FOLDER] [--repeat 1]
 
 Builds traces of the asked size (of JSON, before gzip) by repeating one recorded trace in torch's own formatting, with
 times and ids shifted on every repeat. Give `--trace` the trace of one graph-replayed decode step for hundreds of replays;
 without it the shipped OLMoE trace is repeated, which was recorded on a CPU.
 
-Ways: `parse` (moetrace.parse, to a Run in memory), `save` (that and the RUN directory), `read` (moetrace's reader alone),
-`json` (json.load and pandas, as most scripts do it), `floor` (gunzip and orjson.loads of the whole file, nothing kept).
+Ways of moetrace: `parse` (the command, trace to RUN directory on disk), `attribute` and `replay` (the commands, of that
+RUN), `read` (the reader alone). Others: `tracelens` (TraceLens' TreePerfAnalyzer with its GPU timeline and ops), `hta`
+(HolisticTraceAnalysis with its kernel breakdown), both from PyPI, each in a virtual environment that is made in the folder
+`--envs`; `json` (json.load and pandas, as most scripts do it); `floor` (gunzip and orjson.loads of the whole file, nothing
+kept). Ways that hold the whole file in memory are run up to 300 MB.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
+import io
 import json
 import os
 import resource
@@ -29,6 +35,7 @@ from typing import Any, BinaryIO
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "traces" / "kineto" / "olmoe-1b-7b-l2-b16-cpu" / "trace.json.gz"
 MB = 1_000_000
+_MOST_WHOLE = 300  # MB of JSON for ways that hold all of it in memory
 # Numbers that count up through a recording: their distance is shifted on every repeat. `id` is that of flow events.
 COUNTED = (
     "External id",
@@ -128,19 +135,47 @@ def _filled(holes: list[tuple[str, int]], repeat: int, period: int, stride: int)
 
 
 # -- ways ----------------------------------------------------------------------------------------------------------
+def _command(*arguments: str) -> str:
+    from moetrace.cli.main import run
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        status = run(arguments)
+    return "done" if status == 0 else f"status {status}"
+
+
+def _run_of(path: Path) -> Path:
+    return path.with_name(path.name.split(".")[0] + ".run")
+
+
 def _parse(path: Path) -> str:
-    import moetrace
+    model = os.environ.get(MODEL)
+    given = ("--model", model) if model else ()
+    return _command("parse", str(path), *given, "-o", str(_run_of(path)), "--force")
 
-    run = moetrace.parse(path)
-    return f"{run.num_rows:,} ops, {len(run.meta.steps):,} steps"
+
+def _attribute(path: Path) -> str:
+    return _command("attribute", str(_run_of(path)), "--hw", "h100-sxm", "--force")
 
 
-def _save(path: Path) -> str:
-    import moetrace
+def _replay(path: Path) -> str:
+    return _command("replay", str(_run_of(path)), "--hw", "h100-sxm")
 
-    with tempfile.TemporaryDirectory() as folder:
-        run = moetrace.parse(path).save(Path(folder) / "run")
-        return f"{run.num_rows:,} ops saved"
+
+def _tracelens(path: Path) -> str:
+    from TraceLens import TreePerfAnalyzer
+
+    analyser = TreePerfAnalyzer.from_file(str(path))
+    analyser.get_df_gpu_timeline()
+    return f"{len(analyser.get_df_kernel_launchers())} kernel launchers"
+
+
+def _hta(path: Path) -> str:
+    from hta.trace_analysis import TraceAnalysis
+
+    analysis = TraceAnalysis(trace_files={0: str(path)})
+    types, _ = analysis.get_gpu_kernel_breakdown(visualize=False)
+    return f"{len(types)} kernel types"
 
 
 def _read(path: Path) -> str:
@@ -171,26 +206,39 @@ def _all(file: BinaryIO) -> bytes:
 
 
 WAYS: dict[str, Callable[[Path], str]] = {
-    "parse": _parse, "save": _save, "read": _read, "json": _json, "floor": _floor,
+    "parse": _parse, "attribute": _attribute, "replay": _replay, "read": _read, "tracelens": _tracelens, "hta": _hta,
+    "json": _json, "floor": _floor,
 }  # fmt: skip
+PEERS = {"tracelens": "TraceLens", "hta": "HolisticTraceAnalysis"}
+WHOLE = {*PEERS, "json", "floor"}  # hold all of a file in memory
+MODEL = "MOETRACE_BENCH_MODEL"
 
 
-def measure(way: str, path: Path) -> dict[str, Any]:
+def interpreter(way: str, envs: Path) -> str:
+    """The Python that runs a way; that of a peer is made with the peer in it."""
+    if way not in PEERS:
+        return sys.executable
+    home = envs / way
+    python = home / "bin" / "python"
+    if not python.exists():
+        print(f"installing {PEERS[way]} in {home}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", PEERS[way]], check=True)
+    return str(python)
+
+
+def measure(way: str, path: Path, envs: Path) -> dict[str, Any]:
     """One run of a way in a fresh process: CPU seconds, wall seconds, peak MB, what it got."""
     out = subprocess.run(
-        [sys.executable, __file__, "--one", way, str(path)],
+        [interpreter(way, envs), __file__, "--one", way, str(path)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **({} if way in PEERS else {"PYTHONPATH": str(ROOT)})},
         check=False,
     )
     if out.returncode:
-        return {
-            "cpu": float("nan"),
-            "wall": float("nan"),
-            "peak": float("nan"),
-            "got": out.stderr.strip()[-120:],
-        }
+        nan = float("nan")
+        return {"cpu": nan, "wall": nan, "peak": nan, "got": out.stderr.strip()[-120:]}
     return dict(json.loads(out.stdout.splitlines()[-1]))
 
 
@@ -216,33 +264,39 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trace", type=Path, default=SHIPPED, help="the trace to repeat (.json.gz)")
-    parser.add_argument("--mb", type=float, nargs="+", default=[30, 300], help="sizes of JSON in MB")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["parse", "json", "floor"])
+    parser.add_argument("--mb", type=float, nargs="+", default=[30, 300, 3000], help="sizes of JSON in MB")
+    parser.add_argument("--model", help="the model that ran, for moetrace")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument(
+        "--envs", type=Path, default=Path("bench-envs"), help="folder of the peers' environments"
+    )
     parser.add_argument(
         "--repeat", type=int, default=1, help="runs of each way; the one with the least CPU time is shown"
     )
-    parser.add_argument("--keep", type=Path, help="folder in which the built traces stay")
+    parser.add_argument("--keep", type=Path, help="folder in which the built traces stay, to be used again")
     parser.add_argument("--one", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         _one(args.one[0], Path(args.one[1]))
         return
+    if args.model:
+        os.environ[MODEL] = args.model
     with tempfile.TemporaryDirectory() as folder:
         home = args.keep or Path(folder)
         home.mkdir(parents=True, exist_ok=True)
-        print(f"{'JSON MB':>8} {'way':>6} {'CPU-s':>7} {'wall s':>7} {'peak MB':>8} {'MB/CPU-s':>9}  result")
+        print(f"{'JSON MB':>8} {'way':>9} {'CPU-s':>7} {'wall s':>7} {'peak MB':>8} {'MB/CPU-s':>9}  result")
         for size in args.mb:
             path = home / f"trace-{size:g}mb.json.gz"
-            repeats, written = build(args.trace, path, int(size * MB))
-            print(
-                f"{written / MB:8.0f} {path.stat().st_size / MB:.1f} MB of gzip, {repeats} repeats",
-                flush=True,
-            )
+            written = size * MB  # of one that was kept; the last repeat takes it a little further
+            if not path.exists():
+                _, written = build(args.trace, path, int(size * MB))
+            print(f"{written / MB:8.0f} {path.stat().st_size / MB:.1f} MB of gzip", flush=True)
             for way in args.ways:
-                rows = sorted((measure(way, path) for _ in range(args.repeat)), key=lambda r: r["cpu"])
-                row = rows[0]
+                if way in WHOLE and size > _MOST_WHOLE:
+                    continue
+                row = min((measure(way, path, args.envs) for _ in range(args.repeat)), key=lambda r: r["cpu"])
                 print(
-                    f"{written / MB:8.0f} {way:>6} {row['cpu']:7.2f} {row['wall']:7.2f} {row['peak']:8.0f} "
+                    f"{written / MB:8.0f} {way:>9} {row['cpu']:7.2f} {row['wall']:7.2f} {row['peak']:8.0f} "
                     f"{written / MB / row['cpu']:9.0f}  {row['got']}",
                     flush=True,
                 )

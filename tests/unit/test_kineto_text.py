@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import re
 import tracemalloc
 from pathlib import Path
@@ -20,6 +21,7 @@ from moetrace.errors import TraceError
 from moetrace.formats import kineto, kineto_text
 from moetrace.formats.events import COLUMNS, Events
 from moetrace.formats.kineto_text import Layout, cuts, list_of_events
+from tests.fuzz import fuzz
 
 NAMES = ["k", "},{", "\n  },\n  {", 'say "x"', "\\", '\\"', "[", "]}", "é", ""]
 # Events whose args hold what also stands between events
@@ -336,3 +338,47 @@ def test_columns_are_numpy_of_the_same_kind_with_and_without_events(tmp_path: Pa
     for column in COLUMNS:
         assert getattr(empty, column).dtype == getattr(full, column).dtype
     assert empty.start.dtype == np.int64
+
+
+# -- properties ----------------------------------------------------------------------------------------------------
+def spaced(text: str, rng: random.Random) -> str:
+    """The same JSON with other white space between its tokens."""
+    parts = re.split(r'("(?:[^"\\]|\\.)*")', text)
+    return "".join(
+        part
+        if i % 2
+        else re.sub(r"[{}\[\],:]", lambda m: m[0] + rng.choice(["", " ", "\n  ", "\t", "\r\n"]), part)
+        for i, part in enumerate(parts)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 32), st.sampled_from([3, 50, 1 << 19]))
+def test_white_space_order_and_blocks_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, block: int
+) -> None:
+    """And a shift of all times shifts all starts."""
+    rng = random.Random(seed)
+    folder, shift = tmp_path_factory.getbasetemp(), rng.randrange(-(10**6), 10**9)
+    shuffled = rng.sample(ROWS, len(ROWS))
+    expected = read(folder, json.dumps({**TOP, "traceEvents": ROWS, **TAIL}).encode())
+    moved = [{**e, "ts": e["ts"] + shift} for e in shuffled]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kineto, "BLOCK", block)
+        patch.setattr(kineto_text, "BLOCK", block)
+        found = read(folder, spaced(json.dumps({**TOP, "traceEvents": moved, **TAIL}), rng).encode())
+
+    def rows(events: Events, by: int) -> list[tuple[Any, ...]]:
+        names = [events.texts[i] for i in events.name.tolist()]
+        sets = [events.tensor_sets[i] if i >= 0 else None for i in events.tensors.tolist()]
+        starts = (events.start - by).tolist()
+        columns = (events.cls, events.dur, events.external, events.correlation, events.device)
+        return sorted(zip(starts, names, map(str, sets), *(c.tolist() for c in columns), strict=True))
+
+    assert rows(found, 1000 * shift) == rows(expected, 0)
+    assert found.counts == expected.counts
+
+
+def test_a_small_fuzz_run_finds_nothing(tmp_path: Path) -> None:
+    became = fuzz(400, 7, tmp_path)
+    assert set(became) == {"parsed", "refused"} and became["parsed"] > 200, became
