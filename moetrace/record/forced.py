@@ -135,6 +135,7 @@ class Forcing:
             self._asked[layer] = ids
 
     def _biased(self, layer: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        import torch
         from torch.nn import functional
         from torch.overrides import TorchFunctionMode
 
@@ -162,7 +163,8 @@ class Forcing:
                 raise MoetraceError(
                     "--routing: this model's router makes its scores otherwise than by a linear layer"
                 )
-            if forcing._compared is not None:
+            captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+            if forcing._compared is not None and not captured:  # a capture computes nothing yet
                 forcing._compared.append((forcing._asked[layer], output))
             return output
 
