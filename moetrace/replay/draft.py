@@ -30,6 +30,9 @@ EXPERTS = frozenset({"moe_gate_up", "moe_down", "moe_experts"})
 _ATTENTION_OUT = (frozenset({"o_proj"}), frozenset({"attention", "mla_attention", "attention_reduce"}))
 _FFN_OUT = (frozenset({"moe_combine", "moe_down", "moe_experts", "dense_down", "shared_down"}),)
 
+# Thread blocks of DeepEP's normal kernels, which prefills use (its README's setting); decode takes the low-latency ones.
+_NORMAL_SMS = 24
+
 
 @dataclass(frozen=True, slots=True)
 class At:
@@ -346,17 +349,24 @@ class Draft:
             raise ScenarioError(f"{asked}: the hidden size is not known; parse with --model")
         narrow = self.model is not None and self.model.expert_dtype.startswith(("fp8", "mxfp8", "nvfp4"))
 
+        def exchanged(op: Op, at: At, tokens: float) -> dict[str, float]:
+            sms = {} if self.steps[at.step].phase == "decode" else {"sms": _NORMAL_SMS}
+            each = -(-tokens // p.tp)
+            return {"experts": op["experts"], "topk": op["topk"], "tokens": each, "hidden": width, **sms}
+
         def before(op: Op, at: At) -> Op:
             if p.ep == 1:
                 return edit.collective(op, "all_gather", op["tokens"], width, p.dp)
             sent = edit.collective(op, "moe_dispatch", op["tokens"] * op["topk"] / p.tp, width, p.ep)
-            return sent.with_dims(bytes=sent["bytes"] // 2) if narrow else sent
+            sent = sent.with_dims(bytes=sent["bytes"] // 2) if narrow else sent
+            return sent.with_dims(**exchanged(op, at, op["tokens"]))
 
         def after(op: Op, at: At) -> Op:
             tokens = -(-op["tokens"] // p.dp)
             if p.ep == 1:
                 return edit.collective(op, "reduce_scatter", op["tokens"], width, p.dp)
-            return edit.collective(op, "moe_collect", tokens * op["topk"] / p.tp, width, p.ep)
+            back = edit.collective(op, "moe_collect", tokens * op["topk"] / p.tp, width, p.ep)
+            return back.with_dims(**exchanged(op, at, tokens))
 
         draft = self._insert(self._last_of_layer((frozenset({"topk"}),)), before)
         draft = draft._insert(draft._last_of_layer((frozenset({"moe_down", "moe_experts"}),)), after)

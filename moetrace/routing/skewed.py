@@ -15,7 +15,7 @@ FloatArray = npt.NDArray[np.float64]
 def lognormal_popularity(experts: int, topk: int, sigma: float) -> FloatArray:
     """Share of tokens that choose each expert, [experts]: ``exp(sigma z)`` at evenly spaced quantiles z, sum `topk`, at most 1.
 
-    In an order that puts neighbours in popularity far apart, so that blocks of experts are alike.
+    In a fixed scrambled order, so that blocks of experts differ about as they do where experts are placed at random.
     """
     normal = NormalDist()
     z = np.array([normal.inv_cdf((i + 0.5) / experts) for i in range(experts)])

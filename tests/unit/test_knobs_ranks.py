@@ -50,7 +50,8 @@ def test_each_group_attends_to_its_own_sequences_and_experts_see_all_tokens(run:
     )
     dispatch, collect = ops_of(draft, "moe_dispatch"), ops_of(draft, "moe_collect")
     assert len(dispatch) == len(collect) == len(ops_of(draft, "moe_down"))
-    assert min(op["bytes"] for op in dispatch) == 8 * 8 * 2048 * 2 and {op["ranks"] for op in dispatch} == {8}
+    assert min(op["bytes"] for op in dispatch) == 8 * 8 * 2048 * 2
+    assert {(op["topk"], op["ranks"], op["experts"]) for op in dispatch} == {(8, 8, 128)}
     assert not ops_of(draft, "all_reduce")
 
 

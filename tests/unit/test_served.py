@@ -1,0 +1,192 @@
+"""Simulations under a steady load, with drafted tokens, with a price: what each adds to a static batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrace import ops as work_of
+from moetrace.errors import ScenarioError
+from moetrace.hardware import load_hardware
+from moetrace.model import load_model
+from moetrace.replay import Scenario, simulate
+from moetrace.replay.economics import economics
+from moetrace.replay.load import read_load, workload_of
+from moetrace.replay.measures import STEP_OVERHEAD_S, Draft, first_and_rest
+from moetrace.run import Step
+from moetrace.synthesize import Workload, synthesize
+from moetrace.synthesize.layers import step_ops
+
+OLMOE, H100 = load_model("olmoe-1b-7b"), load_hardware("h100-sxm")
+LOAD = Workload(16, 512, 128)
+
+
+def measured(*sets: str, load: Workload = LOAD, name: str = "tpot", model: str = "olmoe-1b-7b") -> float:
+    done = simulate(load_model(model), load, H100, Scenario.of(*sets)).summary
+    return float(done["metrics"][name]["value"])
+
+
+# -- the mixed step ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["olmoe-1b-7b", "deepseek-v2-lite", "gpt-oss-20b", "qwen3-0.6b"])
+def test_a_mixed_step_is_a_decode_and_a_prefill_in_one(name: str) -> None:
+    model = load_model(name)
+    mixed = [op for _, op in step_ops(model, 16, 1, 700, True, (2, 512, 512))]
+    decode = [op for _, op in step_ops(model, 16, 1, 700)]
+    prefill = [op for _, op in step_ops(model, 2, 512, 512, False)]
+
+    def total(ops: list[object], what: str, *kinds: str) -> float:
+        return sum(getattr(work_of.work(op), what) for op in ops if op.kind in kinds)  # type: ignore[attr-defined, arg-type]
+
+    for kinds in (("attention", "mla_attention"), ("moe_gate_up", "moe_down"), ("o_proj",)):
+        apart = total(decode, "flops", *kinds) + total(prefill, "flops", *kinds)
+        assert total(mixed, "flops", *kinds) == pytest.approx(apart, rel=1e-9)
+    assert total(mixed, "weight_bytes", "qkv_proj", "lm_head") < 1.3 * total(
+        decode, "weight_bytes", "qkv_proj", "lm_head"
+    )
+    (head,) = [op for op in mixed if op.kind == "lm_head"]
+    assert head["m"] == 16 + 2
+
+
+def test_prompts_longer_than_a_step_come_in_parts() -> None:
+    load = Workload(4, 20_000, 100, served=True)
+    assert load.parts == 3 and load.beside == (1, 6667, 13334)
+    assert Workload(256, 128, 64, served=True).beside[0] == 4
+    with pytest.raises(ScenarioError, match="chunk"):
+        Workload(1, 1, 1, True, 0)
+
+
+# -- a steady load -------------------------------------------------------------------------------------------------
+def test_a_lone_sequence_waits_only_for_the_host() -> None:
+    alone = replace(LOAD, batch=1)
+    static, served = (measured(*sets, load=alone) for sets in (("routing=skewed",), ("serving=continuous",)))
+    assert served == pytest.approx(static + STEP_OVERHEAD_S, rel=1e-6)
+
+
+def test_other_prompts_hold_decoding_up_by_less_than_their_prefill() -> None:
+    static = measured("routing=skewed")
+    served = measured("serving=continuous")
+    alone = measured("routing=skewed", load=replace(LOAD, batch=1), name="ttft")
+    assert static < served < static + STEP_OVERHEAD_S + 15 * alone / 127
+
+
+def test_a_steady_load_says_what_it_takes_for_granted() -> None:
+    done = simulate(OLMOE, LOAD, H100, Scenario.of("serving=continuous")).summary
+    assert done["serving"] == "continuous" and done["label"] == "serving=continuous"
+    said = " ".join(done["assumptions"])
+    assert "a steady load" in said and "routing=skewed" in said and "static batch" not in said
+    assert done["distinct"]["source"] == "routing=skewed"
+    stated = simulate(OLMOE, LOAD, H100, Scenario.of("serving=continuous", "routing=uniform")).summary
+    assert stated["distinct"]["mean_distinct"] > done["distinct"]["mean_distinct"]
+    assert [step["phase"] for step in done["steps"]].count("mixed") == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 200), st.integers(2, 3000), st.integers(1, 600))
+def test_first_and_rest_are_sums_of_steps(batch: int, prompt: int, out: int) -> None:
+    load = Workload(batch, prompt, out)
+    contexts = load.contexts()
+    steps = (
+        Step(0, "prefill", "prefill", 0, 0, batch, batch * prompt, batch * prompt),
+        *(Step(i, "d", "decode", 0, 0, batch, batch, batch * c) for i, c in enumerate(contexts, 1)),
+    )
+    seconds = np.array([2.0, *(0.001 * c for c in contexts)])
+    first, rest = first_and_rest(steps, seconds, load)
+    assert first == 2.0
+    assert rest == pytest.approx(sum(0.001 * (prompt + i) for i in range(1, out)), rel=1e-9)
+
+
+def test_of_one_token_there_is_no_rest() -> None:
+    done = simulate(OLMOE, Workload(4, 64, 1), H100, Scenario.of("serving=continuous")).summary
+    assert done["metrics"]["tpot"]["value"] is None and done["metrics"]["ttft"]["value"] > 0
+
+
+# -- the load as knobs ---------------------------------------------------------------------------------------------
+def test_knobs_of_the_load_stand_for_the_workload() -> None:
+    scenario = Scenario.of(
+        "batch=2", "input_len=64", "output_len=8", "serving=continuous", "chunk=16", "n_a=4"
+    )
+    load, rest = workload_of(LOAD, scenario)
+    assert load == Workload(2, 64, 8, True, 16) and rest.label == "n_a=4"
+    assert measured("batch=2") == measured(load=replace(LOAD, batch=2))
+    load, sets = read_load(["batch=1,2", "input_len=64", "output_len=8", "n_a=4"])
+    assert load == Workload(1, 64, 8) and sets == ["batch=1,2", "n_a=4"]
+    with pytest.raises(ScenarioError, match="add --output-len N"):
+        read_load(["batch=1", "input_len=64"])
+
+
+def test_a_recording_has_no_lengths_to_set() -> None:
+    from tests.unit.replay_runs import decode_run
+    from tests.unit.test_knobs import refusal
+
+    for text in ("input_len=64", "serving=continuous", "draft=qwen3-0.6b", "chunk=512"):
+        assert "a recording" in refusal(decode_run(), text)
+
+
+# -- drafted tokens ------------------------------------------------------------------------------------------------
+@given(st.integers(1, 16), st.floats(0, 1))
+def test_a_verified_step_yields_one_token_to_all_drafted_and_one(tokens: int, acceptance: float) -> None:
+    yielded = Draft(tokens, acceptance, 0, 0).yielded
+    assert 1 - 1e-9 <= yielded <= tokens + 1 + 1e-9
+    assert yielded == pytest.approx(sum(acceptance**i for i in range(tokens + 1)), rel=1e-6)
+
+
+def test_drafting_pays_where_tokens_are_accepted() -> None:
+    big = {"model": "qwen3-32b", "load": Workload(1, 512, 64)}
+    sets = ("draft=qwen3-0.6b", "draft_tokens=4")
+    plain, none, most = (
+        measured(*more, **big)  # type: ignore[arg-type]
+        for more in ((), (*sets, "acceptance=0"), (*sets, "acceptance=0.9"))
+    )
+    assert most < plain < none
+    done = simulate(
+        load_model("qwen3-32b"), Workload(1, 512, 64), H100, Scenario.of(*sets, "acceptance=0.9")
+    ).summary
+    assert done["memory"]["rank"]["draft"] > load_model("qwen3-0.6b").weight_bytes()
+    assert any("independently" in text for text in done["assumptions"])
+
+
+def test_drafting_needs_all_three_knobs() -> None:
+    with pytest.raises(ScenarioError, match="there is no default acceptance"):
+        measured("draft=qwen3-0.6b", "draft_tokens=4")
+    with pytest.raises(ScenarioError, match="0 to 1"):
+        Scenario.of("acceptance=1.5")
+
+
+def test_verified_tokens_go_through_every_layer() -> None:
+    run = synthesize(OLMOE, Workload(4, 64, 16, verify=3))
+    decode = [step for step in run.meta.steps if step.phase == "decode"]
+    assert {step.tokens for step in decode} == {12} and decode[0].kv_tokens == 4 * (64 + 1 + 2)
+
+
+# -- energy and money ----------------------------------------------------------------------------------------------
+def test_energy_and_cost_by_hand() -> None:
+    node = load_hardware("h100-sxm-x8")
+    found = economics(node, 10_000.0, None, 2.0)
+    assert found["power_w"] == 8 * 700 and found["tokens_per_joule"] == pytest.approx(10_000 / 5600)
+    assert found["cost_per_million_tokens"] == pytest.approx(16 / 3600 / 10_000 * 1e6)
+    assert economics(node, 10_000.0, None)["cost_per_million_tokens"] is None
+    assert economics(load_hardware("cs3"), 1000.0, 4)["power_w"] == 4 * 23_000
+    assert economics(load_hardware("cpu"), 10.0, None)["tokens_per_joule"] is None
+    assert economics(node, None, None, 2.0)["cost_per_million_tokens"] is None
+    with pytest.raises(ScenarioError, match="above 0"):
+        economics(node, 1.0, None, 0.0)
+
+
+# -- published accuracy --------------------------------------------------------------------------------------------
+def test_published_accuracy_stands_beside_the_edit() -> None:
+    lite = load_model("deepseek-v2-lite")
+
+    def told(*sets: str) -> list[tuple[object, object]]:
+        facts = simulate(lite, LOAD, H100, Scenario.of(*sets)).summary["accuracy"]
+        return [(point["percent"], point["native"]) for point in facts]
+
+    assert told("n_a=4") == [(65.2, 66.0)] and told("n_a=5") == [] == told()
+    assert told("n_e=32") == told("prune_inter=50") == [(37.7, 66.0)]
+    v3 = simulate(
+        load_model("deepseek-v3"), LOAD, load_hardware("h200-sxm-x8"), Scenario.of("tp=8", "n_a=8/6/6")
+    )
+    assert v3.summary["accuracy"][0]["percent"] == 73.1
