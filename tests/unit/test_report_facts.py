@@ -60,6 +60,11 @@ def test_devices_that_wait_for_the_busiest_one_are_imbalance(tmp_path):
         {d["name"]: d["seconds"] for d in waterfalls(r, attribute(r))["decode"]["drops"]} for r in (one, both)
     ]
     assert drops[0]["imbalance"] == 0 < drops[1]["imbalance"]
+    facts, _ = report_facts(both, machines=["h100-sxm"])
+    assert (
+        "2 devices were recorded as 1 rank" in facts["what_if"]["machines"][0]["error"]
+        and facts["cluster"] == []
+    )
     busy = sum(e["dur"] for e in events if e["cat"] == "kernel") / 2 / 1e6
     assert drops[1]["imbalance"] == pytest.approx(busy / 4, rel=0.01)  # mean of all and half of it is 3/4
 
@@ -220,7 +225,8 @@ def test_waits_for_launches_stay_where_the_recording_s_idle_time_does(tmp_path):
         {**e, "ts": e["ts"] + 40 * i} if e["cat"] != "user_annotation" else {**e, "dur": 1e5}
         for i, e in enumerate(decode_trace(steps=1))
     ]
-    run = moetrace.parse(write(tmp_path / "t.json", late), hardware="h100-sxm", kv_len=100)
+    trace = write(tmp_path / "t.json", late)
+    run = moetrace.parse(trace, hardware="h100-sxm", model="qwen3-30b-a3b", kv_len=100)
     facts, held = report_facts(run, machines=["h100-sxm", "a100-sxm"], short=True)
     there = facts["what_if"]["machines"][1]
     assert held.summary["phases"]["decode"]["launch_bound_s"] > 0
@@ -255,6 +261,8 @@ def test_a_run_without_a_model_or_routing_still_has_answers(tmp_path):
     bare = moetrace.parse(write(tmp_path / "t.json", decode_trace()), hardware="h100-sxm")
     facts, _ = report_facts(bare)
     said = {a["id"]: a["short"] for a in facts["answers"]}
-    assert re.search(r"\d", said["time"]) and said["covered"]
+    assert re.search(r"\d", said["time"]) and said["covered"] and said["helps"] == "not known"
+    experts = next(a for a in facts["answers"] if a["id"] == "experts")
+    assert [line["value"] for line in experts["lines"]][1:] == ["not known"]
     errors = [m for m in facts["what_if"]["machines"] if "error" in m]
     assert [m["hardware"] for m in errors] == ["cs3"]  # the wafer must know the model's size

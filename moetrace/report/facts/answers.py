@@ -15,6 +15,7 @@ from moetrace.report.tables import clean, number, of, percent, plural, seconds, 
 Facts = Mapping[str, Any]
 Line = tuple[str, str, str]
 Range = tuple[float, float, float]  # the answer, and the ends of its interval
+_TOO_DARK = 0.5  # of the time without bytes: above it, what binds the whole cannot be told
 _PARTS = ("memory", "compute", "network", "fixed", "unexplained", "idle")
 _WORDS = {"unexplained": "not explained"}
 
@@ -73,7 +74,7 @@ def _time(facts: Facts) -> dict[str, Any] | None:
         ),
         (
             "lower bound",
-            seconds(phase["lower_bound_s"]),
+            seconds(phase["lower_bound_s"] or None),
             "bytes certainly touched and FLOPs at datasheet peaks",
         ),
     ]
@@ -101,6 +102,10 @@ def _experts(facts: Facts) -> dict[str, Any] | None:
         ("reading weights", percent(of(row["memory_s"], span)), "of the step, as the law splits it"),
         ("bytes", percent(weights["share"]), f"of all bytes moved: {size(weights['expert_bytes'])} of expert weights"),
     ]  # fmt: skip
+    if not weights["expert_bytes"]:
+        lines[1:] = [
+            ("weights", "not known", "the experts' shapes are not in the trace: parse it with --model")
+        ]
     unexplained = of(row["unexplained_s"], span)
     kind = facts["attribution"]["run"]["kind"]
     sure = f"time as {kind}; {percent(unexplained)} of the step is expert time that the law does not explain"
@@ -194,7 +199,13 @@ def _accuracy(what: Facts, native: int, fewer: int) -> tuple[str, str]:
 
 
 def _helps(facts: Facts) -> dict[str, Any] | None:
-    held = facts["attribution"]["hardware"]
+    held, dark = facts["attribution"]["hardware"], 1 - facts["attribution"]["coverage"]["bytes_share"]
+    question = "More HBM bandwidth or fewer launches?"
+    if dark > _TOO_DARK:
+        said = (
+            f"the bytes and FLOPs of {percent(dark)} of the time are not known: parse the trace with --model"
+        )
+        return _answer("helps", "machines", question, "not known", [], said)
     lines: list[Line] = []
     verdicts: dict[str, list[str]] = {}
     for where, note, memory, launches in _saves(facts):
@@ -211,10 +222,10 @@ def _helps(facts: Facts) -> dict[str, Any] | None:
         )
     sure = (
         "of the step's time, everything else unchanged; in brackets: where the law is at the ends of its 80 % interval; "
-        " launch cost: fixed cost per op and waits for the host"
+        "launch cost: fixed cost per op and waits for the host"
     )
     short = "; ".join(f"{v} ({', '.join(w)})" for v, w in verdicts.items())
-    return _answer("helps", "machines", "More HBM bandwidth or fewer launches?", short, lines, sure)
+    return _answer("helps", "machines", question, short, lines, sure)
 
 
 def _saves(facts: Facts) -> list[tuple[str, str, Range, Range]]:
