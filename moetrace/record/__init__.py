@@ -32,6 +32,7 @@ def record(
     token_ids: bool = False,
     router_extra: int = 0,
     graph_tokens: int | None = None,
+    detect: bool = True,
     nvtx: bool = True,
     force: bool = False,
     metadata: Mapping[str, Any] | None = None,
@@ -46,7 +47,8 @@ def record(
     pattern of module names, for modules named otherwise. `skip`: so many first steps are only timed, for what a step
     takes unprofiled; `warmup`: so many then run under the profiler and are dropped; `active`: so many are recorded
     (default: all), and the rest only timed. `token_ids`: also keep which experts each token chose; `router_extra`: also
-    the router's next so many choices; `graph_tokens`: the model will run inside CUDA graphs of at most so many tokens.
+    the router's next so many choices; `graph_tokens`: the model will run inside CUDA graphs of at most so many tokens. `detect`
+    False: only ``rec.step(...)`` makes a step.
     `metadata` is added to recording.json and wins over what is found. Raises OutputError if `out` cannot be
     written, MoetraceError if torch is missing or `model` is not recognised.
     """
@@ -67,6 +69,7 @@ def record(
             token_ids=token_ids,
             router_extra=router_extra,
             graph_tokens=graph_tokens,
+            detect=detect,
             nvtx=nvtx,
             force=force,
             metadata=metadata or {},

@@ -1,6 +1,6 @@
-"""Which experts a router chose, best first: tensor code that runs the same eagerly, in a CUDA graph and on a CPU.
+"""Which experts a router chose, best first, from what it gave out: the same for what hooks held and what a graph left.
 
-Nothing here waits for the device or depends on values, so that it may be captured.
+Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def chosen_experts(
 
 def _choice_scores(logits: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     every = logits.reshape(-1, logits.shape[-1]).float()
-    return every if bias is None else every.sigmoid() + bias.float()
+    return every if bias is None else every.sigmoid() + bias.detach().float().to(every.device)
 
 
 def _ranking(every: torch.Tensor, k: int) -> torch.Tensor:

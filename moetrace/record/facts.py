@@ -46,6 +46,11 @@ class StepFacts:
         return f"moetrace.step#{self.index} {self.phase} {sizes}"
 
 
+def now() -> str:
+    """The date and time of a recording, UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
 def model_facts(model: nn.Module | None, given: object, name: str) -> dict[str, Any]:
     """The model: name, config, n_a, n_e, dtype, how it runs its experts and attention, and on what."""
     import torch
@@ -94,7 +99,6 @@ def run_facts(ended: str, steps: Sequence[StepFacts], outside: Sequence[StepFact
     return {
         "schema": RECORDING_VERSION,
         "moetrace": __version__,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "ended": ended,
         "batch": max((step.batch for step in steps), default=None),
         "steps": [asdict(step) for step in steps],

@@ -1,61 +1,47 @@
-"""Buffers on the device that hold each layer's last choice of experts: what a CUDA graph leaves for the host.
+"""Buffers on the device that hold what each layer's router last gave: what a CUDA graph leaves for the host.
 
-`write` is captured with the graph, and so runs at each replay without hook and without waiting; `read` is called
-after the step. Eagerly, on a CPU too, both do the same.
+`write` is captured with the graph: one copy for each tensor, without waiting, which runs at each replay where no hook
+does. `read` is called after the step. Eagerly, on a CPU too, both do the same. A buffer is made at the first forward that
+fits, so let one run before the capture, as is done anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
-
-from moetrace.record.choice import UNKNOWN
-from moetrace.record.modules import Place
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-_WIDEST = 64  # columns: n_a and extra choices; gpt-oss has 4, Qwen3 8, the largest in the catalogue 10
-
-
-class _Written(NamedTuple):
-    """What a buffer holds: columns in all, of which the first `k` were chosen."""
-
-    width: int
-    k: int
-    source: str
+_UNWRITTEN = -1
 
 
 class GraphBuffers:
-    """One buffer [tokens, experts chosen] for each layer with a router, allocated here and so before any capture."""
+    """Named buffers [tokens, columns] by layer, for forwards of at most so many tokens."""
 
-    def __init__(self, tokens: int, places: Iterable[Place]) -> None:
-        import torch
-
+    def __init__(self, tokens: int) -> None:
         self._tokens = tokens
-        self._buffers: dict[int, torch.Tensor] = {}
-        self._written: dict[int, _Written] = {}
-        for place in places:
-            if place.part == "router":
-                weight = next(place.module.parameters(), None)
-                device = "cpu" if weight is None else weight.device
-                size = (tokens, _WIDEST)
-                self._buffers[place.layer] = torch.full(size, UNKNOWN, dtype=torch.int32, device=device)
+        self._buffers: dict[int, dict[str, torch.Tensor]] = {}
 
-    def write(self, layer: int, chosen: torch.Tensor | None, k: int, source: str) -> None:
-        """Copy `chosen` [tokens, k and more] into the layer's buffer; more tokens or columns than it holds are left out."""
-        if chosen is None or chosen.shape[0] > self._tokens or chosen.shape[1] > _WIDEST:
-            return
-        rows, width = chosen.shape
-        self._written[layer] = _Written(width, k, source)
-        self._buffers[layer][:rows, :width].copy_(chosen)
+    def write(self, layer: int, tensors: Mapping[str, torch.Tensor | None]) -> bool:
+        """Copy tensors [..., columns] of as many rows each; False where they are too long and left alone."""
+        rows = {name: t.reshape(-1, t.shape[-1]) for name, t in tensors.items() if t is not None}
+        if any(len(r) > self._tokens for r in rows.values()):
+            return False
+        buffers = self._buffers.setdefault(layer, {})
+        for name, given in rows.items():
+            if name not in buffers or buffers[name].shape[1] != given.shape[1]:
+                fill = float("nan") if given.is_floating_point() else _UNWRITTEN
+                buffers[name] = given.new_full((self._tokens, given.shape[1]), fill)
+            buffers[name][: len(given)].copy_(given)
+        return True
 
-    def read(self, tokens: int) -> Iterator[tuple[int, npt.NDArray[np.int64], int, str]]:
-        """(layer, ids [tokens, k and more], k, where they came from) of each layer, as the last step left them."""
-        for layer, (width, k, source) in self._written.items():
-            ids = self._buffers[layer][:tokens, :width].cpu().numpy().astype(np.int64)
-            if ids.size and (ids[:, 0] != UNKNOWN).all():
-                yield layer, ids, k, source
+    def read(self, tokens: int) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """(layer, the first `tokens` rows of its tensors on the host) as the last step left them, if all rows were written."""
+        for layer, buffers in self._buffers.items():
+            rows = {name: buffer[:tokens].cpu() for name, buffer in buffers.items()}
+            if all(
+                len(r) == tokens and bool(((r == r) & (r != _UNWRITTEN)).any(dim=1).all())
+                for r in rows.values()
+            ):
+                yield layer, rows

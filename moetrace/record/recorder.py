@@ -98,7 +98,8 @@ class Recorder:
             if self._model is None:
                 self._watch.find()
             elif self._wanted(self._model):
-                self._watch.follow(self._model)
+                if settings.detect:
+                    self._watch.follow(self._model)
             else:
                 raise MoetraceError(
                     f"{type(self._model).__name__}: no decoder layers found: name them with parts={{...}}"
@@ -107,6 +108,7 @@ class Recorder:
             self._undo()
             raise
         self.entered = True
+        self._date = facts.now()
         return self
 
     def __exit__(
@@ -176,7 +178,7 @@ class Recorder:
         return True
 
     def _step_found(self, forward: Forward) -> None:
-        if self._manual:
+        if self._manual or not self._settings.detect:
             return
         made = StepFacts(-1, forward.phase, forward.batch, forward.tokens, forward.kv_tokens)
         self._begin_step(made)
@@ -350,6 +352,7 @@ class Recorder:
     def _facts(self, ended: str, counted: Counted | None = None) -> dict[str, Any]:
         settings = self._settings
         return {
+            "date": self._date,
             **facts.run_facts(ended, self.steps, self.outside),
             **facts.model_facts(self._model, settings.model_config, settings.model_name),
             "graph_mode": "eager" if settings.graph_tokens is None else "cuda graph",

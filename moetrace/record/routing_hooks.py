@@ -50,8 +50,8 @@ class RoutingTap:
     """Hooks on the routers and experts among `places`; `step()` is the index of the open step or None.
 
     `extra`: so many experts beyond the chosen; `tokens`: keep what each token chose; `graph_tokens`: also have
-    every forward of at most so many tokens write its choice into buffers on the device, which a replay of a
-    CUDA graph fills again.
+    every forward of at most so many tokens copy what its routers gave into buffers on the device, which a replay
+    of a CUDA graph fills again.
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class RoutingTap:
         self._counted = Counted(tokens)
         self._calls: list[_Call] = []
         self._latest: dict[int, _Call] = {}
-        self._buffers = None if graph_tokens is None else GraphBuffers(graph_tokens, places)
+        self._written: dict[int, _Call] = {}  # the call whose tensors a layer's buffers hold
+        self._buffers = None if graph_tokens is None else GraphBuffers(graph_tokens)
         self._handles: list[Any] = []
         for place in places:
             if place.part == "router":
@@ -109,13 +110,11 @@ class RoutingTap:
 
     def _keep(self, call: _Call, new: bool) -> None:
         if self._buffers is not None:
-            self._buffers.write(call.layer, self._chosen(call), self._k(call), call.source)
+            tensors = {"logits": call.logits, "weights": call.weights, "ids": call.ids}
+            if self._buffers.write(call.layer, tensors):
+                self._written[call.layer] = call
         if new and call.step >= 0:
             self._calls.append(call)
-
-    def _chosen(self, call: _Call) -> torch.Tensor | None:
-        k = self._k(call)
-        return chosen_experts(call.logits, call.weights, call.ids, call.router, k, self._extra)
 
     def mask(self, step: int, mask: torch.Tensor | None) -> None:
         """Which tokens of a step are padding (0), in the order of its tokens."""
@@ -124,21 +123,26 @@ class RoutingTap:
     def end_step(self, step: int, tokens: int) -> None:
         """Called after each step: reads what a graph wrote, and counts held tensors once they take much memory."""
         if self._buffers is not None and not any(call.step == step for call in self._calls):
-            for layer, ids, k, source in self._buffers.read(tokens):
-                self._counted.add(step, layer, ids, k, self._n_experts(None, ids), source)
+            for layer, held in self._buffers.read(tokens):
+                like = self._written[layer]
+                self._count(_Call(step, layer, like.router, source=like.source, **held))
         if sum(call.held_bytes() for call in self._calls) >= _FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Turn held tensors into counts."""
         for call in self._calls:
-            ids = self._chosen(call)
-            if ids is not None:
-                chosen = ids.cpu().numpy()
-                experts = self._n_experts(call.logits, chosen)
-                self._counted.add(call.step, call.layer, chosen, self._k(call), experts, call.source)
+            self._count(call)
         self._calls.clear()
         self._latest.clear()
+
+    def _count(self, call: _Call) -> None:
+        k = self._k(call)
+        ids = chosen_experts(call.logits, call.weights, call.ids, call.router, k, self._extra)
+        if ids is not None:
+            chosen = ids.cpu().numpy()
+            experts = self._n_experts(call.logits, chosen)
+            self._counted.add(call.step, call.layer, chosen, k, experts, call.source)
 
     def _k(self, call: _Call) -> int:
         """How many experts each token gets; 0 where neither the router nor the config says."""

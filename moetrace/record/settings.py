@@ -33,6 +33,7 @@ class Settings:
     token_ids: bool = False
     router_extra: int = 0
     graph_tokens: int | None = None
+    detect: bool = True
     nvtx: bool = True
     force: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)

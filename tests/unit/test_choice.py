@@ -85,11 +85,12 @@ def test_buffers_that_a_graph_would_fill_hold_what_hooks_see(family: str, tmp_pa
         rec.step("prefill", batch=BATCH, tokens=inputs.numel(), kv_tokens=inputs.numel())
         model(inputs)
     with (
-        moetrace.record(tmp_path / "graph", model=model, graph_tokens=BATCH * CONTEXT) as rec,
+        moetrace.record(tmp_path / "graph", model=model, graph_tokens=BATCH * CONTEXT, detect=False) as rec,
         torch.no_grad(),
     ):
         model(inputs[:, :2])  # a warm-up before the capture
         model(inputs)  # the capture
+        model(torch.cat((inputs, inputs)))  # an eager forward of more tokens than the buffers hold
         with rec.step("prefill", batch=BATCH, tokens=inputs.numel(), kv_tokens=inputs.numel()):
             pass  # the replay
     eager, graph = (Routing.load(tmp_path / name / "routing.parquet") for name in ("eager", "graph"))
