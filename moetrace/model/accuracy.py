@@ -60,8 +60,8 @@ def edited_accuracy(model: str | None, knob: str, value: str) -> dict[str, float
     found = EDITED.get((model or "", knob, value.removesuffix("@random")))
     if found is None and knob == "n_a":
         found = next(((p.percent, p.source) for p in points if str(p.n_a) == value), None)
-    if found is None or not points:
-        return None
+    if found is None or not points or (knob == "n_a" and value == str(points[0].n_a)):
+        return None  # not measured, or the model as it is
     return {
         "percent": found[0],
         "native": points[0].percent,

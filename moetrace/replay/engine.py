@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from moetrace.cost import PriceContext
 from moetrace.errors import ScenarioError
-from moetrace.hardware import Hardware, load_hardware
+from moetrace.hardware import ANY_ENGINE, Hardware, load_hardware
 from moetrace.machines.wafer import crossings_s
 from moetrace.ops.columns import record_columns
 from moetrace.parse.nesting import exposed_by
@@ -61,7 +61,7 @@ def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Pr
     gaps = source is not None and draft.scenario.get("graph") != "on"
     need = memory.need(draft)
     context = _context(draft, need)
-    priced = price_cells(draft, source, PriceContext(), context)
+    priced = price_cells(draft, source, PriceContext(engine=context.engine), context)
     line, measured = _timeline(draft)
     dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
     error = np.nan_to_num(priced.error)[draft.cell]
@@ -162,7 +162,7 @@ def _source(run: Run, hw: Hardware) -> Hardware | None:
 
 def _context(draft: Draft, need: memory.Need) -> PriceContext:
     if draft.hw.device_class != "wafer":
-        return PriceContext()
+        return PriceContext(engine=str(draft.scenario.get("engine", ANY_ENGINE)))
     if not need.model_bytes:
         raise ScenarioError(
             f"{draft.hw.name}: how many bytes the model takes is not known; parse with --model"

@@ -171,7 +171,7 @@ def _of_machine(
                 "experts' placement on the wafer is not published: both are shown, and they bound the answer"
             )
     elif hw.device_class == "gpu":
-        own |= {name: chosen[name] for name in ("graph", "overlap") if name in chosen}
+        own |= {name: chosen[name] for name in ("graph", "overlap", "engine") if name in chosen}
     sizes = (
         [()]
         if hw.device_class != "gpu"
@@ -228,9 +228,11 @@ def _all_used(
     run: Run,
 ) -> None:
     """Raises ScenarioError for a parallelism above 1, a graph or an overlap that no machine takes."""
-    for name in (*NAMES, "graph", "overlap"):
+    for name in (*NAMES, "graph", "overlap", "engine"):
         for setting in chosen.get(name, ()):
-            if setting.value in (1, "none") or any(setting in scenario.settings for _, scenario in pairs):
+            if setting.value in (1, "none", "any") or any(
+                setting in scenario.settings for _, scenario in pairs
+            ):
                 continue
             have = ", ".join(sorted({f"{hw.name} has {gpus_of(hw, run)}" for hw, _ in pairs}))
             rule = (

@@ -120,6 +120,40 @@ def test_bad_use_is_one_line_and_status_two(
     assert says in answer.err
 
 
+def test_machines_lengths_and_prices_side_by_side(call: Callable[..., Answer]) -> None:
+    answer = call(
+        "simulate", "--model", "deepseek-v2-lite", "--hw", "h100-sxm,h100-sxm-x8,cs3", "--tp", "8", "--batch", "8",
+        "--input-len", "128,2048", "--output-len", "64", "--n-a", "6,4", "--price-per-hour", "2.5",
+        "--price-per-hour", "cs3=60", "--json",
+    )  # fmt: skip
+    found = json.loads(answer.out)["simulations"]
+    assert len(found) == 2 * 2 * (1 + 1 + 2)  # lengths, n_a, and two placements on the wafer
+    prices = {(f["hardware"], f["economics"]["price_per_hour"], f["economics"]["devices"]) for f in found}
+    assert prices == {("h100-sxm", 2.5, 1), ("h100-sxm-x8", 2.5, 8), ("cs3", 60.0, 1)}
+    assert {point["value"] for f in found for point in f["accuracy"]} == {"4"}
+    table = call(
+        "simulate", "--model", "deepseek-v2-lite", "--hw", "h100-sxm", *WORKLOAD, "--price-per-hour", "3"
+    )
+    assert "cost: " in table.out and "energy: " in table.out and "largest batch that fits" in table.out
+    for wrong in ("0", "x", "b200=2"):
+        assert "price-per-hour" in call(*GPT_OSS, "--hw", "h100-sxm", "--price-per-hour", wrong).err
+
+
+def test_a_steady_load_with_drafted_tokens(call: Callable[..., Answer]) -> None:
+    drafted = ("--draft", "qwen3-0.6b", "--draft-tokens", "3", "--acceptance", "0.7")
+    answer = call(
+        "simulate", "--model", "qwen3-8b", "--hw", "h100-sxm", *WORKLOAD, "--serving", "continuous", *drafted
+    )
+    assert answer.status == 0, answer.err
+    assert (
+        "mixed step" in answer.out
+        and "a steady load" in answer.out
+        and "drafted one after another" in answer.out
+    )
+    bare = call("simulate", "--model", "qwen3-8b", "--hw", "h100-sxm", *WORKLOAD, *drafted[:2])
+    assert bare.status == 2 and "acceptance" in bare.err
+
+
 def test_as_a_process_it_takes_no_longer_than_promised(process: Callable[..., Answer]) -> None:
     """Processor time, which does not depend on what else the machine does; on an idle one the wall clock shows the same."""
 

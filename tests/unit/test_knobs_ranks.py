@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -197,3 +199,20 @@ def test_eager_waits_for_the_host_where_kernels_are_short() -> None:
     assert off > on * 1.01
     with pytest.raises(ScenarioError, match="no GPU"):
         simulate(QWEN, small, "cs3", Scenario.of("graph=off"))
+
+
+def test_an_engine_chooses_its_own_coefficients() -> None:
+    small, one = Workload(16, 256, 16), load_hardware("h100-sxm")
+    slow = one.families["experts"].with_fixed_times(3)
+    hw = replace(
+        one, families={**{k: f for k, f in one.families.items() if "@" not in k}, "experts@vllm": slow}
+    )
+    assert (
+        tpot("engine=vllm", hw=hw, load=small)
+        > tpot(hw=hw, load=small)
+        == tpot("engine=any", hw=hw, load=small)
+    )
+    with pytest.raises(ScenarioError, match="it has vllm"):
+        tpot("engine=sglang", hw=hw, load=small)
+    with pytest.raises(ScenarioError, match="no engines"):
+        simulate(QWEN, small, "cs3", Scenario.of("engine=vllm"))

@@ -184,7 +184,7 @@ def test_published_accuracy_stands_beside_the_edit() -> None:
         facts = simulate(lite, LOAD, H100, Scenario.of(*sets)).summary["accuracy"]
         return [(point["percent"], point["native"]) for point in facts]
 
-    assert told("n_a=4") == [(65.2, 66.0)] and told("n_a=5") == [] == told()
+    assert told("n_a=4") == [(65.2, 66.0)] and told("n_a=5") == told("n_a=6") == [] == told()
     assert told("n_e=32") == told("prune_inter=50") == [(37.7, 66.0)]
     v3 = simulate(
         load_model("deepseek-v3"), LOAD, load_hardware("h200-sxm-x8"), Scenario.of("tp=8", "n_a=8/6/6")

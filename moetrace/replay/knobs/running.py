@@ -46,6 +46,24 @@ def eplb(draft: Draft, value: int) -> Draft:
 
 
 @knob(
+    "engine",
+    "serving engine whose kernels are priced, where a profile has coefficients of its own for it",
+    "any, vllm, sglang or trtllm",
+    one_of("any", "vllm", "sglang", "trtllm"),
+)
+def engine(draft: Draft, value: str) -> Draft:
+    """Changes no op: the law's coefficients are chosen by it."""
+    if draft.hw.device_class != "gpu":
+        raise ScenarioError(f"engine={value}: {draft.hw.name} is no GPU, and its law knows no engines")
+    fitted = {key.partition("@")[2] for key in draft.hw.families if "@" in key}
+    if value != "any" and value not in fitted:
+        raise ScenarioError(
+            f"engine={value}: {draft.hw.name} has no coefficients of that engine (it has {', '.join(sorted(fitted)) or 'none'})"
+        )
+    return draft
+
+
+@knob(
     "experts",
     "expert GEMMs: grouped in a fused kernel, or one by one",
     "fused or unfused",
