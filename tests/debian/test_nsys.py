@@ -21,9 +21,9 @@ import pytest
 
 from moetrace import formats
 from moetrace.formats.events import RANGE, Events
-from moetrace.parse.parts import annotated_layers, annotated_parts
+from moetrace.parse.parts import Marks
 from moetrace.parse.rows import Rows, op_rows
-from moetrace.parse.steps import place
+from moetrace.parse.steps import Places
 from tests.conftest import REPO
 
 pytestmark = pytest.mark.debian
@@ -142,14 +142,15 @@ def launch_all(database: Path, rows: Rows, events: Events) -> None:
 
 def placed(events: Events) -> list[tuple[str, str, int, str]]:
     """(op, step, layer, part) of every row, as `parse` projects ranges onto ops."""
-    rows = op_rows(events)
-    step, names, _ = place(events, rows)
-    layer, source = annotated_layers(events, rows)
-    part, labels = annotated_parts(events, rows)
-    assert source == "annotation"
+    rows, marks, places = op_rows(events), Marks(events.texts), Places(events)
+    marks.saw(RANGE, events.name[events.where(RANGE)])
+    assert marks.layer_source == "annotation"
+    marks.place(rows, events)
+    places.weigh(rows)
+    step_of, names, _ = places.choose()
     return [
-        (events.texts[code], str(names[s]) if s >= 0 else "", int(at), labels[p] if p >= 0 else "")
-        for code, s, at, p in zip(rows.kernel, step, layer, part, strict=True)
+        (events.texts[code], str(names[s]) if s >= 0 else "", int(layer), marks.labels[p] if p >= 0 else "")
+        for code, s, layer, p in zip(rows.kernel, step_of(rows), rows.layer, rows.part, strict=True)
     ]
 
 
