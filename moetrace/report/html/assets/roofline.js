@@ -76,9 +76,10 @@ moe.roofline = (canvas, data) => {
     // The points, most time last so that they lie on top; a grid of cells for finding them again.
     const cells = new Map(), many = shown.length > 5000, max = many ? 9 : 17;
     view = { x: new Float32Array(n), y: new Float32Array(n), r: new Float32Array(n), cells };
-    const whole = Math.max(...shown.map(() => 0), p.total_s[shown[0]] || 1);
+    const whole = new Map(); // the longest of each phase: a prefill must not dwarf the decode
+    for (const i of shown) whole.set(p.phase[i], Math.max(whole.get(p.phase[i]) || 0, p.total_s[i]));
     for (let k = shown.length - 1; k >= 0; k--) {
-      const i = shown[k], r = Math.max(many ? 1.3 : 2.6, max * Math.sqrt(p.total_s[i] / whole));
+      const i = shown[k], r = Math.max(many ? 1.3 : 2.6, max * Math.sqrt(p.total_s[i] / whole.get(p.phase[i])));
       let x, y;
       if (lane(i)) { const rate = p.bytes[i] / p.median_s[i]; x = laneLeft + 12 + ((i * 61) % 74); y = rate > 0 ? B(rate) : bottom; }
       else { x = X(p.flops[i] / p.bytes[i]); y = Y(p.flops[i] / p.median_s[i]); }
