@@ -8,10 +8,10 @@ times and ids shifted on every repeat. Give `--trace` the trace of one graph-rep
 without it the shipped OLMoE trace is repeated, which was recorded on a CPU.
 
 Ways of moetrace: `parse` (the command, trace to RUN directory on disk), `attribute` and `replay` (the commands, of that
-RUN), `read` (the reader alone). Others: `tracelens` (TraceLens' TreePerfAnalyzer with its GPU timeline and ops), `hta`
-(HolisticTraceAnalysis with its kernel breakdown), both from PyPI, each in a virtual environment that is made in the folder
-`--envs`; `json` (json.load and pandas, as most scripts do it); `floor` (gunzip and orjson.loads of the whole file, nothing
-kept). Ways that hold the whole file in memory are run up to 300 MB.
+RUN), `read` (the reader alone). Others: `hta` (HolisticTraceAnalysis with its kernel breakdown) from PyPI, in a virtual
+environment that is made in the folder `--envs`; `tracelens` (TraceLens' TreePerfAnalyzer with its GPU timeline and ops), which
+is not on PyPI, if that folder has an environment with it; `json` (json.load and pandas, as most scripts do it); `floor`
+(gunzip and orjson.loads of the whole file, nothing kept). Ways that hold the whole file in memory are run up to 300 MB.
 """
 
 from __future__ import annotations
@@ -209,17 +209,24 @@ WAYS: dict[str, Callable[[Path], str]] = {
     "parse": _parse, "attribute": _attribute, "replay": _replay, "read": _read, "tracelens": _tracelens, "hta": _hta,
     "json": _json, "floor": _floor,
 }  # fmt: skip
-PEERS = {"tracelens": "TraceLens", "hta": "HolisticTraceAnalysis"}
+PEERS = {"hta": "HolisticTraceAnalysis", "tracelens": ""}  # what PyPI calls them; "": it has none
 WHOLE = {*PEERS, "json", "floor"}  # hold all of a file in memory
 MODEL = "MOETRACE_BENCH_MODEL"
+_NO_TRACELENS = (
+    "tracelens is left out: AMD's TraceLens is not on PyPI, where another project has its name; to include it make a virtual "
+    "environment {} with 'pip install git+https://github.com/AMD-AGI/TraceLens'"
+)
 
 
-def interpreter(way: str, envs: Path) -> str:
-    """The Python that runs a way; that of a peer is made with the peer in it."""
+def interpreter(way: str, envs: Path) -> str | None:
+    """The Python that runs a way; that of a peer is made with the peer in it, None where that cannot be done."""
     if way not in PEERS:
         return sys.executable
     home = envs / way
     python = home / "bin" / "python"
+    if not python.exists() and not PEERS[way]:
+        print(_NO_TRACELENS.format(home), flush=True)
+        return None
     if not python.exists():
         print(f"installing {PEERS[way]} in {home}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
@@ -227,10 +234,10 @@ def interpreter(way: str, envs: Path) -> str:
     return str(python)
 
 
-def measure(way: str, path: Path, envs: Path) -> dict[str, Any]:
+def measure(way: str, path: Path, python: str) -> dict[str, Any]:
     """One run of a way in a fresh process: CPU seconds, wall seconds, peak MB, what it got."""
     out = subprocess.run(
-        [interpreter(way, envs), __file__, "--one", way, str(path)],
+        [python, __file__, "--one", way, str(path)],
         capture_output=True,
         text=True,
         env={**os.environ, **({} if way in PEERS else {"PYTHONPATH": str(ROOT)})},
@@ -294,7 +301,9 @@ def main() -> None:
             for way in args.ways:
                 if way in WHOLE and size > _MOST_WHOLE:
                     continue
-                row = min((measure(way, path, args.envs) for _ in range(args.repeat)), key=lambda r: r["cpu"])
+                if (python := interpreter(way, args.envs)) is None:
+                    continue
+                row = min((measure(way, path, python) for _ in range(args.repeat)), key=lambda r: r["cpu"])
                 print(
                     f"{written / MB:8.0f} {way:>9} {row['cpu']:7.2f} {row['wall']:7.2f} {row['peak']:8.0f} "
                     f"{written / MB / row['cpu']:9.0f}  {row['got']}",

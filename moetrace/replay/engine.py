@@ -26,8 +26,18 @@ from moetrace.replay.distinct import settle
 from moetrace.replay.draft import Draft
 from moetrace.replay.knobs import KNOBS
 from moetrace.replay.scenario import Scenario, machine_of
-from moetrace.replay.summary import Outcome, summarise
-from moetrace.run import Meta, Run, Step, nullable, ops_table, text_column
+from moetrace.replay.summary import Outcome, Tally
+from moetrace.run import (
+    OPS_SCHEMA,
+    TABLE_FACTS,
+    Meta,
+    Run,
+    Step,
+    TableParts,
+    nullable,
+    ops_table,
+    text_column,
+)
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -56,6 +66,48 @@ def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Pr
     cannot apply, the parallelism does not fill the machine, or no op lies in a step.
     """
     hw = machine_of(load_hardware(hw), scenario)
+    whole = _Whole(run, scenario)
+    for part in run.parts():
+        _replay_part(part, hw, scenario, whole)
+    return whole.prediction(hw)
+
+
+class _Whole:
+    """A prediction that comes in parts of whole steps: of a long run, one after the other, else all in one."""
+
+    def __init__(self, run: Run, scenario: Scenario) -> None:
+        self.run, self.scenario = run, scenario
+        self.origin: int | None = None  # start of the first op, ns
+        self.gained = 0  # ns by which the parts so far moved those that follow
+        self.tally = Tally(run)
+        self.steps = list(run.meta.steps)
+        self.step_s = np.zeros((len(self.steps), 3))
+        self.meta: Meta | None = None
+        self.tables = TableParts(OPS_SCHEMA.with_metadata(TABLE_FACTS), run.new_file)
+
+    def add(self, meta: Meta, table: pa.Table, outcome: Outcome, crossing: IntArray) -> None:
+        """A part."""
+        self.meta = self.meta or meta
+        self.tables.write(table)
+        self.tally.add(outcome, crossing)
+        for i in np.unique(outcome.draft.base.step).tolist():
+            self.steps[i] = meta.steps[i]
+        self.step_s += np.stack([outcome.span, outcome.low, outcome.high], axis=1) / 1e9
+
+    def prediction(self, hw: Hardware) -> Prediction:
+        """The whole. Raises ScenarioError if there was no part."""
+        if self.meta is None:
+            raise ScenarioError("the run has no op inside a step, so there is nothing to replay")
+        made = self.tables.finish()
+        meta = replace(self.meta, steps=tuple(self.steps), notes=self.tally.assumptions)
+        routing = self.run.routing if _keeps_routing(self.scenario) else None
+        kept = isinstance(made, pa.Table)
+        run = Run(meta, made, routing) if kept else Run(meta, None, routing, file=made)
+        return Prediction(self.scenario, hw.name, run, self.tally.summary(), self.step_s)
+
+
+def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> None:
+    """Predicts the steps of one part of a run."""
     draft = edited(run, hw, scenario)
     source = _source(run, hw)
     gaps = source is not None and draft.scenario.get("graph") != "on"
@@ -77,19 +129,16 @@ def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Pr
         shares.stretched(draft, line.segment[draft.rows], d, span) + crossing[of_step]
         for (_, span), d in zip(laid, (dur, dur / (1 + error), dur * (1 + error)), strict=True)
     )
-    begin = _begins(draft, spans, gaps)
+    begin = _begins(draft, spans, gaps, whole)
     assumptions = (*scenario.notes, *draft.notes, *assumptions_of(draft, source, priced, measured, dur))
     steps = _steps(draft, begin, spans)
     meta = _meta(draft, steps, assumptions, context)
     table = _table(draft, priced, begin[line.segment[draft.rows]] + start, dur)
-    predicted = Run(meta, table, run.routing if _keeps_routing(scenario) else None)
     span, fast, slow = (_per_step(draft, x) for x in (spans, low, high))
     worked = np.bincount(line.segment[draft.rows], alone, spans.size).astype(np.float64)
     busy = _per_step(draft, shares.worked(draft, worked, laid[0][1], spans - crossing[of_step])) + crossing
     outcome = Outcome(draft, priced, source, dur, span, fast, slow, busy, need, assumptions)
-    return Prediction(
-        scenario, hw.name, predicted, summarise(outcome, crossing), np.stack([span, fast, slow], axis=1) / 1e9
-    )
+    whole.add(meta, table, outcome, crossing)
 
 
 def edited(run: Run, hw: Hardware, scenario: Scenario) -> Draft:
@@ -220,16 +269,19 @@ def _per_step(draft: Draft, spans: IntArray) -> IntArray:
     return out
 
 
-def _begins(draft: Draft, spans: IntArray, gaps: bool) -> IntArray:
+def _begins(draft: Draft, spans: IntArray, gaps: bool, whole: _Whole) -> IntArray:
     """Start of each segment in ns: as recorded, moved by what earlier steps gained or lost; without gaps one after another."""
     base, first = draft.base, _first_rows(draft)
     step, starts = base.step[first], base.start[first]
-    new = _per_step(draft, spans)
+    gained = _per_step(draft, spans)
     if gaps:
         ends = np.maximum.reduceat(base.start + base.dur, first)
-        old = _per_step(draft, ends - starts)
-        return np.asarray(starts + np.concatenate([[0], np.cumsum(new - old)[:-1]])[step])
-    return np.asarray(starts.min() + np.concatenate([[0], np.cumsum(new)[:-1]])[step])
+        gained = gained - _per_step(draft, ends - starts)
+    elif whole.origin is None:
+        whole.origin = int(starts.min())
+    moved = whole.gained + np.concatenate([[0], np.cumsum(gained)[:-1]])[step]
+    whole.gained += int(gained.sum())
+    return np.asarray((starts if gaps else whole.origin) + moved)
 
 
 def _steps(draft: Draft, begin: IntArray, spans: IntArray) -> tuple[Step, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
+from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.model.accuracy import edited_accuracy
 from moetrace.op import BOUNDS, Op
@@ -16,11 +19,13 @@ from moetrace.replay.anchor import ANCHORED, KEPT, Priced, chip
 from moetrace.replay.draft import Draft
 from moetrace.replay.memory import Need
 from moetrace.replay.parallel import NAMES
+from moetrace.run import Run
 
 IntArray = npt.NDArray[np.int64]
 SCHEMA = "moetrace.replay/1"
 # Above this share of the predicted time, a prediction is called anchored without more words.
 _WHOLLY = 0.9995
+_NUMBER = re.compile(r"[\d.,]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,39 +44,154 @@ class Outcome:
     assumptions: tuple[str, ...]
 
 
-def summarise(o: Outcome, crossing_ns: IntArray) -> dict[str, Any]:
-    """The summary. Times in seconds; `low_s` and `high_s` bound the 80 % interval, all ops' errors taken together.
+class Tally:
+    """All that a summary says, added up part by part; a part holds whole steps."""
 
-    `crossing_ns` [steps] is what each step spends between wafers.
-    """
-    share = _anchored_share(o)
-    word = "unanchored" if o.source is None else "anchored" if share > _WHOLLY else "partly"
-    return {
-        "schema": SCHEMA,
-        "hardware": o.draft.hw.name,
-        "scenario": o.draft.scenario.texts(),
-        "label": o.draft.scenario.label,
-        "phases": _phases(o),
-        "parallel": {name: getattr(o.draft.parallel, name) for name in NAMES},
-        "anchored_share": share,
-        "anchored": word,
-        "families": _families(o, crossing_ns),
-        "distinct": _distinct(o),
-        "memory": {
-            "weight_bytes": o.need.weight_bytes,
-            "kv_bytes": o.need.kv_bytes,
-            "framework_bytes": o.need.framework_bytes,
-            "needed_bytes": o.need.needed_bytes,
-            "capacity_bytes": o.need.capacity_bytes,
-            "fits": o.need.fits,
-            "rank": dict(o.need.rank),
-            "rank_capacity_bytes": o.draft.hw.memory.capacity_bytes,
-            "largest_batch": o.need.largest_batch,
-        },
-        "wafers": o.need.wafers,
-        "accuracy": _accuracy(o.draft),
-        "assumptions": list(o.assumptions),
-    }
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._decodes = any(s.phase == "decode" for s in run.meta.steps)
+        self._first: Outcome | None = None
+        self._need: Need | None = None
+        self._said: dict[str, str] = {}  # by the text without its numbers
+        self._anchored = self._total = 0.0
+        self._steps: dict[
+            str, list[tuple[float, ...]]
+        ] = {}  # by phase, in ns: span, low, high, measured; idle, tokens
+        self._busy: dict[str, dict[str, float]] = {}
+        self._in_focus = 0
+        self._experts: Counter[tuple[Op, str]] = Counter()
+
+    def add(self, o: Outcome, crossing_ns: IntArray) -> None:
+        """A part. `crossing_ns` [steps] is what each step spends between wafers."""
+        self._first = self._first or o
+        if self._need is None or (o.need.needed_bytes or 0) > (self._need.needed_bytes or 0):
+            self._need = o.need
+        for text in o.assumptions:
+            self._said.setdefault(_NUMBER.sub("", text), text)
+        total = float(o.dur.sum())
+        self._anchored, self._total = self._anchored + _anchored_share(o) * total, self._total + total
+        self._add_steps(o)
+        self._add_families(o, crossing_ns)
+        self._add_distinct(o)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the prediction takes for granted; of sentences that differ between parts only in numbers, the first."""
+        return tuple(self._said.values())
+
+    def summary(self) -> dict[str, Any]:
+        """The summary. Times in seconds; `low_s` and `high_s` bound the 80 % interval, all ops' errors taken together."""
+        o, need = self._first, self._need
+        if o is None or need is None:
+            raise ScenarioError("the run has no op inside a step, so there is nothing to replay")
+        share = self._anchored / self._total if self._total else _anchored_share(o)
+        word = "unanchored" if o.source is None else "anchored" if share > _WHOLLY else "partly"
+        return {
+            "schema": SCHEMA,
+            "hardware": o.draft.hw.name,
+            "scenario": o.draft.scenario.texts(),
+            "label": o.draft.scenario.label,
+            "phases": self._phases(),
+            "parallel": {name: getattr(o.draft.parallel, name) for name in NAMES},
+            "anchored_share": share,
+            "anchored": word,
+            "families": self._families(),
+            "distinct": self._distinct(),
+            "memory": {
+                "weight_bytes": need.weight_bytes,
+                "kv_bytes": need.kv_bytes,
+                "framework_bytes": need.framework_bytes,
+                "needed_bytes": need.needed_bytes,
+                "capacity_bytes": need.capacity_bytes,
+                "fits": need.fits,
+                "rank": dict(need.rank),
+                "rank_capacity_bytes": o.draft.hw.memory.capacity_bytes,
+                "largest_batch": need.largest_batch,
+            },
+            "wafers": need.wafers,
+            "accuracy": _accuracy(o.draft),
+            "assumptions": list(self.assumptions),
+        }
+
+    def _add_steps(self, o: Outcome) -> None:
+        measured = _measured(o.draft)
+        idle = np.clip(1.0 - o.busy / np.maximum(o.span, 1), 0.0, 1.0)
+        for i in np.flatnonzero(measured >= 0).tolist():
+            ns = (o.span[i], o.low[i], o.high[i], measured[i], idle[i], _produced(o.draft, i) or 0)
+            self._steps.setdefault(o.draft.steps[i].phase or "unknown", []).append(ns)
+
+    def _phases(self) -> dict[str, Any]:
+        """By phase (``unknown`` where the trace does not say): medians over its steps."""
+        out: dict[str, Any] = {}
+        for phase, steps in self._steps.items():
+            columns = np.array(steps, dtype=np.float64).T
+            step_s, low_s, high_s, was_s = (float(np.median(column)) / 1e9 for column in columns[:4])
+            tokens = columns[5]
+            rate = float(np.median(tokens)) / step_s if tokens.all() and step_s > 0 else None
+            out[phase] = {
+                "steps": len(steps),
+                "step_s": step_s,
+                "low_s": low_s,
+                "high_s": high_s,
+                "idle_share": float(np.median(columns[4])),
+                "measured_s": was_s if self._run.meta.kind == "measured" else None,
+                "tokens_per_s": rate,
+                "tpot_s": step_s if phase == "decode" else None,
+            }
+        return out
+
+    def _rows(self, draft: Draft) -> tuple[npt.NDArray[np.bool_], list[int]]:
+        """(rows of decode steps, of all where the run has none; which steps they are)."""
+        steps = np.unique(draft.base.step).tolist()
+        if self._decodes:
+            steps = [i for i in steps if draft.steps[i].phase == "decode"]
+        return np.isin(draft.base.step[draft.rows], steps), steps
+
+    def _add_families(self, o: Outcome, crossing_ns: IntArray) -> None:
+        rows, steps = self._rows(o.draft)
+        busy = np.bincount(o.draft.cell[rows], o.dur[rows], len(o.draft.ops)) / 1e9
+        self._in_focus += len(steps)
+        for op, bound, seconds in zip(o.draft.ops, o.priced.bound.tolist(), busy.tolist(), strict=True):
+            word = BOUNDS[bound] if bound >= 0 else "unknown"
+            by_bound = self._busy.setdefault(work_of.family(op.kind), {})
+            by_bound[word] = by_bound.get(word, 0.0) + seconds
+        if crossing_ns.any():
+            by_bound = self._busy.setdefault("communication", {})
+            by_bound["network"] = by_bound.get("network", 0.0) + float(crossing_ns[steps].sum()) / 1e9
+
+    def _families(self) -> list[dict[str, Any]]:
+        """Busy seconds of a mean decode step by family, largest first, each with what bounds most of its time."""
+        total = sum(sum(parts.values()) for parts in self._busy.values()) or 1.0
+        table: list[dict[str, Any]] = []
+        for family, parts in self._busy.items():
+            seconds, bound = sum(parts.values()), max(parts.items(), key=lambda part: part[1])[0]
+            if seconds > 0:
+                mean = seconds / max(1, self._in_focus)
+                table.append({"family": family, "step_s": mean, "share": seconds / total, "bound": bound})
+        return sorted(table, key=lambda row: -float(row["step_s"]))
+
+    def _add_distinct(self, o: Outcome) -> None:
+        rows, _ = self._rows(o.draft)
+        count = np.bincount(o.draft.cell[rows], minlength=len(o.draft.ops)).tolist()
+        for op, n in zip(o.draft.ops, count, strict=True):
+            if n and op.has("experts", "topk", "tokens", "hidden"):
+                self._experts[op, _source(op, o.draft)] += n
+
+    def _distinct(self) -> dict[str, Any] | None:
+        """Experts, n_a and mean distinct experts per MoE layer and decode step on one rank, and their source; None if dense."""
+        for kinds in (("moe_gate_up", "moe_experts"), ("moe_down",)):
+            chosen = [(op, source, n) for (op, source), n in self._experts.items() if op.kind in kinds]
+            if chosen:
+                break
+        else:
+            return None
+        total = sum(n for _, _, n in chosen)
+        return {
+            "experts": max(int(op["experts"]) for op, _, _ in chosen),
+            "topk": sum(op["topk"] * n for op, _, n in chosen) / total,
+            "mean_distinct": sum(work_of.distinct_experts(op)[0] * n for op, _, n in chosen) / total,
+            "source": " and ".join(sorted({source for _, source, _ in chosen})),
+        }
 
 
 def _accuracy(draft: Draft) -> list[dict[str, float | str]]:
@@ -88,41 +208,10 @@ def _accuracy(draft: Draft) -> list[dict[str, float | str]]:
     return [point for point in found if point is not None]
 
 
-def _phases(o: Outcome) -> dict[str, Any]:
-    """By phase (``unknown`` where the trace does not say): medians over its steps."""
-    measured = _measured(o.draft)
-    phases: dict[str, list[int]] = {}
-    for i, step in enumerate(o.draft.steps):
-        if measured[i] >= 0:
-            phases.setdefault(step.phase or "unknown", []).append(i)
-    out: dict[str, Any] = {}
-    for phase, steps in phases.items():
-        step_s, low_s, high_s, was_s = (_median_s(x[steps]) for x in (o.span, o.low, o.high, measured))
-        idle = np.clip(1.0 - o.busy[steps] / np.maximum(o.span[steps], 1), 0.0, 1.0)
-        tokens = [_produced(o.draft, i) for i in steps]
-        known = [t for t in tokens if t]
-        rate = float(np.median(known)) / step_s if len(known) == len(tokens) and step_s > 0 else None
-        out[phase] = {
-            "steps": len(steps),
-            "step_s": step_s,
-            "low_s": low_s,
-            "high_s": high_s,
-            "idle_share": float(np.median(idle)),
-            "measured_s": was_s if o.draft.run.meta.kind == "measured" else None,
-            "tokens_per_s": rate,
-            "tpot_s": step_s if phase == "decode" else None,
-        }
-    return out
-
-
 def _produced(draft: Draft, step: int) -> int | None:
     """Tokens that a step yields: one per sequence in decode, the prompt tokens it works through otherwise."""
     said = draft.steps[step]
     return draft.batch_of(step) if said.phase == "decode" else said.tokens
-
-
-def _median_s(ns: IntArray) -> float:
-    return float(np.median(ns)) / 1e9
 
 
 def _measured(draft: Draft) -> IntArray:
@@ -144,58 +233,6 @@ def _anchored_share(o: Outcome) -> float:
         fine |= o.priced.how == KEPT
     total = int(o.dur.sum())
     return float(o.dur[fine[o.draft.cell]].sum()) / total if total else 1.0
-
-
-def _in_focus(draft: Draft) -> tuple[npt.NDArray[np.bool_], list[int]]:
-    """(rows of decode steps, else of all; which steps they are)."""
-    steps = np.unique(draft.base.step)
-    decode = [i for i in steps.tolist() if draft.steps[i].phase == "decode"] or steps.tolist()
-    return np.isin(draft.base.step[draft.rows], decode), decode
-
-
-def _families(o: Outcome, crossing_ns: IntArray) -> list[dict[str, Any]]:
-    """Busy seconds of a mean decode step by family, largest first, each with what bounds most of its time."""
-    rows, steps = _in_focus(o.draft)
-    busy = np.bincount(o.draft.cell[rows], o.dur[rows], len(o.draft.ops)) / 1e9 / len(steps)
-    found: dict[str, dict[str, float]] = {}
-    for op, bound, seconds in zip(o.draft.ops, o.priced.bound.tolist(), busy.tolist(), strict=True):
-        word = BOUNDS[bound] if bound >= 0 else "unknown"
-        by_bound = found.setdefault(work_of.family(op.kind), {})
-        by_bound[word] = by_bound.get(word, 0.0) + seconds
-    if crossing_ns.any():
-        by_bound = found.setdefault("communication", {})
-        by_bound["network"] = by_bound.get("network", 0.0) + float(crossing_ns[steps].mean()) / 1e9
-    total = sum(sum(parts.values()) for parts in found.values()) or 1.0
-    table: list[dict[str, Any]] = []
-    for family, parts in found.items():
-        seconds, bound = sum(parts.values()), max(parts.items(), key=lambda part: part[1])[0]
-        if seconds > 0:
-            table.append({"family": family, "step_s": seconds, "share": seconds / total, "bound": bound})
-    return sorted(table, key=lambda row: -float(row["step_s"]))
-
-
-def _distinct(o: Outcome) -> dict[str, Any] | None:
-    """Experts, n_a and mean distinct experts per MoE layer and decode step on one rank, and their source; None if dense."""
-    rows, _ = _in_focus(o.draft)
-    count = np.bincount(o.draft.cell[rows], minlength=len(o.draft.ops))
-    ops = [
-        (op, int(n))
-        for op, n in zip(o.draft.ops, count.tolist(), strict=True)
-        if n and op.has("experts", "topk", "tokens")
-    ]
-    for kinds in (("moe_gate_up", "moe_experts"), ("moe_down",)):
-        chosen = [(op, n) for op, n in ops if op.kind in kinds and op.has("hidden")]
-        if chosen:
-            break
-    else:
-        return None
-    total = sum(n for _, n in chosen)
-    return {
-        "experts": max(int(op["experts"]) for op, _ in chosen),
-        "topk": sum(op["topk"] * n for op, n in chosen) / total,
-        "mean_distinct": sum(work_of.distinct_experts(op)[0] * n for op, n in chosen) / total,
-        "source": " and ".join(sorted({_source(op, o.draft) for op, _ in chosen})),
-    }
 
 
 def _source(op: Op, draft: Draft) -> str:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from moetrace import formats
+from moetrace.attribute import attribute
 from moetrace.errors import OutputError
 from moetrace.formats import events, piles
-from moetrace.parse import gather, parse
+from moetrace.parse import gather, parse, summary
+from moetrace.replay import Scenario, replay
 from moetrace.run import Run
 from tests.conftest import REPO
-from tests.made import event, write
+from tests.made import decode_trace, event, write
 
 RECORDED = sorted((REPO / "traces" / "kineto").iterdir())
 ORDER = ["start_ns", "stream", "dur_ns", "kernel", "op"]
@@ -95,6 +97,63 @@ def test_the_parts_of_a_stored_run_are_whole_steps(tmp_path: Path, monkeypatch: 
     saved = run.save(tmp_path / "run")
     assert [t.num_rows for t in saved.parts(["op"])] == [t.num_rows for t in run.parts(["op"])]
     assert_same(saved, run)
+
+
+def differs(one: object, other: object, where: str = "") -> str:
+    """Where two JSON-able values differ by more than rounding, which also orders rows that are alike; "" if nowhere."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return next((d for k in one if (d := differs(one[k], other[k], f"{where}.{k}"))), "")
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        a, b = (
+            sorted(x, key=lambda row: str(next(iter(row.values())))) if x and isinstance(x[0], dict) else x
+            for x in (one, other)
+        )
+        return next(
+            (d for i, (x, y) in enumerate(zip(a, b, strict=True)) if (d := differs(x, y, f"{where}[{i}]"))),
+            "",
+        )
+    same = one == pytest.approx(other, rel=1e-9, abs=1e-12) if isinstance(one, float) else one == other
+    return "" if same else f"{where}: {one} {other}"
+
+
+def test_what_is_made_of_a_stored_run_is_what_is_made_of_it_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = decode_trace(layers=3, steps=30, graph=True) + [
+        {
+            **e,
+            "ts": e["ts"] + 10**6,
+            "args": {**e["args"], "correlation": e["args"].get("correlation", -5) + 10**6},
+        }
+        for e in decode_trace(layers=3, steps=9, batch=7)
+    ]
+    file = write(tmp_path / "t.json", made)
+    asked = {"model": "qwen3-30b-a3b", "kv_len": 500, "hardware": "h100-sxm"}
+    short = parse(file, **asked)
+    long_way(monkeypatch, 100)
+    long = parse(file, **asked)
+    assert len(list(long.parts())) > 10 and len(list(short.parts())) == 1
+    assert differs(summary(long), summary(short)) == ""
+    held, other = attribute(long, "h100-sxm"), attribute(short, "h100-sxm")
+    assert differs(dict(held.summary), dict(other.summary)) == ""
+    times = ["step", "dur_ns", "exposed_ns", "expected_s"]
+    assert differs(*(t.select(times).sort_by("step").to_pylist() for t in (held.table, other.table))) == ""
+    held.save(tmp_path / "held.parquet")
+    assert held.is_in(tmp_path / "held.parquet") and not other.is_in(tmp_path / "held.parquet")
+    for machine in ("h100-sxm", "h200-sxm", "cs3"):
+        for knobs in ("", "n_a=4", "layers=native"):
+            scenario = Scenario.of(*filter(None, [knobs]))
+            a, b = replay(long, machine, scenario), replay(short, machine, scenario)
+            wanted = {k: v for k, v in b.summary.items() if k != "assumptions"}
+            assert differs({k: v for k, v in a.summary.items() if k != "assumptions"}, wanted) == "", (
+                machine,
+                knobs,
+            )
+            assert len(a.summary["assumptions"]) == len(b.summary["assumptions"])
+            assert [(s.start_ns, s.end_ns) for s in a.run.meta.steps] == [
+                (s.start_ns, s.end_ns) for s in b.run.meta.steps
+            ]
+            assert sorted(a.run.numpy("start_ns")) == sorted(b.run.numpy("start_ns"))
 
 
 def test_what_is_spilled_leaves_nothing_and_needs_room(
