@@ -20,6 +20,7 @@ def show_report(facts: Facts, by: str, table: str, phase: str | None, top: int) 
         tables.identity(held["run"]),
     ]
     blocks.append(_answers(facts["answers"]))
+    blocks += ["How sure:", *(f"  {clean(a['question'])} {clean(a['sure'])}" for a in facts["answers"])]
     if by == "step":
         blocks.append(tables.step_table(rows[:top]))
     else:

@@ -84,7 +84,7 @@ def _row(page: str, table: str, name: str) -> list[str]:
 def test_answers_in_the_terminal_are_those_of_the_page(page, run_dir, call: Call):
     said = call("show", run_dir).out
     for answer in facts_of(page)["answers"]:
-        assert answer["question"] in said and answer["short"] in said
+        assert answer["question"] in said and answer["short"] in said and answer["sure"] in said
         for line in answer["lines"]:
             assert line["value"] in said
         html = unescape(page).replace("\xa0", " ")
