@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from moetrace.cli.grids import GridAsked, grid_options, show_grid
 from moetrace.cli.options import (
     edits,
     force_option,
@@ -34,6 +35,7 @@ from moetrace.cli.options import (
     multiple=True,
     help="What one device costs per hour, for all machines or one of them; repeats. There is no default.",
 )
+@grid_options
 @output_option("DIR", "Directory for the predicted runs, one RUN in it per machine and scenario.")
 @force_option
 @json_option
@@ -42,6 +44,11 @@ def simulate(
     machines: tuple[str, ...],
     sets: tuple[str, ...],
     prices: tuple[str, ...],
+    grid: Path | None,
+    pareto: bool,
+    slo: str | None,
+    budget: str | None,
+    scheduler: str | None,
     output: Path | None,
     force: bool,
     as_json: bool,
@@ -52,6 +59,14 @@ def simulate(
     The ops follow from the model's shape, their times from the machine's law: nothing is measured, and
     every figure has an interval. Edits work as in 'moetrace replay'.
     """
+    from moetrace.errors import ScenarioError
+
+    many = GridAsked(grid, pareto, slo, budget, scheduler)
+    if many.any:
+        if output is not None or prices:
+            raise ScenarioError("a grid writes its tables to --grid DIR: without -o and --price-per-hour")
+        show_grid(many, model, machines, edits(sets, aliases), force, as_json)
+        return
     from moetrace import load_model, scenarios, synthesize
     from moetrace import simulate as predict
     from moetrace.cli.replay import save_predictions

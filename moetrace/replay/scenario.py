@@ -101,12 +101,13 @@ def _values(name: str, text: str) -> tuple[Setting, ...]:
 
 
 def scenarios(
-    sets: Sequence[str], machines: Sequence[Hardware | str], run: Run
+    sets: Sequence[str], machines: Sequence[Hardware | str], run: Run, most: int = MAX_SCENARIOS
 ) -> list[tuple[Hardware, Scenario]]:
     """Every (machine, scenario) that ``--set`` texts ask for: for each machine the product of the knobs' values.
 
     Parallelism goes to the machines that it fills; a machine of one GPU is shown without it. A wafer gets both
-    expert placements where n_a is set and placement is not. Raises ScenarioError with one line: see `read_sets`, and a
+    expert placements where n_a is set and placement is not. Raises ScenarioError with one line: see `read_sets`, more than
+    `most` scenarios, a
     tp that no machine has the GPUs for, a node left without parallelism, or a placement without a wafer.
     """
     from moetrace.hardware import load_hardware
@@ -120,8 +121,8 @@ def scenarios(
             "placement says where a wafer keeps its experts, and no wafer was named: add --hw cs3"
         )
     pairs = [pair for hw in hardware for pair in _of_machine(chosen, hw, run)]
-    if len(pairs) > MAX_SCENARIOS:
-        raise ScenarioError(f"{len(pairs)} scenarios: at most {MAX_SCENARIOS} at once")
+    if len(pairs) > most:
+        raise ScenarioError(f"{len(pairs)} scenarios: at most {most} at once")
     _all_used(chosen, pairs, hardware, run)
     return pairs
 

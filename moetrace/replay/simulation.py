@@ -138,7 +138,8 @@ def _summary(
         "economics": economics(hw, found["output_throughput"]["value"], base["wafers"], price_per_hour),
         "accuracy": base["accuracy"],
         "anchored": base["anchored"],
-        "assumptions": [*said, *base["assumptions"], *_beyond_fit(hw, meta.steps)],
+        "beyond_fit": " and ".join(beyond_fit(hw, meta.steps)),
+        "assumptions": [*said, *base["assumptions"], *_extrapolated(hw, meta.steps)],
     }
 
 
@@ -227,17 +228,21 @@ def _families(
     ]
 
 
-def _beyond_fit(hw: Hardware, steps: tuple[Step, ...]) -> list[str]:
-    """What lies outside of what the machine's coefficients were fitted on."""
+def beyond_fit(hw: Hardware, steps: tuple[Step, ...]) -> list[str]:
+    """The phases of steps with more tokens than the machine's coefficients were fitted on."""
     if hw.law != "gpu":
         return []
-    beyond = [step for step in steps if (step.tokens or 0) > FITTED_TOKENS]
-    phases = sorted({step.phase or "" for step in beyond})
-    most = max((step.tokens or 0 for step in beyond), default=0)
+    return sorted({step.phase or "" for step in steps if (step.tokens or 0) > FITTED_TOKENS})
+
+
+def _extrapolated(hw: Hardware, steps: tuple[Step, ...]) -> list[str]:
+    """What lies outside of what the machine's coefficients were fitted on, as a sentence."""
+    phases = beyond_fit(hw, steps)
+    most = max((step.tokens or 0 for step in steps), default=0)
     return [
         f"{' and '.join(phases)} steps of up to {most} tokens: the machine's coefficients were fitted on at most "
         f"{FITTED_TOKENS} tokens and on attention in decode, so their times and intervals are extrapolated"
-    ] if beyond else []  # fmt: skip
+    ] if phases else []  # fmt: skip
 
 
 __all__ = ["MEASURES", "Simulation", "simulate", "step_weights"]

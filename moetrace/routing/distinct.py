@@ -101,15 +101,29 @@ def ep_blocks(experts: int, ep: int) -> IntArray:
     return np.repeat(np.arange(ep), [experts // ep + (r < experts % ep) for r in range(ep)])
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 16)
 def _touched(experts: int, topk: int, tokens: int) -> FloatArray:
     """Probability of each number of distinct experts, [experts + 1]: a token adds hypergeometrically many."""
+    row = np.zeros(experts + 1)
+    row[0] = 1.0
+    for bit in range(tokens.bit_length()):
+        if tokens >> bit & 1:
+            row = row @ _tokens_step(experts, topk, bit)
+    return row
+
+
+@lru_cache(maxsize=1024)
+def _tokens_step(experts: int, topk: int, bit: int) -> FloatArray:
+    """How ``2**bit`` tokens change the number of distinct experts: probability [before, after]."""
+    if bit:
+        half = _tokens_step(experts, topk, bit - 1)
+        return np.asarray(half @ half)
     total = comb(experts, topk)
     step = np.zeros((experts + 1, experts + 1))
     for seen in range(experts + 1):
         for new in range(max(0, topk - seen), min(topk, experts - seen) + 1):
             step[seen, seen + new] = comb(experts - seen, new) * comb(seen, topk - new) / total
-    return np.asarray(np.linalg.matrix_power(step, tokens)[0])
+    return step
 
 
 @lru_cache(maxsize=64)

@@ -62,6 +62,13 @@ class Answers:
     problem: npt.NDArray[np.object_]
     gpus: int
 
+    @classmethod
+    def empty(cls, size: int) -> Answers:
+        """Answers to be filled in: nothing is known yet."""
+        unknown, words = np.full(size, np.nan), np.full(size, "", dtype=object)
+        metrics = {name: np.full((3, size), np.nan) for name in MEASURED}
+        return cls(metrics, {}, {}, unknown, unknown.copy(), np.full(size, -1), words, words.copy(), 0)
+
 
 MEASURED = ("ttft", "tpot", "itl", "e2e", "throughput", "output_throughput", "user_speed")
 
@@ -78,10 +85,7 @@ def answers(case: Case, columns: Mapping[str, Column]) -> Answers:
     A scenario that cannot be (a knob that cannot apply) has a `problem` and nan elsewhere.
     """
     size = len(next(iter(columns.values())))
-    out = Answers(
-        {name: np.full((3, size), np.nan) for name in MEASURED}, {}, {}, np.full(size, np.nan), np.full(size, np.nan),
-        np.full(size, -1), np.full(size, "", dtype=object), np.full(size, "", dtype=object), 0,
-    )  # fmt: skip
+    out = Answers.empty(size)
     waiting = [np.arange(size)]
     while waiting:
         some = waiting.pop()

@@ -1,0 +1,121 @@
+"""The options of a grid, and what they make of a verb's scenarios: tables on disk, a Pareto front, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from moetrace.cli.options import PATH
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def grid_options(command: Command) -> Command:
+    """``--grid``, ``--pareto``, ``--slo``, ``--budget``, ``--scheduler``."""
+    for option in reversed(
+        (
+            click.option(
+                "--grid",
+                metavar="DIR",
+                type=PATH,
+                help="Write every scenario as a row of Parquet tables in DIR; one that was interrupted goes on.",
+            ),
+            click.option(
+                "--pareto", is_flag=True,
+                help="Show the scenarios that no other beats in both tokens/s for a user and tokens/s of a GPU.",
+            ),
+            click.option(
+                "--slo", metavar="NAME=LIMIT[,..]",
+                help="Show only scenarios that keep to it: tpot=20ms,ttft=1s; rates are minima (user_speed=50).",
+            ),
+            click.option(
+                "--budget", metavar="gpus=N",
+                help="Show only scenarios on so many GPUs at most; the throughput is that of as many copies as they hold.",
+            ),
+            click.option(
+                "--scheduler", metavar="ADDRESS",
+                help="Spread a grid on the Dask cluster of this scheduler (pip install 'moetrace[dask]').",
+            ),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class GridAsked:
+    """What the options of a grid say."""
+
+    root: Path | None
+    pareto: bool
+    slo: str | None
+    budget: str | None
+    scheduler: str | None
+
+    @property
+    def any(self) -> bool:
+        """Whether a grid is asked for."""
+        return self.root is not None or self.pareto or bool(self.slo or self.budget or self.scheduler)
+
+
+def show_grid(
+    asked: GridAsked, model: str, machines: Sequence[str], sets: Sequence[str], force: bool, as_json: bool
+) -> None:
+    """Works a grid out and prints what of it was asked for. Without ``--grid`` its tables are not kept."""
+    from tempfile import TemporaryDirectory
+
+    if asked.root is not None:
+        _show(asked, asked.root, model, machines, sets, force, as_json)
+        return
+    with TemporaryDirectory() as made:
+        _show(asked, Path(made) / "grid", model, machines, sets, force, as_json)
+
+
+def _show(
+    asked: GridAsked,
+    root: Path,
+    model: str,
+    machines: Sequence[str],
+    sets: Sequence[str],
+    force: bool,
+    as_json: bool,
+) -> None:
+    import time
+
+    from moetrace.files import write_parquet
+    from moetrace.replay.grid.choose import Limits, front, read_budget, read_slo
+    from moetrace.replay.grid.plan import Ask
+    from moetrace.replay.grid.store import open_grid, run_grid
+    from moetrace.report import grid as report
+    from moetrace.report import terminal
+
+    limits = Limits(
+        read_slo(asked.slo) if asked.slo else {}, read_budget(asked.budget) if asked.budget else None
+    )
+    names = tuple(name for group in machines for name in group.split(","))
+    grid = open_grid(root, Ask(model, names, tuple(sets)), force)
+    begin = time.perf_counter()
+    with terminal.progress(f"{grid.plan.size:,} scenarios") as tell:
+        before = run_grid(grid, tell, _worker(asked.scheduler))
+    took = time.perf_counter() - begin
+    best, met = front(grid.parts(), limits)
+    written = asked.root if asked.root is not None else None
+    if asked.pareto and best is not None and written is not None:
+        write_parquet(best, root / "pareto.parquet", {"moetrace.table": "pareto", "moetrace.version": "1"})
+    facts = report.grid_facts(grid.plan, before, took, met, best, limits, asked.pareto, written)
+    if as_json:
+        terminal.show_json(facts)
+    else:
+        terminal.show(report.grid_report(facts))
+
+
+def _worker(scheduler: str | None) -> Any:
+    if scheduler is None:
+        return None
+    from moetrace.replay.grid.spread import on_cluster
+
+    return lambda ask, waiting: on_cluster(scheduler, ask, waiting)

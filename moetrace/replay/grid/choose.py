@@ -1,0 +1,106 @@
+"""Which scenarios of a grid are worth a look: limits on latency and devices, and the Pareto front of speed for a user
+against throughput of a device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moetrace.errors import ScenarioError, unknown
+from moetrace.replay.grid.rows import measure_column
+from moetrace.replay.measures import MEASURES
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*(s|ms|us)?")
+USER, DEVICE = measure_column("user_speed"), "output_per_gpu_per_s"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a scenario must keep to: measures at their limits (times at most, rates at least), and a number of devices."""
+
+    slo: Mapping[str, float] = field(default_factory=dict)
+    gpus: int | None = None
+
+    def met(self, rows: pa.Table) -> BoolArray:
+        """Which rows keep to all of them, have an answer and fit their machine."""
+        good = np.asarray(rows.column("problem").is_null().to_numpy()) & _flag(rows, "fits")
+        for name, limit in self.slo.items():
+            values = _numbers(rows, measure_column(name))
+            good &= values <= limit if MEASURES[name][0] == "s" else values >= limit
+        if self.gpus is not None:
+            good &= _numbers(rows, "gpus") <= self.gpus
+        return good
+
+    def per_device(self, rows: pa.Table) -> FloatArray:
+        """Output tokens per second and device. With a budget: of as many copies as it pays for, over all its devices."""
+        alone = _numbers(rows, DEVICE)
+        if self.gpus is None:
+            return alone
+        gpus = _numbers(rows, "gpus")
+        return np.asarray(alone * gpus * np.floor(self.gpus / gpus) / self.gpus)
+
+
+def read_slo(text: str) -> dict[str, float]:
+    """The limits of ``tpot=20ms,ttft=1s``; rates without a unit (``user_speed=50``). Raises ScenarioError."""
+    out: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        if name not in MEASURES:
+            raise ScenarioError(f"--slo {text}: {unknown('measure', name, MEASURES)}")
+        found = _QUANTITY.fullmatch(value.strip())
+        timed = MEASURES[name][0] == "s"
+        if not found or bool(found[2]) != timed:
+            expected = "a time such as 20ms or 1s" if timed else "a number of tokens per second"
+            raise ScenarioError(f"--slo {text}: {name}={value!r}: expected {expected}")
+        out[name] = float(found[1]) * _UNITS[found[2] or "s"]
+    return out
+
+
+def read_budget(text: str) -> int:
+    """The devices of ``gpus=8``. Raises ScenarioError."""
+    found = re.fullmatch(r"gpus=([0-9]+)", text.strip())
+    if not found or int(found[1]) < 1:
+        raise ScenarioError(f"--budget {text}: expected gpus=N, the devices that there are")
+    return int(found[1])
+
+
+def front(parts: Iterable[pa.Table], limits: Limits) -> tuple[pa.Table | None, int]:
+    """(the scenarios that no other one beats in both tokens/s for a user and tokens/s of a device, how many met the limits).
+
+    The front is in order of falling speed for a user, None if nothing met the limits. Parts are held one at a time.
+    """
+    best: pa.Table | None = None
+    met = 0
+    for rows in parts:
+        good = limits.met(rows) & np.isfinite(_numbers(rows, USER))
+        met += int(good.sum())
+        some = rows.take(pa.array(np.flatnonzero(good)))
+        some = some.take(pa.array(_unbeaten(_numbers(some, USER), limits.per_device(some))))
+        both = some if best is None else pa.concat_tables([best, some], promote_options="permissive")
+        best = both.take(pa.array(_unbeaten(_numbers(both, USER), limits.per_device(both))))
+    return (best if met else None), met
+
+
+def _unbeaten(one: FloatArray, two: FloatArray) -> npt.NDArray[np.int64]:
+    """The places of points that no other one reaches in both, falling in the first."""
+    order = np.lexsort((-two, -one))
+    sorted_two = two[order]
+    ahead = np.concatenate([[-np.inf], np.maximum.accumulate(sorted_two)[:-1]]) if order.size else sorted_two
+    return np.asarray(order[sorted_two > ahead], dtype=np.int64)
+
+
+def _numbers(rows: pa.Table, name: str) -> FloatArray:
+    return np.asarray(rows.column(name).to_numpy(), dtype=np.float64)
+
+
+def _flag(rows: pa.Table, name: str) -> BoolArray:
+    """A yes-or-no column; not known counts as yes."""
+    return np.asarray(rows.column(name).fill_null(True).to_numpy())

@@ -1,0 +1,131 @@
+"""A grid on disk: parts of its two tables, each written whole, so that an interrupted grid goes on where it stopped.
+
+GRID/grid.json says what was asked, GRID/scenarios/*.parquet and GRID/breakdown/*.parquet are the tables, which any reader of
+Parquet takes as one each. A part of `scenarios` is written after that of `breakdown`: it marks its task as done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moetrace.errors import OutputError
+from moetrace.files import write_parquet, write_whole
+from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
+from moetrace.replay.grid.rows import tables
+
+SCHEMA = "moetrace.grid/1"
+FILES = ("grid.json", "scenarios", "breakdown", "pareto.parquet")
+Made = tuple[int, pa.Table, pa.Table]  # place of the task, its tables
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A directory of a grid, and its plan."""
+
+    root: Path
+    plan: Plan
+
+    def part(self, table: str, task: int) -> Path:
+        """Where a task's rows of a table lie."""
+        return self.root / table / f"{task:06d}.parquet"
+
+    def waiting(self) -> list[tuple[int, Task]]:
+        """The tasks that are not done, with their places."""
+        return [
+            (i, task) for i, task in enumerate(self.plan.tasks()) if not self.part("scenarios", i).exists()
+        ]
+
+    def parts(self, table: str = "scenarios") -> Iterator[pa.Table]:
+        """The tables of all tasks, one at a time."""
+        for i, _ in enumerate(self.plan.tasks()):
+            yield pq.read_table(self.part(table, i))
+
+    def keep(self, made: Made) -> None:
+        """Writes what a task gave."""
+        place, scenarios, breakdown = made
+        about = {"moetrace.table": "grid", "moetrace.version": "1"}
+        write_parquet(breakdown, self.part("breakdown", place), about)
+        write_parquet(scenarios, self.part("scenarios", place), about)
+
+
+def open_grid(root: Path, ask: Ask, force: bool = False) -> Grid:
+    """The directory of a grid: new, or one of the very same grid that was interrupted.
+
+    Raises OutputError if it holds another grid (unless `force`, which removes that one) or what is no grid's.
+    """
+    plan = plan_of(ask)
+    said = orjson.dumps(_facts(plan), option=orjson.OPT_INDENT_2)
+    facts = root / "grid.json"
+    if facts.is_file() and facts.read_bytes() == said and not force:
+        return Grid(root, plan)
+    if root.exists() and not force and any(root.iterdir() if root.is_dir() else [root]):
+        what = "another grid (or this one from another version or profile)" if facts.is_file() else "no grid"
+        raise OutputError(f"{root} exists and holds {what}: give another name or --force to replace it")
+    if root.exists():
+        _check_replaceable(root)
+        for name in ("scenarios", "breakdown"):
+            shutil.rmtree(root / name, ignore_errors=True)
+        (root / "pareto.parquet").unlink(missing_ok=True)
+    for name in ("scenarios", "breakdown"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    write_whole(facts, lambda part: part.write_bytes(said))
+    return Grid(root, plan)
+
+
+def run_grid(
+    grid: Grid,
+    progress: Callable[[float], None] = lambda share: None,
+    work: Callable[[Ask, list[tuple[int, Task]]], Iterable[Made]] | None = None,
+) -> int:
+    """Works out what is not done yet; the number of scenarios that were done before.
+
+    `work` gives the tables of tasks in any order, by default one after another in this process.
+    """
+    waiting = grid.waiting()
+    left = sum(task.stop - task.start for _, task in waiting)
+    done = before = grid.plan.size - left
+    for made in (work or one_after_another)(grid.plan.ask, waiting):
+        grid.keep(made)
+        done += made[1].num_rows
+        progress(done / max(1, grid.plan.size))
+    return before
+
+
+def one_after_another(ask: Ask, waiting: list[tuple[int, Task]]) -> Iterator[Made]:
+    """The tables of tasks, worked out in this process."""
+    for place, task in waiting:
+        yield (place, *tables(ask, task))
+
+
+def _facts(plan: Plan) -> dict[str, object]:
+    from moetrace import __version__
+
+    machines = repr([(case.hw, case.model) for case in plan.cases])
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "model": plan.ask.model,
+        "machines": list(plan.ask.machines),
+        "sets": list(plan.ask.sets),
+        "scenarios": plan.size,
+        "profiles": hashlib.sha256(machines.encode()).hexdigest(),
+    }
+
+
+def _check_replaceable(root: Path) -> None:
+    """Raises OutputError where a directory holds what no grid wrote: that is not removed."""
+    if root.is_symlink() or not root.is_dir():
+        raise OutputError(f"{root} is no directory of its own: it is not replaced, give another name")
+    inside = [file for name in ("scenarios", "breakdown") for file in (root / name).glob("*")]
+    strange = [path for path in root.iterdir() if path.name not in FILES]
+    strange += [file for file in inside if file.suffix not in (".parquet", ".part")]
+    if strange:
+        raise OutputError(f"{root} holds files that are no grid's ({strange[0].name}): give another name")

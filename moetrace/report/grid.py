@@ -1,0 +1,89 @@
+"""What is printed of a grid: how many scenarios there were, and the best of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from moetrace.replay.grid.choose import DEVICE, USER, Limits
+from moetrace.replay.grid.plan import Plan
+from moetrace.replay.grid.rows import measure_column
+from moetrace.report.tables import Block, Table, plural
+from moetrace.units import seconds
+
+_MOST = 40  # rows of a front that are printed; all of them are in the table and in the JSON
+
+
+def grid_facts(
+    plan: Plan,
+    before: int,
+    took_s: float,
+    met: int,
+    best: pa.Table | None,
+    limits: Limits,
+    pareto: bool,
+    root: Path | None,
+) -> dict[str, Any]:
+    """A JSON-able summary of a grid (schema ``moetrace.grid-summary/1``): counts, and the rows of the front."""
+    rows = best.to_pylist() if best is not None else []
+    rates = limits.per_device(best).tolist() if best is not None else []
+    for row, rate in zip(rows, rates, strict=True):
+        row["budget_per_gpu_per_s"] = rate
+    return {
+        "schema": "moetrace.grid-summary/1",
+        "scenarios": plan.size,
+        "done_before": before,
+        "seconds": took_s,
+        "slo": dict(limits.slo),
+        "budget_gpus": limits.gpus,
+        "met": met,
+        "pareto": rows if pareto else rows_of_interest(rows),
+        "knobs": [*plan.knobs, *plan.varied],
+        "written": str(root) if root is not None else None,
+    }
+
+
+def rows_of_interest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a front, its two ends: the fastest for a user and the one with the most tokens of a device."""
+    return rows if len(rows) < 3 else [rows[0], rows[-1]]
+
+
+def grid_report(facts: dict[str, Any]) -> list[Block]:
+    """The lines and the table that are printed."""
+    done = facts["scenarios"] - facts["done_before"]
+    said = f"{plural(facts['scenarios'], 'scenario')}, {done:,} of them worked out in {seconds(facts['seconds'])}"
+    lines: list[Block] = [said]
+    limits = [f"{name} {limit:g}" for name, limit in facts["slo"].items()]
+    if facts["budget_gpus"]:
+        limits.append(f"at most {facts['budget_gpus']} GPUs")
+    lines.append(
+        f"{facts['met']:,} fit their machine" + (f" and keep to {', '.join(limits)}" if limits else "")
+    )
+    if facts["pareto"]:
+        lines.append(_table(facts))
+        if len(facts["pareto"]) > _MOST:
+            lines.append(f"the first {_MOST} of {len(facts['pareto']):,} rows")
+    if facts["written"]:
+        lines.append(f"written: {facts['written']}")
+    return lines
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    rows = facts["pareto"][:_MOST]
+    knobs = [name for name in facts["knobs"] if any(row.get(name) is not None for row in rows)]
+    header = ("hardware", "tok/s/user", "tok/s/GPU", "TPOT", "TTFT", *knobs, "fit")
+    body = [
+        (
+            row["hardware"],
+            f"{row[USER]:,.1f}",
+            f"{row['budget_per_gpu_per_s'] if facts['budget_gpus'] else row[DEVICE]:,.1f}",
+            seconds(row[measure_column("tpot")]),
+            seconds(row[measure_column("ttft")]),
+            *("-" if row.get(name) is None else str(row[name]) for name in knobs),
+            f"beyond it: {row['beyond_fit']}" if row["beyond_fit"] else "within",
+        )
+        for row in rows
+    ]
+    return Table("best scenarios, the fastest for a user first", header, tuple(body))
