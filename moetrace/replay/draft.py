@@ -6,7 +6,7 @@ not in a draft.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,11 +27,6 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 EXPERTS = frozenset({"moe_gate_up", "moe_down", "moe_experts"})
-_ATTENTION_OUT = (frozenset({"o_proj"}), frozenset({"attention", "mla_attention", "attention_reduce"}))
-_FFN_OUT = (frozenset({"moe_combine", "moe_down", "moe_experts", "dense_down", "shared_down"}),)
-
-# Thread blocks of DeepEP's normal kernels, which prefills use (its README's setting); decode takes the low-latency ones.
-_NORMAL_SMS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,63 +191,6 @@ class Draft:
         """This draft with the op of each cell changed."""
         return replace(self, ops=tuple(change(op, at) for op, at in zip(self.ops, self.at, strict=True)))
 
-    def shared_out(
-        self, asked: str, part: Callable[[int, int], int], whole: frozenset[str] = frozenset()
-    ) -> Draft:
-        """This draft with each step's ops at the part of a rank's batch that `part(step, batch)` says.
-
-        Kinds in `whole` keep their tokens. Raises ScenarioError where a step's batch is not known.
-        """
-        shares = list(self.shares)
-        for i in range(len(self.steps)) if not shares else ():
-            batch = self.batch_of(i)
-            if batch is None:
-                raise ScenarioError(
-                    f"{asked}: the recording does not say the batch of step {self.steps[i].name!r}"
-                )
-            shares.append(Share(batch))
-        was = [share.batch for share in shares]
-        new = [part(i, batch) for i, batch in enumerate(was)]
-
-        def change(op: Op, at: At) -> Op:
-            return op if op.kind in whole else edit.scaled(op, new[at.step], was[at.step])
-
-        shares = [replace(share, batch=n) for share, n in zip(shares, new, strict=True)]
-        return replace(self.rewrite(change), shares=tuple(shares))
-
-    def with_stages(self, stages: int, parts: Mapping[int, int]) -> Draft:
-        """This draft with `stages` of layers, through which a step goes in so many parts, and the sends between them."""
-        shares = []
-        for i, share in enumerate(self.shares):
-            decode = self.steps[i].phase == "decode"
-            times = 1.0 if decode else (parts[i] + stages - 1) / stages
-            shares.append(
-                replace(
-                    share,
-                    times=times,
-                    busy=parts[i] / (parts[i] + stages - 1) if not decode else parts[i] / stages,
-                )
-            )
-        draft = replace(self, shares=tuple(shares))
-        borders = {self.layers * stage // stages - 1 for stage in range(1, stages)}
-        ends = self._last_of_layer(_FFN_OUT)
-        layer = np.array([at.layer for at in self.at])[self.cell[ends]]
-        return draft._insert(
-            ends[np.isin(layer, list(borders))], lambda op, at: draft._merge(op, at, 2, "send_recv", "pp")
-        )
-
-    def halved(self, asked: str) -> Draft:
-        """This draft with each step's ops at half of the batch, one of two halves that overlap; a lone sequence stays."""
-        draft = self.shared_out(asked, lambda i, batch: -(-batch // 2))
-        shares = [
-            replace(new, halves=old is None or old.batch > 1)
-            for new, old in zip(draft.shares, self.shares or [None] * len(draft.shares), strict=True)
-        ]
-        batches = [self.batch_of(i) for i in range(len(self.steps))]
-        if not self.shares:
-            shares = [replace(s, halves=(b or 0) > 1) for s, b in zip(shares, batches, strict=True)]
-        return replace(draft, shares=tuple(shares))
-
     def split(self, values: IntArray) -> tuple[Draft, IntArray]:
         """This draft with cells parted by a value per row, and the value of each new cell."""
         low = values.min(initial=0)
@@ -320,76 +258,7 @@ class Draft:
         at = tuple(replace(a, layer=t) for a, t in zip(draft.at, target.tolist(), strict=True))
         return replace(draft, at=at).with_model(layers=len(origins))
 
-    def with_all_reduces(self, ranks: int) -> Draft:
-        """This draft with an all-reduce after each layer's attention and feed-forward, and a gather of the logits."""
-        draft = self
-        for kinds in (_ATTENTION_OUT, _FFN_OUT):
-            draft = draft._insert(draft._last_of_layer(kinds), lambda op, at: draft._merge(op, at, ranks))  # noqa: B023
-        heads = np.array([op.kind == "lm_head" and op.has("m", "n") for op in draft.ops])
-        draft = draft._insert(
-            np.flatnonzero(heads[draft.cell]),
-            lambda op, at: edit.collective(op, "all_gather", op["m"], op["n"], ranks),
-        )
-        whole = sum(op.kind == "gemm" for op in draft.ops)
-        note = "; GEMMs whose role is not known are computed in whole on every GPU" if whole else ""
-        return draft.noted(
-            f"tp={ranks}: projections, heads and expert widths are cut over {ranks} GPUs, norms and routing repeated on each, "
-            "with an all-reduce after attention and after the feed-forward of each layer and a gather of the logits, none "
-            f"overlapped{note}"
-        )
-
-    def with_exchange(self, asked: str) -> Draft:
-        """This draft with what data-parallel groups exchange round the experts of each layer.
-
-        With ep, tokens are dispatched to the ranks of their experts and collected again; without, all tokens are gathered
-        and the experts' partial sums scattered back (every rank has a part of every expert's width).
-        """
-        p, width = self.parallel, self.model.hidden if self.model else 0
-        if not width:
-            raise ScenarioError(f"{asked}: the hidden size is not known; parse with --model")
-        narrow = self.model is not None and self.model.expert_dtype.startswith(("fp8", "mxfp8", "nvfp4"))
-
-        def exchanged(op: Op, at: At, tokens: float) -> dict[str, float]:
-            sms = {} if self.steps[at.step].phase == "decode" else {"sms": _NORMAL_SMS}
-            each = -(-tokens // p.tp)
-            return {"experts": op["experts"], "topk": op["topk"], "tokens": each, "hidden": width, **sms}
-
-        def before(op: Op, at: At) -> Op:
-            if p.ep == 1:
-                return edit.collective(op, "all_gather", op["tokens"], width, p.dp)
-            sent = edit.collective(op, "moe_dispatch", op["tokens"] * op["topk"] / p.tp, width, p.ep)
-            sent = sent.with_dims(bytes=sent["bytes"] // 2) if narrow else sent
-            return sent.with_dims(**exchanged(op, at, op["tokens"]))
-
-        def after(op: Op, at: At) -> Op:
-            tokens = -(-op["tokens"] // p.dp)
-            if p.ep == 1:
-                return edit.collective(op, "reduce_scatter", op["tokens"], width, p.dp)
-            back = edit.collective(op, "moe_collect", tokens * op["topk"] / p.tp, width, p.ep)
-            return back.with_dims(**exchanged(op, at, tokens))
-
-        draft = self._insert(self._last_of_layer((frozenset({"topk"}),)), before)
-        draft = draft._insert(draft._last_of_layer((frozenset({"moe_down", "moe_experts"}),)), after)
-        how = (
-            "dispatched to the ranks that hold their experts"
-            if p.ep > 1
-            else "gathered, and outputs scattered back"
-        )
-        return draft.noted(
-            f"{asked}: attention and dense layers take the sequences of {p.dp} groups apart, tokens are {how}"
-        )
-
-    def _merge(self, op: Op, at: At, ranks: int, kind: str = "all_reduce", knob: str = "tp") -> Op:
-        """The all-reduce of a layer's output after `op`, or its sending on."""
-        tokens = next((op[d] for d in ("tokens", "m", "q", "batch") if op.has(d)), self.steps[at.step].tokens)
-        width = self.model.hidden if self.model else next((op[d] for d in ("hidden", "n") if op.has(d)), None)
-        if tokens is None or width is None:
-            raise ScenarioError(
-                f"{knob}: how much leaves a rank after {op.kind} is not known; parse with --model"
-            )
-        return edit.collective(op, kind, tokens, width, ranks)
-
-    def _last_of_layer(self, choices: tuple[frozenset[str], ...]) -> IntArray:
+    def last_of_layer(self, choices: tuple[frozenset[str], ...]) -> IntArray:
         """The last row of these kinds in each layer of each step (the first choice that it has); without layers, every one."""
         layer = np.array([at.layer for at in self.at])[self.cell]
         group = self.base.segment[self.rows] * (layer.max(initial=0) + 2) + layer + 1
@@ -404,7 +273,7 @@ class Draft:
             taken = np.concatenate([taken, groups])
         return np.sort(np.concatenate(found)) if found else np.array([], dtype=np.int64)
 
-    def _insert(self, after: IntArray, make: Callable[[Op, At], Op]) -> Draft:
+    def inserted_after(self, after: IntArray, make: Callable[[Op, At], Op]) -> Draft:
         """This draft with a new op after each of these rows."""
         if not after.size:
             return self

@@ -35,8 +35,10 @@ def dp(draft: Draft, value: int) -> Draft:
         raise ScenarioError(
             f"{asked}: a dense model has nothing that data-parallel groups share: run {value} of them"
         )
-    draft = draft.shared_out(asked, lambda i, batch: -(-batch // value), whole=edit.MODULE)
-    return draft.with_exchange(asked)
+    from moetrace.replay import sharing  # here: it brings numpy
+
+    draft = sharing.shared_out(draft, asked, lambda i, batch: -(-batch // value), whole=edit.MODULE)
+    return sharing.with_exchange(draft, asked)
 
 
 @knob("tp", "GPUs that share each weight matrix (tensor parallel)", "a whole number", one_whole)
@@ -50,8 +52,10 @@ def tp(draft: Draft, value: int) -> Draft:
     def change(op: Op, at: At) -> Op:
         return edit.cut(op, value, expert_tp, draft.model)
 
+    from moetrace.replay import sharing
+
     draft = draft.rewrite(change)
-    return draft.with_all_reduces(value) if value > 1 else draft
+    return sharing.with_all_reduces(draft, value) if value > 1 else draft
 
 
 @knob("ep", "GPUs that share out whole experts (expert parallel)", "a whole number", one_whole)
@@ -110,7 +114,9 @@ def pp(draft: Draft, value: int) -> Draft:
         parts[step] = -(-batch // size)
         return size
 
-    draft = draft.shared_out(asked, part).with_stages(value, parts)
+    from moetrace.replay import sharing
+
+    draft = sharing.with_stages(sharing.shared_out(draft, asked, part), value, parts)
     return draft.noted(
         f"{asked}: the layers lie in {value} stages; a decode step goes through in {value} parts of the batch (one part idles "
         "where there are fewer sequences), a prefill in parts of whole prompts, the pipeline filling and draining once"
@@ -130,6 +136,8 @@ def overlap(draft: Draft, value: str) -> Draft:
     asked = f"overlap={value}"
     if not any(op.kind in edit.COLLECTIVES for op in draft.ops):
         raise ScenarioError(f"{asked}: there is no collective in the step to hide: it needs tp, ep or dp")
-    return draft.halved(asked).noted(
+    from moetrace.replay import sharing
+
+    return sharing.halved(draft, asked).noted(
         f"{asked}: the batch goes in two halves, and one computes while the other communicates; both share the GPU without loss"
     )

@@ -1,0 +1,140 @@
+"""A draft shared out over devices: parts of the batch, stages of layers, halves that overlap, what ranks send each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from moetrace.errors import ScenarioError
+from moetrace.op import Op
+from moetrace.replay import edit
+from moetrace.replay.draft import At, Draft, Share
+
+_ATTENTION_OUT = (frozenset({"o_proj"}), frozenset({"attention", "mla_attention", "attention_reduce"}))
+_FFN_OUT = (frozenset({"moe_combine", "moe_down", "moe_experts", "dense_down", "shared_down"}),)
+# Thread blocks of DeepEP's normal kernels, which prefills use (its README's setting); decode takes the low-latency ones.
+_NORMAL_SMS = 24
+
+
+def shared_out(
+    draft: Draft, asked: str, part: Callable[[int, int], int], whole: frozenset[str] = frozenset()
+) -> Draft:
+    """The draft with each step's ops at the part of a rank's batch that `part(step, batch)` says.
+
+    Kinds in `whole` keep their tokens. Raises ScenarioError where a step's batch is not known.
+    """
+    shares = list(draft.shares)
+    for i in range(len(draft.steps)) if not shares else ():
+        batch = draft.batch_of(i)
+        if batch is None:
+            raise ScenarioError(
+                f"{asked}: the recording does not say the batch of step {draft.steps[i].name!r}"
+            )
+        shares.append(Share(batch))
+    was = [share.batch for share in shares]
+    new = [part(i, batch) for i, batch in enumerate(was)]
+
+    def change(op: Op, at: At) -> Op:
+        return op if op.kind in whole else edit.scaled(op, new[at.step], was[at.step])
+
+    shares = [replace(share, batch=n) for share, n in zip(shares, new, strict=True)]
+    return replace(draft.rewrite(change), shares=tuple(shares))
+
+
+def with_stages(draft: Draft, stages: int, parts: Mapping[int, int]) -> Draft:
+    """The draft with `stages` of layers, through which a step goes in so many parts, and the sends between them."""
+    shares = []
+    for i, share in enumerate(draft.shares):
+        turns = stages if draft.steps[i].phase == "decode" else parts[i] + stages - 1  # of one stage's time
+        shares.append(replace(share, times=turns / stages, busy=parts[i] / turns))
+    draft = replace(draft, shares=tuple(shares))
+    borders = {draft.layers * stage // stages - 1 for stage in range(1, stages)}
+    ends = draft.last_of_layer(_FFN_OUT)
+    layer = np.array([at.layer for at in draft.at])[draft.cell[ends]]
+    return draft.inserted_after(
+        ends[np.isin(layer, list(borders))], lambda op, at: _merge(draft, op, at, 2, "send_recv", "pp")
+    )
+
+
+def halved(draft: Draft, asked: str) -> Draft:
+    """The draft with each step's ops at half of the batch, one of two halves that overlap; a lone sequence stays."""
+    whole = shared_out(draft, asked, lambda i, batch: batch).shares
+    half = shared_out(draft, asked, lambda i, batch: -(-batch // 2))
+    shares = (replace(new, halves=old.batch > 1) for new, old in zip(half.shares, whole, strict=True))
+    return replace(half, shares=tuple(shares))
+
+
+def with_all_reduces(draft: Draft, ranks: int) -> Draft:
+    """The draft with an all-reduce after each layer's attention and feed-forward, and a gather of the logits."""
+    for kinds in (_ATTENTION_OUT, _FFN_OUT):
+        draft = draft.inserted_after(
+            draft.last_of_layer(kinds),
+            lambda op, at: _merge(draft, op, at, ranks),  # noqa: B023
+        )
+    heads = np.array([op.kind == "lm_head" and op.has("m", "n") for op in draft.ops])
+    draft = draft.inserted_after(
+        np.flatnonzero(heads[draft.cell]),
+        lambda op, at: edit.collective(op, "all_gather", op["m"], op["n"], ranks),
+    )
+    whole = sum(op.kind == "gemm" for op in draft.ops)
+    note = "; GEMMs whose role is not known are computed in whole on every GPU" if whole else ""
+    return draft.noted(
+        f"tp={ranks}: projections, heads and expert widths are cut over {ranks} GPUs, norms and routing repeated on each, "
+        "with an all-reduce after attention and after the feed-forward of each layer and a gather of the logits, none "
+        f"overlapped{note}"
+    )
+
+
+def with_exchange(draft: Draft, asked: str) -> Draft:
+    """The draft with what data-parallel groups exchange round the experts of each layer.
+
+    With ep, tokens are dispatched to the ranks of their experts and collected again; without, all tokens are gathered
+    and the experts' partial sums scattered back (every rank has a part of every expert's width).
+    """
+    p, width = draft.parallel, draft.model.hidden if draft.model else 0
+    if not width:
+        raise ScenarioError(f"{asked}: the hidden size is not known; parse with --model")
+    narrow = draft.model is not None and draft.model.expert_dtype.startswith(("fp8", "mxfp8", "nvfp4"))
+
+    def exchanged(op: Op, at: At, tokens: float) -> dict[str, float]:
+        sms = {} if draft.steps[at.step].phase == "decode" else {"sms": _NORMAL_SMS}
+        each = -(-tokens // p.tp)
+        return {"experts": op["experts"], "topk": op["topk"], "tokens": each, "hidden": width, **sms}
+
+    def before(op: Op, at: At) -> Op:
+        if p.ep == 1:
+            return edit.collective(op, "all_gather", op["tokens"], width, p.dp)
+        sent = edit.collective(op, "moe_dispatch", op["tokens"] * op["topk"] / p.tp, width, p.ep)
+        sent = sent.with_dims(bytes=sent["bytes"] // 2) if narrow else sent
+        return sent.with_dims(**exchanged(op, at, op["tokens"]))
+
+    def after(op: Op, at: At) -> Op:
+        tokens = -(-op["tokens"] // p.dp)
+        if p.ep == 1:
+            return edit.collective(op, "reduce_scatter", op["tokens"], width, p.dp)
+        back = edit.collective(op, "moe_collect", tokens * op["topk"] / p.tp, width, p.ep)
+        return back.with_dims(**exchanged(op, at, tokens))
+
+    draft = draft.inserted_after(draft.last_of_layer((frozenset({"topk"}),)), before)
+    draft = draft.inserted_after(draft.last_of_layer((frozenset({"moe_down", "moe_experts"}),)), after)
+    how = (
+        "dispatched to the ranks that hold their experts"
+        if p.ep > 1
+        else "gathered, and outputs scattered back"
+    )
+    return draft.noted(
+        f"{asked}: attention and dense layers take the sequences of {p.dp} groups apart, tokens are {how}"
+    )
+
+
+def _merge(draft: Draft, op: Op, at: At, ranks: int, kind: str = "all_reduce", knob: str = "tp") -> Op:
+    """The all-reduce of a layer's output after `op`, or its sending on."""
+    tokens = next((op[d] for d in ("tokens", "m", "q", "batch") if op.has(d)), draft.steps[at.step].tokens)
+    width = draft.model.hidden if draft.model else next((op[d] for d in ("hidden", "n") if op.has(d)), None)
+    if tokens is None or width is None:
+        raise ScenarioError(
+            f"{knob}: how much leaves a rank after {op.kind} is not known; parse with --model"
+        )
+    return edit.collective(op, kind, tokens, width, ranks)
