@@ -58,7 +58,11 @@ OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("launch_ns", pa.int64(), "when the host call that launched it began, ns; null: launch not recorded"),
     ("graph", pa.int64(), "id of the graph launch that replayed it; null: launched by itself"),
     ("op_source", TEXT, "where kind and dims came from: shapes, capture, annotation, model, name or none"),
-    ("layer_source", TEXT, "where the layer came from: annotation, module, order or none"),
+    (
+        "layer_source",
+        TEXT,
+        "where the layer came from: annotation, module, order, period (repetition alone) or none",
+    ),
     ("flops", pa.float64(), "floating-point operations at the stated routing; null: dims not known"),
     (
         "weight_bytes",

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from moetrace import formats, ops
 from moetrace.errors import TraceError
-from moetrace.formats.events import Events, Stored
+from moetrace.formats.events import BoolArray, Events, Stored
 from moetrace.grouping import distinct_rows, rows_of_groups
 from moetrace.model import ModelSpec
 from moetrace.model.config import is_whole
@@ -196,7 +196,7 @@ class _Stages:
         outputs: set[int] = set()
         layers = 0
         for rows in self.batches:
-            layer, role = order.place(rows, self.kinds.of(rows))
+            layer, role, _ = order.place(rows, self.kinds.of(rows))
             layers = max(layers, int(layer.max(initial=-1)) + 1)
             if "o_proj" in self.labels:
                 sets = rows.tensors[role == self.labels.index("o_proj")]
@@ -256,7 +256,7 @@ class _Third:
         stages, model = self._stages, self._model
         kind_index = stages.kinds.of(rows)
         kinds = stages.kinds.names
-        ordered, role = self._order.place(rows, kind_index)
+        ordered, role, repeated = self._order.place(rows, kind_index)
         layer = ordered if self._counted else rows.layer
         hidden = model.hidden if model else 0
         role, labels = part_roles(
@@ -274,7 +274,7 @@ class _Third:
         self.ops += len(rows)
         self.outside += int((rows.step < 0).sum())
         self._span(rows)
-        self.writer.write(self._table(rows, layer, found, index, source))
+        self.writer.write(self._table(rows, layer, repeated & self._counted, found, index, source))
 
     def _span(self, rows: Rows) -> None:
         inside = rows.step[rows.step >= 0]
@@ -301,7 +301,7 @@ class _Third:
                 )
 
     def _table(
-        self, rows: Rows, layer: IntArray, found: list[Op], index: IntArray, source: npt.NDArray[np.int8]
+        self, rows: Rows, layer: IntArray, repeated: BoolArray, found: list[Op], index: IntArray, source: npt.NDArray[np.int8]
     ) -> pa.Table:  # fmt: skip
         events, step = self._stages.events, rows.step
         phases = [n.phase for n in self._stages.names]
@@ -322,7 +322,9 @@ class _Third:
                 "launch_ns": nullable(rows.launch, rows.launch < 0, pa.int64()),
                 "graph": nullable(rows.graph, rows.graph < 0, pa.int64()),
                 "op_source": text_column(source.astype(np.int64), sources()),
-                "layer_source": text_column(np.where(layer >= 0, 0, -1), [self._layer_source]),
+                "layer_source": text_column(
+                    np.where(layer >= 0, repeated, -1), [self._layer_source, "period"]
+                ),
                 **record_columns(found, index, rows.dur),
             }
         )
