@@ -7,7 +7,7 @@ A form is one shape of formula, for one or more op families. Its parameters are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from moetrace.errors import ProfileError, unknown
@@ -71,38 +71,40 @@ _CACHED = Parameter(
 GEMM = Schema.of(
     "gemm",
     Parameter("t0_s", "s/launch", 0, 1e-3, 3e-6, 0, "floor of a launch, its conversions of type included"),
-    _ETA_BW,
-    _ETA_FLOPS,
+    replace(_ETA_BW, start=0.85, spread=0.2),
+    replace(_ETA_FLOPS, start=0.7, spread=0.7),
     Parameter("per_k_s", "s/element", 0, 1e-7, 1e-9, 0, "serial time per element of one tile's reduction"),
     Parameter("per_k_row_s", "s/element", 0, 1e-9, 5e-12, 0, "the same for each row of the tile"),
-    Parameter("split_s", "s", 0, 1e-2, 3e-6, 1e-2, "cost of sharing a reduction out over idle processors"),
+    Parameter(
+        "split_s", "s", 0, 1e-2, 3e-5, 1e-2, "cost of sharing a reduction out over idle processors", 2.0
+    ),
     Parameter("misaligned_s", "s", 0, 1e-4, 1e-7, 0, "more where four does not divide the rows"),
     _BLEND,
-    _CACHED,
 )
 
 ATTENTION = Schema.of(
     "attention",
     Parameter("t0_s", "s/launch", 0, 1e-3, 7e-6, 0, "floor of a launch"),
-    Parameter("per_tile_s", "s/wave", 0, 1e-4, 2e-6, 0, "start and end of one tile on a processor"),
-    Parameter("per_block_s", "s/block", 0, 1e-4, 1e-6, 0, "serial time per block of KV tokens of one tile"),
-    Parameter("split_s", "s", 0, 1e-2, 3e-6, 1e-2, "cost of cutting a sequence's KV over processors"),
-    Parameter("per_split_s", "s/split", 0, 1e-5, 3e-8, 0, "the same for each part"),
-    Parameter("max_splits", "parts", 1, 4096, 64, 64, "parts into which a sequence's KV is cut at most"),
+    Parameter(
+        "per_tile_s", "s/wave", 0, 1e-4, 2e-6, 0, "start and end of one tile of width 128 on a processor", 2.0
+    ),
+    Parameter(
+        "per_block_s", "s/block", 0, 1e-4, 1e-6, 0, "serial time per block of KV tokens of one tile", 2.0
+    ),
+    Parameter("split_s", "s", 0, 1e-2, 3e-6, 1e-2, "cost of cutting a sequence's KV over processors", 2.0),
+    Parameter("per_split_s", "s/split", 0, 1e-5, 3e-8, 0, "the same for each part", 2.0),
+    Parameter("max_splits", "parts", 1, 4096, 64, 64, "parts into which a sequence's KV is cut at most", 2.0),
     Parameter("odd_head_s", "s", 0, 1e-3, 1e-7, 0, "more where the head is no power of two wide"),
-    _ETA_BW,
-    _ETA_FLOPS,
+    Parameter(
+        "tile_rows", "rows", 1, 1024, 64, 64, "rows of a kernel's tile; of the kernel, not fitted", 0.01
+    ),
+    Parameter(
+        "block_tokens", "tokens", 1, 4096, 192, 192, "KV tokens of a block; of the kernel, not fitted", 0.01
+    ),
+    replace(_ETA_BW, start=0.85, spread=0.5),
+    replace(_ETA_FLOPS, start=0.3, spread=1.5),
     _BLEND,
     _CACHED,
-    Parameter(
-        "repeated",
-        "share",
-        0.3,
-        1,
-        0.95,
-        1,
-        "of the KV bytes, what a repeating loop reads: of scoring, never of serving",
-    ),
 )
 
 COLLECTIVE = Schema.of(

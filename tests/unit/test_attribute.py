@@ -194,8 +194,10 @@ def test_doubling_a_rate_halves_its_part_of_every_op_and_nothing_else(run, node_
         assert after[list(MEASURED)].equals(before[list(MEASURED)])
         if len(what) == 3:
             assert np.array_equal(after.lower_bound_s, before.lower_bound_s / 2, equal_nan=True)
-            work = before.expected_s - before.fixed_s
-            assert np.allclose(after.expected_s, before.fixed_s + work / 2, rtol=1e-12, equal_nan=True)
+            # Serial work may hide behind memory and arithmetic: halving these saves no more than their half.
+            known = before.expected_s.notna()
+            assert (after.expected_s[known] >= before.expected_s[known] / 2 * (1 - 1e-12)).all()
+            assert (after.expected_s[known] <= before.expected_s[known] * (1 + 1e-12)).all()
     assert before[["memory_s", "compute_s", "network_s"]].sum().min() > 0
 
 

@@ -162,7 +162,7 @@ def test_a_machine_without_links_or_units_says_so() -> None:
 
 def test_an_error_by_size_is_that_of_the_ops_decade() -> None:
     hw = load_hardware("h100-sxm")
-    family = replace(hw.families["dense_gemm"], error=0.5, error_decades=(0.1, 0.2, 0.3))
+    family = replace(hw.families["elementwise"], error=0.5, error_decades=(0.1, 0.2, 0.3))
     hw = replace(hw, families={**hw.families, "dense_gemm": family})
     ops = [Op.of("gemm", m=m, n=64, k=64) for m in (1, 9, 10, 99, 100, 5000)] + [Op.of("gemm")]
     error = gpu.cost(Works.of(ops, [Work(flops=1.0)] * 7), ["dense_gemm"], hw).error

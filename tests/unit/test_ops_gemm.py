@@ -28,6 +28,27 @@ def test_weights_and_activations_of_different_types() -> None:
     assert (w.act_read_bytes, w.act_write_bytes) == (2 * 128 * 2, 2 * 256 * 2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "nbytes"),
+    [
+        ("bf16", 2 * 128 * 256),
+        ("fp8", 128 * 256),  # one scale per tensor
+        ("fp8_block/fp8", 128 * 256 + 2 * 4),  # a float for each of two 128 x 128 tiles
+        ("int8", 128 * 256),
+        ("int4/bf16", 128 * 256 / 2 + 2 * 128 * 2),  # two groups of 128 in each row, a half of two bytes
+        ("mxfp8", 128 * 256 + 8 * 128),  # a byte for each 32
+        ("mxfp4/bf16", 128 * 256 / 2 + 8 * 128),
+        ("nvfp4", 128 * 256 / 2 + 16 * 128),  # a byte for each 16
+    ],
+)
+def test_weights_travel_with_their_scales(dtype: str, nbytes: float) -> None:
+    assert ops.work(Op.of("gemm", dtype, m=1, n=128, k=256)).weight_bytes == nbytes
+    experts = ops.work(
+        Op.of("moe_down", dtype, tokens=1, hidden=128, inter=256, experts=8, topk=3, distinct=3)
+    )
+    assert experts.weight_bytes == 3 * nbytes
+
+
 def test_a_batched_gemm_is_that_many_gemms() -> None:
     one, four = (ops.work(Op.of("gemm", m=8, n=32, k=16).with_dims(b=b)) for b in (None, 4))
     assert (four.flops, four.bytes) == (4 * one.flops, 4 * one.bytes)

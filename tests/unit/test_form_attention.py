@@ -1,0 +1,167 @@
+"""The form of attention: hand-worked times of each regime, its steps at their edges, and what it must never do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrace import ops
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.machines import gpu
+from moetrace.machines.forms import Cache
+from moetrace.op import Costs, Op
+
+BASE = load_hardware("h100-sxm")
+TOLD = {
+    "t0_s": 7e-6, "per_tile_s": 2e-6, "per_block_s": 1e-6, "split_s": 3e-6, "per_split_s": 1e-7, "max_splits": 32.0,
+    "odd_head_s": 5e-6, "eta_bw": 0.5, "eta_flops": 0.5, "blend": 1.0, "cached": 0.5,
+    "tile_rows": 64.0, "block_tokens": 192.0,
+}  # fmt: skip
+
+
+def told(**value: float) -> Hardware:
+    """A machine of 100 processors, 2 TB/s, 1 PFLOP/s and 50 MB of cache with these coefficients for its attention."""
+    family = replace(BASE.families["attention"], form="attention", value={**TOLD, **value})
+    return replace(
+        BASE, families={**BASE.families, "attention": family, "mla_attention": family}, multiprocessors=100.0,
+        peaks={"bf16": 1e15}, memory=replace(BASE.memory, bytes_per_s=2e12, cache_bytes=50e6),
+    )  # fmt: skip
+
+
+def decode(batch: int, context: int, heads: int = 8, kv_heads: int = 2, dim: int = 128, **dims: float) -> Op:
+    return Op.of(
+        "attention", "bf16", batch=batch, heads=heads, kv_heads=kv_heads, head_dim=dim, kv=batch * context, **dims
+    )  # fmt: skip
+
+
+def cost(hw: Hardware, op: Op, cache: Cache = "cold") -> Costs:
+    return gpu.cost(ops.works([op]), ["attention"], hw, cache=cache)
+
+
+def test_short_sequences_cost_their_tiles() -> None:
+    """500 sequences of 2 KV heads: 1000 tiles, ten turns of 100; each starts and walks one block."""
+    one = cost(told(), decode(500, 10))
+    assert one.fixed_s[0] == pytest.approx(7e-6 + 10 * 2e-6 + 10 * 1e-6)
+    assert one.expected_s[0] == pytest.approx(
+        7e-6 + 20e-6 + one.compute_s[0], rel=0.1
+    )  # p = 1: start and stream add
+
+
+def test_a_wide_head_starts_slower() -> None:
+    narrow, wide = (cost(told(), decode(500, 10, dim=d)).fixed_s[0] for d in (64, 256))
+    assert wide - narrow == pytest.approx(10 * 2e-6 * 1.5)
+
+
+def test_long_batches_stream() -> None:
+    """64 sequences of 16,384 tokens: 2 KV heads x 256 x 2 bytes each, at half of 2 TB/s."""
+    one = cost(told(), decode(64, 16384))
+    assert one.memory_s[0] == pytest.approx((64 * 16384 * 2 * 256 * 2 + 64 * 8 * 128 * 4) / 1e12)
+    assert one.bound[0] == 0
+
+
+def test_a_lone_long_sequence_is_cut() -> None:
+    """One sequence, one KV head, 19,200 tokens: 100 blocks of 192. Cut in 25 parts, each walks 4 of them."""
+    one = cost(told(max_splits=25.0), decode(1, 19200, 4, 1))
+    assert one.fixed_s[0] == pytest.approx(7e-6 + 2e-6 + 3e-6 + 25 * 1e-7 + 4e-6)
+    # Merging 40 parts would cost more than it saves: sqrt(100 us / 0.1 us) of them are best.
+    best = cost(told(max_splits=1000.0), decode(1, 19200, 4, 1))
+    assert best.fixed_s[0] == pytest.approx(7e-6 + 2e-6 + 3e-6 + 2 * np.sqrt(100e-6 * 1e-7))
+    whole = cost(told(split_s=1e-2), decode(1, 19200, 4, 1))
+    assert whole.fixed_s[0] == pytest.approx(7e-6 + 2e-6 + 100e-6)
+
+
+def test_mla_walks_the_compressed_cache_once_for_64_heads() -> None:
+    """128 heads are two tiles of 64; 640 tokens ten blocks of 64; the latent is read once."""
+    op = Op.of("mla_attention", "bf16", batch=50, heads=128, kv_lora=512, rope=64, kv=50 * 640)
+    one = cost(told(split_s=1e-2, block_tokens=64.0), op)
+    assert one.memory_s[0] == pytest.approx((50 * 640 * 576 * 2 + 50 * 128 * (576 + 512) * 2) / 1e12)
+    assert one.compute_s[0] == pytest.approx(2 * 128 * 1088 * 50 * 640 / 5e14)
+    assert one.fixed_s[0] == pytest.approx(7e-6 + 2e-6 + 10e-6)
+
+
+def test_prefill_walks_half_of_the_blocks() -> None:
+    """1920 tokens of one sequence: 30 tiles of 64 rows and head, 10 blocks, half of them under the mask."""
+    one = cost(told(split_s=1e-2), decode(1, 1920, 1, 1, q=1920))
+    assert one.fixed_s[0] == pytest.approx(7e-6 + 2e-6 + 5e-6, rel=1e-3)
+    assert one.compute_s[0] == pytest.approx(4 * 128 * 1920 * 1921 / 2 / 5e14)
+
+
+@pytest.mark.parametrize("context", [192, 384])
+def test_a_block_begins_a_token_after_the_last_is_full(context: int) -> None:
+    at, above = (cost(told(split_s=1e-2), decode(1, c, 4, 1)).fixed_s[0] for c in (context, context + 1))
+    assert above - at == pytest.approx(1e-6)
+
+
+def test_a_window_that_cuts_inside_a_block_reads_one_more() -> None:
+    full = cost(told(split_s=1e-2), decode(1, 192, 4, 1)).fixed_s[0]
+    cut = cost(told(split_s=1e-2), decode(1, 192, 4, 1, window=192)).fixed_s[0]
+    assert cut - full == pytest.approx(1e-6)
+
+
+def test_an_odd_head_is_padded() -> None:
+    assert cost(told(), decode(1, 10, dim=192)).fixed_s[0] > 5e-6 + cost(told(), decode(1, 10)).fixed_s[0]
+
+
+def test_a_warm_cache_helps_what_fits_and_serving_knows_none() -> None:
+    hw, small, big = told(), decode(16, 1024), decode(64, 16384)
+    cold, warm = (cost(hw, small, c).memory_s[0] for c in ("cold", "warm"))
+    assert warm == pytest.approx(cold / 2)
+    assert cost(hw, big, "warm").memory_s[0] == cost(hw, big, "cold").memory_s[0]
+
+
+attentions = st.builds(
+    lambda b, c, g, k, d: decode(b, c, g * k, k, d),
+    st.integers(1, 512), st.integers(1, 100_000), st.sampled_from([1, 4, 16, 128]), st.sampled_from([1, 2, 8]),
+    st.sampled_from([64, 128, 192, 256]),
+)  # fmt: skip
+
+
+@given(attentions, st.floats(1, 8), st.sampled_from(["memory", "peak", "processors", "cache"]))
+def test_never_slower_with_more_of_a_resource(op: Op, more: float, what: str) -> None:
+    hw = told()
+    faster = {
+        "memory": replace(hw, memory=replace(hw.memory, bytes_per_s=hw.memory.bytes_per_s * more)),
+        "cache": replace(hw, memory=replace(hw.memory, cache_bytes=hw.memory.cache_bytes * more)),
+        "peak": replace(hw, peaks={"bf16": 1e15 * more}),
+        "processors": replace(hw, multiprocessors=hw.multiprocessors * more),
+    }[what]
+    for cache in ("cold", "warm"):
+        assert cost(faster, op, cache).expected_s[0] <= cost(hw, op, cache).expected_s[0] * (1 + 1e-12)
+
+
+@given(attentions, st.floats(1e-9, 1e-5))
+def test_continuous_in_the_machine(op: Op, step: float) -> None:
+    hw = told()
+    near = replace(
+        hw, multiprocessors=hw.multiprocessors * (1 + step),
+        memory=replace(hw.memory, cache_bytes=50e6 * (1 + step), bytes_per_s=2e12 * (1 + step)),
+    )  # fmt: skip
+    before, after = (cost(m, op, "warm").expected_s[0] for m in (hw, near))
+    assert after == pytest.approx(before, rel=1000 * step)
+
+
+@given(attentions)
+def test_twice_the_rates_halve_their_parts_and_leave_the_rest(op: Op) -> None:
+    hw = told()
+    twice = replace(hw, memory=replace(hw.memory, bytes_per_s=4e12), peaks={"bf16": 2e15})
+    one, two = cost(hw, op), cost(twice, op)
+    assert two.memory_s[0] == one.memory_s[0] / 2 and two.compute_s[0] == one.compute_s[0] / 2
+    assert two.fixed_s[0] == one.fixed_s[0]
+    total = one.memory_s[0] + one.compute_s[0] + one.fixed_s[0]
+    assert one.lower_bound_s[0] <= one.expected_s[0] <= total * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("batch", "context", "measured"),
+    [(16, 4096, 97.9e-6), (128, 64, 36.2e-6), (1, 128, 9.8e-6), (64, 1024, 102.9e-6)],
+)
+def test_near_what_was_measured_on_h100(batch: int, context: int, measured: float) -> None:
+    """NVIDIA AIConfigurator public performance tables (Apache-2.0): vLLM 0.19, FlashAttention-3, 32 heads, 8 KV heads."""
+    works = ops.works([decode(batch, context, 32, 8)])
+    found = gpu.cost(works, ["attention"], BASE, engine="vllm", cache="warm")
+    assert found.expected_s[0] == pytest.approx(measured, rel=0.25)
+    assert np.isfinite(found.error[0])
