@@ -8,6 +8,7 @@ from __future__ import annotations
 VERBS: dict[str, str] = {
     "record": "Record a MoE decode run: of your own program, of the built-in workload, or of a server.",
     "parse": "Read a trace into a RUN: one row per op, with FLOPs, bytes and layer.",
+    "doctor": "Say what a trace can and cannot answer, and how to capture what it lacks.",
     "show": "Take a quick look at a run: the answers, and where the time goes.",
     "report": "Write a report to open in a browser: one file, answers first.",
     "attribute": "Show where the time goes: bound, idle, and what halving each part saves.",

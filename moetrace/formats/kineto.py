@@ -61,7 +61,7 @@ def read(
         world_size=max(1, whole(info.get("world_size"), 1)),
         devices=tuple(d for d in devices if isinstance(d, dict)) if isinstance(devices, list) else (),
         metadata=_own_metadata(top),
-        counts={"events": rows.count, "damaged": rows.damaged, **reader.losses()},
+        counts={"events": rows.count, "damaged": rows.damaged, **rows.told(), **reader.losses()},
     )
 
 

@@ -42,6 +42,8 @@ _CLASS = {
     "cpu_op": OPERATOR, "operator": OPERATOR,
     "user_annotation": RANGE, "gpu_user_annotation": DEVICE_RANGE, "python_function": MODULE,
 }  # fmt: skip
+# Categories that tell of the profiler itself: calls of Python (stacks were recorded), and what it says that it cost.
+_TOLD = ("python_function", "overhead")
 _OTHER = MODULE + 1  # classes that are not read
 _EXACT = float(1 << 51)  # us that a float holds, in ns still far within 64 bits
 _LONG = 8_796_000_000_000  # us from which (2^43) a float does not hold every ns: three months, or an absolute time
@@ -123,6 +125,7 @@ class Rows:
     def __init__(self, spill: Spill | None = None) -> None:
         self.builder = EventsBuilder(spill)
         self.count = self.found = self.damaged = self.text_bytes = self._weighed = 0
+        self.skipped = dict.fromkeys(_TOLD, 0)  # events of these categories, which are not read
         self._classes, self._lanes = _Classes(), _Lanes()
         self._known: dict[tuple[bytes, ...], int] = {}
 
@@ -139,15 +142,25 @@ class Rows:
             self.found += len(events)
             self.builder.extend(columns)
             self._weigh()
+            cats = [event.cat for event in events]
+            for cat in self.skipped:
+                self.skipped[cat] += cats.count(cat)
 
     def add_each(self, events: list[Any]) -> None:
         """Events as decoded JSON, whatever they hold."""
         for event in events:
             self.count += 1
             self.found += isinstance(event, dict)
+            if isinstance(event, dict) and (cat := str(event.get("cat"))) in self.skipped:
+                self.skipped[cat] += 1
             if not isinstance(event, dict) or not self._add(event):
                 self.damaged += 1
         self._weigh()
+
+    def told(self) -> dict[str, int]:
+        """How many events tell of the profiler itself; nothing where none does."""
+        names = {"python_function": "python_calls", "overhead": "profiler_overheads"}
+        return {names[cat]: count for cat, count in self.skipped.items() if count}
 
     def _weigh(self) -> None:
         texts = self.builder.texts

@@ -252,4 +252,11 @@ def engine_of(events: Events, recording: Mapping[str, Any]) -> str | None:
         return str(served) if served in ("vllm", "sglang") else "transformers, recorded by moetrace"
     if any(text.startswith("step[") for text in events.texts):
         return "sglang"
-    return "vllm" if any("vllm::" in text for text in events.texts) else None
+    if any("vllm::" in text for text in events.texts):
+        return "vllm"
+    # Operators and annotations of TensorRT-LLM's PyTorch backend; its kernels alone run in other engines too.
+    return (
+        "tensorrt-llm"
+        if any(text.startswith(("trtllm::", "[Executor] _forward_step")) for text in events.texts)
+        else None
+    )

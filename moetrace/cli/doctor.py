@@ -1,0 +1,64 @@
+"""``moetrace doctor``: what a trace can and cannot answer, and how to capture what it lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moetrace.cli.options import hardware_option, json_option, open_source, reading_options, run_argument
+
+ENGINES = (
+    "vllm",
+    "sglang",
+    "tensorrt-llm",
+    "transformers",
+)  # those of parse/remedies.py, which is slow to import
+LACKING = 1
+
+
+@click.command()
+@run_argument
+@click.option(
+    "--engine", type=click.Choice(ENGINES), help="The engine that ran, if the trace does not show it."
+)
+@reading_options
+@hardware_option("The machine it ran on, if the trace does not say.")
+@json_option
+@click.pass_context
+def doctor(
+    ctx: click.Context,
+    source: Path,
+    engine: str | None,
+    model: str | None,
+    capture_trace: Path | None,
+    kv_len: int | None,
+    ran_tp: int | None,
+    ran_ep: int | None,
+    hardware: str | None,
+    as_json: bool,
+) -> None:
+    """Say what a trace can and cannot answer, and how to capture what it lacks.
+
+    Exit status: 0 if it answers everything, 1 if something is missing, 2 if it cannot be read.
+    """
+    from moetrace.parse.doctor import diagnose
+    from moetrace.report import terminal
+    from moetrace.report.doctor import doctor_report
+
+    run = open_source(
+        source,
+        model=model,
+        capture_trace=capture_trace,
+        kv_len=kv_len,
+        ran_tp=ran_tp,
+        ran_ep=ran_ep,
+        hardware=hardware,
+    )
+    facts = diagnose(run, engine)
+    if as_json:
+        terminal.show_json(facts)
+    else:
+        terminal.show(doctor_report(facts))
+    if not facts["whole"]:
+        ctx.exit(LACKING)

@@ -1,0 +1,235 @@
+"""What a run's trace can and cannot answer, why, and how to capture it so that it can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from moetrace.parse.remedies import command, remedy
+from moetrace.parse.summary import summary
+from moetrace.run import Run
+
+YES, PARTLY, NO = "yes", "partly", "no"
+_COLUMNS = ("rank", "device", "family", "dur_ns", "launch_ns", "graph", "op_source")
+_MOST, _HALF = 0.95, 0.5  # shares of device time that count as answered, and as answered in part
+_FEW = 3  # decode steps below which nothing is known of how they vary
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question: whether the trace answers it, why not, what is lacking (a key of the remedies), what to do."""
+
+    question: str
+    answer: str
+    why: str = ""
+    lacking: str = ""
+    fix: str = ""
+
+
+@dataclass(slots=True)
+class _Shares:
+    """Device time in ns: all, with shapes, with some dims, of replays, of those without shapes, without a launch."""
+
+    total: int = 0
+    shaped: int = 0
+    sized: int = 0
+    replayed: int = 0
+    bare: int = 0
+    unlaunched: int = 0
+    communicated: int = 0
+
+    def of(self, part: int) -> float:
+        return part / max(1, self.total)
+
+
+def diagnose(run: Run, engine: str | None = None) -> dict[str, Any]:
+    """A JSON-able list of questions with their answers (yes, partly, no), and what to do about those that are not yes.
+
+    `engine` takes the place of the one that the trace shows. `whole` is true where every answer is yes.
+    """
+    facts = summary(run)
+    shares, holders = _shares(run)
+    engine = engine or _known(run.meta.engine)
+    nsys = "kernels" in run.meta.facts
+    found = [
+        *_time(run, facts), *_steps(run, facts), *_layers(run, facts), *_sizes(run, shares, facts),
+        *_machine(run, shares, holders), *_whole(run),
+    ]  # fmt: skip
+    answers = [
+        Answer(a.question, a.answer, a.why, a.lacking, remedy(a.lacking, engine, nsys) if a.lacking else "")
+        for a in found
+    ]
+    whole = all(a.answer == YES for a in answers)
+    return {
+        "schema": "moetrace.doctor/1",
+        "run": facts["run"],
+        "engine": engine,
+        "recorded_by": "nsys" if nsys else "torch.profiler",
+        "whole": whole,
+        "answers": [asdict(a) for a in answers],
+        "capture": None if whole else command(engine, nsys),
+        "notes": facts["notes"],
+    }
+
+
+def _known(engine: str | None) -> str | None:
+    return "transformers" if engine and engine.startswith("transformers") else engine
+
+
+def _shares(run: Run) -> tuple[_Shares, int]:
+    """(shares of device time, number of ranks or devices that the run holds)."""
+    sums, holders = _Shares(), set[tuple[int, int]]()
+    for part in run.parts(_COLUMNS):
+        dur, graph = part.numpy("dur_ns"), part.numpy("graph") >= 0
+        code, names = part.codes("op_source")
+        family, families = part.codes("family")
+        known = {name: i for i, name in enumerate(names)}
+        shaped = np.isin(code, [known.get(name, -2) for name in ("shapes", "capture")])
+        sized = shaped | np.isin(code, [known.get(name, -2) for name in ("annotation", "model")])
+        copied = family == (families.index("copy") if "copy" in families else -2)
+        talks = family == (families.index("communication") if "communication" in families else -2)
+        work = ~copied & ~talks
+        sums.total += int(dur[work].sum())
+        sums.shaped += int(dur[work & shaped].sum())
+        sums.sized += int(dur[work & sized].sum())
+        sums.replayed += int(dur[work & graph].sum())
+        sums.bare += int(dur[work & graph & ~shaped].sum())
+        sums.unlaunched += int(dur[work & (part.numpy("launch_ns") < 0)].sum())
+        sums.communicated += int(dur[talks].sum())
+        holders |= set(zip(part.numpy("rank").tolist(), part.numpy("device").tolist(), strict=True))
+    return sums, len(holders)
+
+
+def _graded(question: str, share: float, why: str, lacking: str) -> Answer:
+    if share >= _MOST:
+        return Answer(question, YES)
+    return Answer(question, PARTLY if share >= _HALF else NO, why.format(f"{100 * share:.0f} %"), lacking)
+
+
+def _time(run: Run, facts: dict[str, Any]) -> Iterator[Answer]:
+    question = "Where does the device's time go?"
+    replays = run.meta.facts.get("whole_graphs", 0)
+    if any("of which only the host was recorded" in note for note in run.meta.notes):
+        yield Answer(
+            question, NO, "the GPU's kernels were not recorded, only the host's operators", "host_only"
+        )
+    elif replays:
+        yield Answer(question, NO, f"{replays:,} graph replays were recorded without their kernels", "graph")
+    else:
+        named = facts["coverage"]["named_share"]
+        yield _graded(question, named, "{} of it has a name that moetrace knows", "names")
+
+
+def _steps(run: Run, facts: dict[str, Any]) -> Iterator[Answer]:
+    steps = run.meta.steps
+    question = "What does a decode step take (TPOT)?"
+    decodes = [s for s in steps if s.phase == "decode"]
+    if not any(s.phase for s in steps):
+        yield Answer(question, NO, "no annotation says where a step begins and which phase it is", "steps")
+    elif not decodes:
+        phases = " and ".join(sorted({s.phase for s in steps if s.phase}))
+        yield Answer(question, NO, f"the trace holds {phases} steps, no decode step", "few_steps")
+    elif len(decodes) < _FEW:
+        yield Answer(
+            question, PARTLY, f"{len(decodes)} decode step(s): how they vary is not known", "few_steps"
+        )
+    else:
+        yield Answer(question, YES)
+    if decodes:
+        told = sum(s.kv_tokens is not None for s in decodes) / len(decodes)
+        yield _graded(
+            "How much KV cache does a step read?", told, "{} of decode steps say how long sequences are", "kv"
+        )
+
+
+def _layers(run: Run, facts: dict[str, Any]) -> Iterator[Answer]:
+    question, share = "What does each layer cost?", facts["coverage"]["layer_share"]
+    # Embedding, head and sampling lie outside of layers: half of the time is enough to tell them.
+    if share >= _HALF:
+        order = any("order" in part.codes("layer_source")[1] for part in run.parts(["layer_source"]))
+        why = "layers are concluded from the order of kernels, not recorded" if order else ""
+        yield Answer(question, PARTLY if order else YES, why, "layers" if order else "")
+    else:
+        yield Answer(question, NO, f"{100 * share:.0f} % of the time has a layer", "layers")
+
+
+def _sizes(run: Run, shares: _Shares, facts: dict[str, Any]) -> Iterator[Answer]:
+    yield _graded(
+        "Which sizes does each op have?", shares.of(shares.shaped),
+        "{} of the time has recorded shapes"
+        + (f", {100 * shares.of(shares.sized):.0f} % with those that the model tells" if shares.sized else ""),
+        "graph" if shares.bare > shares.total * (1 - _MOST) else "shapes",
+    )  # fmt: skip
+    if shares.replayed:
+        share = 1 - shares.bare / shares.replayed
+        yield _graded(
+            "What does each kernel of a replayed graph do?",
+            share,
+            "graph replays carry no shapes: {} have them",
+            "graph",
+        )
+    share = facts["coverage"]["bytes_share"]
+    yield _graded("Is it bound by memory or compute?", share, "{} of the time has bytes and FLOPs", "bytes")
+    model = run.meta.model
+    if (model is not None and model.experts) or any(f["family"] == "experts" for f in facts["families"]):
+        guessed = run.meta.routing.startswith(("uniform", "none"))
+        how = (
+            "distinct experts are estimated as if choices were uniform" if model else "nor is the model known"
+        )
+        why = f"no routing was recorded: {how}" if guessed else ""
+        yield Answer(
+            "How many experts does a step touch?", NO if guessed else YES, why, "experts" if guessed else ""
+        )
+
+
+def _machine(run: Run, shares: _Shares, holders: int) -> Iterator[Answer]:
+    if run.meta.device_class == "gpu":
+        share = 1 - shares.of(shares.unlaunched)
+        yield _graded(
+            "Does the device wait for the host?",
+            share,
+            "the launch was recorded for {} of the time",
+            "launches",
+        )
+    if run.meta.gpus > 1 or shares.communicated:
+        missing = run.meta.gpus - holders
+        why = f"{holders} of {run.meta.gpus} ranks: a collective's wait cannot be told from its transfer"
+        question = "Do ranks wait for each other?"
+        alone = missing > 0 or holders < 2
+        yield Answer(question, NO if alone else YES, why if alone else "", "ranks" if alone else "")
+    if run.meta.hardware is None:
+        why = f"the machine is not known ({run.meta.device or 'the trace names no device'})"
+        yield Answer("How far is it from the machine's limits?", NO, why, "hardware")
+    else:
+        yield Answer("How far is it from the machine's limits?", YES)
+
+
+def _whole(run: Run) -> Iterator[Answer]:
+    count = run.meta.facts
+    lost = [
+        said
+        for key, said in (
+            ("damaged", "{:,} events are damaged"), ("lost_bytes", "{:,} bytes of JSON could not be read"),
+            ("unread_bytes", "the packed file's last {:,} bytes could not be read"), ("unclosed", "{:,} ranges never ended"),
+        )
+        if count.get(key)
+        for said in [said.format(count[key])]
+    ]  # fmt: skip
+    lost += ["the file is cut off"] if count.get("cut_off") else []
+    cut = count.get("cut_off") or count.get("packed_damage")
+    yield Answer(
+        "Is the trace whole?",
+        (NO if cut else PARTLY) if lost else YES,
+        "; ".join(lost),
+        "whole" if lost else "",
+    )
+    costs = []
+    if count.get("python_calls"):
+        costs.append(f"{count['python_calls']:,} Python calls were recorded, which slows the host")
+    if count.get("profiler_overheads"):
+        costs.append(f"the profiler itself reports {count['profiler_overheads']:,} pauses of its own")
+    question = "Are the times those of a run that is not profiled?"
+    yield Answer(question, PARTLY if costs else YES, "; ".join(costs), "overhead" if costs else "")
