@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +123,7 @@ def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ra
     return op.with_dims(distinct=None, distinct_est=round(estimate, 4)), source
 
 
+@lru_cache(maxsize=1 << 18)
 def _worst_rank(experts: float, topk: float, tokens: float, ranks: int) -> float:
     return ep_max_distinct(int(experts), int(topk), int(tokens), ranks)
 

@@ -12,7 +12,7 @@ scenario has. Operations on two axes meet on the axis of both, which is worked o
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -47,6 +47,7 @@ class Space:
         self.axes: dict[tuple[str, ...], Axis] = {}
         self.given: dict[str, Lanes] = {}
         self.places: dict[tuple[tuple[str, ...], tuple[str, ...]], IntArray] = {}
+        self.answers: dict[tuple[Any, ...], tuple[Lanes, tuple[Any, ...]]] = {}
         for name, values in columns.items():
             distinct, index = np.unique(values, return_inverse=True)
             axis = Axis(self, (name,), index.reshape(-1).astype(np.int64), distinct.size)
@@ -192,10 +193,24 @@ Integral.register(Lanes)
 
 
 def each(function: Callable[..., float], *numbers: Any) -> Any:
-    """A function of numbers, worked out once for each combination that occurs where some of them are Lanes."""
+    """A function of numbers, worked out once for each combination that occurs where some of them are Lanes.
+
+    `function` is one that lives as long as the program: what it gave for the very same Lanes is kept.
+    """
     lanes = [number for number in numbers if isinstance(number, Lanes)]
     if not lanes:
         return function(*numbers)
+    space = lanes[0].axis.space
+    asked = (function, *(id(number) if isinstance(number, Lanes) else number for number in numbers))
+    if asked not in space.answers:
+        space.answers[asked] = (
+            _each(function, lanes, numbers),
+            numbers,
+        )  # which keeps the Lanes, and so their ids
+    return space.answers[asked][0]
+
+
+def _each(function: Callable[..., float], lanes: Sequence[Lanes], numbers: Sequence[Any]) -> Lanes:
     axis = lanes[0].axis
     for other in lanes[1:]:
         axis = axis.space.joint(axis, other.axis)

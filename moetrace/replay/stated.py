@@ -7,6 +7,7 @@ the rows evenly.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from moetrace.op import Op
 from moetrace.replay.draft import EXPERTS, Draft
@@ -16,6 +17,7 @@ from moetrace.routing.load import rank_load
 from moetrace.routing.skewed import lognormal_popularity
 
 SKEWED = "skewed"
+_KEPT = 1 << 18  # loads that are kept: a grid asks for the same ones in each of its cases
 # The skew of routing where nothing better is known: log-normal popularity with this sigma puts 16 tokens of Qwen3-30B-A3B on
 # 47.7 distinct experts of 128, where 43.0 (AIME24) and 53.5 (MATH500) were counted (arXiv 2511.02237, table 4, top-8).
 SIGMA = 1.6
@@ -45,21 +47,23 @@ def _stated(op: Op, stated: str, ranks: int, redundant: int) -> Op:
     plain = op.with_dims(distinct=None, distinct_est=None, rows=None)
     if stated == "uniform" and ranks == 1:
         return plain
-    distinct = each(
-        lambda e, k, t: load(stated, int(e), int(k), int(t), ranks, redundant)[0], experts, topk, tokens
-    )
+    distinct = each(_distinct, stated, experts, topk, tokens, ranks, redundant)
     plain = plain.with_dims(distinct_est=round(distinct, 4))
     if redundant:
         plain = plain.with_dims(local_experts=-(-(experts + redundant) // ranks))
     if ranks == 1 or (stated == "uniform" and not redundant):
         return plain
-    rows = each(
-        lambda e, k, t: load(stated, int(e), int(k), int(t), ranks, redundant)[1] or 0.0,
-        experts,
-        topk,
-        tokens,
-    )
-    return plain.with_dims(rows=round(rows, 4))
+    return plain.with_dims(rows=round(each(_rows, stated, experts, topk, tokens, ranks, redundant), 4))
+
+
+@lru_cache(maxsize=_KEPT)
+def _distinct(stated: str, experts: float, topk: float, tokens: float, ranks: int, redundant: int) -> float:
+    return load(stated, int(experts), int(topk), int(tokens), ranks, redundant)[0]
+
+
+@lru_cache(maxsize=_KEPT)
+def _rows(stated: str, experts: float, topk: float, tokens: float, ranks: int, redundant: int) -> float:
+    return load(stated, int(experts), int(topk), int(tokens), ranks, redundant)[1] or 0.0
 
 
 def load(

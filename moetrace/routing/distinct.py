@@ -15,6 +15,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Numbers: TypeAlias = "float | npt.NDArray[np.number]"
 
+_ALL_TOUCHED = 1e-9  # so few experts expected to be missed are none
 _MAX_EP_EXPERTS = 1000  # the exact law below works in float64 down to 2**-experts
 
 
@@ -93,6 +94,8 @@ def ep_max_distinct(
         return uniform_distinct(experts, topk, tokens)
     if experts > _MAX_EP_EXPERTS:
         raise ScenarioError(f"{experts} experts: the worst rank is worked out for at most {_MAX_EP_EXPERTS}")
+    if experts * (1.0 - topk / experts) ** tokens < _ALL_TOUCHED:
+        return float(-(-experts // ep))
     return float(_touched(experts, topk, int(tokens)) @ _ep_max_given(experts, ep))
 
 
