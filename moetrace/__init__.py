@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from moetrace.run import Run as Run
     from moetrace.synthesize import Workload as Workload
     from moetrace.synthesize import synthesize as synthesize
+    from moetrace.validate import validate as validate
 
     __version__: str
 
@@ -68,6 +69,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "scenarios": ("moetrace.replay", "scenarios"),
     "simulate": ("moetrace.replay", "simulate"),
     "synthesize": ("moetrace.synthesize", "synthesize"),
+    "validate": ("moetrace.validate", "validate"),
     "write_report": ("moetrace.report.html", "write_report"),
     "write_timeline": ("moetrace.report.perfetto", "write_timeline"),
 }
@@ -98,6 +100,7 @@ __all__ = [
     "scenarios",
     "simulate",
     "synthesize",
+    "validate",
     "write_report",
     "write_timeline",
 ]

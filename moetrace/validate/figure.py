@@ -1,0 +1,86 @@
+"""Published figures: one row of a table is one Figure. See docs/validate.md for the columns."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+
+from moetrace.errors import ScenarioError
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One published figure as its source prints it; an empty text is what the source does not state.
+
+    `id` begins with letters that name the kind of source, `value` may be a range (``-15..-20``), a bound (``>120``) or words.
+    """
+
+    id: str
+    source: str
+    model: str
+    hw: str
+    n_gpus: str
+    parallelism: str
+    precision: str
+    batch: str
+    input_len: str
+    output_len: str
+    n_a: str
+    n_e: str
+    other_knob: str
+    metric: str
+    value: str
+    unit: str
+    how_read: str
+
+    @property
+    def kind(self) -> str:
+        """What comes before the number: ``FM8`` of ``FM8-0012``."""
+        return self.id.split("-")[0]
+
+    def whole(self, name: str) -> int | None:
+        """A column as a whole number, None where it is empty or says something else."""
+        text = str(getattr(self, name))
+        return int(text) if text.isdigit() else None
+
+    @property
+    def measured(self) -> float | None:
+        """The value as a number, ``~`` left out; None where it is a range, a bound or words."""
+        try:
+            return float(self.value.removeprefix("~").replace(",", ""))
+        except ValueError:
+            return None
+
+
+COLUMNS = tuple(f.name for f in fields(Figure))
+
+
+def shipped() -> list[Figure]:
+    """The figures that come with the package."""
+    text = (files("moetrace.validate") / "published.csv").read_text(encoding="utf-8")
+    return list(_figures(csv.DictReader(text.splitlines()), "published.csv"))
+
+
+def read(path: Path) -> list[Figure]:
+    """The figures of a CSV with the columns of `Figure`. Raises ScenarioError if it is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(_figures(csv.DictReader(file, strict=True), str(path)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ScenarioError(f"{path}: cannot be read as a table of figures: {error}") from error
+
+
+def _figures(rows: csv.DictReader[str], name: str) -> Iterator[Figure]:
+    missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
+    if missing:
+        raise ScenarioError(
+            f"{name}: no column {', '.join(missing)}: expected those of a table of figures (docs/validate.md)"
+        )
+    for row in rows:
+        given = {column: (row[column] or "").strip() for column in COLUMNS}
+        if not given["id"] or not given["metric"]:
+            raise ScenarioError(f"{name}, line {rows.line_num}: a figure needs an id and a metric")
+        yield Figure(**given)

@@ -1,0 +1,98 @@
+"""The ledger as a table, and its summary: errors by source, model and hardware, and why rows have no prediction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moetrace.validate.entry import NOT_SIMULATED, PREDICTED, STATEMENTS, Entry
+
+SCHEMA = "moetrace.ledger/1"
+_TEXT, _NUMBER = pa.string(), pa.float64()
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("id", _TEXT), ("kind", _TEXT), ("source", _TEXT), ("model", _TEXT), ("hardware", _TEXT), ("setting", _TEXT),
+        ("metric", _TEXT), ("unit", _TEXT), ("printed", _TEXT), ("measured", _NUMBER), ("predicted", _NUMBER),
+        ("low", _NUMBER), ("high", _NUMBER), ("error", _NUMBER), ("within", pa.bool_()), ("verdict", _TEXT), ("note", _TEXT),
+    ]
+)  # fmt: skip
+GROUPS = ("source", "model", "hardware")
+RATIO = "ratio"  # the unit of what is made of two figures
+# Rows of a source that tells nothing of this are left out of the errors: they are queue-bound or outliers by its own account.
+MARKS = ("QUEUED", "NON-MONOTONE")
+
+
+def table_of(entries: Sequence[Entry]) -> pa.Table:
+    """The entries as a table with LEDGER_SCHEMA."""
+    return pa.Table.from_pylist([_row(entry) for entry in entries], schema=LEDGER_SCHEMA)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    f, e = entry.figure, entry.estimate
+    marked = [mark for mark in MARKS if mark in f.other_knob]
+    derived = entry.metric != f.metric
+    return {
+        "id": f.id,
+        "kind": f.kind,
+        "source": f.source,
+        "model": f.model,
+        "hardware": (e.hardware if e else "") or f.hw,
+        "setting": e.setting if e else "",
+        "metric": entry.metric,
+        "unit": RATIO if derived else f.unit,
+        "printed": "" if derived else f.value,
+        "measured": entry.measured,
+        "predicted": e.value if e else None,
+        "low": e.low if e else None,
+        "high": e.high if e else None,
+        "error": entry.error,
+        "within": entry.within,
+        "verdict": entry.verdict,
+        "note": "; ".join(t for t in (*(f"marked {m} by its source" for m in marked), entry.note) if t),
+    }
+
+
+def summary(ledger: pa.Table) -> dict[str, Any]:
+    """A JSON-able summary (schema ``moetrace.ledger/1``): `groups` by source, model and hardware; `reasons`."""
+    rows = ledger.select(
+        ["model", "hardware", "kind", "source", "unit", "error", "within", "verdict", "note"]
+    )
+    rows = rows.to_pandas()
+    rows["marked"] = rows["note"].str.startswith("marked ")
+    title = rows.groupby("kind")["source"].first()
+    ratio = np.where(rows["unit"] == RATIO, ", as ratios", "")
+    rows["source"] = rows["kind"] + ": " + rows["kind"].map(title) + ratio
+    groups = {
+        name: [_group(str(key), part) for key, part in rows.groupby(name, sort=True)] for name in GROUPS
+    }
+    missing = rows[rows["verdict"] == NOT_SIMULATED]
+    reasons = Counter(missing["note"].tolist())
+    return {
+        "schema": SCHEMA,
+        "all": _group("all", rows),
+        "groups": groups,
+        "reasons": [{"rows": count, "why": why} for why, count in reasons.most_common()],
+    }
+
+
+def _group(name: str, rows: Any) -> dict[str, Any]:
+    good = rows[(rows["verdict"] == PREDICTED) & ~rows["marked"]]
+    error = good["error"].to_numpy(dtype=float)
+    within = good["within"].dropna().to_numpy(dtype=bool)
+    verdicts = rows["verdict"].value_counts()
+    return {
+        "name": name,
+        "rows": len(rows),
+        "predicted": int((rows["verdict"] == PREDICTED).sum()),
+        "marked": int(rows["marked"].sum()),
+        "mean_error": float(np.abs(error).mean()) if error.size else None,
+        "median_error": float(np.median(np.abs(error))) if error.size else None,
+        "bias": float(np.median(error)) if error.size else None,
+        "within": float(within.mean()) if within.size else None,
+        **{word: int(verdicts.get(word, 0)) for word in (*STATEMENTS, "carried")},
+        "not_simulated": int(verdicts.get(NOT_SIMULATED, 0)),
+    }

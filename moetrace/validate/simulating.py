@@ -1,0 +1,113 @@
+"""Simulations for figures: names as sources print them to moetrace's, and each simulation run once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import lru_cache
+
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.model import ModelSpec, load_model, model_names
+from moetrace.replay import Scenario, simulate
+from moetrace.synthesize import Workload
+from moetrace.validate.entry import Estimate, RefusalError
+from moetrace.validate.figure import Figure
+
+# How sources name a machine (a pattern at the start of its name) -> profile; the first that fits.
+MACHINES = (
+    (r"A800-80G-PCIe", "a800-pcie"),
+    (r"H200", "h200-sxm"),
+    (r"H100 PCIe", "h100-pcie"),
+    (r"H100 NVL", "h100-nvl"),
+    (r"H100(-|$)", "h100-sxm"),
+    (r"H800", "h800-sxm"),
+    (r"GB200", "gb200"),
+    (r"B200", "b200"),
+    (r"H20(-|$)", "h20"),
+    (r"A100-(SXM|80GB)", "a100-sxm"),
+    (r"MI300X", "mi300x"),
+    (r"MI325X", "mi325x"),
+    (r"L40S", "l40s"),
+    (r"WSE-2|Cerebras CS-2", "wse2"),
+    (r"WSE-3|Cerebras CS-3", "cs3"),
+)
+# Names that are not the catalogue's but for capitals.
+MODELS = {
+    "deepseek-v3/r1": "deepseek-v3",
+    "llama3-8b": "llama-3-8b",
+    "llama2-13b": "llama-2-13b",
+    "llama-4-scout-17b-16e": "llama-4-scout",
+    "llama-4-maverick-17b-128e": "llama-4-maverick",
+    "qwen3-235b-a22b-fp8": "qwen3-235b-a22b",
+    "mixtral-8x7b variant": "mixtral-8x7b",
+    "mixtral-8x7b etc.": "mixtral-8x7b",
+}
+
+
+def model_of(name: str) -> str:
+    """The catalogue's name of a model. Raises RefusalError."""
+    plain = name.lower()
+    plain = MODELS.get(plain, plain.removesuffix("-instruct"))
+    if plain not in model_names():
+        raise RefusalError(f"model {name!r} is not in the catalogue" if name else "the model is not stated")
+    return plain
+
+
+def machine_of(name: str, gpus: int = 1) -> Hardware:
+    """The profile of a machine with so many GPUs. Raises RefusalError."""
+    found = next((profile for pattern, profile in MACHINES if re.match(pattern, name)), None)
+    if found is None:
+        raise RefusalError(f"there is no profile of {name!r}" if name else "the machine is not stated")
+    base = load_hardware(found)
+    return base if gpus == 1 else replace(base, name=f"{found}-x{gpus}", base=found, gpus=gpus)
+
+
+def need(figure: Figure, *names: str) -> list[int]:
+    """The columns of a figure as whole numbers. Raises RefusalError that names those not stated."""
+    values = [figure.whole(name) for name in names]
+    missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    if missing:
+        raise RefusalError(f"not stated: {', '.join(missing)}")
+    return [value for value in values if value is not None]
+
+
+def simulated(
+    model: str | ModelSpec,
+    hw: Hardware,
+    load: tuple[int, int, int],
+    *sets: str,
+    metric: str = "throughput",
+    said: str = "",
+) -> Estimate:
+    """A measure of (batch, input tokens, output tokens) with the knobs `sets`; `said` is added to the setting."""
+    metrics = _metrics(model, hw.name, hw.base, hw.gpus, load, sets)
+    value, low, high = metrics[metric]
+    if value is None:
+        raise RefusalError(f"{metric} is not defined for {load[2]} output tokens")
+    named = model if isinstance(model, str) else model.name
+    words = f"--model {named} --hw {hw.name} --batch {load[0]} --input-len {load[1]} --output-len {load[2]}"
+    edits = "".join(f" --set {text}" for text in sets)
+    return Estimate(value, low, high, hw.name, f"{words}{edits}{'; ' if said else ''}{said}")
+
+
+@lru_cache(maxsize=4096)
+def _metrics(
+    model: str | ModelSpec,
+    name: str,
+    base: str | None,
+    gpus: int,
+    load: tuple[int, int, int],
+    sets: tuple[str, ...],
+) -> dict[str, tuple[float | None, float | None, float | None]]:
+    hw = load_hardware(base or name)
+    hw = hw if gpus == 1 else replace(hw, name=name, base=base, gpus=gpus)
+    spec = load_model(model) if isinstance(model, str) else model
+    summary = simulate(spec, Workload(*load), hw, Scenario.of(*sets)).summary
+    return {name: (m["value"], m["low"], m["high"]) for name, m in summary["metrics"].items()}
+
+
+def ratio(one: Estimate, other: Estimate, percent: bool = False) -> Estimate:
+    """one / other; in per cent more if asked. Their errors are one machine's and nearly cancel: no interval is worked out."""
+    value = one.value / other.value
+    value = 100 * (value - 1) if percent else value
+    return Estimate(value, None, None, one.hardware, f"({one.setting}) / ({other.setting})")

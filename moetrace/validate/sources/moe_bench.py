@@ -1,0 +1,232 @@
+"""MIB: MoE-Inference-Bench (arXiv 2508.17467), which prints percentages and directions, few settings and no absolute values.
+
+Each statement is a ratio of throughputs (or times) of static batches, held against predictions for every batch that the row
+names. What a row leaves open is taken from its neighbours and said: 2,048 tokens in and out, batches 64 and 128 where it says
+"large" or nothing, uniform routing, tensor parallelism over the GPUs. Not recomputed: vision inputs, acceptance rates, and
+comparisons whose models are not named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from moetrace.model import ModelSpec, load_model
+from moetrace.validate.entry import Entry, Estimate, RefusalError, stated
+from moetrace.validate.figure import Figure
+from moetrace.validate.simulating import machine_of, model_of, ratio, simulated
+
+KINDS = ("MIB",)
+_LARGE = (64, 128)
+_LENGTH = 2048
+_BOTH = ("deepseek-v2-lite", "qwen1.5-moe-a2.7b")
+_FFN = (1792, 14336)
+_VARIANT_EXPERTS, _VARIANT_ACTIVE = (8, 16, 32, 64), (1, 2, 4, 8)
+Ratios = list[Estimate]
+
+
+def entries(figure: Figure, among: Sequence[Figure]) -> list[Entry]:
+    """The entry of a statement."""
+    found, note = _ratios(figure)
+    return [stated(figure, [e.value for e in found], _middle(found), note)]
+
+
+def _middle(found: Ratios) -> Estimate:
+    return sorted(found, key=lambda e: e.value)[len(found) // 2]
+
+
+def _ratios(figure: Figure) -> tuple[Ratios, str]:
+    if "draft" in figure.metric or "speculative" in figure.other_knob:
+        raise RefusalError("drafted tokens: how many were accepted is not stated")
+    if "VL" in figure.model or "Molmo" in figure.model:
+        raise RefusalError("image inputs are not modelled")
+    if figure.metric not in STATEMENTS:
+        raise RefusalError("which models, or which setting, is not stated")
+    return STATEMENTS[figure.metric](figure)
+
+
+def _speed(
+    figure: Figure,
+    model: str | ModelSpec,
+    *sets: str,
+    batch: int = 16,
+    length: int = _LENGTH,
+    metric: str = "throughput",
+) -> Estimate:
+    gpus = figure.whole("n_gpus") or next((int(s[3:]) for s in sets if s.startswith(("tp=", "pp="))), 1)
+    split = [] if gpus == 1 or any(s.startswith(("tp=", "pp=")) for s in sets) else [f"tp={gpus}"]
+    return simulated(
+        model, machine_of(figure.hw, gpus), (batch, length, length), *split, *sets, metric=metric
+    )
+
+
+def _batches(figure: Figure) -> tuple[int, ...]:
+    return tuple(map(int, figure.batch.split(";"))) if re.fullmatch(r"[\d;]+", figure.batch) else _LARGE
+
+
+def _fall(one: Estimate, other: Estimate) -> Estimate:
+    """How much less `one` is than `other`, per cent."""
+    less = ratio(one, other, percent=True)
+    return Estimate(-less.value, None, None, less.hardware, less.setting)
+
+
+def _ttft(figure: Figure) -> tuple[Ratios, str]:
+    names = [model_of(part.strip()) for part in figure.model.split(" vs ")]
+    found = [
+        _fall(*(_speed(figure, name, batch=b, metric="ttft") for name in names)) for b in _batches(figure)
+    ]
+    return found, ""
+
+
+def _n_a(figure: Figure) -> tuple[Ratios, str]:
+    model = model_of(figure.model)
+    found = [
+        ratio(_speed(figure, model, "n_a=32", batch=b), _speed(figure, model, "n_a=1", batch=b), percent=True)
+        for b in _batches(figure)
+    ]
+    return found, "uniform routing"
+
+
+def _batch_gain(figure: Figure) -> tuple[Ratios, str]:
+    return [
+        ratio(_speed(figure, m, batch=128), _speed(figure, m, batch=1)) for m in _BOTH
+    ], "2,048 tokens in and out"
+
+
+def _lengths(
+    short: int, long: int, of: Callable[[Estimate, Estimate], Estimate]
+) -> Callable[[Figure], tuple[Ratios, str]]:
+    def statement(figure: Figure) -> tuple[Ratios, str]:
+        found = [
+            of(*(_speed(figure, m, batch=b, length=n) for n in (short, long))) for m in _BOTH for b in _LARGE
+        ]
+        return found, "batches 64 and 128"
+
+    return statement
+
+
+def _gain(figure: Figure) -> tuple[Ratios, str]:
+    names = [part.strip() for part in figure.model.split(" vs ")]
+    if "next" in names:
+        raise RefusalError("which model is the next is not stated")
+    one, other = (model_of({"Qwen1.5-MoE": "qwen1.5-moe-a2.7b"}.get(name, name)) for name in names)
+    found = [
+        ratio(_speed(figure, one, batch=b), _speed(figure, other, batch=b), percent=True) for b in _LARGE
+    ]
+    return found, "batches 64 and 128"
+
+
+def _variant(figure: Figure, ffn: int, experts: int, active: int) -> Estimate:
+    spec = replace(
+        load_model(model_of(figure.model)),
+        name=f"mixtral-8x7b with {experts} experts of width {ffn}, n_a {active}",
+        experts=experts,
+        topk=active,
+        expert_inter=ffn,
+    )
+    return _speed(figure, spec)
+
+
+def _ffn(figure: Figure) -> tuple[Ratios, str]:
+    pairs = [[_variant(figure, ffn, e, k) for ffn in _FFN] for e in _VARIANT_EXPERTS for k in _VARIANT_ACTIVE]
+    means = [sum(pair[i].value for pair in pairs) / len(pairs) for i in (0, 1)]
+    first = ratio(pairs[0][1], pairs[0][0])
+    change = Estimate(100 * (means[1] / means[0] - 1), None, None, first.hardware, first.setting)
+    return [change], "mean throughputs over 8 to 64 experts and n_a 1 to 8"
+
+
+def _active(figure: Figure) -> tuple[Ratios, str]:
+    widths = {"small FFN": _FFN[:1], "large FFN": _FFN[1:], "FFN=14336": _FFN[1:]}.get(
+        figure.other_knob, _FFN
+    )
+    fewer = figure.metric == "throughput_gap_nact_1_vs_8"
+    found = []
+    for ffn in widths:
+        for experts in _VARIANT_EXPERTS:
+            one, eight = (_variant(figure, ffn, experts, k) for k in (1, 8))
+            found.append(_fall(eight, one) if fewer else ratio(one, eight, percent=True))
+    return found, "a gap is taken as what is lost of the throughput at n_a 1" if fewer else ""
+
+
+def _experts(figure: Figure) -> tuple[Ratios, str]:
+    found = [
+        ratio(_variant(figure, _FFN[0], 64, k), _variant(figure, _FFN[0], 8, k), percent=True)
+        for k in _VARIANT_ACTIVE
+    ]
+    return found, "expert width 1,792"
+
+
+def _fp8(figure: Figure) -> tuple[Ratios, str]:
+    model, highest = model_of(figure.model), "highest" in figure.other_knob
+    cases = [(128, _LENGTH)] if highest else [(16, n) for n in (128, 512, 2048)]
+    found = [
+        ratio(
+            _speed(figure, model, "tp=4", "dtype=fp8", batch=b, length=n),
+            _speed(figure, model, "tp=4", batch=b, length=n),
+            percent=True,
+        )
+        for b, n in cases
+    ]
+    return found, "4 GPUs; " + ("batch 128" if highest else "batch 16, 128 to 2,048 tokens")
+
+
+def _pruning(figure: Figure) -> tuple[Ratios, str]:
+    cuts = ("50",) if "50pct" in figure.metric else ("12.5", "25")
+    found = []
+    for model in ("qwen1.5-moe-a2.7b", "olmoe-1b-7b"):
+        native = _speed(figure, model)
+        found += [ratio(_speed(figure, model, f"prune_inter={cut}"), native, percent=True) for cut in cuts]
+    return found, "experts pruned, n_a kept"
+
+
+def _parallel(
+    sets: Sequence[str], base: Sequence[str], percent: bool
+) -> Callable[[Figure], tuple[Ratios, str]]:
+    def statement(figure: Figure) -> tuple[Ratios, str]:
+        model = model_of(figure.model)
+        plain = replace(figure, n_gpus="")
+        found = [
+            ratio(_speed(plain, model, *sets, batch=b), _speed(plain, model, *base, batch=b), percent) for b in (1, 16)
+        ]  # fmt: skip
+        return found, "batches 1 and 16, 2,048 tokens in and out; one GPU would not hold the model"
+
+    return statement
+
+
+def _fused(figure: Figure) -> tuple[Ratios, str]:
+    model = model_of(figure.model)
+    cases = [(b, _LENGTH) for b in (1, 16, 64)] if figure.other_knob == "batch sweep" else [
+        (16, n) for n in (128, 512, 2048)
+    ]  # fmt: skip
+    found = [
+        ratio(
+            _speed(figure, model, batch=b, length=n),
+            _speed(figure, model, "experts=unfused", batch=b, length=n),
+            percent=True,
+        )
+        for b, n in cases
+    ]
+    return found, "one kernel per expert against a grouped one, under a CUDA graph"
+
+
+STATEMENTS: dict[str, Callable[[Figure], tuple[Ratios, str]]] = {
+    "ttft_reduction": _ttft,
+    "throughput_change_nact_1_to_32": _n_a,
+    "throughput_ratio_B128_over_B1": _batch_gain,
+    "throughput_gain_len128_over_2048": _lengths(128, 2048, lambda a, b: ratio(a, b, percent=True)),
+    "throughput_drop_len256_to_512": _lengths(512, 256, _fall),
+    "throughput_drop_len1024_to_2048": _lengths(2048, 1024, _fall),
+    "throughput_gain": _gain,
+    "throughput_change_ffn_1792_to_14336": _ffn,
+    "throughput_gap_nact_1_vs_8": _active,
+    "throughput_gain_nact_1_over_8": _active,
+    "throughput_change_experts_8_to_64": _experts,
+    "throughput_gain_fp8_over_fp16": _fp8,
+    "throughput_effect_pruning_12.5_25pct": _pruning,
+    "throughput_effect_pruning_50pct": _pruning,
+    "throughput_speedup_TP_1_to_4": _parallel(("tp=4",), (), percent=False),
+    "throughput_TP_EP_vs_TP": _parallel(("tp=4", "ep=4"), ("tp=4",), percent=True),
+    "throughput_PP": _parallel(("pp=4",), (), percent=True),
+    "throughput_gain_fused_moe": _fused,
+}

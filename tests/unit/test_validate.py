@@ -1,0 +1,210 @@
+"""The ledger of published figures: what is read, how statements are judged, and that no row is lost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moetrace.errors import ScenarioError
+from moetrace.validate import entries, summary
+from moetrace.validate.entry import (
+    CONTRADICTED,
+    NOT_SIMULATED,
+    PARTLY,
+    PREDICTED,
+    REPRODUCED,
+    Estimate,
+    RefusalError,
+    printed_range,
+    scored,
+    stated,
+)
+from moetrace.validate.figure import COLUMNS, Figure, read, shipped
+from moetrace.validate.ledger import LEDGER_SCHEMA, table_of
+from moetrace.validate.measured import measured_table
+from moetrace.validate.simulating import MACHINES, machine_of, model_of
+from moetrace.validate.sources import SOURCES
+
+
+def figure(**given: str) -> Figure:
+    return Figure(**{**dict.fromkeys(COLUMNS, ""), "id": "FM8-9", "metric": "throughput_reported", **given})
+
+
+NATIVE = figure(
+    id="FM8-1",
+    model="DeepSeek-V2-Lite",
+    hw="A800-80G-PCIe",
+    n_gpus="2",
+    batch="2",
+    input_len="64",
+    output_len="64",
+    n_a="6",
+    value="479",
+)
+
+
+def test_every_shipped_figure_has_a_source_and_a_mapping() -> None:
+    figures = shipped()
+    kinds = {kind for source in SOURCES for kind in source.KINDS}
+    assert len({f.id for f in figures}) == len(figures) > 300
+    assert all(f.source and f.metric and f.how_read for f in figures)
+    assert {f.kind for f in figures} <= kinds
+
+
+def test_each_kind_has_one_mapping() -> None:
+    kinds = [kind for source in SOURCES for kind in source.KINDS]
+    assert len(kinds) == len(set(kinds))
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"),
+    [
+        ("-15..-20", -20, -15),
+        ("+5..+15", 5, 15),
+        ("<=30", 0, 30),
+        (">2", 2, math.inf),
+        (">120", 120, math.inf),
+        ("~60", 45, 75),
+        ("-50", -62.5, -37.5),
+        ("lower", -math.inf, 0),
+    ],
+)
+def test_what_a_printed_text_allows(text: str, low: float, high: float) -> None:
+    assert printed_range(text) == (low, high)
+
+
+def test_words_that_say_no_range_are_refused() -> None:
+    with pytest.raises(RefusalError, match="sharp rise"):
+        printed_range("sharp rise")
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([20.0, 30.0], REPRODUCED),
+        ([25.0, 40.0], PARTLY),
+        ([50.0], PARTLY),
+        ([12.0], PARTLY),
+        ([70.0], CONTRADICTED),
+        ([-25.0], CONTRADICTED),
+    ],
+)
+def test_a_statement_is_judged_by_all_its_settings(values: list[float], verdict: str) -> None:
+    estimate = Estimate(values[0], None, None, "h100-sxm", "")
+    assert stated(figure(value="20..30"), values, estimate).verdict == verdict
+
+
+def test_an_entry_knows_its_error_and_whether_the_interval_holds() -> None:
+    entry = scored(figure(value="100"), Estimate(0.12, 0.09, 0.15, "h100-sxm", ""), per=1e-3)
+    assert entry.error == pytest.approx(0.2) and entry.within is True
+    entry = scored(figure(value="100"), Estimate(0.12, 0.11, 0.15, "h100-sxm", ""), per=1e-3)
+    assert entry.within is False
+
+
+def test_fewer_experts_are_scored_as_throughput_and_as_ratio() -> None:
+    fewer = replace(NATIVE, id="FM8-2", n_a="3", value="583")
+    found = list(entries([NATIVE, fewer]))
+    assert [(e.figure.id, e.metric, e.verdict) for e in found] == [
+        ("FM8-1", "throughput_reported", PREDICTED),
+        ("FM8-2", "throughput_reported", PREDICTED),
+        ("FM8-2", "throughput_over_native_n_a", PREDICTED),
+    ]
+    ratio = found[2]
+    first, second = found[0].estimate, found[1].estimate
+    assert ratio.estimate and first and second
+    assert ratio.estimate.value == pytest.approx(second.value / first.value)
+    assert ratio.estimate.value > 1
+    assert ratio.measured == pytest.approx(583 / 479) and ratio.within is None
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"batch": ""}, "not stated: batch"),
+        ({"model": "GPT-5"}, "model 'GPT-5' is not in the catalogue"),
+        ({"hw": "TPU v5"}, "there is no profile of 'TPU v5'"),
+        ({"n_gpus": "3"}, "3"),
+        ({"value": "fast"}, "is no number"),
+        ({"id": "NEW-1"}, "no mapping for figures NEW"),
+        ({"id": "LMS-1", "metric": "eplb_speedup"}, "no prediction is made of eplb_speedup"),
+        ({"id": "MIB-1", "metric": "x", "other_knob": "more draft tokens; speculative"}, "accepted"),
+    ],
+)
+def test_what_cannot_be_simulated_says_why(change: dict[str, str], why: str) -> None:
+    (entry,) = entries([replace(NATIVE, **change)])
+    assert entry.verdict == NOT_SIMULATED and why in entry.note
+
+
+def test_the_ledger_has_a_row_for_each_entry_and_the_summary_counts_them() -> None:
+    marked = replace(NATIVE, id="FM8-3", other_knob="QUEUED", batch="4")
+    accuracy = replace(NATIVE, id="FMA-1", metric="accuracy_avg")
+    ledger = table_of(list(entries([NATIVE, marked, accuracy, replace(NATIVE, id="OTH-1", metric="mfu")])))
+    assert ledger.schema == LEDGER_SCHEMA and ledger.num_rows == 4
+    found = summary(ledger)
+    whole = found["all"]
+    counts = [whole[name] for name in ("rows", "predicted", "marked", "carried", "not_simulated")]
+    assert counts == [4, 2, 1, 1, 1]
+    assert whole["median_error"] == pytest.approx(abs(ledger.column("error")[0].as_py()))
+    assert sum(r["rows"] for r in found["reasons"]) == 1
+    assert {g["name"].split(":")[0] for g in found["groups"]["source"]} == {"FM8", "FMA", "OTH"}
+
+
+def test_a_machine_of_several_gpus_is_its_profile_repeated() -> None:
+    assert machine_of("A800-80G-PCIe", 2).gpus == 2
+    assert [machine_of(name).name for name in ("H20-96G", "H200 (CoreWeave)", "H100")] == [
+        "h20",
+        "h200-sxm",
+        "h100-sxm",
+    ]
+    assert model_of("DeepSeek-V3/R1") == "deepseek-v3"
+    assert all(machine_of(name) for name in ("WSE-2", "Cerebras CS-3 (cloud)")) and len(MACHINES) > 10
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"id,metric\nA-1,x\n", "no column source"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (
+            (",".join(COLUMNS) + "\n" + "," * (len(COLUMNS) - 1) + "\n").encode(),
+            "line 2: a figure needs an id",
+        ),
+        ((",".join(COLUMNS) + "\nA-1,x\n").encode(), "line 2: a figure needs an id and a metric"),
+    ],
+    ids=["columns", "bytes", "empty", "short"],
+)
+def test_a_bad_table_of_figures_is_named(content: bytes, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "figures.csv"
+    path.write_bytes(content)
+    with pytest.raises(ScenarioError, match=why):
+        read(path)
+
+
+def test_measured_ops_are_scored_by_row_and_flagged_ones_marked(tmp_path: Path) -> None:
+    path = tmp_path / "gemm.parquet"
+    table = {
+        "op_name": ["gemm"] * 3,
+        "gemm_dtype": ["bfloat16"] * 3,
+        "m": [16, 16, 16],
+        "n": [4096] * 3,
+        "k": [4096] * 3,
+        "latency": [0.012, 0.012, 0.012],
+        "system": ["h100_sxm", "h100_sxm", "tpu_v5"],
+        "quality_flag": [0, 1, 0],
+    }
+    pq.write_table(pa.table(table), path)
+    ledger = measured_table(path)
+    assert ledger.schema == LEDGER_SCHEMA
+    rows = ledger.to_pylist()
+    assert [r["verdict"] for r in rows] == [PREDICTED, PREDICTED, NOT_SIMULATED]
+    assert rows[0]["error"] == pytest.approx(rows[0]["predicted"] / 0.012 - 1)
+    assert "no profile of 'tpu-v5'" in rows[2]["note"]
+    assert summary(ledger)["all"]["marked"] == 1
+    pq.write_table(pa.table({"op_name": ["gemm"]}), path)
+    with pytest.raises(ScenarioError, match="expected a column latency"):
+        measured_table(path)
