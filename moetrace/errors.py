@@ -33,6 +33,10 @@ class ScenarioError(MoetraceError):
     """A knob that is unknown, given twice, or cannot apply to this run or machine."""
 
 
+class CalibrationError(MoetraceError):
+    """Measurements that cannot be read, or that do not determine what is to be fitted to them."""
+
+
 class OutputError(MoetraceError):
     """An output that exists already or cannot be written."""
 

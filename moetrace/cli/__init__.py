@@ -16,6 +16,7 @@ VERBS: dict[str, str] = {
     "simulate": "Predict TTFT, TPOT and throughput of a model on a machine, without a trace.",
     "cost": "Predict the time of every op in a table, given by its dims.",
     "validate": "Recompute published figures and show how far off the predictions are.",
+    "calibrate": "Fit a machine's coefficients to measured ops, scored on shapes left out.",
     "export": "Write a run's timeline for a viewer such as Perfetto.",
     "profiles": "List the machines that --hw knows.",
     "models": "List the models that --model knows.",

@@ -165,8 +165,59 @@ EXCHANGE = Schema.of(
     ),
 )
 
+EXPERTS = Schema.of(
+    "experts",
+    Parameter(
+        "t0_s", "s/module", 0, 1e-3, 15e-6, 0, "floor of the module, a sixth for each of its launches", 0.5
+    ),
+    Parameter("per_expert_s", "s/expert", 0, 1e-5, 1e-8, 0, "routing kernels, per expert of the layer"),
+    Parameter(
+        "per_local_expert_s",
+        "s/expert",
+        0,
+        1e-5,
+        1e-8,
+        0,
+        "per expert that the rank holds, touched or not",
+        2.0,
+    ),
+    Parameter(
+        "per_row_s", "s/row", 0, 1e-5, 1e-9, 0, "sorting and combining, per token and chosen expert", 2.0
+    ),
+    Parameter(
+        "serial_s", "s/byte", 0, 1e-8, 1.2e-11, 0, "per byte that one thread block streams in its K loop"
+    ),
+    replace(_ETA_BW, low=0.05, start=0.93, spread=0.1),
+    replace(_ETA_FLOPS, low=0.02, spread=0.7),
+    Parameter(
+        "act_passes",
+        "passes",
+        1,
+        50,
+        3,
+        1,
+        "how often activations cross memory, of once in and out of each op",
+    ),
+    Parameter(
+        "above_experts",
+        "share",
+        0,
+        3,
+        0.05,
+        0,
+        "GEMMs with more tokens than experts take so much longer",
+        1.5,
+    ),
+    Parameter(
+        "misaligned", "share", 0, 5, 0.3, 0, "GEMMs of a width that 16 does not divide take so much longer"
+    ),
+    Parameter(
+        "cached", "share", 0.05, 1, 0.6, 1, "of their streaming time, weights in a warm cache take this", 0.5
+    ),
+)
+
 SCHEMAS: Mapping[str, Schema] = MappingProxyType(
-    {schema.name: schema for schema in (GENERIC, GEMM, ATTENTION, COLLECTIVE, ALL_REDUCE, EXCHANGE)}
+    {s.name: s for s in (GENERIC, EXPERTS, GEMM, ATTENTION, COLLECTIVE, ALL_REDUCE, EXCHANGE)}
 )
 
 

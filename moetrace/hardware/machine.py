@@ -30,7 +30,17 @@ OF_BF16 = "of 16-bit kernels, error widened for"
 # module's fitted time per launch, so that the parts add up to the measured whole; every GEMM is a GEMM.
 _MODEL_OF_KIND = {
     **dict.fromkeys(
-        ("topk", "moe_align", "moe_act", "moe_combine", "moe_gate_up", "moe_down", "moe_experts"), "experts"
+        (
+            "topk",
+            "moe_align",
+            "moe_act",
+            "moe_combine",
+            "moe_gate_up",
+            "moe_down",
+            "moe_experts",
+            "moe_module",
+        ),
+        "experts",
     ),
     **dict.fromkeys(
         ("router", "shared_gate_up", "shared_down", "expert_up", "expert_down", "gemm", "lm_head"),
@@ -51,6 +61,11 @@ _MODEL_OF_KIND = {
     ),
     "broadcast": "send_recv",
 }
+
+
+def coefficient_family(kind: str, family: str) -> str:
+    """The family whose coefficients an op of this kind (and family) takes."""
+    return _MODEL_OF_KIND.get(kind, family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,9 @@ class Family:
 
     `error` is such that 80 % of held-out measurements lie within ``/ (1 + error)`` and ``x (1 + error)``; `error_decades`
     says the same by size, for ops of 1-9 tokens, 10-99 and so on (the last holds beyond), and is empty where it was not
-    found apart. `source` says where all this is from.
+    found apart; `error_memory` is that of an op whose time is all memory's, `error_decades` then of one with none of it
+    (in between a line); `error_few` that of MoE ops on ranks of at most 4 of more experts. `source` says
+    where all this is from.
     """
 
     form: str
@@ -98,14 +115,26 @@ class Family:
     provenance: str
     source: str
     error_decades: tuple[float, ...] = ()
+    error_memory: tuple[float, ...] = ()
+    error_few: float | None = None
 
     def __getitem__(self, name: str) -> float:
         return self.value[name]
 
     def widened(self, factor: float) -> Family:
         """The same coefficients, all errors ``(1 + error) factor - 1``."""
-        errors = tuple((1 + error) * factor - 1 for error in self.error_decades)
-        return replace(self, error=(1 + self.error) * factor - 1, error_decades=errors)
+        decades, memory = (
+            tuple((1 + error) * factor - 1 for error in errors)
+            for errors in (self.error_decades, self.error_memory)
+        )
+        few = None if self.error_few is None else (1 + self.error_few) * factor - 1
+        return replace(
+            self,
+            error=(1 + self.error) * factor - 1,
+            error_decades=decades,
+            error_memory=memory,
+            error_few=few,
+        )
 
     def with_fixed_times(self, factor: float) -> Family:
         """The same with every time that no faster resource saves multiplied by `factor`."""
@@ -161,7 +190,7 @@ class Hardware:
         Coefficients without a dtype were fitted on 16-bit kernels. A narrower type that has none of its own takes them with
         an error of a factor of two more, and the key says so.
         """
-        model = _MODEL_OF_KIND.get(kind, family)
+        model = coefficient_family(kind, family)
         for name in (f"{kind}:{dtype}", kind, f"{model}:{dtype}", model):
             for key in (f"{name}@{engine}", name):
                 if key in self.families:

@@ -32,7 +32,10 @@ _DATASHEET = {
 _WAFER_ONLY = {"cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s"}
 _ERROR = (0, 20)
 # What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
-_ABOUT_FIT = {"form", "error_decades", "source", "rows", "shapes", "held_out", "covariance_of", "covariance"}
+_ABOUT_FIT = {
+    "form", "error_decades", "error_memory", "error_few", "source", "rows",
+    "shapes", "kernels", "held_out", "kept", "covariance"
+}  # fmt: skip
 _TABLES = {"fitted", "assumed", "transferred", "match"}
 
 
@@ -178,19 +181,28 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
         name: reader.number(entry, where, name, p.low, p.high) if name in entry else p.default
         for name, p in parameters.items()
     }
-    decades = entry.get("error_decades", [])
-    if not isinstance(decades, list):
-        raise reader.error(f"{where}.error_decades", decades, "a list of numbers")
-    for i in range(len(decades)):
-        reader.number({"error_decades": decades[i]}, where, "error_decades", *_ERROR)
+    decades, memory = (_errors(reader, entry, where, key) for key in ("error_decades", "error_memory"))
+    if memory and len(memory) != len(decades):
+        raise reader.error(
+            f"{where}.error_memory", list(memory), f"{len(decades)} numbers, as many as error_decades"
+        )
     return Family(
         form=form,
         value=MappingProxyType(value),
         error=reader.number(entry, where, "error", *_ERROR),
         provenance=kind,
         source=entry.get("source", source),
-        error_decades=tuple(float(error) for error in decades),
+        error_decades=decades,
+        error_memory=memory,
+        error_few=reader.number(entry, where, "error_few", *_ERROR) if "error_few" in entry else None,
     )
+
+
+def _errors(reader: Reader, entry: Mapping[str, Any], where: str, key: str) -> tuple[float, ...]:
+    errors = entry.get(key, [])
+    if not isinstance(errors, list):
+        raise reader.error(f"{where}.{key}", errors, "a list of numbers")
+    return tuple(reader.number({key: error}, where, key, *_ERROR) for error in errors)
 
 
 def _transferred(reader: Reader, table: object) -> tuple[dict[str, Family], str]:

@@ -18,12 +18,13 @@ import numpy.typing as npt
 from moetrace.errors import ProfileError
 from moetrace.hardware import ANY_ENGINE, Family, Hardware
 from moetrace.machines import links
-from moetrace.machines.forms import FORMS, Cache, Setting
+from moetrace.machines.forms import FORMS, Cache, Parts, Setting
 from moetrace.op import Costs, FloatArray, Rows, Works
 
 IntArray = npt.NDArray[np.int64]
 Found: TypeAlias = "Sequence[tuple[str, Family]]"
 UNKNOWN_WORK = "unknown: its dims did not suffice"
+_FEW = 4  # experts on a rank
 _TOKEN_DIMS = ("tokens", "m", "batch")  # what an op's size is told by, best first
 
 
@@ -52,7 +53,7 @@ def cost(
         compute_s[rows], memory_s[rows] = parts.compute_s, parts.memory_s
         fixed_s[rows], expected_s[rows] = parts.fixed_s, parts.expected_s
         network_s[rows] = 0.0 if parts.network_s is None else parts.network_s
-        error[rows] = errors(family, some)
+        error[rows] = errors(family, some, parts)
     lower_s = np.maximum(works["bytes_min"] / hw.memory.bytes_per_s, works["flops"] / peak)
     if sent.any():
         lower_s[sent] = _certain(works.take(np.flatnonzero(sent)), hw)
@@ -115,16 +116,32 @@ def _by_coefficients(found: Found, word: IntArray) -> Iterator[tuple[Family, Row
             yield coefficients[key], rows
 
 
-def errors(family: Family, works: Works) -> FloatArray:
-    """The error of each op, [ops]: by the decade of its tokens where that was found, else the family's."""
+def errors(family: Family, works: Works, parts: Parts) -> FloatArray:
+    """The error of each op, [ops]: by the decade of its tokens and memory's share where that was found, else the family's."""
     if not family.error_decades:
         return np.full(len(works), family.error)
     tokens = tokens_of(works)
     decade = np.floor(np.log10(np.maximum(np.nan_to_num(tokens, nan=1.0), 1.0)))
-    by_decade = np.array(family.error_decades)[
-        np.minimum(decade, len(family.error_decades) - 1).astype(np.int64)
-    ]
-    return np.where(np.isnan(tokens), family.error, by_decade)
+    place = np.minimum(decade, len(family.error_decades) - 1).astype(np.int64)
+    found = np.array(family.error_decades)[place]
+    if family.error_memory:
+        memory = memory_share(parts)
+        found = found + memory * (np.array(family.error_memory)[place] - found)
+    if family.error_few is not None:
+        found = np.where(few_experts(works), family.error_few, found)
+    return np.where(np.isnan(tokens), family.error, found)
+
+
+def few_experts(works: Works) -> npt.NDArray[np.bool_]:
+    """Whether a rank holds few of many experts, [ops]: kernels are then chosen among unusual ones."""
+    return (works.dim("local_experts") <= _FEW) & (works.dim("experts") > _FEW)
+
+
+def memory_share(parts: Parts) -> FloatArray:
+    """Share of each op's time that is memory's, [ops], 0 to 1."""
+    whole = parts.expected_s
+    share = np.divide(parts.memory_s, whole, out=np.zeros_like(whole), where=whole > 0)
+    return np.asarray(np.clip(np.nan_to_num(share), 0.0, 1.0))
 
 
 def tokens_of(works: Works) -> FloatArray:

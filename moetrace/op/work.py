@@ -37,6 +37,9 @@ class Work:
     rows: float = 0.0
     launches: float = 1.0
     resident_bytes: float = 0.0  # weights held for this op, touched or not: all experts, the whole matrix
+    inner_bytes: float = (
+        0.0  # of activations between the kernels of a merged op: may stay in cache, so not in `bytes`
+    )
     known: bool = True  # False: the dims did not suffice, so the record is empty, not zero
 
     @property
@@ -89,6 +92,7 @@ class Amounts(TypedDict, total=False):
     rows: Amount
     launches: Amount
     resident_bytes: Amount
+    inner_bytes: Amount
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from moetrace.op import Amounts, FloatArray, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, act, numel, padded, rows_and_width
 from moetrace.routing import uniform_distinct
 
+_WIDE = element_bytes("bf16")
 _NEEDS = ("tokens", "hidden", "inter", "experts", "topk")
 
 
@@ -89,6 +90,26 @@ def experts_work(op: OpGroup) -> Amounts:
     return _experts(op, 3, op["hidden"], op["hidden"])
 
 
+def module_work(op: OpGroup) -> Amounts:
+    """The whole module on one rank: top-k, align, gate_up, activation, down and combine.
+
+    `gated` 0 stands for experts of two matrices. In and out go the tokens' rows; what the kernels hand to each other in
+    between (GEMM inputs in the op's type, all else in 16 bits) is `inner_bytes`.
+    """
+    rows, hidden, inter = expert_rows(op), op["hidden"], op["inter"]
+    sides = np.where(np.not_equal(op.get("gated", 1.0), 0.0), 2.0, 1.0)
+    out = _experts(op, 1, hidden, inter)
+    for name in ("flops", "weight_bytes", "weight_bytes_min", "resident_bytes"):
+        out[name] = out[name] * (1.0 + sides)
+    token = op["tokens"] * hidden * _WIDE
+    gemms = rows * (2 * hidden + (1 + sides) * inter) * act(op)
+    ids = op["tokens"] * (op["experts"] * _WIDE + op["topk"] * 16)
+    out["inner_bytes"] = gemms + rows * ((1 + sides) * inter + hidden) * _WIDE + ids - token
+    out["inner_bytes"] = np.maximum(out["inner_bytes"], 0.0)
+    out["act_read_bytes"] = out["act_write_bytes"] = token
+    return out
+
+
 def act_work(op: OpGroup) -> Amounts:
     """Each row reads gate and up (`reads`, default 2) and writes their product."""
     rows = expert_rows(op) if op.has("experts") else op["tokens"] * op["topk"]
@@ -130,6 +151,7 @@ KINDS = (
     Kind("moe_gate_up", "experts", _NEEDS, gate_up_work),
     Kind("moe_down", "experts", _NEEDS, down_work),
     Kind("moe_experts", "experts", _NEEDS, experts_work),
+    Kind("moe_module", "experts", _NEEDS, module_work),
     Kind("moe_act", "experts", ("tokens", "inter", "topk"), act_work),
     Kind("topk", "routing", ("tokens", "experts", "topk"), topk_work),
     Kind("moe_align", "routing", ("tokens", "topk"), align_work),

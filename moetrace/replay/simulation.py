@@ -36,7 +36,7 @@ from moetrace.synthesize import Workload, synthesize
 
 FloatArray = npt.NDArray[np.float64]
 SCHEMA = "moetrace.simulation/1"
-# The GPU profiles' experts and GEMMs were fitted on measurements of at most so many tokens (benchmarks/fit_gpu_profile.py).
+# The GPU profiles' experts and GEMMs were fitted on measurements of at most so many tokens (benchmarks/make_profiles.py).
 FITTED_TOKENS = 512
 
 _ASSUMED = (

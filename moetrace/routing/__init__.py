@@ -19,6 +19,7 @@ from moetrace.routing.distinct import (
 from moetrace.routing.drawn import dealt_ids, drawn_ids, power_law_counts
 from moetrace.routing.load import (
     RankLoad,
+    Ties,
     balanced_counts,
     padded_rows,
     rank_load,
@@ -36,7 +37,8 @@ from moetrace.routing.recorded import (
 )
 
 __all__ = [
-    "ROUTING_COLUMNS", "ROUTING_SCHEMA", "ROUTING_VERSION", "RankLoad", "Routing", "RoutingBuilder", "RoutingLog",
+    "ROUTING_COLUMNS", "ROUTING_SCHEMA", "ROUTING_VERSION", "RankLoad", "Routing", "RoutingBuilder", "RoutingLog", "Ties",
+
     "balanced_counts", "dealt_ids", "drawn_ids", "ep_blocks", "ep_max_distinct", "padded_rows", "popularity_distinct",
     "power_law_counts", "rank_load", "read_loads", "read_log", "save_loads", "uniform_counts", "uniform_distinct",
     "uniform_spread",

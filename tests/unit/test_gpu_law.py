@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moetrace import ops
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines import gpu
-from moetrace.machines.forms import smoothmax
+from moetrace.machines.forms import Cache, smoothmax
 from moetrace.op import PARTS, UNKNOWN, Costs, Op, Work, Works
 
 NAMES = ("h100-sxm", "a100-sxm", "b200", "mi300x", "cpu")
@@ -83,7 +84,7 @@ def test_doubling_halves_its_parts_and_changes_nothing_else(case: tuple[Works, l
     for part in ("memory_s", "compute_s", "network_s"):
         assert np.array_equal(getattr(two, part), getattr(one, part) / 2, equal_nan=True)
     assert np.array_equal(two.fixed_s, one.fixed_s, equal_nan=True)
-    assert two.provenance == one.provenance and np.array_equal(two.error, one.error, equal_nan=True)
+    assert two.provenance == one.provenance
     assert same(two.expected_s - two.fixed_s, (one.expected_s - one.fixed_s) / 2, 1e-6) or np.all(
         one.fixed_s > 0
     )
@@ -117,30 +118,73 @@ def one(op: Op, work: Work, family: str, name: str = "h100-sxm") -> Costs:
     return gpu.cost(Works.of([op], [work]), [family], load_hardware(name))
 
 
-def test_the_parts_of_a_moe_module_add_up_to_the_whole() -> None:
-    """Six launches and two expert GEMMs make the module that was measured and fitted."""
-    hw = load_hardware("h100-sxm")
+MODULE = {"tokens": 16, "hidden": 2048, "inter": 768, "experts": 128, "topk": 8, "distinct": 60}
+
+
+@pytest.mark.parametrize("engine", ["any", "vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize("tokens", [1, 16, 512])
+def test_the_parts_of_a_moe_module_add_up_to_the_whole(engine: str, tokens: int) -> None:
+    """Six launches, two of them expert GEMMs, make the module that was measured and fitted."""
+    hw, dims = load_hardware("h100-sxm"), {**MODULE, "tokens": tokens}
+    dims["distinct"] = min(128, 4 * tokens)
     kinds = ("topk", "moe_align", "moe_gate_up", "moe_act", "moe_down", "moe_combine")
-    work = [Work(experts=50.0 if kind in ("moe_gate_up", "moe_down") else 0.0) for kind in kinds]
-    costs = gpu.cost(Works.of([Op.of(kind) for kind in kinds], work), ["experts"] * 6, hw)
-    family = hw.families["experts"]
-    assert costs.expected_s.sum() == pytest.approx(6 * family["t0_s"] + 100 * family["per_expert_s"])
-    merged = one(Op.of("moe_experts"), Work(experts=50.0), "experts")
-    assert merged.expected_s[0] == pytest.approx(costs.expected_s[[2, 3, 4]].sum())
+    parts, whole = ops.works([Op.of(k, **dims) for k in kinds]), ops.works([Op.of("moe_module", **dims)])
+    split = gpu.cost(parts, ["experts"] * 6, hw, engine=engine).expected_s.sum()
+    assert split == pytest.approx(gpu.cost(whole, ["experts"], hw, engine=engine).expected_s[0], rel=0.01)
+
+
+@given(
+    st.integers(1, 600), st.sampled_from([512, 768, 1000, 4096]), st.sampled_from([8, 128, 256]),
+    st.sampled_from([1, 4, 8]), st.sampled_from(["bf16", "fp8", "fp8_block"]), st.sampled_from(["cold", "warm"]),
+)  # fmt: skip
+def test_a_moe_module_on_any_machine(
+    tokens: int, inter: int, experts: int, ep: int, dtype: str, cache: Cache
+) -> None:
+    """Never slower with more of a resource, never below its bound, faster from a warm cache, continuous."""
+    dims = {"tokens": tokens, "hidden": 2048, "inter": inter, "experts": experts, "topk": 4}
+    works = ops.works([Op.of("moe_module", dtype, **dims, local_experts=experts // ep)])
+    hw = load_hardware("h100-sxm")
+    base = gpu.cost(works, ["experts"], hw, cache=cache)[0]
+    assert base.expected_s >= base.lower_bound_s and 0 < base.error < 3
+    for better in (
+        faster(hw, 2, 1, 1),
+        faster(hw, 1, 2, 1),
+        replace(hw, multiprocessors=264.0),
+        more_cache(hw, 2),
+    ):
+        assert gpu.cost(works, ["experts"], better, cache=cache)[0].expected_s <= base.expected_s * (
+            1 + 1e-12
+        )
+    near = gpu.cost(works, ["experts"], more_cache(faster(hw, 1.0001, 1.0001, 1), 1.0001), cache=cache)[0]
+    assert near.expected_s == pytest.approx(base.expected_s, rel=1e-3)
+    assert gpu.cost(works, ["experts"], hw, cache="warm")[0].expected_s <= base.expected_s * (1 + 1e-12)
+
+
+def more_cache(hw: Hardware, factor: float) -> Hardware:
+    return replace(hw, memory=replace(hw.memory, cache_bytes=hw.memory.cache_bytes * factor))
+
+
+def test_the_steps_of_the_experts_form_are_where_it_says() -> None:
+    """More tokens than experts, and widths that 16 does not divide; next to them nothing jumps."""
+    hw = load_hardware("h100-sxm")
+    own = hw.families["experts"]
+    family = replace(own, value={**own.value, "above_experts": 0.5, "misaligned": 0.5})
+    hw = replace(hw, families={**hw.families, "experts": family})
+
+    def seconds(**changed: float) -> float:
+        works = ops.works([Op.of("moe_module", **{**MODULE, "tokens": 128, "distinct": 128, **changed})])
+        return float(gpu.cost(works, ["experts"], hw).expected_s[0])
+
+    assert seconds(tokens=129) > 1.3 * seconds(tokens=128) > 1.3 * 0.98 * seconds(tokens=127)
+    assert seconds(inter=770) > 1.3 * seconds(inter=768) and seconds(inter=784) < 1.05 * seconds(inter=768)
 
 
 def test_qwen3_experts_on_h100_near_what_was_measured() -> None:
     """About 2.9-3.1 us per distinct expert of 9.44 MB, published for Qwen3-30B-A3B in bf16 on an H100."""
 
     def module(distinct: int) -> float:
-        each = 3 * 2048 * 768 * 2.0
-        work = Work(
-            flops=2 * 128 * each / 2,
-            weight_bytes=distinct * each,
-            weight_bytes_min=distinct * each,
-            experts=distinct,
-        )
-        return float(one(Op.of("moe_experts"), work, "experts").expected_s[0])
+        works = ops.works([Op.of("moe_module", **{**MODULE, "distinct": distinct})])
+        return float(gpu.cost(works, ["experts"], load_hardware("h100-sxm")).expected_s[0])
 
     slope = (module(100) - module(50)) / 50
     assert 2.8e-6 < slope < 3.3e-6
@@ -172,7 +216,7 @@ def test_an_error_by_size_is_that_of_the_ops_decade() -> None:
 def test_an_engine_has_its_own_coefficients_where_they_were_fitted() -> None:
     hw = load_hardware("h100-sxm")
     own = hw.families["experts:fp8"]
-    slow = replace(own, value={**own.value, "t0_s": 1.0})
+    slow = replace(own, value={**own.value, "t0_s": 10.0})
     hw = replace(hw, families={**hw.families, "experts:fp8@vllm": slow})
     works = Works.of([Op.of("moe_down", "fp8")], [Work(weight_bytes=1e6)])
     costs = {e: gpu.cost(works, ["experts"], hw, engine=e)[0] for e in ("any", "vllm", "sglang")}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from moetrace.machines.forms import attention, collectives, gemm, generic
+from moetrace.machines.forms import attention, collectives, experts, gemm, generic
 from moetrace.machines.forms.base import Cache, Form, Parts, Setting, smoothmax
 
 FORMS: Mapping[str, Form] = MappingProxyType(
@@ -17,6 +17,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         form.schema.name: form
         for form in (
             generic.FORM,
+            experts.FORM,
             gemm.FORM,
             attention.FORM,
             collectives.COLLECTIVE,

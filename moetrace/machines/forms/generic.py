@@ -17,7 +17,7 @@ from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
 from moetrace.op import Works
 
 # One op that stands for several: (launches, expert GEMMs). moe_experts is gate_up, activation and down.
-EXPERT_GEMMS = {"moe_gate_up": (1, 1), "moe_down": (1, 1), "moe_experts": (3, 2)}
+EXPERT_GEMMS = {"moe_gate_up": (1, 1), "moe_down": (1, 1), "moe_experts": (3, 2), "moe_module": (6, 2)}
 
 
 def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:

@@ -1,0 +1,178 @@
+"""Measurements -> fitted coefficients of a machine, each group scored on shapes that its fit did not see.
+
+A group is the rows of one op family, one element type and one engine; a family measured with several engines also gets
+coefficients for `any`, whose interval covers the spread between them. `tables` reads measurements, `fit` finds
+coefficients, `profile` writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace import ops as work_of
+from moetrace.calibrate.fit import Fit, Interval, Problem, fit, held_out, interval
+from moetrace.calibrate.tables import Measured, read_measurements
+from moetrace.errors import CalibrationError
+from moetrace.hardware import ANY_ENGINE, SCHEMAS, Hardware, coefficient_family, load_hardware
+from moetrace.machines.forms import Cache
+from moetrace.machines.gpu import memory_share
+
+MAX_ROWS, MAX_TOKENS = 3000, 512
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One fitted key of a profile and what is known of it. Errors are of held-out rows, as shares of the measured time."""
+
+    key: str
+    form: str
+    fit: Fit
+    rows: int
+    shapes: int
+    kernels: tuple[str, ...]
+    mean: float
+    median: float
+    interval: Interval
+    by_kernel: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The groups that were fitted, and those that were not with the reason, for one machine."""
+
+    hardware: Hardware
+    groups: tuple[Group, ...]
+    refused: Mapping[str, str]
+    source: str
+    date: str
+
+
+def calibrate(
+    measurements: Sequence[str | Path],
+    hw: Hardware | str,
+    *,
+    cache: Cache = "warm",
+    max_tokens: int = MAX_TOKENS,
+    max_rows: int = MAX_ROWS,
+) -> Calibration:
+    """Coefficients of `hw` fitted to the measurements (tables or RUN directories), starting from its own.
+
+    Rows of more than `max_tokens` are left out, of more than `max_rows` in a group a random part is taken; `cache` says
+    whether small weights stayed in the cache while the rows were measured. Raises CalibrationError if a table cannot be
+    read or no group can be fitted.
+    """
+    hw = load_hardware(hw)
+    if hw.law != "gpu":
+        raise CalibrationError(
+            f"{hw.name}: coefficients of the {hw.law} law are not fitted; expected a gpu profile"
+        )
+    tables = [read_measurements(Path(path), hw.base or hw.name) for path in measurements]
+    groups: list[Group] = []
+    refused: dict[str, str] = {}
+    for table in tables:
+        for key, form, rows in _groups(table, max_tokens, max_rows):
+            try:
+                groups.append(_fitted(key, form, rows, hw, cache))
+            except CalibrationError as error:
+                refused[key] = str(error)
+    if not groups:
+        why = "; ".join(f"{key}: {text}" for key, text in refused.items()) or "no row has a known kind"
+        raise CalibrationError(f"nothing was fitted: {why}")
+    named = ", ".join(dict.fromkeys(table.source for table in tables))
+    return Calibration(hw, tuple(groups), refused, named, f"{datetime.now(timezone.utc):%Y-%m-%d}")
+
+
+def _groups(table: Measured, max_tokens: int, max_rows: int) -> Iterator[tuple[str, str, Measured]]:
+    """(key, form, rows) of each op family, element type and engine, then of all engines together."""
+    size = np.full(len(table), np.nan)
+    for name in ("tokens", "m", "batch"):
+        size = np.where(np.isnan(size), table.ops.column(name), size)
+    small = np.isnan(size) | (size <= max_tokens)
+    names = []
+    for op in table.ops.types:
+        family, weights = coefficient_family(op.kind, work_of.family(op.kind)), op.weight_dtype
+        names.append(family if weights in ("bf16", "fp16") else f"{family}:{weights}")
+    of_type = np.array(names)[table.ops.code]
+    for name in sorted(set(of_type.tolist())):
+        form = name.split(":")[0] if name.split(":")[0] in SCHEMAS else "generic"
+        mine = small & (of_type == name)
+        engines = [e for e in sorted(set(table.engine[mine].tolist())) if e != ANY_ENGINE]
+        parts = []
+        for engine in engines:
+            kernel = _main_kernel(table, mine & (table.engine == engine))
+            parts.append(_sample(mine & (table.engine == engine) & (table.kernel == kernel), max_rows))
+            yield f"{name}@{engine}", form, table.take(parts[-1])
+        if not engines:
+            yield name, form, table.take(_sample(mine, max_rows))
+        else:
+            each = max_rows // len(parts)
+            pooled = [part[: min(each, *(p.size for p in parts))] for part in parts]
+            yield name, form, table.take(np.concatenate(pooled))
+
+
+def _main_kernel(table: Measured, rows: npt.NDArray[np.bool_]) -> str:
+    """The engine's kernel that was measured on most shapes: others of the same name in the engine are other kernels."""
+    kernels: list[str] = sorted(set(table.kernel[rows].tolist()))
+    return max(kernels, key=lambda k: int(np.unique(table.shape[rows & (table.kernel == k)]).size))
+
+
+def _sample(rows: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.int64]:
+    index = np.random.default_rng(0).permutation(np.flatnonzero(rows))
+    return np.asarray(index[:most], dtype=np.int64)
+
+
+def _fitted(key: str, form: str, rows: Measured, hw: Hardware, cache: Cache) -> Group:
+    problem = Problem.of(form, rows, hw, cache)
+    own = hw.families.get(key)
+    start = dict(own.value) if own is not None and own.form == form and own.provenance != "assumed" else {}
+    errors = held_out(problem, start)
+    found = fit(problem, start)
+    share = memory_share(problem.form.seconds(found.value, problem.works, problem.at))
+    off = np.abs(np.expm1(errors))
+    kernels = sorted(set(rows.kernel.tolist()))
+    by_kernel = {
+        k: (float(off[rows.kernel == k].mean()), float(np.median(off[rows.kernel == k]))) for k in kernels
+    }
+    return Group(
+        key, form, found, len(rows), int(np.unique(rows.shape).size), tuple(kernels), float(off.mean()),
+        float(np.median(off)), interval(errors, problem.works, share), by_kernel,
+    )  # fmt: skip
+
+
+def summary(found: Calibration) -> dict[str, Any]:
+    """What was fitted, JSON-able (schema ``moetrace.calibrate/1``)."""
+    return {
+        "schema": "moetrace.calibrate/1",
+        "hardware": found.hardware.name,
+        "source": found.source,
+        "date": found.date,
+        "groups": [
+            {
+                "key": g.key,
+                "form": g.form,
+                "rows": g.rows,
+                "shapes": g.shapes,
+                "kernels": list(g.kernels),
+                "held_out_mean": g.mean,
+                "held_out_median": g.median,
+                **asdict(g.interval),
+                "by_kernel": {k: list(v) for k, v in g.by_kernel.items()},
+                "coefficients": dict(g.fit.value),
+                "fitted": list(g.fit.fitted),
+                "kept": list(g.fit.kept),
+                "covariance": g.fit.covariance.tolist(),
+            }
+            for g in found.groups
+        ],
+        "refused": dict(found.refused),
+    }
+
+
+__all__ = ["Calibration", "Group", "calibrate", "summary"]

@@ -1,0 +1,222 @@
+"""Fits the coefficients of one form to measured ops, and scores them on shapes that the fit did not see.
+
+The function fitted is the one that prices (machines/forms): nothing is fitted twice over. Residuals are differences of
+logarithms under a loss that outliers bend little; each coefficient has physical bounds and a weak prior, worth one row in a
+hundred, around where it starts. A coefficient about which the rows say next to nothing stays there and is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace import ops as work_of
+from moetrace.calibrate.tables import Measured
+from moetrace.errors import CalibrationError
+from moetrace.hardware import Hardware, Parameter
+from moetrace.machines.forms import FORMS, Cache, Form, Setting
+from moetrace.machines.gpu import few_experts, peaks, tokens_of
+from moetrace.op import FloatArray, Works
+
+MIN_ROWS, MIN_SHAPES = 30, 3
+_FOLDS = 10  # more shapes than that are left out in groups
+_SCALE = 0.05  # error at which the loss turns from square to linear
+_PRIOR_SHARE = 0.01  # of the rows that the prior is worth, at an error of _SCALE each
+_UNDETERMINED = 0.95  # of its prior's spread that a coefficient still has after the fit
+_TOGETHER = 10.0  # rows of one shape that count as one, at most
+_EVALUATIONS = 60
+_WITHIN = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Coefficients of one form for one group of rows. `covariance` is of the logarithms of those in `fitted`, in order.
+
+    `kept` are the coefficients that the rows do not determine: they stay at the value they started from.
+    """
+
+    value: Mapping[str, float]
+    fitted: tuple[str, ...]
+    kept: tuple[str, ...]
+    covariance: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Rows to fit: their works, datasheet peaks, measured seconds and weights, on one machine."""
+
+    form: Form
+    works: Works
+    at: Setting
+    seconds: FloatArray
+    weight: FloatArray
+    shape: npt.NDArray[np.str_]
+
+    @classmethod
+    def of(cls, form: str, rows: Measured, hw: Hardware, cache: Cache) -> Problem:
+        """Raises CalibrationError if the dims of a row do not suffice for its work."""
+        works = work_of.works(rows.ops)
+        if not works.known.all():
+            bad = int(np.flatnonzero(~works.known)[0])
+            raise CalibrationError(
+                f"{rows.source}: the dims of {str(rows.ops[bad])!r} do not suffice to tell its work"
+            )
+        peak = peaks(works, hw, [""] * len(rows.ops.types))
+        if np.isnan(peak).any():
+            raise CalibrationError(
+                f"{hw.name} has no peak for {rows.ops[int(np.flatnonzero(np.isnan(peak))[0])].dtype}"
+            )
+        return cls(
+            FORMS[form],
+            works,
+            Setting(hw, peak, cache),
+            rows.seconds,
+            rows.weight,
+            rows.shape,
+        )
+
+    def take(self, index: npt.NDArray[np.int64]) -> Problem:
+        at = Setting(self.at.hw, self.at.peak[index], self.at.cache)
+        return Problem(
+            self.form, self.works.take(index), at, self.seconds[index], self.weight[index], self.shape[index]
+        )
+
+    def log_error(self, value: Mapping[str, float]) -> FloatArray:
+        """log(predicted / measured) of each row."""
+        expected = self.form.seconds(value, self.works, self.at).expected_s
+        return np.asarray(np.log(expected / self.seconds))
+
+    def __len__(self) -> int:
+        return self.seconds.size
+
+
+def fit(problem: Problem, start: Mapping[str, float]) -> Fit:
+    """Coefficients that minimise the loss, starting from (and weakly drawn to) `start`, else each parameter's own start."""
+    parameters = problem.form.schema.parameters
+    free, kept = list(parameters), list[str]()
+    while True:
+        value, information = _solve(problem, free, start)
+        prior = np.diag([parameters[name].spread ** -2.0 for name in free])
+        spread = np.sqrt(np.diag(np.linalg.pinv(information + prior)))
+        loose = [n for n, s in zip(free, spread, strict=True) if s > _UNDETERMINED * parameters[n].spread]
+        if not loose:
+            # Rows of one shape err together, so that each counts for less than one.
+            together = min(_TOGETHER, np.sqrt(len(problem) / np.unique(problem.shape).size))
+            return Fit(value, tuple(free), tuple(kept), np.linalg.pinv(information / together + prior))
+        kept += loose
+        free = [name for name in free if name not in loose]
+        if not free:
+            raise CalibrationError("the rows determine none of the coefficients")
+
+
+def held_out(problem: Problem, start: Mapping[str, float]) -> FloatArray:
+    """log(predicted / measured) of each row by a fit that has not seen its shape. Raises CalibrationError below 3 shapes."""
+    shapes = np.unique(problem.shape)
+    if len(problem) < MIN_ROWS or shapes.size < MIN_SHAPES:
+        raise CalibrationError(
+            f"{len(problem)} rows of {shapes.size} shapes: expected at least {MIN_ROWS} rows of {MIN_SHAPES} shapes, since a "
+            "fit is scored on shapes left out of it"
+        )
+    order = np.random.default_rng(0).permutation(shapes)
+    out = np.full(len(problem), np.nan)
+    for fold in np.array_split(order, min(_FOLDS, shapes.size)):
+        inside = np.isin(problem.shape, fold)
+        value = fit(problem.take(np.flatnonzero(~inside)), start).value
+        out[inside] = problem.take(np.flatnonzero(inside)).log_error(value)
+    return out
+
+
+def _solve(
+    problem: Problem, names: list[str], start: Mapping[str, float]
+) -> tuple[dict[str, float], FloatArray]:
+    """(all coefficients, what the rows tell of the logarithms of `names`: their information matrix)."""
+    from scipy.optimize import least_squares
+
+    parameters = problem.form.schema.parameters
+    low, begin, high = np.array([_range(parameters[name], start) for name in names]).T
+    others = {name: start.get(name, p.start) for name, p in parameters.items() if name not in names}
+    prior = (
+        np.sqrt(_PRIOR_SHARE * len(problem)) * _SCALE / np.array([parameters[name].spread for name in names])
+    )
+    root = np.sqrt(problem.weight / problem.weight.mean())
+
+    def coefficients(x: FloatArray) -> dict[str, float]:
+        return {**others, **dict(zip(names, np.exp(x).tolist(), strict=True))}
+
+    def residuals(x: FloatArray) -> FloatArray:
+        return np.concatenate([root * problem.log_error(coefficients(x)), prior * (x - begin)])
+
+    found = least_squares(
+        residuals,
+        begin,
+        bounds=(low, high),
+        loss="soft_l1",
+        f_scale=_SCALE,
+        x_scale="jac",
+        max_nfev=_EVALUATIONS,
+    )
+    noise = np.median(np.abs(residuals(found.x)[: len(problem)])) / 0.6745
+    slope = np.asarray(found.jac, dtype=np.float64)[: len(problem)]
+    return coefficients(found.x), np.asarray(slope.T @ slope / max(noise, 1e-6) ** 2)
+
+
+def _range(parameter: Parameter, start: Mapping[str, float]) -> tuple[float, float, float]:
+    """(low, start, high) of a coefficient's logarithm; where 0 is allowed, low is small enough to be none."""
+    begin = start.get(parameter.name, parameter.start)
+    least = parameter.low or parameter.start * 1e-3
+    begin = float(np.clip(begin, least * 1.001, parameter.high * 0.999))
+    return float(np.log(least)), float(np.log(begin)), float(np.log(parameter.high))
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """What a Family says of its error, so that it holds 80 % of the held-out rows."""
+
+    error: float
+    error_decades: tuple[float, ...]
+    error_memory: tuple[float, ...]
+    error_few: float | None
+
+
+def interval(errors: FloatArray, works: Works, memory: FloatArray) -> Interval:
+    """The interval that holds 80 % of the held-out `errors` (logarithms), overall and by size.
+
+    Within a decade of tokens the error is a line in `memory`, the share of the time that is memory's: streaming is better
+    known than what is fixed. The line is the one of the least loss of an 80 % quantile; a decade of few rows takes the
+    line of all. Ranks of few experts have an error of their own where they were measured.
+    """
+    size, few = np.abs(errors), few_experts(works)
+    decade = np.floor(np.log10(np.maximum(np.nan_to_num(tokens_of(works), nan=1.0), 1.0)))
+    usual = ~few if (~few).sum() >= MIN_ROWS else np.ones_like(few)
+    every = _line(size[usual], memory[usual])
+    lines = []
+    for i in range(int(decade.max()) + 1):
+        inside = usual & (decade == i)
+        lines.append(_line(size[inside], memory[inside]) if inside.sum() >= MIN_ROWS else every)
+    fixed, streaming = (tuple(np.expm1(side).tolist()) for side in zip(*lines, strict=True))
+    own = (
+        float(np.expm1(np.quantile(size[few], _WITHIN)))
+        if few.sum() >= MIN_ROWS and not usual.all()
+        else None
+    )
+    return Interval(float(np.expm1(np.quantile(size, _WITHIN))), fixed, streaming, own)
+
+
+def _line(size: FloatArray, memory: FloatArray) -> tuple[float, float]:
+    """(at memory 0, at memory 1) of the 80 % quantile of `size` as a line in `memory`, neither below a tenth of it."""
+    from scipy.optimize import minimize
+
+    middle = float(np.quantile(size, _WITHIN))
+
+    def loss(ends: FloatArray) -> float:
+        over = size - ((1 - memory) * abs(ends[0]) + memory * abs(ends[1]))
+        return float(np.mean(np.maximum(_WITHIN * over, (_WITHIN - 1) * over)))
+
+    found = minimize(loss, np.array([middle, middle]), method="Nelder-Mead", options={"maxiter": 300}).x
+    low, high = (max(abs(float(end)), middle / 10) for end in found)
+    # Rescaled so that exactly 80 % lie within.
+    scale = float(np.quantile(size / ((1 - memory) * low + memory * high), _WITHIN))
+    return low * scale, high * scale

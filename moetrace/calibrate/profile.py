@@ -1,0 +1,86 @@
+"""Writes a calibration into a profile: the base's text as it is, its [fitted] table with the new keys in place of old ones.
+
+Only what is measured changes: datasheet, assumptions and the fits of other families stay word for word or value for value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moetrace.calibrate import Calibration, Group
+from moetrace.files import write_whole
+from moetrace.hardware import read_profile
+
+_FITTED = re.compile(r"^\[fitted", re.MULTILINE)
+
+
+def write_profile(found: Calibration, base: str, path: Path, source: str = "") -> None:
+    """Writes the base profile with these coefficients as TOML, whole or not at all.
+
+    A base of another's coefficients, or a node, keeps saying so; what was fitted here beats them. `source` says where the
+    measurements are from, by default the names of their files. Groups of the base that were not fitted anew stay.
+    """
+    base_path, table = read_profile(base)
+    text = base_path.read_text(encoding="utf-8")
+    cut = _FITTED.search(text)
+    old = table.get("fitted", {})
+    before = {"source": old["source"]} if "source" in old else {}
+    entries: dict[str, Mapping[str, Any]] = {k: {**before, **e} for k, e in old.get("family", {}).items()}
+    new = {g.key: _entry(g) for g in found.groups}
+    lines = [
+        text[: cut.start()].rstrip() if cut else text.rstrip(), "", "[fitted]",
+        f"source = {json.dumps(source or found.source)}", f'date = "{found.date}"', "",
+    ]  # fmt: skip
+    for key in sorted({*entries, *new}):
+        lines += [f"[fitted.family.{_key(key)}]", *_lines(new.get(key, entries.get(key, {}))), ""]
+    for key, entry in old.get("link", {}).items():
+        lines += [f"[fitted.link.{_key(key)}]", *_lines(entry), ""]
+    written = "\n".join(lines).rstrip() + "\n"
+    write_whole(path, lambda target: target.write_text(written, encoding="utf-8"))
+
+
+def _entry(group: Group) -> dict[str, Any]:
+    by_kernel = ", ".join(f"{k} {m:.1%} {d:.1%}" for k, (m, d) in group.by_kernel.items())
+    return {
+        "form": group.form,
+        **{name: _short(value) for name, value in group.fit.value.items()},
+        "error": _short(group.interval.error),
+        "error_decades": [_short(e) for e in group.interval.error_decades],
+        "error_memory": [_short(e) for e in group.interval.error_memory],
+        **({} if group.interval.error_few is None else {"error_few": _short(group.interval.error_few)}),
+        "rows": group.rows,
+        "shapes": group.shapes,
+        "held_out": f"mean {group.mean:.1%} median {group.median:.1%}; by kernel: {by_kernel}",
+        "kept": list(group.fit.kept),
+        "covariance": {
+            name: [_short(v, 2) for v in row[: i + 1]]
+            for i, (name, row) in enumerate(zip(group.fit.fitted, group.fit.covariance.tolist(), strict=True))
+        },
+    }
+
+
+def _lines(entry: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_value(value)}" for key, value in entry.items()]
+
+
+def _value(value: object) -> str:
+    """A TOML value: text, number, list, or an inline table."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(str(k))} = {_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+
+
+def _short(value: float, digits: int = 3) -> float:
+    return float(f"{value:.{digits}g}")

@@ -1,0 +1,255 @@
+"""Measured ops as columns, from three kinds of table: the public performance tables, a table of one's own, a run.
+
+A table of one's own is CSV or Parquet with the columns `kind`, `dtype`, the op's dims and `seconds`; `engine`, `kernel`,
+`hardware`, `shape` (what is left out together when scoring) and `weight` are optional. See docs/calibrate.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace.errors import CalibrationError
+from moetrace.op import FloatArray, Op, OpColumns, dtypes
+from moetrace.ops import KINDS
+from moetrace.routing import Ties, rank_load
+from moetrace.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TextArray = npt.NDArray[np.str_]
+OWN = frozenset({"kind", "dtype", "seconds", "engine", "kernel", "hardware", "shape", "weight"})
+_SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "q", "distinct", "distinct_est", "rows"})
+# Public tables: their words for element types, engines and machines.
+DTYPES = {
+    "bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_block": "fp8_block", "int4_wo": "int4/bf16",
+    "int8_wo": "int8/bf16", "w4a16_mxfp4": "mxfp4/bf16", "nvfp4": "nvfp4",
+}  # fmt: skip
+SYSTEMS = {"h100_sxm": "h100-sxm", "a100_sxm": "a100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200"}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Measured ops: columns of equal length. `shape` names what is left out together when a fit is scored."""
+
+    ops: OpColumns
+    seconds: FloatArray
+    engine: TextArray
+    kernel: TextArray
+    shape: TextArray
+    hardware: TextArray
+    weight: FloatArray
+    source: str
+
+    def __len__(self) -> int:
+        return self.seconds.size
+
+    def take(self, rows: npt.NDArray[Any]) -> Measured:
+        """Some rows: indices, or a mask of all."""
+        index = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return Measured(
+            self.ops.take(index), self.seconds[index], self.engine[index], self.kernel[index], self.shape[index],
+            self.hardware[index], self.weight[index], self.source,
+        )  # fmt: skip
+
+
+def read_measurements(path: Path, hardware: str) -> Measured:
+    """The measured ops of one table or RUN directory, those of `hardware` (a profile's name) alone where it says.
+
+    Raises CalibrationError if the file is neither, lacks a column, or has no row for that hardware.
+    """
+    if path.is_dir():
+        return _of_run(path)
+    table = _read(path)
+    public = next((read for needs, read in PUBLIC if needs <= set(table.columns)), None)
+    if public is not None:
+        return public(_clean(table, path, hardware), path)
+    return _own(table, path, hardware)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError, pa.ArrowInvalid) as error:
+        raise CalibrationError(f"{path}: cannot be read as CSV or Parquet: {error}") from error
+    for name in table.columns:
+        if str(table[name].dtype) == "category":
+            table[name] = table[name].astype(str)
+    return table
+
+
+def _clean(table: pd.DataFrame, path: Path, hardware: str) -> pd.DataFrame:
+    """Rows of a public table that belong to the hardware and carry no quality flag."""
+    if "system" in table:
+        table = table[table["system"].map(lambda name: SYSTEMS.get(name, name)) == hardware]
+    if "quality_flag" in table:
+        table = table[table["quality_flag"] == 0]
+    if table.empty:
+        raise CalibrationError(f"{path}: no clean row was measured on {hardware}")
+    return table.reset_index(drop=True)
+
+
+def _moe(table: pd.DataFrame, path: Path) -> Measured:
+    """Whole MoE modules on one rank; its routing decides how many experts are touched and is simulated.
+
+    Times are ms. TensorRT-LLM 1.3's generator deals the rest of a power law to the first experts, the others' spread it.
+    """
+    table = table[(table["num_experts"] % table["moe_ep_size"] == 0) & table["moe_dtype"].isin(list(DTYPES))]
+    version = table["aic_version"].astype(str) if "aic_version" in table else table["version"].astype(str)
+    first = ((table["framework"].str.lower() == "trtllm") & version.str.startswith("1.3")).to_numpy()
+    distinct, rows = np.zeros(len(table)), np.zeros(len(table))
+    masks: tuple[tuple[npt.NDArray[np.bool_], Ties], ...] = ((first, "first"), (~first, "spread"))
+    for mask, ties in masks:
+        part = table[mask]
+        load = rank_load(
+            part["distribution"].tolist(), part["num_experts"], part["topk"], part["num_tokens"],
+            part["moe_ep_size"], ties=ties,
+        )  # fmt: skip
+        distinct[mask], rows[mask] = load.distinct, load.rows
+    column = {
+        name: table[name].to_numpy(dtype=np.float64) for name in ("num_tokens", "hidden_size", "inter_size")
+    }
+    column |= {
+        name: table[name].to_numpy(dtype=np.float64) for name in ("num_experts", "topk", "moe_ep_size")
+    }
+    exact = (table["distribution"] == "balanced").to_numpy()  # the only one whose touched experts are certain
+    dims = {
+        "tokens": column["num_tokens"],
+        "hidden": column["hidden_size"],
+        "inter": column["inter_size"] / table["moe_tp_size"].to_numpy(dtype=np.float64),
+        "experts": column["num_experts"],
+        "topk": column["topk"],
+        "local_experts": column["num_experts"] / column["moe_ep_size"],
+        "distinct": np.where(exact, distinct, np.nan),
+        "distinct_est": np.where(exact, np.nan, distinct),
+        "rows": rows,
+        "gated": np.where(table["kernel_source"].str.contains("nongated"), 0.0, 1.0),
+    }
+    shape = table[["hidden_size", "inter_size", "topk", "num_experts"]].astype(str).agg("x".join, axis=1)
+    return measured("moe_module", table["moe_dtype"], dims, table, shape, path)
+
+
+def measured(
+    kind: str,
+    dtype: pd.Series[Any],
+    dims: Mapping[str, FloatArray],
+    table: pd.DataFrame,
+    shape: pd.Series[Any],
+    path: Path,
+) -> Measured:
+    """Rows of a public table (`latency` in ms, `framework`, `kernel_source`) as measured ops of one kind."""
+    words, code = np.unique(dtype.map(DTYPES).to_numpy(dtype=str), return_inverse=True)
+    ops = OpColumns(tuple(Op(kind, str(word)) for word in words), code.astype(np.int64), dict(dims))
+    system = (
+        table["system"].map(lambda name: SYSTEMS.get(name, name))
+        if "system" in table
+        else table["kernel_source"]
+    )
+    return Measured(
+        ops=ops,
+        seconds=table["latency"].to_numpy(dtype=np.float64) * 1e-3,
+        engine=table["framework"].str.lower().to_numpy(dtype=str),
+        kernel=table["kernel_source"].to_numpy(dtype=str),
+        shape=shape.to_numpy(dtype=str),
+        hardware=system.to_numpy(dtype=str),
+        weight=np.ones(len(table)),
+        source=path.name,
+    )
+
+
+def _own(table: pd.DataFrame, path: Path, hardware: str) -> Measured:
+    lacking = {"kind", "dtype", "seconds"} - set(table.columns)
+    if lacking:
+        raise CalibrationError(
+            f"{path}: lacks the column {', '.join(sorted(lacking))}: expected kind, dtype, seconds and the op's dims"
+        )
+    if "hardware" in table:
+        table = table[table["hardware"] == hardware].reset_index(drop=True)
+    if table.empty:
+        raise CalibrationError(f"{path}: no row was measured on {hardware}")
+    _check(table, path)
+    pairs = list(zip(table["kind"].astype(str), table["dtype"].astype(str), strict=True))
+    types = sorted(set(pairs))
+    names = [name for name in table.columns if name not in OWN]
+    try:
+        dims = {name: table[name].to_numpy(dtype=np.float64) for name in names}
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(f"{path}: a dim is no number: {error}") from error
+    ops = OpColumns(
+        tuple(Op(*pair) for pair in types),
+        np.array([types.index(pair) for pair in pairs], dtype=np.int64),
+        dims,
+    )
+
+    def text(name: str, default: Sequence[str]) -> TextArray:
+        return np.array(table[name].astype(str) if name in table else default, dtype=str)
+
+    any_engine = ["any"] * len(table)
+    return Measured(
+        ops, table["seconds"].to_numpy(dtype=np.float64), text("engine", any_engine), text("kernel", any_engine),
+        text("shape", _shapes(ops)), text("hardware", [hardware] * len(table)),
+        table["weight"].to_numpy(dtype=np.float64) if "weight" in table else np.ones(len(table)), path.name,
+    )  # fmt: skip
+
+
+def _check(table: pd.DataFrame, path: Path) -> None:
+    """Raises CalibrationError at the first row whose kind, dtype or time cannot be."""
+    for column, known in (("kind", set(KINDS)), ("dtype", set(dtypes()))):
+        for row, value in enumerate(table[column].astype(str)):
+            if not set(value.split("/") if column == "dtype" else [value]) <= known:
+                raise CalibrationError(f"{path}, row {row + 1}: {column} {value!r} is not known")
+    seconds = table["seconds"].to_numpy(dtype=np.float64)
+    bad = np.flatnonzero(~(np.isfinite(seconds) & (seconds > 0)))
+    if bad.size:
+        raise CalibrationError(
+            f"{path}, row {int(bad[0]) + 1}: seconds is {seconds[bad[0]]:g}: expected above 0"
+        )
+
+
+def _of_run(path: Path) -> Measured:
+    """The ops of a measured RUN whose work is known, each execution a row."""
+    run = Run.load(path)
+    if run.meta.kind != "measured":
+        raise CalibrationError(f"{path}: a {run.meta.kind} run: coefficients are fitted to measured ones")
+    index, found = run.distinct_ops
+    seconds = run.numpy("dur_ns") / 1e9
+    some = np.flatnonzero(seconds > 0)
+    ops = OpColumns.of(found).take(index[some])
+    engine = [str(run.meta.engine or "any")] * some.size
+    kernel = np.array(run.column("kernel").to_pylist(), dtype=str)[some]
+    here = [run.meta.hardware or ""] * some.size
+    return Measured(
+        ops,
+        seconds[some],
+        np.array(engine),
+        kernel,
+        np.array(_shapes(ops)),
+        np.array(here),
+        np.ones(some.size),
+        path.name,
+    )
+
+
+def _shapes(ops: OpColumns) -> list[str]:
+    """What an op is apart from its size: kind and all dims that are no count of tokens."""
+    fixed = {name: values for name, values in ops.dims.items() if name not in _SHAPE_FREE}
+    kinds = [ops.types[code].kind for code in ops.code.tolist()]
+    rows = zip(*(values.tolist() for values in fixed.values()), strict=True) if fixed else [()] * len(ops)
+    return [
+        f"{kind} {' '.join(f'{v:g}' for v in row if v == v)}" for kind, row in zip(kinds, rows, strict=True)
+    ]
+
+
+# Columns that tell a public table, and its reader.
+PUBLIC: tuple[tuple[frozenset[str], Callable[[pd.DataFrame, Path], Measured]], ...] = (
+    (frozenset({"moe_dtype", "num_tokens", "moe_tp_size", "moe_ep_size", "distribution", "latency"}), _moe),
+)

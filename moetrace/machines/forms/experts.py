@@ -1,0 +1,112 @@
+"""The form of an MoE module: top-k, align, the expert GEMMs with their activation, combine.
+
+    fixed   = t0 + per_expert E + per_local_expert E_local + per_row T k + serial x block bytes of both GEMMs
+    memory  = weights of the distinct experts / (eta_bw x bandwidth) + act_passes x activation bytes / bandwidth
+    compute = FLOPs, each expert's rows padded to tiles of 16 / (eta_flops x peak)
+    time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned and 1 + above_experts where these apply
+
+A module was measured as a whole, so each of its ops carries the share of the fixed terms that is its own: a sixth of t0 for
+each launch, per_expert in top-k and align, per_row in align and combine, the rest in the GEMMs. The parts of a module add
+up to `moe_module`. Block bytes: what one thread block streams one after another, K rows of 64 columns, which no number of
+idle neighbours shortens.
+
+Steps, where kernels switch: above_experts from T > E on (engines' default tiles change there), misaligned where the
+width is no multiple of 16. Warm cache: weights that fit it cost the share `cached` of their time, smoothly in the size.
+Measured on H100 the sum of memory and compute fits better than any sharper blend, and tile padding, wave quantisation
+and tiles per multiprocessor add nothing (held-out errors: the profiles). Not modelled: kernels tuned for one shape and
+those an autotuner picks at few local experts, which is most of what is left; routing limited to groups of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from moetrace.hardware import SCHEMAS
+from moetrace.machines.forms.base import Form, Parts, Setting
+from moetrace.op import FloatArray, Works, dtypes, element_bytes
+from moetrace.routing import padded_rows
+
+# Share of each term that a kind of op carries: launches (of six), per_expert, per_row, the terms of the GEMMs.
+_SHARES = {
+    "moe_module": (6, 1.0, 1.0, 1.0),
+    "moe_experts": (3, 0.0, 0.0, 1.0),
+    "moe_gate_up": (1, 0.0, 0.0, 0.5),
+    "moe_down": (1, 0.0, 0.0, 0.5),
+    "moe_act": (1, 0.0, 0.0, 0.0),
+    "topk": (1, 0.5, 0.0, 0.0),
+    "moe_align": (1, 0.5, 0.5, 0.0),
+    "moe_combine": (1, 0.0, 0.5, 0.0),
+}
+_OVER_HIDDEN = ("moe_gate_up", "moe_experts", "moe_module")  # GEMMs whose reduction is over that dim
+_OVER_INTER = ("moe_down", "moe_experts", "moe_module")
+_LAUNCHES = 6.0
+_TILE, _BLOCK_COLUMNS, _WIDTH_MULTIPLE = 16.0, 64.0, 16.0
+_CACHE_SHARE, _CACHE_SHARPNESS = (
+    0.8,
+    4.0,
+)  # of the cache that weights can hold; how sudden they fall out of it
+
+
+def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
+    """Seconds of an MoE module or of one of its ops, [ops]."""
+    shares = [_SHARES.get(op.kind, (1, 0.0, 0.0, 0.0)) for op in works.ops.types]
+    launches, expert, row, gemm = (works.ops.by_type([share[i] for share in shares]) for i in range(4))
+    tokens, experts = works.dim("tokens", 0.0), works.dim("experts", 0.0)
+    local = works.dim("local_experts")
+    extra = _extra(c, works, gemm, tokens, experts)
+    bandwidth = at.hw.memory.bytes_per_s
+    weights_s = works["weight_bytes"] / (c["eta_bw"] * bandwidth) * _from_memory(c, works, at)
+    memory_s = (
+        weights_s * extra
+        + c["act_passes"] * (works["act_bytes"] + works["kv_bytes"] + works["inner_bytes"]) / bandwidth
+    )
+    rows = works["rows"]
+    padding = np.divide(
+        padded_rows(rows, works["experts"], _TILE),
+        rows,
+        out=np.ones_like(rows),
+        where=(rows > 0) & (gemm > 0),
+    )
+    compute_s = works["flops"] * padding / (c["eta_flops"] * at.peak) * extra
+    fixed_s = (
+        c["t0_s"] * launches / _LAUNCHES * works["launches"]
+        + c["per_expert_s"] * expert * experts
+        + c["per_local_expert_s"] * gemm * np.where(np.isnan(local), experts, local)
+        + c["per_row_s"] * row * tokens * works.dim("topk", 0.0)
+        + c["serial_s"] * _block_bytes(works) * extra
+    )
+    return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s)
+
+
+def _extra(
+    c: Mapping[str, float], works: Works, gemm: FloatArray, tokens: FloatArray, experts: FloatArray
+) -> FloatArray:
+    """What kernels that are not tuned for the size multiply a GEMM by."""
+    odd = (gemm > 0) & (np.mod(works.dim("inter", 0.0), _WIDTH_MULTIPLE) != 0)
+    many = (gemm > 0) & (tokens > experts)
+    return np.asarray((1.0 + c["misaligned"] * odd) * (1.0 + c["above_experts"] * many))
+
+
+def _from_memory(c: Mapping[str, float], works: Works, at: Setting) -> FloatArray | float:
+    """Share of the streaming time that the weights take: 1 from memory, less as far as a warm cache holds them."""
+    if at.cache == "cold" or at.hw.memory.cache_bytes <= 0:
+        return 1.0
+    full = works["weight_bytes"] / (_CACHE_SHARE * at.hw.memory.cache_bytes)
+    return 1.0 - (1.0 - c["cached"]) / (1.0 + full**_CACHE_SHARPNESS)
+
+
+def _block_bytes(works: Works) -> FloatArray:
+    """Bytes that one thread block streams one after another in an op's GEMMs, [ops]."""
+    # A type that is not known has no known work either.
+    width = [element_bytes(d) if (d := op.weight_dtype) in dtypes() else np.nan for op in works.ops.types]
+    hidden, inter = (
+        works.ops.by_type([w * (op.kind in kinds) for op, w in zip(works.ops.types, width, strict=True)])
+        for kinds in (_OVER_HIDDEN, _OVER_INTER)
+    )
+    depth = hidden * works.dim("hidden", 0.0) + inter * works.dim("inter", 0.0)
+    return np.asarray(depth * _BLOCK_COLUMNS)
+
+
+FORM = Form(SCHEMAS["experts"], seconds)

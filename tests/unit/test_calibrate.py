@@ -1,0 +1,107 @@
+"""Calibration: known coefficients are found again, what the rows cannot tell is not made up, bad tables are refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moetrace import ops
+from moetrace.calibrate import calibrate, summary
+from moetrace.calibrate.profile import write_profile
+from moetrace.errors import CalibrationError
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.machines import gpu
+from moetrace.op import Op
+
+TRUE = {"t0_s": 2.5e-5, "eta_bw": 0.8, "serial_s": 3e-11}
+SHAPES = ((2048, 768, 128), (4096, 1536, 128), (7168, 2048, 256), (4096, 14336, 8))
+
+
+def machine() -> Hardware:
+    hw = load_hardware("h100-sxm")
+    own = hw.families["experts"]
+    return replace(hw, families={**hw.families, "experts": replace(own, value={**own.value, **TRUE})})
+
+
+def table(noise: float = 0.01) -> pd.DataFrame:
+    """Modules of four shapes as a machine of known coefficients would take."""
+    rows = [
+        {"tokens": t, "hidden": h, "inter": i, "experts": e, "topk": 2}
+        for h, i, e in SHAPES
+        for t in (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512)
+    ]
+    costs = gpu.cost(
+        ops.works([Op.of("moe_module", **row) for row in rows]), ["experts"], machine(), cache="warm"
+    )
+    off = np.exp(np.random.default_rng(0).normal(0, noise, len(rows)))
+    return pd.DataFrame(rows).assign(kind="moe_module", dtype="bf16", seconds=costs.expected_s * off)
+
+
+def test_known_coefficients_are_found_and_written(tmp_path: Path) -> None:
+    table().to_csv(tmp_path / "mine.csv", index=False)
+    found = calibrate([tmp_path / "mine.csv"], "h100-sxm")
+    (group,) = found.groups
+    assert group.key == "experts" and group.rows == 48 and group.shapes == 4
+    for name, value in TRUE.items():
+        assert group.fit.value[name] == pytest.approx(value, rel=0.3), name
+    assert group.median < 0.03 and 0 < group.interval.error < 0.2
+    assert "misaligned" in group.fit.kept  # no width was odd
+    assert group.fit.covariance.shape == (len(group.fit.fitted),) * 2
+    write_profile(found, "h100-sxm", tmp_path / "mine.toml", "a test")
+    hw, base = load_hardware(str(tmp_path / "mine.toml")), load_hardware("h100-sxm")
+    assert hw.families["experts"]["t0_s"] == pytest.approx(group.fit.value["t0_s"], rel=0.01)
+    assert hw.sources["fitted"] == "a test" and hw.peaks == base.peaks
+    assert hw.families["experts:fp8"].value == base.families["experts:fp8"].value
+    assert summary(found)["groups"][0]["kept"] == list(group.fit.kept)
+
+
+def test_too_little_is_not_fitted(tmp_path: Path) -> None:
+    few = table()
+    few[few["hidden"] == 2048].to_parquet(tmp_path / "few.parquet")
+    with pytest.raises(CalibrationError, match="12 rows of 1 shapes: expected at least 30 rows of 3 shapes"):
+        calibrate([tmp_path / "few.parquet"], "h100-sxm")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kind": "moe_modul"}, "row 1: kind 'moe_modul' is not known"),
+        ({"dtype": "bf17"}, "row 1: dtype 'bf17' is not known"),
+        ({"seconds": 0.0}, "row 1: seconds is 0: expected above 0"),
+        ({"hidden": np.nan}, "do not suffice to tell its work"),
+        ({"hardware": "a100-sxm"}, "no row was measured on h100-sxm"),
+        ({"tokens": "many"}, "a dim is no number"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    table().assign(**change).to_csv(tmp_path / "bad.csv", index=False)
+    with pytest.raises(CalibrationError, match=said):
+        calibrate([tmp_path / "bad.csv"], "h100-sxm")
+
+
+def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(CalibrationError, match="cannot be read as CSV or Parquet"):
+        calibrate([tmp_path / "a.parquet"], "h100-sxm")
+    (tmp_path / "b.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(CalibrationError, match="lacks the column dtype, kind, seconds"):
+        calibrate([tmp_path / "b.csv"], "h100-sxm")
+
+
+def test_the_verb_writes_a_profile_or_says_why_not(tmp_path: Path) -> None:
+    table().to_csv(tmp_path / "mine.csv", index=False)
+    verb = [sys.executable, "-m", "moetrace", "calibrate", "mine.csv", "--hw", "h100-sxm"]
+    done = subprocess.run(
+        [*verb, "-o", "mine.toml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "written: mine.toml" in done.stdout and "experts" in done.stdout
+    again = subprocess.run(
+        [*verb, "-o", "mine.toml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 2 and "Traceback" not in again.stderr
