@@ -34,6 +34,12 @@ from moetrace.cli.options import PATH, force_option, json_option, output_option
     help="Mark rows that cannot be priced in a column 'problem' instead of failing.",
 )
 @click.option(
+    "--anchor",
+    metavar="FILE",
+    type=PATH,
+    help="Table of measured ops with a column seconds: ops of their shapes are predicted relative to them.",
+)
+@click.option(
     "--routing-cache",
     metavar="FILE",
     type=PATH,
@@ -48,6 +54,7 @@ def cost(
     engine: str,
     cache: str,
     keep_going: bool,
+    anchor: Path | None,
     routing_cache: Path | None,
     output: Path,
     force: bool,
@@ -62,7 +69,7 @@ def cost(
     import time
     from typing import Any
 
-    from moetrace.cost import PriceContext, Pricing, cost_file
+    from moetrace.cost import PriceContext, Pricing, cost_file, read_anchors
     from moetrace.files import check_output
     from moetrace.hardware import load_hardware
     from moetrace.report import terminal
@@ -72,9 +79,10 @@ def cost(
 
     check_output(output, force)
     context: dict[str, Any] = {"engine": engine, "cache": cache}
-    how = Pricing(load_hardware(machine), PriceContext(**context), keep_going)
     if routing_cache is not None and routing_cache.exists():
         read_loads(routing_cache)
+    hw, said = load_hardware(machine), PriceContext(**context)
+    how = Pricing(hw, said, keep_going, read_anchors(anchor, hw, said) if anchor is not None else None)
     begin = time.perf_counter()
     with terminal.progress(f"pricing {table.name}") as tell:
         tally = cost_file(table, output, how, tell)
@@ -94,9 +102,9 @@ def cost(
             }
         )
         return
-    said = [
+    lines = [
         f"{plural(tally.rows, 'op')} on {how.hw.name} in {seconds(took)}, {seconds(tally.routing_s)} of it for routing"
     ]
     if tally.bad:
-        said.append(f"{plural(tally.bad, 'row')} could not be priced: see the column problem")
-    terminal.show([*said, f"written: {output}"])
+        lines.append(f"{plural(tally.bad, 'row')} could not be priced: see the column problem")
+    terminal.show([*lines, f"written: {output}"])

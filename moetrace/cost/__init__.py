@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from moetrace.cost.anchors import read_anchors
 from moetrace.cost.bulk import Pricing, Tally, cost, cost_file
 from moetrace.cost.price import DEFAULT, PriceContext, price
 
-__all__ = ["DEFAULT", "PriceContext", "Pricing", "Tally", "cost", "cost_file", "price"]
+__all__ = ["DEFAULT", "PriceContext", "Pricing", "Tally", "cost", "cost_file", "price", "read_anchors"]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace import ops
+from moetrace.cost.anchors import Anchors, anchored, read_anchors
 from moetrace.cost.price import PriceContext, price
 from moetrace.cost.reading import batches
 from moetrace.cost.table import OpTable, columns_of, read_ops
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 IntArray = npt.NDArray[np.int64]
 TableLike: TypeAlias = "pa.Table | pd.DataFrame | Mapping[str, Any] | Path | str"
 TIMES = ("time_s", "low_s", "high_s")
-MADE = (*TIMES, *PARTS, "lower_bound_s", "bound", "provenance", "problem")
+MADE = (*TIMES, *PARTS, "lower_bound_s", "bound", "provenance", "anchor", "problem")
 _CHUNK = 1 << 14  # rows priced at once: their columns together fit a core's cache
 _NAMED = 5  # bad rows that a failure names
 
@@ -41,6 +42,7 @@ class Pricing:
     hw: Hardware
     context: PriceContext
     keep_going: bool = False
+    anchors: Anchors | None = None
 
 
 def cost(
@@ -50,15 +52,19 @@ def cost(
     engine: str = ANY_ENGINE,
     cache: Cache = "warm",
     keep_going: bool = False,
+    anchor: TableLike | None = None,
 ) -> pa.Table:
     """The table with the cost of each row's op: seconds with an 80 % interval, its parts, its lower bound and provenance.
 
     `table` is a pyarrow Table, a pandas DataFrame, a mapping of columns, or a Parquet, CSV or JSON-lines file; its columns
     are those of docs/cost.md, and others are passed through. `engine` chooses among coefficients fitted apart; `cache` is
     ``warm`` for an op that is repeated alone, as micro-benchmarks do, ``cold`` for one among others. Raises ScenarioError
-    that names the first bad rows; with `keep_going` these have a `problem` and no times.
+    that names the first bad rows; with `keep_going` these have a `problem` and no times. `anchor` is a table of measured ops
+    (with `seconds`), relative to which ops of their shapes are predicted: see `anchors`.
     """
-    how = Pricing(load_hardware(hw), PriceContext(engine=engine, cache=cache), keep_going)
+    hw, context = load_hardware(hw), PriceContext(engine=engine, cache=cache)
+    measured = None if anchor is None else read_anchors(anchor, hw, context)
+    how = Pricing(hw, context, keep_going, measured)
     parts, at = [], 0
     for batch in batches(table):
         parts.append(_priced(batch, how, at)[0])
@@ -113,10 +119,18 @@ def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float
     problems, problem = _problems(costs, read, good)
     if not how.keep_going and not good.all():
         _refuse(problems, problem, before)
+    seconds, error = costs.expected_s, costs.error
+    used = np.full(len(read.ops), -1, dtype=np.int64)
+    if how.anchors is not None:
+        seconds, error, used = anchored(costs, read, how.anchors, how.hw)
+        words, word = (
+            [*words, *(f"{word}, from an anchor" for word in words)],
+            np.where(used >= 0, word + len(words), word),
+        )
     columns = {
-        "time_s": costs.expected_s,
-        "low_s": costs.expected_s / (1.0 + costs.error),
-        "high_s": costs.expected_s * (1.0 + costs.error),
+        "time_s": seconds,
+        "low_s": seconds / (1.0 + error),
+        "high_s": seconds * (1.0 + error),
         **{part: getattr(costs, part) for part in PARTS},
         "lower_bound_s": costs.lower_bound_s,
     }
@@ -127,6 +141,8 @@ def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float
         )
     out = out.append_column("bound", text_column(np.where(good, costs.bound, -1), BOUNDS))
     out = out.append_column("provenance", text_column(np.where(good, word, -1), words))
+    if how.anchors is not None:
+        out = out.append_column("anchor", nullable(used + 1, (used < 0) | ~good, pa.int64()))
     if how.keep_going:
         out = out.append_column("problem", text_column(np.where(good, -1, problem), problems))
     return out, read.routing_s

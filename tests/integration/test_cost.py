@@ -63,3 +63,12 @@ def test_bad_rows_stop_it_or_are_marked(table: Path, tmp_path: Path, process: Ca
     done = process("cost", str(table), "--hw", "h100-sxm", "-o", str(out), "--keep-going")
     assert done.status == 0 and "1 row could not be priced" in done.out
     assert [row["problem"] is None for row in pq.read_table(out).to_pylist()] == [True, False]
+
+
+def test_measured_points_anchor_the_rest(table: Path, tmp_path: Path, process: Callable[..., Answer]) -> None:
+    anchors, out = tmp_path / "anchors.csv", tmp_path / "costs.parquet"
+    anchors.write_text("\n".join(ROWS.splitlines()[:2]) + "\n")  # its latency is in ms
+    done = process("cost", str(table), "--hw", "h100-sxm", "-o", str(out), "--anchor", str(anchors))
+    assert done.status == 0, done.err
+    first, second = pq.read_table(out).to_pylist()
+    assert first["time_s"] == pytest.approx(0.11e-3) and (first["anchor"], second["anchor"]) == (1, None)

@@ -74,7 +74,7 @@ def test_what_a_table_says_comes_through_unchanged_and_beside_it_the_cost() -> N
     priced = cost(table, H100)
     assert priced.select(table.column_names).equals(table)
     added = [name for name in priced.column_names if name not in table.column_names]
-    assert set(added) == set(bulk.MADE) - {"problem"}
+    assert set(added) == set(bulk.MADE) - {"problem", "anchor"}
     assert (
         priced.column("bound")[0].as_py() == "memory" and "h100-sxm" in priced.column("provenance")[0].as_py()
     )

@@ -1,0 +1,183 @@
+"""Costs told relative to measured points: a law's ratio of two ops of one shape is better known than either of its answers.
+
+An anchor is a measured op. It serves every op of its kind, element types and shape (all dims but those that count tokens or
+follow from them), best one of the same routing; of several, that whose time by the law is nearest. The prediction is
+
+    measured x law(op) / law(anchor)                 where the anchor's time is work: from mid-batch
+    measured + law(op) - law(anchor)                 where it is mostly the floor: at one token
+    between them, (the one)^(1 - w) (the other)^w    w = f^2 / (f^2 + 0.02^2), f the floor's share of the law's anchor
+
+and never below the op's lower bound. An anchor's own op comes back as measured. The 0.02 is where a fifth of the time at one
+token and 1 to 10 % of it at 16 lie on both sides; it was chosen on public measurements of MoE modules on an H100 (eight
+engines and types, other token counts predicted from one: mean / median error 5.5 / 2.9 % from 1 token, 6.4 / 3.6 % from 16,
+6.5 / 3.3 % from 64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moetrace import ops
+from moetrace.cost.price import PriceContext, price
+from moetrace.cost.reading import batches
+from moetrace.cost.table import OpTable, read_ops
+from moetrace.errors import ScenarioError
+from moetrace.grouping import distinct_rows
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.op import Costs, FloatArray, OpColumns
+
+IntArray = npt.NDArray[np.int64]
+# Dims that count tokens, or follow from how many there are and where they go.
+SIZES = frozenset(
+    {"tokens", "m", "batch", "kv", "q", "pairs", "rows", "distinct", "distinct_est", "elements", "bytes"}
+)
+_HALF_FLOOR, _SHARPNESS = 0.02, 2.0
+# On one chip half of the law's error is taken to cancel in a ratio of two of its answers, as replay takes it; between two
+# chips, half of either's.
+RATIO_ERROR = 0.5
+_SYSTEMS = {"h100_sxm": "h100-sxm", "a100_sxm": "a100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200"}
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Measured ops: their columns, seconds, and what the law says of them on the machine that they were measured on."""
+
+    read: OpTable
+    seconds: FloatArray
+    law_s: FloatArray
+    floor: FloatArray  # share of the law's time that no faster resource saves
+    error: FloatArray
+    chip: tuple[str, ...]  # of each
+
+    def __len__(self) -> int:
+        return self.seconds.size
+
+
+def anchored_s(
+    measured_s: FloatArray, anchor_s: FloatArray, floor: FloatArray, law_s: FloatArray
+) -> FloatArray:
+    """Seconds of ops from anchors measured at `measured_s`, the law saying `anchor_s` of these and `law_s` of the ops.
+
+    `floor` is the share of `anchor_s` that is fixed. Arrays are [ops].
+    """
+    sharp = floor**_SHARPNESS
+    weight = sharp / (sharp + _HALF_FLOOR**_SHARPNESS)
+    scaled = measured_s * law_s / anchor_s
+    # The sum cannot fall to nothing: it stays above the share of the measurement that the law's own ratio would leave of work.
+    added = np.maximum(measured_s + law_s - anchor_s, scaled * 0.1)
+    return np.asarray(scaled ** (1 - weight) * added**weight, dtype=np.float64)
+
+
+def read_anchors(table: object, hw: Hardware, context: PriceContext) -> Anchors:
+    """The anchors of a table: its ops as `cost` reads them, `seconds` (or `latency`, in ms, as public tables have it), and
+    `hardware` where they were measured elsewhere than on `hw`. Raises ScenarioError if it has none of these."""
+    whole = pa.concat_tables(list(batches(table)))
+    seconds = _seconds(whole)
+    read = read_ops(whole)
+    machine = _machines(whole, hw)
+    good = (read.problem == 0) & np.isfinite(seconds) & (seconds > 0)
+    if not good.all():
+        bad = int(np.flatnonzero(~good)[0])
+        why = read.problems[int(read.problem[bad])] or f"its time is {seconds[bad]:g} s: expected above 0"
+        raise ScenarioError(f"anchors, row {bad + 1}: {why}")
+    law_s, floor, error = (np.full(seconds.size, np.nan) for _ in range(3))
+    for name in dict.fromkeys(machine):
+        mine = np.flatnonzero(np.array(machine) == name)
+        there = hw if name == hw.name else load_hardware(name)
+        costs = price(ops.works(read.ops.take(mine)), there, context=context)
+        law_s[mine], error[mine] = costs.expected_s, costs.error
+        floor[mine] = costs.fixed_s / costs.expected_s
+    known = np.isfinite(law_s)
+    if not known.all():
+        raise ScenarioError(
+            f"anchors, row {int(np.flatnonzero(~known)[0]) + 1}: the machine has no price for it"
+        )
+    chips = {name: _chip(hw if name == hw.name else load_hardware(name)) for name in set(machine)}
+    return Anchors(
+        read, seconds, law_s, np.clip(floor, 0.0, 1.0), error, tuple(chips[name] for name in machine)
+    )
+
+
+def anchored(
+    costs: Costs, read: OpTable, anchors: Anchors, hw: Hardware
+) -> tuple[FloatArray, FloatArray, IntArray]:
+    """(seconds, error, the anchor used, -1 for none) of ops whose costs by the law are `costs`."""
+    found = _nearest(costs.expected_s, read, anchors)
+    at = np.maximum(found, 0)
+    told = anchored_s(anchors.seconds[at], anchors.law_s[at], anchors.floor[at], costs.expected_s)
+    told = np.maximum(told, np.minimum(costs.lower_bound_s, anchors.seconds[at]))
+    here = np.array([chip == _chip(hw) for chip in anchors.chip])[at]
+    far = (1 + RATIO_ERROR * costs.error) * (1 + RATIO_ERROR * anchors.error[at]) - 1
+    error = np.where(here, RATIO_ERROR * costs.error, far)
+    use = (found >= 0) & np.isfinite(costs.expected_s)
+    return (
+        np.where(use, told, costs.expected_s),
+        np.where(use, error, costs.error),
+        np.where(use, found, -1),
+    )
+
+
+def _nearest(law_s: FloatArray, read: OpTable, anchors: Anchors) -> IntArray:
+    """The anchor of each op: of its shape and, if there is one, of its routing; the nearest in time by the law. -1: none."""
+    shape = _shapes(read.ops, anchors.read.ops)
+    words = {name: i for i, name in enumerate(dict.fromkeys((*read.routings, *anchors.read.routings)))}
+    routing = np.concatenate(
+        [np.array([words[name] for name in t.routings])[t.routing] for t in (read, anchors.read)]
+    )
+    logs = np.log(np.concatenate([np.where(law_s > 0, law_s, 1.0), anchors.law_s]))
+    size = law_s.size
+    out = np.full(size, -1, dtype=np.int64)
+    for keys in ((shape, routing), (shape,)):
+        group = distinct_rows(*keys)[1]
+        some = _nearest_in_group(group[:size], logs[:size], group[size:], logs[size:])
+        out = np.where(out >= 0, out, some)
+    return out
+
+
+def _nearest_in_group(group: IntArray, value: FloatArray, groups: IntArray, values: FloatArray) -> IntArray:
+    """For each of `value` the place of the nearest of `values` in its group, -1 where the group has none."""
+    low = min(value.min(initial=0.0), values.min(initial=0.0))
+    span = 2.0 * (max(value.max(initial=0.0), values.max(initial=0.0)) - low + 1.0)
+    key, keys = group * span + value - low, groups * span + values - low
+    order = np.argsort(keys, kind="stable")
+    after = np.searchsorted(keys[order], key)
+    left, right = order[np.maximum(after - 1, 0)], order[np.minimum(after, order.size - 1)]
+    distance = [np.where(groups[at] == group, np.abs(values[at] - value), np.inf) for at in (left, right)]
+    best = np.where(distance[0] <= distance[1], left, right)
+    return np.where(np.isfinite(np.minimum(*distance)), best, -1)
+
+
+def _shapes(one: OpColumns, two: OpColumns) -> IntArray:
+    """A number for each op of both, the same for ops of one kind, dtype and shape."""
+    types = {op: i for i, op in enumerate(dict.fromkeys((*one.types, *two.types)))}
+    code = np.concatenate(
+        [np.array([types[op] for op in ops.types], dtype=np.int64)[ops.code] for ops in (one, two)]
+    )
+    names = sorted({*one.dims, *two.dims} - SIZES)
+    columns = [np.concatenate([one.column(name, -1.0), two.column(name, -1.0)]) for name in names]
+    return distinct_rows(code, *(np.rint(column * 16).astype(np.int64) for column in columns))[1]
+
+
+def _seconds(table: pa.Table) -> FloatArray:
+    for name, unit in (("seconds", 1.0), ("latency", 1e-3)):
+        if name in table.column_names and not pa.types.is_string(table.schema.field(name).type):
+            return np.asarray(table.column(name).to_numpy(), dtype=np.float64) * unit
+    raise ScenarioError("anchors: expected a column seconds (or latency, in ms) with what was measured")
+
+
+def _machines(table: pa.Table, hw: Hardware) -> list[str]:
+    column = next((name for name in ("hardware", "system") if name in table.column_names), None)
+    if column is None:
+        return [hw.name] * table.num_rows
+    names: Mapping[object, str] = {None: hw.name, **dict(_SYSTEMS.items())}
+    return [names.get(name, name) for name in table.column(column).to_pylist()]
+
+
+def _chip(hw: Hardware) -> str:
+    """The profile of one device: a node's base."""
+    return hw.base or hw.name

@@ -1,0 +1,102 @@
+"""Costs relative to measured points: which anchor serves an op, and how its measurement carries over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrace import cost
+from moetrace.cost.anchors import anchored_s
+from moetrace.errors import ScenarioError
+
+EXPERT = {"kind": "moe_experts", "dtype": "bf16", "hidden": 2048, "inter": 768, "experts": 128, "topk": 8}
+TIMES = st.floats(1e-6, 1e-2)
+SHARE = st.floats(0, 1)
+
+
+def told(measured: float, anchor: float, floor: float, law: float) -> float:
+    return float(anchored_s(*(np.array([value]) for value in (measured, anchor, floor, law)))[0])
+
+
+def frame(tokens: list[int], **more: object) -> pd.DataFrame:
+    return pd.DataFrame([{**EXPERT, "tokens": n, "routing": "uniform", **more} for n in tokens])
+
+
+@given(TIMES, TIMES, SHARE)
+def test_an_anchors_own_op_is_as_measured(measured: float, law: float, floor: float) -> None:
+    assert told(measured, law, floor, law) == pytest.approx(measured)
+
+
+@given(TIMES, TIMES, TIMES)
+def test_work_is_multiplied_and_a_floor_added(measured: float, anchor: float, law: float) -> None:
+    assert told(measured, anchor, 0.0, law) == pytest.approx(measured * law / anchor)
+    if measured + law - anchor > 0.2 * measured * law / anchor:
+        assert told(measured, anchor, 1.0, law) == pytest.approx(measured + law - anchor, rel=0.05)
+
+
+@given(TIMES, TIMES, TIMES, st.floats(0, 0.99))
+def test_one_goes_over_smoothly_into_the_other(
+    measured: float, anchor: float, law: float, floor: float
+) -> None:
+    ends = sorted(told(measured, anchor, share, law) for share in (0.0, 1.0))
+    value, near = (told(measured, anchor, share, law) for share in (floor, floor + 1e-7))
+    assert ends[0] * (1 - 1e-3) <= value <= ends[1] * (1 + 1e-3) or floor > 0
+    assert near == pytest.approx(value, rel=1e-3)
+    assert value > 0
+
+
+@given(TIMES, TIMES, TIMES, SHARE, st.floats(1, 3))
+def test_more_by_the_law_is_never_less(
+    measured: float, anchor: float, law: float, floor: float, more: float
+) -> None:
+    assert told(measured, anchor, floor, law * more) >= told(measured, anchor, floor, law) * (1 - 1e-12)
+
+
+def test_a_table_is_told_relative_to_its_nearest_anchors() -> None:
+    plain = cost(frame([1, 16, 64]), "h100-sxm").to_pandas()
+    anchors = frame([1, 64]).assign(seconds=[plain.time_s[0] * 1.3, plain.time_s[2] * 0.9])
+    found = cost(frame([1, 2, 64, 128]), "h100-sxm", anchor=anchors).to_pandas()
+    assert found.anchor.tolist() == [1, 1, 2, 2]
+    assert found.time_s[[0, 2]].tolist() == pytest.approx(anchors.seconds.tolist())
+    far = cost(frame([128]), "h100-sxm").to_pandas()
+    assert 0.85 < found.time_s[3] / far.time_s[0] < 0.95
+    assert (found.high_s / found.time_s)[3] < (far.high_s / far.time_s)[0]
+    assert all(text.endswith(", from an anchor") for text in found.provenance)
+
+
+def test_only_ops_of_the_same_shape_are_served_best_of_the_same_routing() -> None:
+    rows = pd.concat([frame([16]), frame([16], inter=1536), frame([16], routing="balanced")])
+    anchors = pd.concat([frame([32], routing="balanced"), frame([32])]).assign(latency=[0.3, 0.2])
+    found = cost(rows, "h100-sxm", anchor=anchors).to_pandas()
+    assert found.anchor.tolist()[0] == 2 and np.isnan(found.anchor[1]) and found.anchor[2] == 1
+    assert found.time_s[1] == cost(frame([16], inter=1536), "h100-sxm").to_pandas().time_s[0]
+
+
+def test_a_measurement_on_another_chip_carries_over_with_both_errors() -> None:
+    here = frame([16]).assign(seconds=3e-4)
+    same, other = (
+        cost(frame([16]), machine, anchor=here.assign(hardware="h100-sxm")).to_pandas()
+        for machine in ("h100-sxm-x4", "h200-sxm")
+    )
+    assert same.time_s[0] == pytest.approx(3e-4) and 1.8e-4 < other.time_s[0] < 2.7e-4
+    assert other.high_s[0] / other.time_s[0] > same.high_s[0] / same.time_s[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seconds": -1.0}, "row 1: its time is -1 s"),
+        ({"seconds": 1.0, "topk": 500}, "row 1: topk is above experts"),
+        ({}, "expected a column seconds"),
+    ],
+)
+def test_anchors_that_cannot_be_are_one_line(change: dict[str, float], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "anchors.csv"
+    frame([16]).assign(**change).to_csv(path, index=False)
+    with pytest.raises(ScenarioError, match=words):
+        cost(frame([16]), "h100-sxm", anchor=path)
