@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from moetrace.attribute import Attribution as Attribution
     from moetrace.attribute import attribute as attribute
     from moetrace.cost import cost as cost
+    from moetrace.diff import Diff as Diff
+    from moetrace.diff import diff as diff
     from moetrace.errors import MoetraceError as MoetraceError
     from moetrace.hardware import Hardware as Hardware
     from moetrace.hardware import load_hardware as load_hardware
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 # public name -> (module, name there)
 _PUBLIC: dict[str, tuple[str, str]] = {
     "Attribution": ("moetrace.attribute", "Attribution"),
+    "Diff": ("moetrace.diff", "Diff"),
     "Hardware": ("moetrace.hardware", "Hardware"),
     "ModelSpec": ("moetrace.model", "ModelSpec"),
     "MoetraceError": ("moetrace.errors", "MoetraceError"),
@@ -57,6 +60,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "Workload": ("moetrace.synthesize", "Workload"),
     "cost": ("moetrace.cost", "cost"),
     "attribute": ("moetrace.attribute", "attribute"),
+    "diff": ("moetrace.diff", "diff"),
     "knob_table": ("moetrace.replay", "knob_table"),
     "load": ("moetrace.parse", "open_run"),
     "load_hardware": ("moetrace.hardware", "load_hardware"),
@@ -76,6 +80,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
 
 __all__ = [
     "Attribution",
+    "Diff",
     "Hardware",
     "ModelSpec",
     "MoetraceError",
@@ -88,6 +93,7 @@ __all__ = [
     "__version__",
     "attribute",
     "cost",
+    "diff",
     "knob_table",
     "load",
     "load_hardware",

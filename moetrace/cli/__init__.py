@@ -12,6 +12,7 @@ VERBS: dict[str, str] = {
     "show": "Take a quick look at a run: the answers, and where the time goes.",
     "report": "Write a report to open in a browser: one file, answers first.",
     "attribute": "Show where the time goes: bound, idle, and what halving each part saves.",
+    "diff": "Compare two runs: what changed, by op and layer, and whether it may be noise; gates for CI.",
     "replay": "Predict a run on other hardware and with edited settings.",
     "simulate": "Predict TTFT, TPOT and throughput of a model on a machine, without a trace.",
     "cost": "Predict the time of every op in a table, given by its dims.",

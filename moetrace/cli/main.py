@@ -1,6 +1,6 @@
 """The click group and the one place where an exception becomes a line on stderr and an exit status.
 
-0: done. 1: done, and `doctor` found something missing.
+0: done. 1: done, and `doctor` found something missing or a gate of `diff` failed.
 2: bad use or bad input, one line. 130: interrupted. 141: the reader of a pipe left.
 A bug keeps its traceback.
 """

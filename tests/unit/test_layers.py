@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = (
     {"cli"},
     {"report", "record", "validate"},
-    {"attribute", "replay", "calibrate"},
+    {"attribute", "diff", "replay", "calibrate"},
     {"synthesize", "parse", "cost"},
     {"formats", "ops", "machines"},
     {"run"},

@@ -195,7 +195,8 @@ def _asset(name: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates with what they may call; everything that they print is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
@@ -223,19 +224,27 @@ def _environment() -> Environment:
     return made
 
 
-def render(reports: Sequence[Report]) -> str:
-    """The page's text. Raises OutputError where jinja2 is not installed."""
+def assets() -> dict[str, str]:
+    """Style and script of a page, and the script's hash, by which alone it may run."""
     from markupsafe import Markup
 
     script = "\n".join(_asset(name) for name in _SCRIPTS)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        "style": Markup(_asset("style.css")),  # noqa: S704 the project's own file
+        "script": Markup(script),  # noqa: S704 the project's own files
+        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+
+
+def render(reports: Sequence[Report]) -> str:
+    """The page's text."""
+    from markupsafe import Markup
+
     run = reports[0].facts["attribution"]["run"]
-    return _environment().get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         reports=reports,
         title=f"{run['model'] or 'unknown model'} on {run['hardware'] or run['device'] or 'unknown device'}",
-        style=Markup(_asset("style.css")),  # noqa: S704 the project's own file
-        script=Markup(script),  # noqa: S704 the project's own files
-        digest=digest,
+        **assets(),
         embedded=[Markup(embedded(r.facts)) for r in reports],  # noqa: S704 made safe by `embedded`
     )  # fmt: skip
 

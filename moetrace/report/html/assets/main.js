@@ -46,7 +46,7 @@ document.addEventListener("keydown", (e) => {
   if (e.key === "p") print();
   if (e.key === "/") {
     e.preventDefault();
-    document.querySelector("article:not([hidden]) [data-filter]").focus();
+    document.querySelector("article:not([hidden]) [data-filter]")?.focus();
   }
 });
 

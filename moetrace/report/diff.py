@@ -1,0 +1,124 @@
+"""What changed between two runs, as blocks of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moetrace.report import tables
+from moetrace.report.tables import DASH, Block, Facts, Table, clean, plural, seconds, shorten
+
+TABLES = {"family": "families", "op": "ops", "layer": "layers", "op-layer": "op_layers"}
+
+
+def diff_report(facts: Facts, by: str, top: int, everything: bool = False) -> list[Block]:
+    """Blocks for the facts of a `Diff`: the runs, what differs, the change of a token, rows by `by`, gates, notes."""
+    runs = facts["runs"]
+    blocks: list[Block] = [f"{side}: {tables.identity(runs[side])}" for side in ("before", "after")]
+    blocks += [
+        f"differs: {d['what']} {clean(str(d['before']))} -> {clean(str(d['after']))}"
+        for d in facts["differences"]
+    ]
+    blocks.append(headline(facts))
+    rows = facts[TABLES[by]]
+    shown = [row for row in rows if row["sure"] or everything]
+    if shown:
+        blocks.append(_table(facts, by, shown[:top]))
+    blocks += _left_out(facts, rows, shown, top, everything)
+    blocks += [gate_line(gate, facts["confidence"]) for gate in facts["gates"]]
+    return blocks + tables.notes(facts)
+
+
+def headline(facts: Facts) -> str:
+    """What became of the time that a token costs."""
+    tpot = facts["metrics"]["tpot"]
+    what = "tpot" if facts["phase"] == "decode" else f"{facts['phase']} step, with the wait before it"
+    line = f"{what}: {seconds(tpot['before_s'])} -> {seconds(tpot['after_s'])}"
+    if tpot["change_s"] == 0:
+        return f"{line}: no change"
+    line += f": {percent_change(tpot['change'])} ({interval(tpot, facts['confidence'])})"
+    return line if tpot["sure"] else f"{line}: within noise"
+
+
+def _table(facts: Facts, by: str, rows: Sequence[Facts]) -> Table:
+    names = {"family": ("family",), "op": ("family", "op"), "layer": ("layer",), "op-layer": ("op", "layer")}
+    header = (*names[by], "before", "after", "change", "interval", "relative", "bytes", "bytes/s")
+    body = tuple(
+        (
+            *(cell(row, name) for name in names[by]),
+            seconds(row["before_s"]),
+            seconds(row["after_s"]),
+            signed(row["change_s"]),
+            f"{signed(row['low_s'])} to {signed(row['high_s'])}" if row["low_s"] is not None else DASH,
+            percent_change(row["change"]),
+            _ratio(row["bytes_before"], row["bytes_after"]),
+            _ratio(row["bytes_per_s_before"], row["bytes_per_s_after"]),
+        )
+        for row in rows
+    )
+    title = f"Time of a mean {clean(facts['phase'])} step by {by.replace('-', ' and ')}, largest change first"
+    return Table(title, header, body, left=len(names[by]))
+
+
+def cell(row: Facts, name: str) -> str:
+    """The name of a row in one of its columns."""
+    value = row[name]
+    if name == "layer":
+        return f"layer {value}" if value is not None else clean(row["family"] or "outside of layers")
+    return shorten(str(value)) if value is not None else DASH
+
+
+def _left_out(
+    facts: Facts, rows: Sequence[Facts], shown: Sequence[Facts], top: int, everything: bool
+) -> list[Block]:
+    out: list[Block] = []
+    if len(shown) > top:
+        out.append(f"{len(shown) - top} more rows: --top {len(shown)} shows all")
+    noise = [row for row in rows if not row["sure"] and row["change_s"]]
+    if not everything and noise:
+        total = signed(sum(row["change_s"] for row in noise))
+        out.append(f"{plural(len(noise), 'row')} within noise, {total} together: --all shows them")
+    if not shown and not noise:
+        out.append("nothing changed")
+    return out
+
+
+def gate_line(gate: Facts, confidence: float) -> str:
+    """What became of a gate, in words."""
+    said = {
+        "failed": "FAILED: beyond the limit",
+        "passed": "passed: within the limit",
+        "open": "passed: not shown to be beyond the limit, nor within it",
+    }[gate["result"]]
+    was = f"{seconds(gate['before_s'])} -> " if gate["form"] != "level" else ""
+    return (
+        f"gate {clean(gate['gate'])}: {said} at {confidence:.4g} confidence: {was}{seconds(gate['after_s'])}, "
+        f"{signed(gate['over_by_s'])} from the limit ({signed(gate['low_s'])} to {signed(gate['high_s'])})"
+    )
+
+
+def interval(change: Facts, confidence: float) -> str:
+    """The interval of a change as a share of what it was."""
+    if change["low_s"] is None:
+        return "no interval: too few steps"
+    if change["low"] is None:
+        return f"{100 * confidence:.4g} % interval {signed(change['low_s'])} to {signed(change['high_s'])}"
+    return f"{100 * confidence:.4g} % interval {percent_change(change['low'])} to {percent_change(change['high'])}"
+
+
+def signed(value: float | None) -> str:
+    """Seconds with their sign."""
+    if value is None:
+        return DASH
+    return f"{'-' if value < 0 else '+'}{seconds(abs(value))}" if value else "0"
+
+
+def percent_change(value: float | None) -> str:
+    """A share as a signed percentage; a dash where there was nothing before."""
+    if value is None:
+        return DASH
+    return f"{value:+.1%}".replace("%", " %")
+
+
+def _ratio(before: Any, after: Any) -> str:
+    return percent_change(after / before - 1) if before and after else DASH
