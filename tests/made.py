@@ -42,6 +42,38 @@ def decode_trace(layers=3, steps=2, graph=False, batch=4):
     return events
 
 
+def rank_traces(arrivals, clocks, transfer=10.0, group=0, steps=3):
+    """Events of each rank of a run: decode steps of one expert kernel each, up to its arrival, and one all-reduce.
+
+    `arrivals` are us from the begin of the step, per rank; the all-reduce ends `transfer` us behind its group's last arrival.
+    `clocks` are what each rank's clock is ahead, in us.
+    """
+    size = group or len(arrivals)
+    traces = []
+    for rank, (arrival, ahead) in enumerate(zip(arrivals, clocks, strict=True)):
+        last = max(arrivals[rank // size * size :][:size])
+        events = []
+        for step in range(steps):
+            now = 1000.0 + 500 * step + ahead
+            message = {
+                "Collective name": "allreduce",
+                "In msg nelems": 4096,
+                "dtype": "BFloat16",
+                "Group size": size,
+            }
+            place = {"tid": 7, "pid": rank, "stream": 7, "device": rank}
+            ids = [10 * step + 1, 10 * step + 2]
+            events += [
+                event("execute_context_0(0)_generation_4(4)", "user_annotation", now - 20, 15, tid=1),
+                *(event("cudaLaunchKernel", "cuda_runtime", now - 15 + i % 10, 0.5, tid=1, correlation=i) for i in ids),
+                event("fused_moe_kernel", "kernel", now, arrival, correlation=ids[0], **place),
+                event("ncclDevKernel_AllReduce_Sum_bf16", "kernel", now + arrival, last - arrival + transfer,
+                      correlation=ids[1], **place, **message),
+            ]  # fmt: skip
+        traces.append(events)
+    return traces
+
+
 def event(name, cat, ts, dur, tid, pid=1, **args):
     return {"ph": "X", "cat": cat, "name": name, "pid": pid, "tid": tid, "ts": ts, "dur": dur, "args": args}
 

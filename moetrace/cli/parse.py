@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,6 +30,12 @@ from moetrace.cli.options import (
     type=PATH,
     help="Which experts were chosen: routing.parquet, SGLang's .pt, or a CSV or JSON log (docs/recording.md).",
 )
+@click.option(
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Ranks to parse at a time, where TRACE holds several; the default is the number of cores.",
+)
 @force_option
 @json_option
 def parse(
@@ -41,6 +48,7 @@ def parse(
     ran_ep: int | None,
     hardware: str | None,
     routing: Path | None,
+    jobs: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -48,11 +56,23 @@ def parse(
 
     TRACE is a PyTorch profiler (Kineto) trace (.json, .json.gz, .json.zst), an Nsight Systems report
     (.sqlite, or .nsys-rep where nsys is installed), or a directory that 'moetrace record' wrote.
+
+    A directory or a quoted pattern with the traces of several ranks gives a directory of RUNs, rank-0, rank-1, ..., whose
+    clocks are aligned on collectives, and a comparison: who waits for whom, skew, stragglers.
     """
     from moetrace.files import check_directory
     from moetrace.parse import summary
     from moetrace.report import tables, terminal
 
+    if ranks := _ranks(trace):
+        if routing is not None:
+            raise click.UsageError("--routing is of one rank: parse that one by itself")
+        options = {
+            "model": model, "capture_trace": capture_trace, "kv_len": kv_len, "ran_tp": ran_tp, "ran_ep": ran_ep,
+            "hardware": hardware,
+        }  # fmt: skip
+        _parse_ranks(ranks, output, options, jobs, force, as_json)
+        return
     if output is not None:
         check_directory(output, force)
     run = open_source(
@@ -74,3 +94,37 @@ def parse(
         return
     terminal.show(tables.parse_report(facts))
     terminal.show([f"written: {output}" if output else "nothing written: give -o RUN to keep it"])
+
+
+def _ranks(trace: Path) -> dict[int, Path]:
+    from moetrace.parse.ranks import rank_files
+
+    return rank_files(trace)
+
+
+def _parse_ranks(
+    files: dict[int, Path],
+    output: Path | None,
+    options: dict[str, Any],
+    jobs: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """The ranks of one run, kept in `output` or only compared."""
+    from tempfile import TemporaryDirectory
+
+    from moetrace.parse.ranks import parse_ranks
+    from moetrace.report import terminal
+    from moetrace.report.ranks import ranks_report
+
+    with (
+        TemporaryDirectory(prefix="moetrace-") as scratch,
+        terminal.progress(f"reading {len(files)} ranks") as tell,
+    ):
+        folder = output or Path(scratch) / "ranks"
+        facts = parse_ranks(files, folder, options=options, jobs=jobs, force=force, progress=tell)
+    if as_json:
+        terminal.show_json(facts)
+        return
+    said = f"written: {output}, a RUN for each rank" if output else "nothing written: give -o DIR to keep it"
+    terminal.show([*ranks_report(facts), said])

@@ -50,6 +50,18 @@ def read_whole(path: Path) -> Events:
     return events if isinstance(events, Events) else events.take(*range(len(GROUP)))
 
 
+def placed(events: Events | Stored, rank: int, world_size: int) -> Events | Stored:
+    """The events as those of this rank of so many, where the file does not say that there are several."""
+    head = events if isinstance(events, Events) else events.head
+    if head.world_size > 1:
+        return events
+    head = replace(head, rank=rank, world_size=world_size)
+    if isinstance(events, Events):
+        return head
+    events.head = head
+    return events
+
+
 _MOST_DEVICES = 1 << 20
 _MOST_ELEMENTS = 1 << 60
 
@@ -169,4 +181,4 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
-__all__ = ["Events", "Spill", "Stored", "read", "read_whole", "remarks"]
+__all__ = ["Events", "Spill", "Stored", "placed", "read", "read_whole", "remarks"]

@@ -92,6 +92,7 @@ def parse(
     routing: Routing | RoutingLog | None = None,
     progress: Progress | None = None,
     scratch: Path | None = None,
+    place: tuple[int, int] | None = None,
 ) -> Run:
     """The Run of a PyTorch-profiler trace file, or of a directory that `moetrace record` wrote.
 
@@ -99,7 +100,7 @@ def parse(
     taken, or the one catalogue entry that fits what is seen. `capture_trace` is the trace of the graph's capture,
     `kv_len` the KV tokens per sequence where annotations have none, `ran_tp` and `ran_ep` the sizes of tensor and expert
     parallelism where a rank's shapes do not show them, `hardware` the profile of the machine it ran on, `routing` which
-    experts were chosen, in place of what lies beside the trace.
+    experts were chosen, in place of what lies beside the trace, `place` the rank and the number of ranks where it says neither.
     A long trace is sorted in temporary files without a name, in the folder `scratch` or the system's, and so is its table of
     ops until it is saved.
     Raises TraceError, ModelError or ProfileError with one line.
@@ -115,6 +116,8 @@ def parse(
         load_hardware(hardware)
     captured = formats.read_whole(Path(capture_trace)) if capture_trace is not None else None
     events = formats.read(file, progress, formats.Spill(scratch))
+    if place is not None:
+        events = formats.placed(events, *place)
     name = file.parent.name if file.name in _IN_RECORDING else file.name
     asked = Asked(given, kv_len, facts.Split(ran_tp, ran_ep), hardware)
     return resolved(

@@ -100,7 +100,7 @@ def _shares(run: Run) -> tuple[_Shares, int]:
         sums.unlaunched += int(dur[work & (part.numpy("launch_ns") < 0)].sum())
         sums.communicated += int(dur[talks].sum())
         holders |= set(zip(part.numpy("rank").tolist(), part.numpy("device").tolist(), strict=True))
-    return sums, len(holders)
+    return sums, max(len(holders), run.meta.facts.get("ranks", 0))
 
 
 def _graded(question: str, share: float, why: str, lacking: str) -> Answer:

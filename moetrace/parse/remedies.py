@@ -42,7 +42,7 @@ _ANY = {
     "graph": "record the graph's capture under the same profiler too, and give it with --capture-trace FILE",
     "bytes": "name the model that ran: --model NAME or its config.json",
     "launches": "begin the profile before the steps of interest, and end it behind a torch.cuda.synchronize()",
-    "ranks": "keep the trace of every rank of the run, in one folder",
+    "ranks": "keep the trace of every rank of the run, in one folder, and give that: moetrace parse DIR -o OUT",
     "experts": "give what the routers chose: moetrace parse --routing FILE (docs/recording.md, Routing from elsewhere)",
     "hardware": "say where it ran: --hw NAME (see 'moetrace profiles')",
     "whole": "end the profile and let it write to the end before you stop the process, with room on the disk; copy again",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from moetrace.attribute import ATTRIBUTION_COLUMNS
+from moetrace.parse.ranks.compare import RANKS_COLUMNS
 from moetrace.routing import ROUTING_COLUMNS
 from moetrace.run import OPS_COLUMNS, RUN_VERSION
 
@@ -23,6 +24,9 @@ A RUN is a directory, written whole or not at all:
 | `ops.parquet` | one row per op execution |
 | `routing.parquet` | how often each expert was chosen, by step, layer and rank of choice; if recorded |
 | `attribution.parquet` | one row per row of `ops.parquet`, in its order; once `moetrace attribute` has run |
+
+`moetrace parse` of many ranks writes a directory of RUNs, `rank-0`, `rank-1`, ..., and beside them `ranks.parquet`, one row per
+rank and step, and `ranks.json`, the comparison that it prints.
 
 A predicted run has the same files and columns as a measured one. Parquet metadata names the table
 (`moetrace.table`) and its version (`moetrace.version`). Columns may be added within a version; one that
@@ -88,6 +92,7 @@ def schema_page() -> str:
         _columns("ops.parquet", OPS_COLUMNS),
         _columns("attribution.parquet", ATTRIBUTION_COLUMNS),
         _columns("routing.parquet", ROUTING_COLUMNS),
+        _columns("ranks.parquet", RANKS_COLUMNS),
     ]
     return "\n".join([_HEAD, *tables, _QUERIES])
 

@@ -1,0 +1,71 @@
+"""Which files are the ranks of one run: by the names that torch, vLLM and SGLang give them, else in the order of names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from glob import glob, has_magic  # a pattern may be absolute, which Path.glob refuses
+from pathlib import Path
+
+from moetrace.errors import TraceError
+from moetrace.formats import kineto, nsys
+
+Found = dict[int, Path]
+_SUFFIXES = (*kineto.SUFFIXES, *nsys.SUFFIXES, ".nsys-rep")
+# In the order in which they are believed: dp0_pp0_tp1_ep1_rank1.<time>.pt.trace.json.gz, <time>-TP-1-DECODE.trace.json.gz.
+_RANK = (
+    re.compile(r"(?i)(?<![a-z0-9])rank[-_]?(\d{1,6})(?![0-9])"),
+    re.compile(r"(?i)(?<![a-z0-9])tp[-_]?(\d{1,6})(?![0-9])"),
+)
+_STAGE = re.compile(r"(?i)[-_](decode|extend|prefill)(?![a-z])")
+_OTHER = (
+    "capture",
+    "recording",
+    "ranks",
+    "run",
+)  # JSON files of moetrace's own, and traces of a graph's capture
+
+
+def rank_files(source: Path) -> Found:
+    """The trace files of a folder or a pattern by rank; nothing for a single file, a recording or a folder with one trace.
+
+    Where the names tell decode from prefill, decode is taken. Raises TraceError if names give one rank twice.
+    """
+    text = str(source)
+    if source.is_dir():
+        if (source / "recording.json").exists() or (source / "run.json").exists():
+            return {}
+        files = sorted(p for p in source.iterdir() if p.is_file() and _is_trace(p))
+    elif has_magic(text) and "://" not in text and not source.exists():
+        files = sorted(
+            Path(p)
+            for p in glob(text)  # noqa: PTH207
+            if Path(p).is_file() and _is_trace(Path(p))
+        )
+    else:
+        return {}
+    decodes = [p for p in files if (m := _STAGE.search(p.name)) and m[1].lower() == "decode"]
+    files = decodes or files
+    return _by_rank(files) if len(files) > 1 else {}
+
+
+def _is_trace(path: Path) -> bool:
+    name = path.name.lower()
+    return name.endswith(_SUFFIXES) and name.split(".")[0] not in _OTHER
+
+
+def _by_rank(files: Sequence[Path]) -> Found:
+    for pattern in _RANK:
+        told = [pattern.findall(p.name.replace("_", "-")) for p in files]
+        if not all(told):
+            continue
+        found: Found = {}
+        for path, numbers in zip(files, told, strict=True):
+            rank = int(numbers[-1])
+            if rank in found:
+                raise TraceError(
+                    f"{found[rank]} and {path} are both of rank {rank} by name: keep one file per rank, or give a pattern"
+                )
+            found[rank] = path
+        return found
+    return dict(enumerate(files))

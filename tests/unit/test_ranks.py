@@ -1,0 +1,161 @@
+"""Many ranks of one run: which files they are, clocks, waits, stragglers; what cannot be compared is said."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from moetrace.errors import OutputError, TraceError
+from moetrace.parse.ranks import RANKS_COLUMNS, parse_ranks, rank_files
+from moetrace.run import Run
+from tests.made import decode_trace, rank_traces, write
+
+
+def folder(tmp_path, traces, world=None, name="trace-rank{}.json"):
+    root = tmp_path / "traces"
+    root.mkdir()
+    for rank, events in enumerate(traces):
+        write(
+            root / name.format(rank),
+            events,
+            distributedInfo={"rank": rank, "world_size": world or len(traces)},
+        )
+    return root
+
+
+def by_rank(facts):
+    return {r["rank"]: r for r in facts["ranks"]}
+
+
+def test_waiting_transfer_and_clocks(tmp_path):
+    root = folder(tmp_path, rank_traces([100, 130, 110, 100], clocks=[0, 2000, -700, 5]))
+    facts = parse_ranks(rank_files(root), tmp_path / "out", jobs=2)
+    ranks = by_rank(facts)
+    assert [round(ranks[r]["clock_offset_s"] * 1e6) for r in range(4)] == [0, 2000, -700, 5]
+    assert [round(ranks[r]["wait_s"] * 1e6) for r in range(4)] == [90, 0, 60, 90]
+    assert all(round(ranks[r]["transfer_s"] * 1e6) == 30 for r in range(4))
+    assert [ranks[r]["last_share"] for r in range(4)] == [0, 1, 0, 0]
+    assert ranks[1]["delayed_s"] == pytest.approx((90 + 60 + 90) / 3 * 1e-6, abs=1e-8)
+    assert [ranks[r]["delayed_s"] for r in (0, 2, 3)] == [0, 0, 0]
+    assert facts["skew"] == pytest.approx({"median_s": 30e-6, "p95_s": 30e-6, "max_s": 30e-6})
+    assert facts["experts_imbalance"]["median"] == pytest.approx(130 / 110)
+    assert facts["missing"] == [] and facts["world"] == 4
+    assert ranks[0]["exposed_comm_s"] == ranks[0]["comm_s"] and ranks[0]["hidden_comm_s"] == 0
+
+
+def test_every_rank_is_a_run_and_says_what_it_waited(tmp_path):
+    root = folder(tmp_path, rank_traces([100, 130], clocks=[0, 50]))
+    out = tmp_path / "out"
+    parse_ranks(rank_files(root), out, jobs=1)
+    assert sorted(p.name for p in out.iterdir()) == ["rank-0", "rank-1", "ranks.json", "ranks.parquet"]
+    run = Run.load(out / "rank-1")
+    assert set(run.numpy("rank").tolist()) == {1} and run.meta.facts["ranks"] == 2
+    assert "waiting for a later rank; it was the last to arrive in 100 %" in run.meta.notes[-1]
+    table = pq.read_table(out / "ranks.parquet")
+    assert table.column_names == [name for name, _, _ in RANKS_COLUMNS] and table.num_rows == 2 * 3
+    assert table.column("wait_ns").to_pylist() == [30_000] * 3 + [0] * 3
+
+
+def test_communication_behind_other_work_is_hidden(tmp_path):
+    traces = rank_traces([100, 100], clocks=[0, 0])
+    beside = [
+        dict(e, name="nvjet", args={**e["args"], "stream": 9}) for e in traces[0] if "nccl" in e["name"]
+    ]
+    facts = parse_ranks(
+        rank_files(folder(tmp_path, [traces[0] + beside, traces[1]])), tmp_path / "out", jobs=1
+    )
+    first, second = (by_rank(facts)[r] for r in (0, 1))
+    assert (first["exposed_comm_s"], first["hidden_comm_s"]) == pytest.approx((0, 30e-6))
+    assert second["exposed_comm_s"] == pytest.approx(30e-6)
+
+
+def test_groups_of_neighbours_wait_for_their_own(tmp_path):
+    root = folder(tmp_path, rank_traces([100, 130, 300, 320], clocks=[0, 9, 100, 60], group=2))
+    facts = parse_ranks(rank_files(root), tmp_path / "out", jobs=1)
+    assert [round(r["wait_s"] * 1e6) for r in facts["ranks"]] == [90, 0, 60, 0]
+    assert any("neighbours" in note for note in facts["notes"])
+
+
+def test_missing_ranks_and_ranks_that_did_something_else_are_said(tmp_path):
+    traces = rank_traces([100, 130, 100], clocks=[0, 0, 0])
+    shorter = rank_traces([100, 130, 100], clocks=[0, 0, 0], steps=2)[2]
+    facts = parse_ranks(
+        rank_files(folder(tmp_path, [*traces[:2], shorter], world=8)), tmp_path / "out", jobs=1
+    )
+    assert facts["missing"] == [3, 4, 5, 6, 7]
+    assert any(note.startswith("3 of 8 ranks are here") for note in facts["notes"])
+    assert "rank 2 is not compared: it has 2 steps, rank 0 has 3" in facts["notes"]
+    assert by_rank(facts)[2]["wait_s"] is None and by_rank(facts)[0]["wait_s"] == pytest.approx(90e-6)
+
+
+def test_no_collectives_nothing_to_compare(tmp_path):
+    facts = parse_ranks(rank_files(folder(tmp_path, [decode_trace()] * 2)), tmp_path / "out", jobs=1)
+    assert facts["skew"] is None and any("clocks are not aligned" in note for note in facts["notes"])
+
+
+def test_names_tell_ranks_where_traces_do_not(tmp_path):
+    for rank in (0, 3):
+        write(tmp_path / f"1690000000.5-TP-{rank}-DECODE.trace.json", decode_trace())
+        write(tmp_path / f"1690000000.5-TP-{rank}-EXTEND.trace.json", decode_trace())
+    (tmp_path / "notes.txt").write_text("no trace")
+    found = rank_files(tmp_path)
+    assert {rank: path.name for rank, path in found.items()} == {
+        rank: f"1690000000.5-TP-{rank}-DECODE.trace.json" for rank in (0, 3)
+    }
+    assert rank_files(tmp_path / "*TP-[0-9]-EXTEND*").keys() == {0, 3}
+    facts = parse_ranks(found, tmp_path / "out", jobs=1)
+    assert [r["rank"] for r in facts["ranks"]] == [0, 3] and facts["world"] == 4
+
+
+def test_single_files_and_recordings_are_no_run_of_many(tmp_path, shipped):
+    one = write(tmp_path / "trace.json", decode_trace())
+    assert rank_files(one) == {} and rank_files(tmp_path) == {} and rank_files(shipped) == {}
+
+
+def test_two_files_of_one_rank(tmp_path):
+    for name in ("a-rank1.json", "b-rank1.json"):
+        write(tmp_path / name, decode_trace())
+    with pytest.raises(TraceError, match="both of rank 1 by name"):
+        rank_files(tmp_path)
+    files = {}
+    for place, name in enumerate("cd"):
+        files[place] = write(
+            tmp_path / f"{name}.json", decode_trace(), distributedInfo={"rank": 5, "world_size": 8}
+        )
+    with pytest.raises(TraceError, match="both of rank 5"):
+        parse_ranks(files, tmp_path / "out", jobs=1)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_damaged_rank_is_named_and_nothing_half_done_stays(tmp_path):
+    root = folder(tmp_path, rank_traces([100, 130], clocks=[0, 0]))
+    (root / "trace-rank1.json").write_text("no JSON")
+    with pytest.raises(TraceError, match=r"trace-rank1\.json"):
+        parse_ranks(rank_files(root), tmp_path / "out", jobs=2)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_only_what_is_ours_is_replaced(tmp_path):
+    root = folder(tmp_path, rank_traces([100, 130], clocks=[0, 0]))
+    out = tmp_path / "out"
+    parse_ranks(rank_files(root), out, jobs=1)
+    with pytest.raises(OutputError, match="--force"):
+        parse_ranks(rank_files(root), out, jobs=1)
+    parse_ranks(rank_files(root), out, jobs=1, force=True)
+    (out / "mine").mkdir()
+    with pytest.raises(OutputError, match="not moetrace's"):
+        parse_ranks(rank_files(root), out, jobs=1, force=True)
+
+
+def test_the_command_line(tmp_path, process):
+    root = folder(tmp_path, rank_traces([100, 130], clocks=[0, 50]))
+    answer = process("parse", root, "-o", tmp_path / "out", "--jobs", "1")
+    assert answer.status == 0, answer.err
+    assert "straggler: the others wait 90 us for rank 1" in answer.out.replace("90.0 us", "90 us")
+    facts = json.loads(process("parse", f"{root}/*.json", "--json").out)
+    assert facts["schema"] == "moetrace.ranks/1" and len(facts["ranks"]) == 2
+    doctor = json.loads(process("doctor", tmp_path / "out" / "rank-0", "--json").out)
+    waits = next(a for a in doctor["answers"] if a["question"] == "Do ranks wait for each other?")
+    assert waits["answer"] == "yes"
