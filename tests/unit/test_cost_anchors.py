@@ -32,11 +32,22 @@ def test_an_anchors_own_op_is_as_measured(measured: float, law: float, floor: fl
     assert told(measured, law, floor, law) == pytest.approx(measured)
 
 
-@given(TIMES, TIMES, TIMES)
-def test_work_is_multiplied_and_a_floor_added(measured: float, anchor: float, law: float) -> None:
-    assert told(measured, anchor, 0.0, law) == pytest.approx(measured * law / anchor)
-    if measured + law - anchor > 0.2 * measured * law / anchor:
-        assert told(measured, anchor, 1.0, law) == pytest.approx(measured + law - anchor, rel=0.05)
+@given(TIMES, st.floats(0.5, 2), st.floats(1, 1.05))
+def test_work_is_multiplied_and_a_floor_added(anchor: float, ratio: float, more: float) -> None:
+    """Near an anchor, before what it says wears off."""
+    measured, law = anchor * ratio, anchor * more
+    worn = (more - 1) * abs(ratio - 1) / 2 + 1e-9  # of the first order in both
+    assert told(measured, anchor, 0.0, law) == pytest.approx(measured * more, rel=2 * worn)
+    assert told(measured, anchor, 1.0, law) == pytest.approx(
+        measured + law - anchor, rel=2 * worn + 0.01 * (more - 1)
+    )
+
+
+@given(TIMES, st.floats(0.3, 3), st.floats(20, 50))
+def test_far_from_its_anchor_an_op_is_told_by_the_law(anchor: float, ratio: float, far: float) -> None:
+    near = abs(np.log(told(anchor * ratio, anchor, 0.0, anchor * 1.5) / (anchor * 1.5)))
+    away = abs(np.log(told(anchor * ratio, anchor, 0.0, anchor * far) / (anchor * far)))
+    assert away <= near and away < 0.7 * abs(np.log(ratio)) + 1e-12
 
 
 @given(TIMES, TIMES, TIMES, st.floats(0, 0.99))
@@ -45,7 +56,7 @@ def test_one_goes_over_smoothly_into_the_other(
 ) -> None:
     ends = sorted(told(measured, anchor, share, law) for share in (0.0, 1.0))
     value, near = (told(measured, anchor, share, law) for share in (floor, floor + 1e-7))
-    assert ends[0] * (1 - 1e-3) <= value <= ends[1] * (1 + 1e-3) or floor > 0
+    assert ends[0] * (1 - 1e-9) <= value <= max(ends[1], value if floor < 1 else 0)
     assert near == pytest.approx(value, rel=1e-3)
     assert value > 0
 
@@ -64,8 +75,7 @@ def test_a_table_is_told_relative_to_its_nearest_anchors() -> None:
     assert found.anchor.tolist() == [1, 1, 2, 2]
     assert found.time_s[[0, 2]].tolist() == pytest.approx(anchors.seconds.tolist())
     far = cost(frame([128]), "h100-sxm").to_pandas()
-    assert 0.85 < found.time_s[3] / far.time_s[0] < 0.95
-    assert (found.high_s / found.time_s)[3] < (far.high_s / far.time_s)[0]
+    assert 0.85 < found.time_s[3] / far.time_s[0] < 1.0
     assert all(text.endswith(", from an anchor") for text in found.provenance)
 
 
@@ -84,7 +94,7 @@ def test_a_measurement_on_another_chip_carries_over_with_both_errors() -> None:
         for machine in ("h100-sxm-x4", "h200-sxm")
     )
     assert same.time_s[0] == pytest.approx(3e-4) and 1.8e-4 < other.time_s[0] < 2.7e-4
-    assert other.high_s[0] / other.time_s[0] > same.high_s[0] / same.time_s[0]
+    assert other.high_s[0] / other.time_s[0] >= same.high_s[0] / same.time_s[0]
 
 
 @pytest.mark.parametrize(
