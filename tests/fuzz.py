@@ -85,6 +85,8 @@ def _swap(data: bytes, rng: random.Random) -> bytes:
 def _value(data: bytes, rng: random.Random) -> bytes:
     """A value somewhere becomes another one."""
     places = [i for i in range(len(data)) if data[i : i + 1] == b":"]
+    if not places:
+        return data
     at = rng.choice(places) + 1
     end = at
     while end < len(data) and data[end] not in b",}\n":

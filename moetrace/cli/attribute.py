@@ -13,6 +13,7 @@ from moetrace.cli.options import (
     json_option,
     open_source,
     output_option,
+    quiet_option,
     reading_options,
     run_argument,
 )
@@ -46,6 +47,7 @@ PHASES = ("decode", "prefill", "mixed", "all")
 @reading_options
 @force_option
 @json_option
+@quiet_option
 def attribute(
     source: Path,
     hardware: str | None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moetrace.cli.options import PATH, force_option, json_option, output_option
+from moetrace.cli.options import PATH, force_option, json_option, output_option, quiet_option
 
 
 @click.command()
@@ -48,6 +48,7 @@ from moetrace.cli.options import PATH, force_option, json_option, output_option
 @output_option("FILE", "Parquet file to write: the table with its costs.", required=True)
 @force_option
 @json_option
+@quiet_option
 def cost(
     table: Path,
     machine: str,

@@ -11,6 +11,7 @@ from moetrace.cli.options import (
     hardware_option,
     open_source,
     output_option,
+    quiet_option,
     reading_options,
     run_argument,
 )
@@ -25,6 +26,7 @@ from moetrace.cli.options import (
 @hardware_option("Machine whose bounds to put on the ops; the default is the one it ran on.")
 @reading_options
 @force_option
+@quiet_option
 def export(
     source: Path,
     perfetto: bool,

@@ -24,6 +24,17 @@ run_argument = click.argument("source", metavar="RUN|TRACE", type=PATH)
 runs_argument = click.argument("sources", metavar="RUN|TRACE...", type=PATH, nargs=-1, required=True)
 trace_argument = click.argument("trace", metavar="TRACE", type=PATH)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+def _be_quiet(_ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    from moetrace.report.terminal import quiet
+
+    quiet.set(wanted)
+
+
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, expose_value=False, callback=_be_quiet, help="Show no progress."
+)
 force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
 
 
@@ -179,7 +190,8 @@ def open_source(
     from moetrace.report.terminal import progress
 
     chosen = read_routing(routing) if routing is not None else None
-    with progress(f"reading {source.name}") as tell:
+    size = f" ({source.stat().st_size / 1e6:,.0f} MB)" if source.is_file() else ""
+    with progress(f"reading {source.name}{size}") as tell:
         return open_run(
             source,
             model=model,

@@ -14,6 +14,7 @@ from moetrace.cli.options import (
     json_option,
     open_source,
     output_option,
+    quiet_option,
     reading_options,
     trace_argument,
 )
@@ -38,6 +39,7 @@ from moetrace.cli.options import (
 )
 @force_option
 @json_option
+@quiet_option
 def parse(
     trace: Path,
     output: Path | None,

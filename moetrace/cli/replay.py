@@ -18,6 +18,7 @@ from moetrace.cli.options import (
     machines_option,
     open_source,
     output_option,
+    quiet_option,
     reading_options,
     run_argument,
     scenario_options,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @reading_options
 @force_option
 @json_option
+@quiet_option
 def replay(
     source: Path,
     machines: tuple[str, ...],

@@ -13,6 +13,7 @@ from moetrace.cli.options import (
     open_source,
     output_option,
     predicted_option,
+    quiet_option,
     reading_options,
     runs_argument,
 )
@@ -25,6 +26,7 @@ from moetrace.cli.options import (
 @predicted_option
 @reading_options
 @force_option
+@quiet_option
 def report(
     sources: tuple[Path, ...],
     output: Path,

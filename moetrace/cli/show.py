@@ -13,6 +13,7 @@ from moetrace.cli.options import (
     named_machines,
     open_source,
     predicted_option,
+    quiet_option,
     reading_options,
     run_argument,
 )
@@ -31,6 +32,7 @@ from moetrace.cli.options import (
 @predicted_option
 @reading_options
 @json_option
+@quiet_option
 def show(
     source: Path,
     by: str,

@@ -14,6 +14,7 @@ from moetrace.cli.options import (
     load_machines,
     machines_option,
     output_option,
+    quiet_option,
     read_prices,
     scenario_options,
 )
@@ -39,6 +40,7 @@ from moetrace.cli.options import (
 @output_option("DIR", "Directory for the predicted runs, one RUN in it per machine and scenario.")
 @force_option
 @json_option
+@quiet_option
 def simulate(
     model: str,
     machines: tuple[str, ...],

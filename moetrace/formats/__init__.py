@@ -16,10 +16,11 @@ from moetrace.formats import kineto, nsys
 from moetrace.formats.events import GROUP, Events, Stored, Tensors
 from moetrace.formats.nsys_file import REPORTS
 from moetrace.formats.piles import Block, Spill
+from moetrace.formats.remote import Remote, located, trace_in
 
 
 def read(
-    path: Path, progress: Callable[[float], object] | None = None, spill: Spill | None = None
+    path: Path | Remote, progress: Callable[[float], object] | None = None, spill: Spill | None = None
 ) -> Events | Stored:
     """The events of a trace file of any known format; with a `spill`, stored there if they are many.
 
@@ -30,6 +31,8 @@ def read(
         raise TraceError(f"{path} does not exist")
     if not path.is_file():
         raise TraceError(f"{path} is not a file: expected a trace ({known}) or a moetrace run")
+    if isinstance(path, Remote):
+        return _read_remote(path, progress, spill)
     if path.suffix in REPORTS:
         return sound(nsys.read(path, progress), path)
     head = _head(path)
@@ -44,7 +47,20 @@ def read(
     )
 
 
-def read_whole(path: Path) -> Events:
+def _read_remote(
+    path: Remote, progress: Callable[[float], object] | None, spill: Spill | None
+) -> Events | Stored:
+    """The same for a PyTorch trace behind a URL; an nsys export is a database, which needs a file of its own."""
+    if not kineto.sniff(_head(path)):
+        raise TraceError(
+            f"{path} is not a PyTorch profiler trace: expected {', '.join(kineto.SUFFIXES[:2])} (an nsys export must be copied "
+            "here first)"
+        )
+    events = kineto.read(path, progress, spill)
+    return sound(events, path) if isinstance(events, Events) else _sound_stored(events, path)
+
+
+def read_whole(path: Path | Remote) -> Events:
     """The same, all in memory."""
     events = read(path)
     return events if isinstance(events, Events) else events.take(*range(len(GROUP)))
@@ -66,7 +82,7 @@ _MOST_DEVICES = 1 << 20
 _MOST_ELEMENTS = 1 << 60
 
 
-def sound(events: Events, path: Path) -> Events:
+def sound(events: Events, path: object) -> Events:
     """The events without sizes that nothing can have. Raises TraceError for a rank or a world that none has.
 
     A tensor with a negative or impossible dim counts as not recorded, and so do an impossible device and byte count.
@@ -78,7 +94,7 @@ def sound(events: Events, path: Path) -> Events:
     return replace(events, **columns, tensor_sets=[_sound_tensors(t) for t in events.tensor_sets])
 
 
-def _sound_stored(events: Stored, path: Path) -> Stored:
+def _sound_stored(events: Stored, path: object) -> Stored:
     events.head = sound(events.head, path)
     events.clean = _sound_columns
     return events
@@ -107,7 +123,7 @@ def _is_possible(shape: tuple[int, ...]) -> bool:
     return all(n >= 0 for n in shape) and math.prod(max(n, 1) for n in shape) < _MOST_ELEMENTS
 
 
-def _head(path: Path) -> bytes:
+def _head(path: Path | Remote) -> bytes:
     """The first bytes of a file, decompressed if it is gzip."""
     with path.open("rb") as file:
         raw = file.read(1 << 16)
@@ -181,4 +197,15 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
-__all__ = ["Events", "Spill", "Stored", "placed", "read", "read_whole", "remarks"]
+__all__ = [
+    "Events",
+    "Remote",
+    "Spill",
+    "Stored",
+    "located",
+    "placed",
+    "read",
+    "read_whole",
+    "remarks",
+    "trace_in",
+]

@@ -22,6 +22,7 @@ from moetrace.formats.kineto_rows import Rows, loads
 from moetrace.formats.kineto_text import BLOCK, ZSTD, Blocks, Layout, cuts, list_of_events
 from moetrace.formats.kineto_values import whole
 from moetrace.formats.piles import Spill
+from moetrace.formats.remote import Remote
 
 SUFFIXES = (".json", ".json.gz", ".json.zst", ".trace", ".pt.trace.json", ".pt.trace.json.gz", ".tmp")
 
@@ -40,7 +41,7 @@ def sniff(head: bytes) -> bool:
 
 
 def read(
-    path: Path, progress: Callable[[float], object] | None = None, spill: Spill | None = None
+    path: Path | Remote, progress: Callable[[float], object] | None = None, spill: Spill | None = None
 ) -> Events | Stored:
     """All sound events of a trace file. Raises TraceError with one line if it is not one, or holds no event that is whole.
 
@@ -68,7 +69,7 @@ def read(
 class _Reader:
     """One pass over a file: `rows` fills while `read` goes on. Holds little more than the piece being read."""
 
-    def __init__(self, path: Path, source: Blocks, spill: Spill | None = None) -> None:
+    def __init__(self, path: object, source: Blocks, spill: Spill | None = None) -> None:
         self.rows = Rows(spill)
         self._path = path
         self._source = source

@@ -13,13 +13,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from moetrace.errors import TraceError
+from moetrace.formats.remote import Remote
 
 BLOCK = 1 << 19  # decompressed and decoded at once: what fits the cache decodes nearly twice as fast as 16 MB
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -44,7 +45,7 @@ class Blocks:
     is the number of the file's bytes behind the damage. Raises TraceError for a bomb and a file that cannot be read.
     """
 
-    def __init__(self, path: Path, progress: Callable[[float], object] | None = None) -> None:
+    def __init__(self, path: Path | Remote, progress: Callable[[float], object] | None = None) -> None:
         self.path = path
         self.size = max(1, path.stat().st_size)
         self.trouble = ""
@@ -77,12 +78,12 @@ class Blocks:
                 self.unread = self.size - place
 
 
-def _plain(file: BinaryIO) -> Iterator[bytes]:
+def _plain(file: IO[bytes]) -> Iterator[bytes]:
     while block := file.read(BLOCK):
         yield block
 
 
-def _gunzip(file: BinaryIO) -> Iterator[bytes]:
+def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
     """All members of a gzip file. zlib checks each one's length and checksum."""
     raw, more, inside = b"", False, False
     member = zlib.decompressobj(wbits=31)
@@ -127,7 +128,7 @@ def _until_damage(member: zlib._Decompress, raw: bytes) -> Iterator[bytes]:
         yield block
 
 
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
+def _unzstd(file: IO[bytes]) -> Iterator[bytes]:
     with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream:
         while block := stream.read(_READ):
             yield block

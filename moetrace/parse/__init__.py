@@ -108,17 +108,18 @@ def parse(
     for option, number in (("kv_len", kv_len), ("ran_tp", ran_tp), ("ran_ep", ran_ep)):
         if number is not None and not is_whole(number, 1):
             raise TraceError(f"{option} is {number}: expected a whole number from 1 that a run could have")
-    file, recording, recorded = _locate(Path(trace))
-    if capture_trace is None and recording and file.with_name(_CAPTURE).is_file():
+    file, recording, recorded = _locate(formats.located(Path(trace)))
+    if capture_trace is None and recording and isinstance(file, Path) and file.with_name(_CAPTURE).is_file():
         capture_trace = file.with_name(_CAPTURE)
     given = model if isinstance(model, ModelSpec) else load_model(model) if model else None
     if hardware is not None:
         load_hardware(hardware)
-    captured = formats.read_whole(Path(capture_trace)) if capture_trace is not None else None
+    captured = formats.read_whole(formats.located(Path(capture_trace))) if capture_trace is not None else None
     events = formats.read(file, progress, formats.Spill(scratch))
     if place is not None:
         events = formats.placed(events, *place)
-    name = file.parent.name if file.name in _IN_RECORDING else file.name
+    own = isinstance(file, Path) and file.name in _IN_RECORDING
+    name = file.parent.name if own and isinstance(file, Path) else file.name
     asked = Asked(given, kv_len, facts.Split(ran_tp, ran_ep), hardware)
     return resolved(
         events,
@@ -131,18 +132,20 @@ def parse(
     )
 
 
-def _locate(path: Path) -> tuple[Path, Mapping[str, Any], Routing | None]:
-    """(trace file, the recorder's metadata, the recorded routing) of a file or a recording's directory."""
-    if not path.is_dir():
+def _locate(
+    path: Path | formats.Remote,
+) -> tuple[Path | formats.Remote, Mapping[str, Any], Routing | None]:
+    """(trace file, the recorder's metadata, the recorded routing) of a file, a recording's directory or one with a trace."""
+    if not isinstance(path, Path) or not path.is_dir():
         return path, {}, None
     meta = path / "recording.json"
     traces = [p for p in (path / name for name in _IN_RECORDING) if p.is_file()]
     if not traces:
-        runs = sorted(p.name for p in path.iterdir() if is_run(p))
-        hint = f"; it holds the runs {', '.join(runs[:3])}{', ...' if runs[3:] else ''}" if runs else ""
-        raise TraceError(
-            f"{path} is a directory without run.json or trace.json.gz: expected a RUN, a recording or a trace file{hint}"
-        )
+        if runs := sorted(p.name for p in path.iterdir() if is_run(p)):
+            raise TraceError(
+                f"{path} holds the runs {', '.join(runs[:3])}{', ...' if runs[3:] else ''}: give one of them, or a trace"
+            )
+        return formats.trace_in(path), {}, None
     try:
         recording = orjson.loads(meta.read_bytes()) if meta.is_file() else {}
     except orjson.JSONDecodeError as err:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,7 +86,7 @@ class _Kinds:
 
 def resolved(
     events: Events | Stored,
-    path: Path,
+    path: object,
     source: str,
     recording: Mapping[str, Any],
     routing: Routing | RoutingLog | None,
@@ -105,7 +104,7 @@ class _Stages:
     """The facts that the stages share."""
 
     def __init__(
-        self, events: Events, gathered: Gathered, path: Path, recording: Mapping[str, Any],
+        self, events: Events, gathered: Gathered, path: object, recording: Mapping[str, Any],
         routing: Routing | RoutingLog | None, asked: Asked, captured: Events | None,
     ) -> None:  # fmt: skip
         self.events, self.path, self.recording, self.routing, self.asked = (

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import east_asian_width
 
@@ -35,13 +36,17 @@ def show_json(value: Any, stream: TextIO | None = None) -> None:
     (stream or sys.stdout).write(orjson.dumps(value, option=flags).decode() + "\n")
 
 
+quiet: ContextVar[bool] = ContextVar("quiet", default=False)  # whether no progress is shown
+
+
 @contextmanager
 def progress(
     what: str, stream: TextIO | None = None, after_s: float = 1.0
 ) -> Iterator[Callable[[float], None]]:
-    """A callback for the share done of something long: a bar on a terminal once `after_s` have passed, nothing when piped."""
+    """A callback for the share done of something long: a bar on a terminal once `after_s` have passed, nothing when piped or
+    while `quiet` is set."""
     out = stream or sys.stderr
-    if not out.isatty():
+    if quiet.get() or not out.isatty():
         yield lambda share: None
         return
     from rich.console import Console

@@ -133,3 +133,14 @@ def test_shares_of_time_with_bytes_are_shown_where_they_are_not_all() -> None:
     part = tables._family_table([{**family, "bytes_share": 0.25, "bytes_per_s": 4.0}], "GPU")
     assert "25.0 %" in part.rows[0] and part.rows[0][part.header.index("bytes")] == "-"
     assert "with bytes" not in tables._family_table([{**family, "bytes_share": 1.0}], "GPU").header
+
+
+def test_quiet_shows_no_progress_even_on_a_terminal() -> None:
+    stream = Terminal()
+    token = terminal.quiet.set(True)
+    try:
+        with terminal.progress("work", stream, 0.0) as tell:
+            tell(0.5)
+    finally:
+        terminal.quiet.reset(token)
+    assert stream.getvalue() == ""

@@ -1,0 +1,105 @@
+"""Where a trace lies: a local file, named by itself, by a pattern or by its folder; or a URL that fsspec opens."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+from moetrace.errors import TraceError
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # a Path has one slash fewer
+_TRACES = re.compile(r".*\.(json|trace|tmp|sqlite|nsys-rep|qdrep)(\.gz|\.zst)?", re.IGNORECASE)
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file behind a URL, with those of a Path's methods that a reader needs. The bytes are streamed, not stored."""
+
+    url: str
+    _fs: Any
+    _path: str
+    size: int
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        return self.url.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix
+
+    def exists(self) -> bool:
+        return True
+
+    def is_file(self) -> bool:
+        return True
+
+    def stat(self) -> SimpleNamespace:
+        return SimpleNamespace(st_size=self.size)
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        """The file for reading. Raises TraceError where it cannot be reached."""
+        try:
+            opened: IO[bytes] = self._fs.open(self._path, mode)
+        except (OSError, ValueError) as err:
+            raise _unreachable(self.url, err) from err
+        return opened
+
+
+def located(path: Path) -> Path | Remote:
+    """The file that a path means: a URL's, a pattern's one match, the one trace in a folder, else the path itself.
+
+    Raises TraceError with one line where a pattern or a folder means none or several, or a URL cannot be opened.
+    """
+    url = _URL.fullmatch(str(path))
+    if url and not path.exists():
+        return _remote(f"{url[1]}://{'/' if url[1] in ('file', 'local') else ''}{url[2]}")
+    if not path.exists() and glob.has_magic(str(path)):
+        found = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
+        return _one([p for p in found if p.is_file()], f"{path} matches", "the pattern")
+    return path
+
+
+def trace_in(folder: Path) -> Path:
+    """The one trace file in a folder. Raises TraceError if there is none or several."""
+    found = [
+        p for p in folder.iterdir() if p.is_file() and _TRACES.fullmatch(p.name) and p.name != "run.json"
+    ]
+    return _one(found, f"{folder} holds", "a folder")
+
+
+def _one(found: list[Path], said: str, what: str) -> Path:
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(sorted(p.name for p in found)[:_SHOWN]) + (", ..." if found[_SHOWN:] else "")
+    if not found:
+        raise TraceError(f"{said} no trace file: expected one file for {what}")
+    raise TraceError(f"{said} {len(found)} files ({names}): expected one trace for {what}, give one of them")
+
+
+def _remote(url: str) -> Remote:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise TraceError(f"{url}: reading from a URL needs fsspec: pip install 'moetrace[remote]'") from None
+    try:
+        fs, path = url_to_fs(url)
+        info = fs.info(path)
+    except (OSError, ValueError, ImportError) as err:
+        raise _unreachable(url, err) from err
+    if info.get("type") == "directory" or not isinstance(info.get("size"), int):
+        raise TraceError(f"{url} is no file of a known size: expected the URL of one trace file")
+    return Remote(url, fs, path, int(info["size"]))
+
+
+def _unreachable(url: str, err: Exception) -> TraceError:
+    said = " ".join(str(err).split())[:160] or type(err).__name__
+    return TraceError(f"{url} cannot be opened ({said})")
