@@ -278,8 +278,11 @@ class Run:
 
     @cached_property
     def _schema(self) -> pa.Schema:
-        """What the file on disk says of its columns."""
-        return pq.read_schema(self._parquet())
+        """What the file on disk says of its columns. Raises RunError if it cannot be read."""
+        try:
+            return pq.read_schema(self._parquet())
+        except (pa.ArrowInvalid, OSError) as err:
+            raise self._unreadable(err) from err
 
     def _schema_problem(self, columns: Sequence[str] | None) -> str | None:
         """How the file's columns differ from those asked for (default: all of them), in words; None if they do not."""
