@@ -30,7 +30,7 @@ from moetrace.parse.parts import part_roles
 from moetrace.parse.placing import Order, needs_model, remarks
 from moetrace.parse.routed import Routed
 from moetrace.parse.rows import Rows
-from moetrace.parse.steps import complete, drop_strays, unused_kv
+from moetrace.parse.steps import complete, drop_strays, unused_kv, verifying
 from moetrace.routing import Routing, RoutingLog
 from moetrace.run import (
     OPS_SCHEMA,
@@ -131,7 +131,7 @@ class _Stages:
         notes = formats.remarks(self.events) + self.gathered.doubts
         notes += self.captures.remarks() if self.captures else []
         notes += [*self.gathered.notes, *_few(strays), *sorted({n.note for n in names if n.note})]
-        notes += unused_kv(names, asked.kv_len)
+        notes += unused_kv(names, asked.kv_len) + verifying(names)
         layer_source = self.gathered.marks.layer_source
         counted = layer_source == "none" and layers > 0
         dims = self.seen.dims(layers if counted else self.seen.layers)

@@ -1,7 +1,7 @@
 """Steps: which annotation an op belongs to, what the annotation says, which kernels are strays.
 
 Understood: moetrace's own ranges, vLLM's ``execute_...`` (plain and detailed), SGLang's ``step[...]``, ATOM's
-``decode[...]`` and torch's ``ProfilerStep#n``. A trace without any of them becomes one step of unknown phase.
+``decode[...]``, TensorRT-LLM's ``_forward_step`` and torch's ``ProfilerStep#n``. A trace without any of them becomes one step of unknown phase.
 """
 
 from __future__ import annotations
@@ -97,12 +97,27 @@ def _atom(m: re.Match[str]) -> StepName:
     return StepName(m[1], int(m[2]), int(m[3]) if m[3] else None)
 
 
+def _trtllm(m: re.Match[str]) -> StepName:
+    """TensorRT-LLM counts requests, and newer versions the prompt tokens; a request that generates has one token."""
+    prefills, decodes = int(m[1]), int(m[3])
+    if not prefills + decodes:
+        return StepName(None)
+    tokens = decodes + int(m[2]) if m[2] else None if prefills else decodes
+    return StepName(_phase(prefills, decodes), prefills + decodes, tokens)
+
+
 # Most telling first; the first that matches any annotation in a trace names its steps.
 _NAMES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], StepName]], ...] = (
     (re.compile(r"moetrace\.step#(\d+) (prefill|decode|mixed) batch=(\d+) tokens=(\d+) kv=(\d+)"), _moetrace),
     (re.compile(r"execute_(?:\d+_)?context_(\d+)\(([^)]*)\)_generation_(\d+)\(([^)]*)\)"), _vllm),
     (re.compile(r"step\[(\w+) bs=(\d+)(?: toks=(\d+))?.*\]"), _sglang),
     (re.compile(r"(decode|prefill)\[bs=(\d+)(?: tok=(\d+))?.*\]"), _atom),
+    (
+        re.compile(
+            r"(?:\[Executor\] )?(?:_forward_step(?: \d+)?|executeStep): (\d+) ctx reqs, (?:(\d+) ctx tokens, )?(\d+) gen reqs"
+        ),
+        _trtllm,
+    ),
     (
         re.compile(r"execute_new_(\d+)_cached_(\d+)"),
         lambda m: StepName(_phase(int(m[1]), int(m[2])), int(m[1]) + int(m[2])),
@@ -251,6 +266,18 @@ def drop_strays(
         )
         return whole, [told]
     return step, notes
+
+
+def verifying(names: Sequence[StepName]) -> list[str]:
+    """A sentence where decode steps compute more tokens than they have sequences."""
+    decodes = [n for n in names if n.phase == "decode" and n.batch and n.tokens]
+    wide = [n for n in decodes if (n.tokens or 0) > (n.batch or 0)]
+    if not wide:
+        return []
+    return [
+        f"{len(wide)} of {len(decodes)} decode steps compute more tokens than they have sequences: speculative verification, "
+        "told from plain decoding by their tokens"
+    ]
 
 
 def unused_kv(names: Sequence[StepName], given_kv: int | None) -> list[str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moetrace.formats.events import DEVICE_RANGE, KERNEL, LAUNCH, RANGE, Events, EventsBuilder
 from moetrace.parse.rows import op_rows
-from moetrace.parse.steps import Places, StepName, complete, describe, drop_strays, step_ranges
+from moetrace.parse.steps import Places, StepName, complete, describe, drop_strays, step_ranges, verifying
 
 SPEECH = "execute_{}_context_{}(sq{}sk{}sqsq{}sqsk{})_generation_{}(sq{}sk{}sqsq{}sqsk{})"
 
@@ -37,6 +37,11 @@ SPEECH = "execute_{}_context_{}(sq{}sk{}sqsq{}sqsk{})_generation_{}(sq{}sk{}sqsq
         # ATOM
         ("decode[bs=64 tok=64 d=64]", StepName("decode", 64, 64)),
         ("prefill[bs=2 tok=1024 p=2]", StepName("prefill", 2, 1024)),
+        # TensorRT-LLM
+        ("[Executor] _forward_step 7: 0 ctx reqs, 64 gen reqs", StepName("decode", 64, 64)),
+        ("[Executor] _forward_step 7: 2 ctx reqs, 900 ctx tokens, 30 gen reqs", StepName("mixed", 32, 930)),
+        ("_forward_step: 2 ctx reqs, 0 gen reqs", StepName("prefill", 2)),
+        ("executeStep: 0 ctx reqs, 0 gen reqs", StepName(None)),
         # torch and moetrace
         ("ProfilerStep#12", StepName(None)),
         ("moetrace.step#4 decode batch=16 tokens=16 kv=2064", StepName("decode", 16, 16, 2064)),
@@ -247,3 +252,9 @@ def test_an_op_that_comes_late_in_every_step_is_no_stray() -> None:
     assert kept.tolist() == step.tolist() and len(notes) == 1 and "3 of 3 steps" in notes[0]
     once, told = drop_strays(step[:3], start[:3], end[:3], 2)
     assert once.tolist() == [0, -1, 1] and "stray" in told[0]
+
+
+def test_steps_that_verify_drafts_are_said() -> None:
+    plain, wide = StepName("decode", 8, 8), StepName("decode", 8, 32)
+    assert verifying([plain, StepName("prefill", 1, 900)]) == []
+    assert verifying([plain, wide, wide])[0].startswith("2 of 3 decode steps compute more tokens")
