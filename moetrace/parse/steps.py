@@ -1,7 +1,8 @@
 """Steps: which annotation an op belongs to, what the annotation says, which kernels are strays.
 
 Understood: moetrace's own ranges, vLLM's ``execute_...`` (plain and detailed), SGLang's ``step[...]``, ATOM's
-``decode[...]``, TensorRT-LLM's ``_forward_step`` and torch's ``ProfilerStep#n``. A trace without any of them becomes one step of unknown phase.
+``decode[...]``, TensorRT-LLM's ``_forward_step`` and torch's ``ProfilerStep#n``. A trace without any of them becomes one
+step of unknown phase.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ _NAMES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], StepName]], ...] 
     (re.compile(r"(decode|prefill)\[bs=(\d+)(?: tok=(\d+))?.*\]"), _atom),
     (
         re.compile(
-            r"(?:\[Executor\] )?(?:_forward_step(?: \d+)?|executeStep): (\d+) ctx reqs, (?:(\d+) ctx tokens, )?(\d+) gen reqs"
+            r"(?:\[Executor\] )?(?:_forward_step(?: \d+)?|executeStep): "
+            r"(\d+) ctx reqs, (?:(\d+) ctx tokens, )?(\d+) gen reqs"
         ),
         _trtllm,
     ),
