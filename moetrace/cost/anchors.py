@@ -9,9 +9,11 @@ follow from them), best one of the same routing; of several, that whose time by 
 
 What a measurement says of the law wears off with distance: of the ratio of that to law(op) the power 1 / (1 + d / d0) is
 kept, d = |ln(law(op) / law(anchor))|, d0 = 2 + r ln r, r the larger of measured / law(anchor) and its inverse. Never below
-the op's lower bound; an anchor's own op comes back as measured. 0.1 and 2 were chosen on public measurements of MoE modules on an H100, most of which the law
-had seen (eight engines and types, EP 1, TP up to 8; other token counts predicted from one: mean / median error, the median over
-the eight, 4.3 / 2.8 % from 1 token, 5.0 / 3.1 % from 16, 5.2 / 2.9 % from 64; by the law alone 5.2 / 3.3 %).
+the op's lower bound; an anchor's own op comes back as measured.
+
+0.1 and 2 were chosen on public measurements of MoE modules on an H100, most of which the law had seen (eight engines and
+types, EP 1, TP up to 8; other token counts predicted from one; mean / median error, the median over the eight): 4.3 / 2.8 %
+from 1 token, 5.0 / 3.1 % from 16, 5.2 / 2.9 % from 64; by the law alone 5.2 / 3.3 %.
 """
 
 from __future__ import annotations
