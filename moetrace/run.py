@@ -61,7 +61,7 @@ OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     (
         "layer_source",
         TEXT,
-        "where the layer came from: annotation, module, order, period (repetition alone) or none",
+        "where the layer came from: annotation, module, order, period (repetition alone) or none; null: not known",
     ),
     ("flops", pa.float64(), "floating-point operations at the stated routing; null: dims not known"),
     (
@@ -82,11 +82,13 @@ OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     (
         "error",
         pa.float64(),
-        "predicted runs: the 80 % interval is dur_ns divided and multiplied by 1 + error; else null",
+        "predicted runs: the 80 % interval is dur_ns divided and multiplied by 1 + error; null: not a predicted run",
     ),
-    ("provenance", TEXT, "predicted runs: what the duration rests on; else null"),
+    ("provenance", TEXT, "predicted runs: what the duration rests on; null: not a predicted run"),
 )
 OPS_SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in OPS_COLUMNS])
+# What a file may lack, as one of a moetrace from before the column: it reads as null, which says that it is not known.
+_OPTIONAL = frozenset(name for name, _, doc in OPS_COLUMNS if "null" in doc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,7 @@ class Run:
         try:
             if problem := self._schema_problem(columns):
                 raise RunError(f"{file} {problem}: parse the trace again with --force")
-            return pq.read_table(file, columns=list(columns) if columns else None)
+            return _filled(pq.read_table(file, columns=self._present(columns)), columns)
         except (pa.ArrowInvalid, OSError) as err:
             raise self._unreadable(err) from err
 
@@ -251,7 +253,7 @@ class Run:
         try:
             file = pq.ParquetFile(self._parquet())
             for i in range(file.num_row_groups):
-                table = file.read_row_group(i, columns=list(columns) if columns else None)
+                table = _filled(file.read_row_group(i, columns=self._present(columns)), columns)
                 yield Run(self.meta, table, self._routing, self.path)
         except (pa.ArrowInvalid, OSError) as err:
             raise self._unreadable(err) from err
@@ -284,14 +286,18 @@ class Run:
         except (pa.ArrowInvalid, OSError) as err:
             raise self._unreadable(err) from err
 
+    def _present(self, columns: Sequence[str] | None) -> list[str] | None:
+        """Those of the columns asked for that the file has; None for all that it has."""
+        return [name for name in columns if name in self._schema.names] if columns else None
+
     def _schema_problem(self, columns: Sequence[str] | None) -> str | None:
         """How the file's columns differ from those asked for (default: all of them), in words; None if they do not."""
         wanted = columns or OPS_SCHEMA.names
-        missing = [name for name in wanted if name not in self._schema.names]
+        missing = [name for name in wanted if name not in (*self._schema.names, *_OPTIONAL)]
         if missing:
             more = f" and {len(missing) - 3} more" if missing[3:] else ""
             return f"lacks the columns {', '.join(missing[:3])}{more}"
-        for name in set(wanted) & set(OPS_SCHEMA.names):
+        for name in set(wanted) & set(OPS_SCHEMA.names) & set(self._schema.names):
             have, want = self._schema.field(name).type, OPS_SCHEMA.field(name).type
             if have != want and not (pa.types.is_dictionary(want) and pa.types.is_string(have)):
                 return f"has {have} in column {name}, not {want}"
@@ -356,6 +362,16 @@ class Run:
     def __repr__(self) -> str:
         model = self.meta.model.name if self.meta.model else "unknown model"
         return f"<Run {self.meta.kind}: {self.num_rows} ops, {len(self.meta.steps)} steps, {model} on {self.meta.hardware or self.meta.device or 'unknown device'}>"
+
+
+def _filled(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """The table with nulls for the columns that its file lacks."""
+    for name in columns or OPS_SCHEMA.names:
+        if name not in table.column_names:
+            table = table.append_column(
+                OPS_SCHEMA.field(name), pa.nulls(table.num_rows, OPS_SCHEMA.field(name).type)
+            )
+    return table.select(list(columns)) if columns else table
 
 
 class TableParts:

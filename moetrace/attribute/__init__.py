@@ -34,8 +34,8 @@ ATTRIBUTION_VERSION = 1
 ATTRIBUTION_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("rank", pa.int32(), "as in ops.parquet"),
     ("step", pa.int32(), "as in ops.parquet; null: outside of every step"),
-    ("phase", TEXT, "as in ops.parquet"),
-    ("layer", pa.int32(), "as in ops.parquet"),
+    ("phase", TEXT, "as in ops.parquet; null: as there"),
+    ("layer", pa.int32(), "as in ops.parquet; null: as there"),
     ("family", TEXT, "as in ops.parquet"),
     ("kind", TEXT, "as in ops.parquet"),
     ("op", TEXT, "as in ops.parquet"),
@@ -84,9 +84,9 @@ ATTRIBUTION_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     (
         "flag",
         TEXT,
-        "cache-resident: shorter than its lower bound, which is that of its bytes, and these fit the last-level cache; suspect: shorter than it otherwise; else null",
+        "cache-resident: shorter than its lower bound, which is that of its bytes, and these fit the last-level cache; suspect: shorter than it otherwise; null: neither",
     ),
-    ("provenance", TEXT, "where the law's coefficients for this op come from"),
+    ("provenance", TEXT, "where the law's coefficients for this op come from; null: work not known"),
 )
 ATTRIBUTION_SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in ATTRIBUTION_COLUMNS])
 

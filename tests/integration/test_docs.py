@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from moetrace.cli import VERBS
-from moetrace.report.schema import schema_page
+from moetrace.report.queries import QUERIES
+from moetrace.report.schema import TABLES, schema_facts, schema_page
 from tests.conftest import REPO, Answer
 
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md"), *(REPO / "traces").rglob("*.md")])
@@ -27,34 +30,56 @@ def test_the_schema_page_is_what_the_code_generates() -> None:
     assert (REPO / "docs" / "schema.md").read_text() == schema_page(), "run 'make docs'"
 
 
-def _runs_pandas(code: str) -> bool:
-    return "import pandas" in code
-
-
-@pytest.mark.parametrize(
-    "number", range(len([b for b in _blocks(schema_page(), "python") if _runs_pandas(b)]))
-)
-def test_the_pandas_queries_of_the_schema_page_run(number: int, run_dir: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def attributed(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a RUN named `run` that has all its tables."""
     import moetrace
 
-    run = shutil.copytree(run_dir, tmp_path / "run")
-    moetrace.attribute(moetrace.load(run), moetrace.load_hardware("cpu")).save(run / "attribution.parquet")
-    code = [b for b in _blocks(schema_page(), "python") if _runs_pandas(b)][number]
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) > 2
+    folder = tmp_path_factory.mktemp("queries")
+    run = shutil.copytree(run_dir, folder / "run")
+    moetrace.attribute(moetrace.load(run), "cpu").save(run / "attribution.parquet")
+    return folder
 
 
-def test_columns_that_queries_name_exist() -> None:
-    from moetrace.attribute import ATTRIBUTION_COLUMNS
-    from moetrace.run import OPS_COLUMNS
+@pytest.mark.parametrize("table", TABLES)
+def test_the_queries_run_and_give_the_same_answer(
+    table: str, attributed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import duckdb
 
-    known = {name for name, _, _ in (*OPS_COLUMNS, *ATTRIBUTION_COLUMNS)}
-    for query in _blocks(schema_page(), "sql"):
-        words = set(re.findall(r"\b[a-z]+(?:_[a-z]+)*\b", query.split("FROM")[0])) - {"sum", "ms", "e"}
-        assert words and words <= known
-    for query in _blocks(schema_page(), "python"):
-        assert set(re.findall(r'pl\.col\("(\w+)"\)', query)) <= known
+    monkeypatch.chdir(attributed)
+    queries = QUERIES[table]
+    assert all(query in schema_page() for query in queries.values())
+    found: dict[str, list[tuple[object, float]]] = {"duckdb": duckdb.sql(queries["duckdb"]).fetchall()}
+    for name in ("pandas", "polars"):
+        names: dict[str, Any] = {}
+        exec(queries[name], names)
+        answer = names["answer"]
+        found[name] = list(answer.items()) if name == "pandas" else answer.rows()
+    assert len(capsys.readouterr().out.splitlines()) > 4
+    assert len(found["pandas"]) > 1
+    for rows in found.values():
+        assert dict(rows) == pytest.approx(dict(found["pandas"]))
+        assert [value for _, value in rows] == pytest.approx(sorted((v for _, v in rows), reverse=True))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_column_has_nulls_only_where_the_schema_says_what_they_mean(table: str, attributed: Path) -> None:
+    file = pq.read_table(attributed / "run" / f"{table}.parquet")
+    columns = {c["name"]: c for c in schema_facts(table)["tables"][table]["columns"]}
+    assert file.column_names == list(columns)
+    assert [n for n in file.column_names if file.column(n).null_count and not columns[n]["null"]] == []
+    assert {c["unit"] for c in columns.values() if c["name"].endswith("_ns")} <= {"ns"}
+
+
+def test_the_schema_verb_says_what_the_page_says(call: Callable[..., Answer]) -> None:
+    facts = json.loads(call("schema", "--json").out)
+    assert facts["schema"] == "moetrace.schema/1" and list(facts["tables"]) == list(TABLES)
+    text = call("schema").out
+    for table in facts["tables"].values():
+        assert all(column["name"] in text for column in table["columns"])
+    assert "import polars" in call("schema", "routing").out
+    assert call("schema", "rooting").status == 2
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))

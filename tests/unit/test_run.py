@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moetrace.attribute import attribute
 from moetrace.errors import RunError
 from moetrace.model import load_model
 from moetrace.run import OPS_SCHEMA, Meta, Run, Step, ops_table
@@ -126,3 +128,26 @@ def test_text_columns_may_be_plain_and_columns_may_be_added(tmp_path: Path) -> N
     run = Run.load(tmp_path / "run")
     assert run.codes("kernel")[1] == ["a", "b"]
     assert run.table(["later"]).num_columns == 1 and set(run.table().column_names) > set(OPS_SCHEMA.names)
+
+
+def test_files_of_older_and_newer_minor_versions_are_read(run_dir, tmp_path):
+    """An older one lacks a column added since, a newer one has columns, keys and fields that are not known here."""
+    whole = Run.load(run_dir)
+    facts = whole.table().schema.metadata
+    for name, change in (
+        ("older", lambda t: t.drop_columns(["provenance", "graph", "launch_ns"])),
+        ("newer", lambda t: t.append_column("power_w", pa.nulls(t.num_rows, pa.float64()))),
+    ):
+        folder = shutil.copytree(run_dir, tmp_path / name)
+        pq.write_table(change(whole.table()).replace_schema_metadata(facts), folder / "ops.parquet")
+    meta = json.loads((tmp_path / "newer" / "run.json").read_text())
+    meta["weather"] = {"outside": "rain"}
+    meta["steps"][0]["mood"] = "calm"
+    (tmp_path / "newer" / "run.json").write_text(json.dumps(meta))
+    older, newer = Run.load(tmp_path / "older"), Run.load(tmp_path / "newer")
+    assert older.column("graph").null_count == older.num_rows
+    assert older.table(["graph", "kind"]).column_names == ["graph", "kind"]
+    assert set(older.table().column_names) == set(whole.table().column_names)
+    expected = attribute(whole).summary["families"]
+    assert attribute(newer).summary["families"] == attribute(older).summary["families"] == expected
+    assert "power_w" in newer.save(tmp_path / "again").table().column_names
