@@ -179,6 +179,7 @@ def open_source(
     ran_ep: int | None,
     hardware: str | None = None,
     routing: Path | None = None,
+    comm_table: Path | None = None,
     output: Path | None = None,
 ) -> Run:
     """The run of a RUN directory, or of a trace that is parsed first; temporary files lie beside `output`.
@@ -201,6 +202,7 @@ def open_source(
             ran_ep=ran_ep,
             hardware=hardware,
             routing=chosen,
+            comm_table=comm_table,
             progress=tell,
             scratch=next((p for p in output.absolute().parents if p.is_dir()), None) if output else None,
         )

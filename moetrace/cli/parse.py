@@ -32,6 +32,12 @@ from moetrace.cli.options import (
     help="Which experts were chosen: routing.parquet, SGLang's .pt, or a CSV or JSON log (docs/recording.md).",
 )
 @click.option(
+    "--comm-table",
+    metavar="FILE",
+    type=PATH,
+    help="Names of communication kernels beside the built-in ones, as TOML (docs/formats.md).",
+)
+@click.option(
     "--jobs",
     metavar="N",
     type=click.IntRange(min=1),
@@ -50,6 +56,7 @@ def parse(
     ran_ep: int | None,
     hardware: str | None,
     routing: Path | None,
+    comm_table: Path | None,
     jobs: int | None,
     force: bool,
     as_json: bool,
@@ -71,7 +78,7 @@ def parse(
             raise click.UsageError("--routing is of one rank: parse that one by itself")
         options = {
             "model": model, "capture_trace": capture_trace, "kv_len": kv_len, "ran_tp": ran_tp, "ran_ep": ran_ep,
-            "hardware": hardware,
+            "hardware": hardware, "comm_table": comm_table,
         }  # fmt: skip
         _parse_ranks(ranks, output, options, jobs, force, as_json)
         return
@@ -86,6 +93,7 @@ def parse(
         ran_ep=ran_ep,
         hardware=hardware,
         routing=routing,
+        comm_table=comm_table,
         output=output,
     )
     if output is not None:

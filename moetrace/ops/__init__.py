@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -17,6 +18,7 @@ from moetrace.op import FloatArray, Op, OpColumns, OpGroup, Work, Works
 from moetrace.ops import attention, communication, elementwise, gemm, moe
 from moetrace.ops.base import Kind, Seen
 from moetrace.ops.moe import distinct_experts
+from moetrace.ops.names import Names, read_names
 
 FAMILIES: tuple[ModuleType, ...] = (communication, moe, attention, gemm, elementwise)
 # Element-wise kernel names are generic: the operator above them, if it says more, decides.
@@ -75,12 +77,14 @@ def _match(name: str, table: str) -> str | None:
     return next((kind for pattern, kind in _patterns()[table] if pattern.search(name)), None)
 
 
-def recognise(kernel: str, operator: str) -> str:
+def recognise(kernel: str, operator: str, own: Names | None = None) -> str:
     """The kind of an op execution from its kernel name and the operator that launched it; ``other`` if neither is known.
 
     A generic element-wise kernel takes the operator's kind when that says more; under a GEMM's operator it is what runs
-    beside the GEMM (a bias, a split-K sum), never the multiply itself.
+    beside the GEMM (a bias, a split-K sum), never the multiply itself. `own` are a user's names, which go before.
     """
+    if own is not None and (kind := own.kind(kernel[:_TELLING], operator[:_TELLING])) is not None:
+        return kind
     by_kernel = kernel_kind(kernel)
     if by_kernel in (None, _GENERIC) and operator:
         by_operator = operator_kind(operator)
@@ -89,6 +93,11 @@ def recognise(kernel: str, operator: str) -> str:
         if by_operator is not None:
             return by_operator
     return by_kernel or OTHER
+
+
+def communication_names(path: Path) -> Names:
+    """A user's table of communication kernels and operators. Raises MoetraceError if it is none."""
+    return read_names(path, frozenset(communication.COLLECTIVES))
 
 
 def build(kind: str, seen: Seen) -> Op:
@@ -152,6 +161,6 @@ def works(ops: Sequence[Op] | OpColumns) -> Works:
 
 
 __all__ = [
-    "FAMILIES", "FAMILY_NAMES", "KINDS", "OTHER", "Kind", "Seen", "build", "dims_read", "distinct_experts", "family",
+    "FAMILIES", "FAMILY_NAMES", "KINDS", "OTHER", "Kind", "Names", "Seen", "build", "communication_names", "dims_read", "distinct_experts", "family",
     "is_view", "kernel_kind", "operator_kind", "recognise", "work", "works",
 ]  # fmt: skip

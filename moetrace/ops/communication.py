@@ -1,17 +1,19 @@
 """Collectives and copies: NCCL, RCCL, custom and multimem all-reduce, all-to-all libraries, memcpy and memset.
 
 Dims: `bytes` is the buffer that one rank contributes, `ranks` the size of the group. The bytes that cross a link follow
-from the algorithm and are the link law's business, not the op's.
+from the algorithm and are the link law's business, not the op's. Names are data: communication.toml, beside this file.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 
 from moetrace.op import Amounts, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, numel
+from moetrace.ops.names import read_names
 
 
 def collective_work(op: OpGroup) -> Amounts:
@@ -51,34 +53,9 @@ KINDS = (
     Kind("memset", "copy", ("bytes",), set_work),
 )
 
-KERNELS = (
-    (r"^Memcpy", "memcpy"),
-    (r"^Memset", "memset"),
-    (
-        r"(?i)nccl\w*(Kernel|Dev)\w*_?AllReduce|ncclDevKernel_AllReduce|multimem_all_reduce|one_shot_all_reduce|two_shot_all_reduce|cross_device_reduce|custom_all_?reduce|allreduce_fusion|AllReduceKernel|quick_?reduce|quick_all_reduce|oneshotAllreduce|twoshotAllreduce|userbuffers.*allreduce|mnnvl.*allreduce",
-        "all_reduce",
-    ),
-    (r"(?i)nccl\w*AllGather|multimem_all_gather|all_gather_kernel", "all_gather"),
-    (r"(?i)nccl\w*ReduceScatter|reduce_scatter", "reduce_scatter"),
-    (r"(?i)nccl\w*Broadcast", "broadcast"),
-    (
-        r"(?i)(deep_ep|dpsk::ep|internode|intranode)\w*.*(::|_)(notify_|cached_notify_?)?dispatch(?!_layout)|moeA2ADispatch|AllToAllDispatch|a2a_dispatch|moeAllToAllDispatch|pplx.*dispatch",
-        "moe_dispatch",
-    ),
-    (
-        r"(?i)(deep_ep|dpsk::ep|internode|intranode)\w*.*(::|_)(cached_notify_?)?combine|(deep_ep|dpsk::ep|internode|intranode).*notify|moeA2ACombine|AllToAllCombine|a2a_combine|moeAllToAllCombine|pplx.*combine",
-        "moe_collect",
-    ),
-    (r"(?i)all_?to_?all|nvshmem\w*alltoall", "all_to_all"),
-    (r"(?i)nccl\w*SendRecv|ncclKernel_Send|ncclKernel_Recv", "send_recv"),
-    (r"(?i)^nccl|rccl", "all_reduce"),
-)
-OPERATORS = (
-    (r"(?i)(nccl|gloo|c10d)::?_?all_?reduce|multimem_all_reduce|vllm::all_reduce", "all_reduce"),
-    (r"(?i)(nccl|gloo|c10d)::?_?all_?gather", "all_gather"),
-    (r"(?i)(nccl|gloo|c10d)::?_?reduce_scatter", "reduce_scatter"),
-    (r"(?i)(nccl|gloo|c10d)::?_?all_?to_?all", "all_to_all"),
-)
+NAMES = read_names(Path(__file__).with_name("communication.toml"), frozenset(COLLECTIVES))
+KERNELS = ((r"^Memcpy", "memcpy"), (r"^Memset", "memset"), *NAMES.kernels)
+OPERATORS = NAMES.operators
 
 
 def dims(kind: str, seen: Seen) -> Op | None:

@@ -20,6 +20,7 @@ from moetrace.files import is_run
 from moetrace.hardware import load_hardware
 from moetrace.model import ModelSpec, load_model
 from moetrace.model.config import is_whole
+from moetrace.ops import communication_names
 from moetrace.parse import facts
 from moetrace.parse.stages import Asked, resolved
 from moetrace.parse.summary import summary
@@ -45,6 +46,7 @@ def open_run(
     ran_ep: int | None = None,
     hardware: str | None = None,
     routing: Routing | RoutingLog | None = None,
+    comm_table: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     scratch: Path | None = None,
 ) -> Run:
@@ -62,6 +64,7 @@ def open_run(
             "ran_ep": ran_ep,
             "hardware": hardware,
             "routing": routing,
+            "comm_table": comm_table,
         }
         if given := [name for name, value in options.items() if value is not None]:
             raise RunError(f"{root} is parsed already: {', '.join(given)} can be given only with a trace")
@@ -75,6 +78,7 @@ def open_run(
         ran_ep=ran_ep,
         hardware=hardware,
         routing=routing,
+        comm_table=comm_table,
         progress=progress,
         scratch=scratch,
     )
@@ -90,6 +94,7 @@ def parse(
     ran_ep: int | None = None,
     hardware: str | None = None,
     routing: Routing | RoutingLog | None = None,
+    comm_table: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     scratch: Path | None = None,
     place: tuple[int, int] | None = None,
@@ -100,7 +105,9 @@ def parse(
     taken, or the one catalogue entry that fits what is seen. `capture_trace` is the trace of the graph's capture,
     `kv_len` the KV tokens per sequence where annotations have none, `ran_tp` and `ran_ep` the sizes of tensor and expert
     parallelism where a rank's shapes do not show them, `hardware` the profile of the machine it ran on, `routing` which
-    experts were chosen, in place of what lies beside the trace, `place` the rank and the number of ranks where it says neither.
+    experts were chosen, in place of what lies beside the trace, `comm_table` a file of names
+    of communication kernels that go before the built-in ones (docs/formats.md), `place` the rank and the number of ranks where
+    it says neither.
     A long trace is sorted in temporary files without a name, in the folder `scratch` or the system's, and so is its table of
     ops until it is saved.
     Raises TraceError, ModelError or ProfileError with one line.
@@ -114,13 +121,14 @@ def parse(
     given = model if isinstance(model, ModelSpec) else load_model(model) if model else None
     if hardware is not None:
         load_hardware(hardware)
+    names = communication_names(Path(comm_table)) if comm_table is not None else None
     captured = formats.read_whole(formats.located(Path(capture_trace))) if capture_trace is not None else None
     events = formats.read(file, progress, formats.Spill(scratch))
     if place is not None:
         events = formats.placed(events, *place)
     own = isinstance(file, Path) and file.name in _IN_RECORDING
     name = file.parent.name if own and isinstance(file, Path) else file.name
-    asked = Asked(given, kv_len, facts.Split(ran_tp, ran_ep), hardware)
+    asked = Asked(given, kv_len, facts.Split(ran_tp, ran_ep), hardware, names)
     return resolved(
         events,
         file,

@@ -56,13 +56,14 @@ class Asked:
     kv_len: int | None
     split: facts.Split
     hardware: str | None
+    names: ops.Names | None = None  # of communication, which go before the built-in ones
 
 
 class _Kinds:
     """Kinds by name alone: one recognition per distinct kernel and operator."""
 
-    def __init__(self, events: Events) -> None:
-        self._events = events
+    def __init__(self, events: Events, own: ops.Names | None = None) -> None:
+        self._events, self._own = events, own
         self._codes: dict[str, int] = {}
         self._known: dict[tuple[int, int], int] = {}
         self.names: list[str] = []  # by code
@@ -76,7 +77,9 @@ class _Kinds:
             if pair not in self._known:
                 kernel, operator = pair
                 kind = ops.recognise(
-                    "" if rows.on_cpu else texts[kernel], texts[operator] if operator >= 0 else ""
+                    "" if rows.on_cpu else texts[kernel],
+                    texts[operator] if operator >= 0 else "",
+                    self._own,
                 )
                 self._known[pair] = self._codes.setdefault(kind, len(self._codes))
                 self.names[:] = self._codes
@@ -116,7 +119,7 @@ class _Stages:
         )
         self.gathered, self.batches = gathered, gathered.batches
         self.names = [complete(n, asked.kv_len if n.phase == "decode" else None) for n in gathered.steps]
-        self.kinds = _Kinds(events)
+        self.kinds = _Kinds(events, asked.names)
         self.seen = facts.Seen(events)
         self.labels = list(gathered.marks.labels)
         self.captures = (
