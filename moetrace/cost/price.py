@@ -16,7 +16,8 @@ class PriceContext:
     """What a law must know beside the op.
 
     `model_bytes` are all bytes that must lie on the machine (weights, and KV cache where it counts), `layers` the model's
-    depth, `placement` of experts on a wafer (``spread`` or ``own``): all for the wafer law alone. `engine` (``vllm``,
+    depth, `placement` of weights on a wafer (``spread``, ``own``, ``whole``), `token_flops` what one token takes in all
+    matrices (0: not known): all for the wafer law alone. `engine` (``vllm``,
     ``sglang``, ``trtllm``, ``any``) chooses among coefficients that were fitted apart; `cache` is ``cold`` in serving, where a
     layer's weights come from memory at every step, and ``warm`` for a micro-benchmark that repeats one op.
     """
@@ -26,6 +27,7 @@ class PriceContext:
     placement: str = "spread"
     engine: str = ANY_ENGINE
     cache: Cache = "cold"
+    token_flops: float = 0.0
 
 
 DEFAULT = PriceContext()
@@ -46,5 +48,6 @@ def price(works: Works, hw: Hardware, *, context: PriceContext = DEFAULT) -> Cos
             model_bytes=context.model_bytes,
             layers=context.layers,
             placement=context.placement,
+            token_flops=context.token_flops,
         )
     return gpu.cost(works, families, hw, engine=context.engine, cache=context.cache)

@@ -90,12 +90,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Wafer:
-    """What only a wafer has: cores, fabric bytes/s (sum over all links), bytes/s off the wafer, seconds per wafer crossing."""
+    """What only a wafer has: cores, fabric bytes/s (sum over all links), bytes/s off the wafer, seconds per wafer crossing.
+
+    `hop_s` is what a reduction takes for each core that it passes along one side of its rectangle.
+    """
 
     cores: float
     fabric_bytes_per_s: float
     off_wafer_bytes_per_s: float
     crossing_s: float
+    hop_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

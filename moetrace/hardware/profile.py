@@ -96,7 +96,10 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
     wafer = None
     if law == "wafer":
         crossing_s = reader.number(scalars, "assumed", "crossing_s", 0, 1)
-        wafer = Wafer(value["cores"], value["fabric_bytes_per_s"], value["off_wafer_bytes_per_s"], crossing_s)
+        hop_s = reader.number(scalars, "assumed", "hop_s", 0, 1) if "hop_s" in scalars else 0.0
+        wafer = Wafer(
+            value["cores"], value["fabric_bytes_per_s"], value["off_wafer_bytes_per_s"], crossing_s, hop_s
+        )
     return Hardware(
         name=reader.path.stem,
         title=reader.text(table, "", "title"),
@@ -156,7 +159,7 @@ def _coefficients(reader: Reader, table: Mapping[str, Any]) -> tuple[Mapping[str
     sources: dict[str, str] = {}
     if "transferred" in table:
         families, sources["transferred"] = _transferred(reader, table["transferred"])
-    scalars = {"crossing_s"}
+    scalars = {"crossing_s", "hop_s"}
     for kind in ("assumed", "fitted"):
         part = table.get(kind)
         if part is None:

@@ -74,6 +74,7 @@ def variant_of(
             value.get("fabric_bytes_per_s", wafer.fabric_bytes_per_s),
             value.get("off_wafer_bytes_per_s", wafer.off_wafer_bytes_per_s),
             wafer.crossing_s,
+            wafer.hop_s,
         )
     flops = {name: reader.number(peaks, "datasheet.peak_flops", name, 1e9, 1e19) for name in peaks}
     told = {

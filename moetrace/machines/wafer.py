@@ -1,21 +1,22 @@
-"""The timing law of a wafer-scale machine (Cerebras CS-3): a first version, with wide errors that it states.
+"""The timing law of a wafer-scale machine (Cerebras WSE), with the errors that published speeds leave it.
 
-Weights stay in SRAM. A model is cut at layer boundaries over ``ceil(model_bytes / SRAM)`` wafers and fills them evenly, so a
-layer has a region of ``max(1 / layers, its op's resident share)`` of the whole machine; the ops of a layer take turns on that
-region. One sweep over a layer's weights then takes ``model_bytes / (wafers x 21 PB/s)``, 2.1 us when the SRAM is full.
+Weights stay in SRAM. A model is cut at layer boundaries over ``ceil(model_bytes / SRAM)`` wafers and fills them evenly: its
+layers lie side by side, and so do the matrices of a layer, each read and computed by the cores that hold it, its share of all
+bytes. A token passes them one after the other, so at any moment one matrix works and the rest waits: a dense layer takes four
+sweeps (qkv, o, gate and up, down), whatever its bytes. Tokens of a batch or a prompt follow each other through the matrices:
+each one more takes what the whole machine needs for it, and no latency.
 
-    memory  = bytes / (SRAM bandwidth x wafers x share)        compute = FLOPs / (dense peak x wafers x share)
-    network = activations written / (one fabric link x side of the region in cores): the contention term C of
-              T = max(C, E/N) + L + ... in arXiv 2404.15888
-    fixed   = the latency of a reduction over the region, 1.2 us for matrix-vector products, attention, norms, top-k, permute
-              and combine (WaferLLM, arXiv 2502.04563: GEMV 16K x 16K 1.2 us on WSE-2, up to 90 % of it communication)
-    expected = fixed + max(memory, compute, network)
+    latency = t0 + hop x 2 sqrt(cores of the op)              a reduction over its cores: alpha (Nw + Nh) of WaferLLM,
+                                                              arXiv 2502.04563; L + (2 T_R + 1) D of arXiv 2404.15888
+    sweep   = max(memory, compute, network) of one token on the cores that hold the op
+    memory  = bytes / (SRAM bandwidth x wafers x share)       compute = FLOPs / (eta x dense peak x wafers x share)
+    network = activations written / (one fabric link x side of the op's cores): the contention C of 2404.15888
+    expected = latency + sweep + (tokens - 1) x FLOPs of a token / (eta x dense peak x wafers)
 
-Consistency check (the list of reductions was drawn up knowing it): published decode speeds imply 6-17 us per
-layer whatever its bytes (Llama-3.1-8B 1,800 tok/s/user: 17.4 us; Qwen3-32B 2,600: 6.0). The seven reductions of a
-dense layer give 8.4 us, the eleven of an MoE layer 13 us; the error is the larger side of that spread.
-Placement of experts, see `cost`. Not modelled: wafer I/O inside a step (`crossings_s`),
-speculative decoding, routing of tokens to experts over the fabric beyond one reduction latency, power.
+t0, hop and eta are fitted (benchmarks/fit_wafer_profile.py): t0 and hop on WaferLLM's decode speeds on WSE-2 by its number of
+cores, eta on the CS-3 speeds of the two models that were published before speculative decoding. Placements, see `cost`. Not
+modelled: which of its SRAM a wafer leaves empty, routing of tokens to experts over the fabric beyond one reduction, wafer I/O
+inside a step (`crossings_s`), power.
 """
 
 from __future__ import annotations
@@ -24,15 +25,21 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from moetrace.errors import ProfileError, unknown
 from moetrace.hardware import Hardware, Wafer
+from moetrace.machines.forms.base import Parts
 from moetrace.machines.forms.generic import EXPERT_GEMMS
-from moetrace.machines.gpu import families_of, finish, peaks
+from moetrace.machines.gpu import errors, families_of, finish, peaks, tokens_of
 from moetrace.op import Costs, FloatArray, Works
 
-PLACEMENTS = ("spread", "own")
+PLACEMENTS = ("spread", "own", "whole")
 _LINK_DIRECTIONS = 8  # a core's router has four neighbours, in and out: fabric bandwidth counts them all
+_MATRICES = frozenset(
+    {"dense_gemm", "shared_expert", "experts"}
+)  # families whose weights have cores of their own
+_REDUCTION_S = 5e-7  # a family whose fixed time is at least this reduces over its cores
 
 
 def cost(
@@ -43,15 +50,17 @@ def cost(
     model_bytes: float,
     layers: int,
     placement: str = "spread",
+    token_flops: float = 0.0,
 ) -> Costs:
     """Costs of ops on as many wafers as `model_bytes` (weights, and KV cache if it is to fit) needs.
 
-    `families` has one entry per type of op.
+    `families` has one entry per type of op; `token_flops` is what one token takes in all matrices: under "spread", cores
+    whose SRAM the model leaves free are shared out by it (0, not known: by bytes, as under the other placements).
 
-    `placement` "spread": every expert over all cores of the layer's region, so an MoE op's time follows the share of the
-    experts that is touched. "own": each expert on its own cores; touched experts run beside each other, so memory time is
-    one sweep of one expert's cores whatever n_a, and compute follows the rows of the busiest expert, taken as no more than
-    the mean over touched experts (optimistic under skew). Raises ProfileError for a model without bytes or layers.
+    `placement` "spread": every expert over all cores that hold its layer's experts, so an MoE op's sweep follows the share of
+    the experts that a token touches. "own": each expert on its own cores; touched experts run beside each other, so a token
+    takes one expert's sweep whatever n_a. "whole": every matrix of every layer over all cores of the machine, one op after
+    another and nothing beside (WaferLLM). Raises ProfileError for a model without bytes or layers.
     """
     if placement not in PLACEMENTS:
         raise ProfileError(unknown("placement", placement, PLACEMENTS))
@@ -64,23 +73,50 @@ def cost(
     words = [
         f"{hw.name} {f.provenance} {key}, {count} wafer{'s' * (count > 1)}, {placement}" for key, f in chosen
     ]
-    share = np.maximum(1.0 / layers, np.minimum(1.0, works["resident_bytes"] / model_bytes))
-    machine_bytes_per_s, machine_flops = hw.memory.bytes_per_s * count, peaks(works, hw, words) * count
-    alone = _own(works) if placement == "own" else np.ones(len(works))
+    by_type = works.ops.by_type
+    tokens = np.maximum(np.nan_to_num(tokens_of(works), nan=1.0), 1.0)
+    matrix = by_type([1.0 if family in _MATRICES else 0.0 for family in families]) > 0
+    full = model_bytes / (count * hw.memory.capacity_bytes)
+    by_work = works["flops"] / tokens / token_flops if token_flops > 0 and placement == "spread" else None
+    share = _shares(works["resident_bytes"] / model_bytes, matrix, layers, full, by_work)
+    share = np.ones(len(works)) if placement == "whole" else share
+    eta_bw, eta = by_type([f["eta_bw"] for _, f in chosen]), by_type([f["eta_flops"] for _, f in chosen])
+    peak = peaks(works, hw, words) * count
+    alone, one_alone = _own(works) if placement == "own" else (np.ones(len(works)),) * 2
     swept = works["bytes"] - works["weight_bytes"] + works["weight_bytes"] * alone
-    memory_s = swept / (machine_bytes_per_s * share)
-    compute_s = works["flops"] * alone / (machine_flops * share)
-    link = side.fabric_bytes_per_s / side.cores / _LINK_DIRECTIONS
-    network_s = works["act_write_bytes"] / (link * np.sqrt(side.cores * count * share))
+    first_s = works["flops"] / tokens * one_alone / (eta * peak * share)
+    later_s = works["flops"] * (1.0 - 1.0 / tokens) / (eta * peak * (share if placement == "whole" else 1.0))
+    memory_s = swept / (eta_bw * hw.memory.bytes_per_s * count * share)
+    link, cores = side.fabric_bytes_per_s / side.cores / _LINK_DIRECTIONS, side.cores * count * share
+    network_s = works["act_write_bytes"] / (link * np.sqrt(cores))
     types = works.ops.types
-    reductions = works.ops.by_type([max(1, EXPERT_GEMMS.get(op.kind, (1, 1))[1]) for op in types])
-    fixed_s = works.ops.by_type([f["t0_s"] for _, f in chosen]) * works["launches"] * reductions
-    error = works.ops.by_type([f.error for _, f in chosen])
+    reductions = by_type([max(1, EXPERT_GEMMS.get(op.kind, (1, 1))[1]) for op in types])
+    # An op that reduces nothing (its family's time is one core's) crosses no mesh.
+    crosses = by_type([1.0 if f["t0_s"] >= _REDUCTION_S else 0.0 for _, f in chosen])
+    latency_s = by_type([f["t0_s"] for _, f in chosen]) + crosses * side.hop_s * 2.0 * np.sqrt(
+        np.minimum(cores, side.cores)
+    )
+    fixed_s = latency_s * works["launches"] * reductions
     # Cores work on what has arrived while the rest is under way: the three overlap.
-    expected_s = fixed_s + np.maximum(np.maximum(memory_s, compute_s), network_s)
-    lower_s = np.maximum(works["bytes_min"] / machine_bytes_per_s, works["flops"] / machine_flops)
-    parts_s = (compute_s, memory_s, network_s, fixed_s)
+    expected_s = fixed_s + np.maximum(np.maximum(memory_s, first_s), network_s) + later_s
+    parts = Parts(first_s + later_s, memory_s, fixed_s, expected_s, network_s)
+    error = np.zeros(len(works))
+    for at, (_, family) in enumerate(chosen):
+        error = np.where(works.ops.code == at, errors(family, works, parts), error)
+    lower_s = np.maximum(works["bytes_min"] / (hw.memory.bytes_per_s * count), works["flops"] / peak)
+    parts_s = (parts.compute_s, memory_s, network_s, fixed_s)
     return finish(works.known, parts_s, expected_s, lower_s, error, words, works.ops.code)
+
+
+def _shares(
+    held: FloatArray, matrix: npt.NDArray[np.bool_], layers: int, full: float, by_work: FloatArray | None
+) -> FloatArray:
+    """Share of all cores that each op runs on, [ops]: a matrix those that hold it, another op (norm, router, KV) its layer's.
+
+    Cores are taken by bytes as far as these fill the SRAM (`full`), the rest by work where that is given.
+    """
+    own = held if by_work is None else full * held + (1.0 - full) * np.minimum(1.0, by_work)
+    return np.where(matrix & (held > 0), np.minimum(1.0, own), 1.0 / layers)
 
 
 def wafers(hw: Hardware, model_bytes: float) -> int:
@@ -104,9 +140,11 @@ def _wafer(hw: Hardware) -> Wafer:
     return hw.wafer
 
 
-def _own(works: Works) -> FloatArray:
-    """Resident over touched weights of MoE ops: a touched expert has only 1/experts of the region to run on."""
+def _own(works: Works) -> tuple[FloatArray, FloatArray]:
+    """Resident over touched weights of MoE ops, of all tokens and of one: an expert has only 1/experts of the region."""
     touched, experts = works["weight_bytes"], works["experts"]
     moe = (experts > 0) & (touched > 0)
     ratio = np.divide(works["resident_bytes"], touched, out=np.ones(len(works)), where=moe)
-    return np.maximum(1.0, ratio)
+    ratio = np.maximum(1.0, ratio)
+    one = works.dim("experts") / works.dim("topk")
+    return ratio, np.where(moe & np.isfinite(one), np.maximum(ratio, one), ratio)

@@ -90,9 +90,9 @@ def _of_machine(draft: Draft, priced: Priced) -> list[str]:
     said = []
     if draft.hw.device_class == "wafer":
         said.append(
-            "tokens/s is of one step at a time: a wafer works on one layer's region after another, and the regions of the "
-            "other layers wait. Several batches on their way through the layers at once are not modelled; they would raise "
-            "tokens/s, by no more than the number of layers, and leave the step's time"
+            "the tokens of a step follow each other through the wafer's layers: each one more takes what the whole machine "
+            "needs for it, and a machine with too few on the way idles. Whether a service drafts tokens is not in this "
+            "(docs/hardware.md)"
         )
     pattern = re.compile(rf"(\S+) \({OF_BF16} (\w+)\)")
     borrowed = sorted({found.groups() for text in set(priced.provenance) if (found := pattern.search(text))})

@@ -217,7 +217,12 @@ def _context(draft: Draft, need: memory.Need) -> PriceContext:
             f"{draft.hw.name}: how many bytes the model takes is not known; parse with --model"
         )
     depth = max(1, draft.layers, draft.model.layers if draft.model else 0)
-    return PriceContext(need.model_bytes, depth, str(draft.scenario.get("placement", "spread")))
+    return PriceContext(
+        need.model_bytes,
+        depth,
+        str(draft.scenario.get("placement", "spread")),
+        token_flops=2.0 * draft.model.active_params(embedding=False) if draft.model else 0.0,
+    )
 
 
 def launch_s(draft: Draft, source: Hardware | None) -> float:

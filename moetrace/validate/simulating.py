@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import lru_cache
 
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.model import ModelSpec, load_model, model_names
@@ -80,8 +79,7 @@ def simulated(
     said: str = "",
 ) -> Estimate:
     """A measure of (batch, input tokens, output tokens) with the knobs `sets`; `said` is added to the setting."""
-    metrics = _metrics(model, hw.name, hw.base, hw.gpus, load, sets)
-    value, low, high = metrics[metric]
+    value, low, high = _metrics(model, hw, load, sets)[metric]
     if value is None:
         raise RefusalError(f"{metric} is not defined for {load[2]} output tokens")
     named = model if isinstance(model, str) else model.name
@@ -90,20 +88,20 @@ def simulated(
     return Estimate(value, low, high, hw.name, f"{words}{edits}{'; ' if said else ''}{said}")
 
 
-@lru_cache(maxsize=4096)
+Metrics = dict[str, tuple[float | None, float | None, float | None]]
+_DONE: dict[tuple[str | ModelSpec, str, tuple[int, int, int], tuple[str, ...]], Metrics] = {}
+
+
 def _metrics(
-    model: str | ModelSpec,
-    name: str,
-    base: str | None,
-    gpus: int,
-    load: tuple[int, int, int],
-    sets: tuple[str, ...],
-) -> dict[str, tuple[float | None, float | None, float | None]]:
-    hw = load_hardware(base or name)
-    hw = hw if gpus == 1 else replace(hw, name=name, base=base, gpus=gpus)
-    spec = load_model(model) if isinstance(model, str) else model
-    summary = simulate(spec, Workload(*load), hw, Scenario.of(*sets)).summary
-    return {name: (m["value"], m["low"], m["high"]) for name, m in summary["metrics"].items()}
+    model: str | ModelSpec, hw: Hardware, load: tuple[int, int, int], sets: tuple[str, ...]
+) -> Metrics:
+    """The measures of a simulation, which is run once for each machine's name."""
+    key = (model, hw.name, load, sets)
+    if key not in _DONE:
+        spec = load_model(model) if isinstance(model, str) else model
+        summary = simulate(spec, Workload(*load), hw, Scenario.of(*sets)).summary
+        _DONE[key] = {name: (m["value"], m["low"], m["high"]) for name, m in summary["metrics"].items()}
+    return _DONE[key]
 
 
 def ratio(one: Estimate, other: Estimate, percent: bool = False) -> Estimate:

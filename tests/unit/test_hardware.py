@@ -152,7 +152,7 @@ def test_a_narrow_type_without_a_fit_is_the_16_bit_one_with_twice_its_error(
 
 
 def test_what_was_never_fitted_is_of_no_type() -> None:
-    for name, family in (("h100-sxm", "elementwise"), ("cs3", "experts")):
+    for name, family in (("h100-sxm", "elementwise"), ("cs3", "elementwise")):
         hw = load_hardware(name)
         assert hw.family(family, family, "int4") == (family, hw.families[family])
 

@@ -255,7 +255,7 @@ def test_each_step_crosses_between_wafers_with_its_own_tokens() -> None:
 
 
 def test_a_wafer_says_that_one_step_is_on_its_way_at_a_time(run: Run) -> None:
-    said = "tokens/s is of one step at a time"
+    said = "the tokens of a step follow each other"
     assert any(said in text for text in turned(run, WAFER).summary["assumptions"])
     assert not any(said in text for text in turned(run, A100).summary["assumptions"])
 

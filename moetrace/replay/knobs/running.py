@@ -103,9 +103,9 @@ def graph(draft: Draft, value: str) -> Draft:
 
 @knob(
     "placement",
-    "where a wafer keeps experts: over all cores, or each on its own",
-    "spread or own",
-    one_of("spread", "own"),
+    "where a wafer keeps experts: over the cores of their layer, or each on its own; whole: all weights over all cores",
+    "spread, own or whole",
+    one_of("spread", "own", "whole"),
 )
 def placement(draft: Draft, value: str) -> Draft:
     """Changes no op: the wafer's law reads it."""
