@@ -220,6 +220,15 @@ def test_limits_as_they_are_written() -> None:
             read_budget(text)
 
 
+def test_what_is_simulated_one_by_one_is_cut_small() -> None:
+    numbers = ",".join(map(str, range(1, 301)))
+    plan = plan_of(
+        Ask("olmoe-1b-7b", ("h100-sxm", "cs3"), (f"batch={numbers}", "input_len=8", "output_len=2,3"))
+    )
+    tasks = [(plan.cases[task.case].hw.name, task.stop - task.start) for task in plan.tasks()]
+    assert tasks == [("h100-sxm", 600), ("cs3", 256), ("cs3", 256), ("cs3", 88)]
+
+
 def test_a_plan_of_many_is_not_laid_out_in_memory() -> None:
     numbers = ",".join(map(str, range(1, 1001)))
     ask = Ask("olmoe-1b-7b", ("h100-sxm",), (f"batch={numbers}", f"input_len={numbers}", "output_len=1,2"))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moetrace.errors import ScenarioError
 from moetrace.model import load_model
-from moetrace.replay.grid.vector import VARIED, Case
+from moetrace.replay.grid.vector import VARIED, Case, is_vectorised
 from moetrace.replay.load import LOAD, read_load
 from moetrace.replay.scenario import Setting, read_sets, scenarios
 from moetrace.synthesize import synthesize
@@ -19,6 +19,7 @@ from moetrace.synthesize import synthesize
 IntArray = npt.NDArray[np.int64]
 CHUNK = 1 << 16  # scenarios worked out at once
 MOST = 10**9
+_FEW = 256
 _MOST_CASES = 100_000
 
 
@@ -60,10 +61,11 @@ class Plan:
         return len(self.cases) * self.per_case
 
     def tasks(self) -> Iterator[Task]:
-        """All scenarios, in tasks of at most CHUNK."""
-        for case in range(len(self.cases)):
-            for start in range(0, self.per_case, CHUNK):
-                yield Task(case, start, min(start + CHUNK, self.per_case))
+        """All scenarios, in tasks of at most CHUNK; of few where they are simulated one by one, so that little is lost."""
+        for at, case in enumerate(self.cases):
+            size = CHUNK if is_vectorised(case) else min(CHUNK, _FEW)
+            for start in range(0, self.per_case, size):
+                yield Task(at, start, min(start + size, self.per_case))
 
     def columns(self, task: Task) -> dict[str, IntArray]:
         """The varied knobs' values in a task's scenarios."""
