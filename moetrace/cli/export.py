@@ -24,6 +24,13 @@ from moetrace.cli.options import (
 )
 @output_option("FILE", "File to write; a name that ends in .gz is compressed.", required=True)
 @hardware_option("Machine whose bounds to put on the ops; the default is the one it ran on.")
+@click.option(
+    "--predict",
+    "predicted",
+    metavar="NAME|RUN",
+    multiple=True,
+    help="Put a prediction beside it: on a machine (see 'moetrace profiles'), or one that 'replay -o' wrote; repeats.",
+)
 @reading_options
 @force_option
 @quiet_option
@@ -32,6 +39,7 @@ def export(
     perfetto: bool,
     output: Path,
     hardware: str | None,
+    predicted: tuple[str, ...],
     model: str | None,
     capture_trace: Path | None,
     kv_len: int | None,
@@ -41,17 +49,23 @@ def export(
 ) -> None:
     """Write a run's timeline for a viewer such as Perfetto.
 
-    One track per rank and stream, with tracks for steps and layers above them.
+    One track per rank and stream, with tracks for steps, layers and counters (bandwidth, FLOP rate, distinct
+    experts) above them.
     """
-    from moetrace import attribute, load_hardware
-    from moetrace.files import check_output
+    from moetrace import attribute, load_hardware, replay
+    from moetrace.files import check_output, is_run
     from moetrace.report import terminal
     from moetrace.report.perfetto import write_timeline
+    from moetrace.run import Run
 
     check_output(output, force, ours=())
     run = open_source(
         source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
     )
     name = hardware or run.meta.hardware
-    events = write_timeline(run, output, attribute(run, load_hardware(name)) if name else None)
+    beside = [
+        Run.load(other) if is_run(Path(other)) else replay(run, load_hardware(other)).run
+        for other in predicted
+    ]
+    events = write_timeline(run, output, attribute(run, load_hardware(name)) if name else None, beside)
     terminal.show([f"written: {output} ({events:,} events; open it at https://ui.perfetto.dev)"])

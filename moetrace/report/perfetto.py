@@ -1,9 +1,10 @@
 """A run's timeline as Chrome trace JSON, the form that ui.perfetto.dev opens.
 
 One process per rank; in it a track of steps, a track of layers, and one track per stream with an event per
-op. Times are microseconds with ns kept as decimals, counted from the first event. The events are put together
-column by column, so a trace with millions of ops takes seconds. Not written: flows from launches to kernels,
-counters.
+op; above them counters (perfetto_counters). Times are microseconds with ns kept as decimals, counted from the first event of
+each run, so that runs side by side begin together; a run beside the first has processes of its own, numbered after those of
+the ranks before. The ops are put together column by column, so a trace with millions of them takes seconds. Not written: flows
+from launches to kernels.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 
 from moetrace.files import write_whole
 from moetrace.parse.nesting import outermost, sort_ranges
+from moetrace.report.perfetto_counters import counters
 from moetrace.run import Run, codes_of
 
 if TYPE_CHECKING:
@@ -32,10 +34,16 @@ _BATCH = 1 << 17
 Ints = npt.NDArray[np.int64]
 
 
-def write_timeline(run: Run, path: str | os.PathLike[str], attribution: Attribution | None = None) -> int:
+def write_timeline(
+    run: Run,
+    path: str | os.PathLike[str],
+    attribution: Attribution | None = None,
+    beside: Sequence[Run] = (),
+) -> int:
     """Writes the timeline, gzipped if the name ends in .gz, and returns the number of events.
 
-    With an attribution of this run each op also says what bounds it. The file is whole or absent: raises
+    With an attribution of this run each op also says what bounds it. Runs `beside` it, such as a prediction, are written into
+    the same timeline, from the same moment on. The file is whole or absent: raises
     OutputError if it cannot be written.
     """
     target, count = Path(path), 0
@@ -45,27 +53,31 @@ def write_timeline(run: Run, path: str | os.PathLike[str], attribution: Attribut
         with part.open("wb") as raw:
             if target.suffix == ".gz":
                 with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
-                    count = _write(run, attribution, packed)
+                    count = _write(run, attribution, beside, packed)
             else:
-                count = _write(run, attribution, raw)
+                count = _write(run, attribution, beside, raw)
 
     write_whole(target, write)
     return count
 
 
-def _write(run: Run, attribution: Attribution | None, out: IO[bytes] | gzip.GzipFile) -> int:
+def _write(
+    run: Run, attribution: Attribution | None, beside: Sequence[Run], out: IO[bytes] | gzip.GzipFile
+) -> int:
     other = {"moetrace": run.meta.kind, "source": run.meta.source, "hardware": run.meta.hardware}
     out.write(b'{"displayTimeUnit":"ns","otherData":' + orjson.dumps(other) + b',"traceEvents":[\n')
-    count = 0
-    for event in _events(run, attribution):
-        out.write((b",\n" if count else b"") + event)
-        count += 1
+    count, first_pid = 0, 0
+    for one, held in ((run, attribution), *((other, None) for other in beside)):
+        for event in _events(one, held, first_pid):
+            out.write((b",\n" if count else b"") + event)
+            count += 1
+        first_pid += int(one.numpy("rank", 0).max(initial=0)) + 1
     out.write(b"\n]}\n")
     return count
 
 
-def _events(run: Run, attribution: Attribution | None) -> Iterator[bytes]:
-    rank, stream = run.numpy("rank", 0).astype(np.int64), run.numpy("stream", 0).astype(np.int64)
+def _events(run: Run, attribution: Attribution | None, first_pid: int) -> Iterator[bytes]:
+    rank, stream = first_pid + run.numpy("rank", 0).astype(np.int64), run.numpy("stream", 0).astype(np.int64)
     start, dur = run.numpy("start_ns", 0).astype(np.int64), run.numpy("dur_ns", 0).astype(np.int64)
     origin = min(
         [int(start.min(initial=np.iinfo(np.int64).max)), *(s.start_ns for s in run.meta.steps)], default=0
@@ -74,7 +86,7 @@ def _events(run: Run, attribution: Attribution | None) -> Iterator[bytes]:
         np.column_stack([rank, stream, _lane(rank, stream, start, start + dur)]), axis=0, return_inverse=True
     )
     tid = FIRST_STREAM + track.reshape(-1)
-    yield from _names(run, tracks)
+    yield from _names(run, tracks, first_pid)
     for number in np.unique(rank).tolist():
         for step in run.meta.steps:
             args = {
@@ -92,14 +104,17 @@ def _events(run: Run, attribution: Attribution | None) -> Iterator[bytes]:
                 args,
             )
     yield from _layers(run, rank, start - origin, dur)
+    yield from counters(run, rank, start - origin, dur)
     yield from _ops(run, attribution, rank, tid, start - origin, dur)
 
 
-def _names(run: Run, tracks: npt.NDArray[np.int64]) -> Iterator[bytes]:
+def _names(run: Run, tracks: npt.NDArray[np.int64], first_pid: int) -> Iterator[bytes]:
     where = run.meta.hardware or run.meta.device or "unknown device"
     model = run.meta.model.name if run.meta.model else "unknown model"
     for rank in np.unique(tracks[:, 0]).tolist():
-        yield _label(rank, 0, "process_name", f"rank {rank}: {model} on {where} ({run.meta.kind})")
+        yield _label(
+            rank, 0, "process_name", f"rank {rank - first_pid}: {model} on {where} ({run.meta.kind})"
+        )
         yield _label(rank, STEP_TRACK, "thread_name", "steps")
         yield _label(rank, LAYER_TRACK, "thread_name", "layers")
     for place, (rank, stream, lane) in enumerate(tracks.tolist()):

@@ -11,12 +11,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import moetrace
 from moetrace.run import Run
 from tests.conftest import Answer
 
@@ -24,6 +26,7 @@ Track = tuple[int, int]
 PHASES = {
     "X": {"ph", "pid", "tid", "ts", "dur", "name", "args", "cat"},
     "M": {"ph", "pid", "tid", "name", "args"},
+    "C": {"ph", "pid", "tid", "ts", "name", "args"},
 }
 
 
@@ -44,6 +47,7 @@ class Timeline:
     processes: dict[int, str]
     threads: dict[Track, str]
     slices: dict[Track, list[Slice]]
+    counters: dict[tuple[int, str], list[tuple[int, float]]]  # process, name -> times in ns, values
 
     def of(self, thread: str) -> list[Slice]:
         return [s for track, name in self.threads.items() if name == thread for s in self.slices[track]]
@@ -69,12 +73,12 @@ def read(path: Path) -> Timeline:
     )
     assert document.keys() <= {"displayTimeUnit", "otherData", "traceEvents"}
     assert document["displayTimeUnit"] in ("ms", "ns")
-    found = Timeline({}, {}, {})
+    found = Timeline({}, {}, {}, {})
     for event in document["traceEvents"]:
         assert {"ph", "pid", "tid", "name", "args"} <= event.keys() <= PHASES[event["ph"]], event
         assert all(type(event[key]) is int and 0 <= event[key] < 2**32 for key in ("pid", "tid")), event
         assert type(event["name"]) is str and event["name"] and type(event["args"]) is dict, event
-        (_label if event["ph"] == "M" else _slice)(found, event)
+        {"M": _label, "X": _slice, "C": _count}[event["ph"]](found, event)
     return found
 
 
@@ -100,6 +104,14 @@ def _slice(found: Timeline, event: dict[str, Any]) -> None:
     assert event["pid"] in found.processes and track in found.threads, f"a track without a name: {event}"
     start, dur = _ns(event["ts"]), _ns(event["dur"])
     found.slices[track].append(Slice(start, dur, event["name"], event["args"]))
+
+
+def _count(found: Timeline, event: dict[str, Any]) -> None:
+    assert event["pid"] in found.processes and event["args"].keys() == {"value"}, event
+    values = found.counters.setdefault((event["pid"], event["name"]), [])
+    at, value = _ns(event["ts"]), float(event["args"]["value"])
+    assert value >= 0 and (not values or values[-1][0] <= at), event
+    values.append((at, value))
 
 
 def _ns(us: Decimal | int) -> int:
@@ -162,3 +174,33 @@ def test_the_exported_timeline_is_strict_and_whole(
     ]
     layers = np.unique(run.numpy("layer"))
     assert {s.args["layer"] for s in timeline.of("layers")} == set(layers[layers >= 0].tolist())
+
+
+def test_measured_and_predicted_stand_side_by_side_with_their_counters(
+    run_dir: Path, tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    done = call("export", run_dir, "--perfetto", "--predict", "h100-sxm", "-o", tmp_path / "t.json")
+    assert done.status == 0
+    timeline = read(tmp_path / "t.json")
+    assert [name.split("(")[1] for name in timeline.processes.values()] == ["measured)", "predicted)"]
+    assert min(s.start_ns for s in timeline.of("steps")) == 0
+    measured, predicted = Run.load(run_dir), moetrace.replay(Run.load(run_dir), "h100-sxm").run
+    for pid, run in enumerate((measured, predicted)):
+        assert sum(s.dur_ns for s in timeline.of("steps") if s in timeline.slices[pid, 1]) == sum(
+            s.end_ns - s.start_ns for s in run.meta.steps
+        )
+        moved = sum(np.nan_to_num(run.numpy(n, 0.0)).sum() for n in ("weight_bytes", "kv_bytes", "act_bytes"))
+        assert _integral(timeline.counters[pid, "memory GB/s"]) == pytest.approx(moved, rel=1e-3)
+        flops = np.nan_to_num(run.numpy("flops", 0.0)).sum()
+        assert _integral(timeline.counters[pid, "TFLOP/s"]) * 1e3 == pytest.approx(flops, rel=1e-3)
+        assert max(v for _, v in timeline.counters[pid, "distinct experts"]) <= 64
+    assert timeline.counters[0, "memory GB/s"][-1][1] == 0
+
+    assert call("replay", run_dir, "--hw", "h100-sxm", "-o", tmp_path / "predicted").status == 0
+    (saved,) = (tmp_path / "predicted").iterdir()
+    again = call("export", run_dir, "--perfetto", "--predict", saved, "-o", tmp_path / "again.json")
+    assert again.status == 0 and read(tmp_path / "again.json").counters == timeline.counters
+
+
+def _integral(values: list[tuple[int, float]]) -> float:
+    return sum(value * (until - at) for (at, value), (until, _) in pairwise(values) if value)
