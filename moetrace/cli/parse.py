@@ -43,6 +43,11 @@ from moetrace.cli.options import (
     type=click.IntRange(min=1),
     help="Ranks to parse at a time, where TRACE holds several; the default is the number of cores.",
 )
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Parse ranks on the Dask cluster of this scheduler, which is trusted code execution (docs/ranks.md).",
+)
 @force_option
 @json_option
 @quiet_option
@@ -58,6 +63,7 @@ def parse(
     routing: Path | None,
     comm_table: Path | None,
     jobs: int | None,
+    scheduler: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -80,8 +86,10 @@ def parse(
             "model": model, "capture_trace": capture_trace, "kv_len": kv_len, "ran_tp": ran_tp, "ran_ep": ran_ep,
             "hardware": hardware, "comm_table": comm_table,
         }  # fmt: skip
-        _parse_ranks(ranks, output, options, jobs, force, as_json)
+        _parse_ranks(ranks, output, options, (jobs, scheduler), force, as_json)
         return
+    if scheduler is not None:
+        raise click.UsageError(f"--scheduler is for the ranks of a run: {trace} is one trace")
     if output is not None:
         check_directory(output, force)
     run = open_source(
@@ -116,11 +124,11 @@ def _parse_ranks(
     files: dict[int, Path],
     output: Path | None,
     options: dict[str, Any],
-    jobs: int | None,
+    by: tuple[int | None, str | None],
     force: bool,
     as_json: bool,
 ) -> None:
-    """The ranks of one run, kept in `output` or only compared."""
+    """The ranks of one run, kept in `output` or only compared; `by` so many processes, or a scheduler's workers."""
     from tempfile import TemporaryDirectory
 
     from moetrace.parse.ranks import parse_ranks
@@ -132,7 +140,9 @@ def _parse_ranks(
         terminal.progress(f"reading {len(files)} ranks") as tell,
     ):
         folder = output or Path(scratch) / "ranks"
-        facts = parse_ranks(files, folder, options=options, jobs=jobs, force=force, progress=tell)
+        facts = parse_ranks(
+            files, folder, options=options, jobs=by[0], scheduler=by[1], force=force, progress=tell
+        )
     if as_json:
         terminal.show_json(facts)
         return

@@ -6,14 +6,11 @@ is written last, the summary. Memory: each process holds one rank's parse; compa
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from moetrace.errors import OutputError, TraceError
 from moetrace.files import check_directory, is_run, write_parquet, write_whole
 from moetrace.parse.ranks.compare import RANKS_COLUMNS, compare
 from moetrace.parse.ranks.find import Found, rank_files
+from moetrace.parse.ranks.work import Task, on_cluster, on_cores
 from moetrace.run import Run
 
 TABLE, SUMMARY = "ranks.parquet", "ranks.json"
@@ -37,18 +35,23 @@ def parse_ranks(
     *,
     options: Mapping[str, Any] | None = None,
     jobs: int | None = None,
+    scheduler: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Parses every rank's file into `output` and compares them; returns the summary, JSON-able.
 
     `files` are those of `rank_files`; `options` go to `parse`. `jobs` processes work at a time (default: as many as there are
-    cores). Raises TraceError if a file cannot be read or two hold the same rank, OutputError if something is in the way.
+    cores), or the workers of the Dask cluster of `scheduler`, which see the files and `output` under the same names.
+    Raises TraceError if a file cannot be read or two hold the same rank, OutputError if something is in the way.
     """
     _check(output, force)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".moetrace-ranks-", dir=output) as scratch:
-        made = _parsed(files, Path(scratch), dict(options or {}), jobs or os.cpu_count() or 1, progress)
+        task = Task(dict(files), Path(scratch).resolve(), dict(options or {}))
+        given = on_cluster(scheduler, task) if scheduler else on_cores(jobs or os.cpu_count() or 1, task)
+        with closing(given):
+            made = _parsed(files, task.scratch, given, progress)
         (output / SUMMARY).unlink(missing_ok=True)
         for old in output.glob(_FOLDER.format("*")):
             shutil.rmtree(old)
@@ -85,62 +88,27 @@ def _check(output: Path, force: bool) -> None:
 
 
 def _parsed(
-    files: Mapping[int, Path], scratch: Path, options: dict[str, Any], jobs: int, progress: Progress | None
+    files: Mapping[int, Path], scratch: Path, given: Iterator[tuple[int, int]], progress: Progress | None
 ) -> dict[int, Path]:
     """The folder of each rank's RUN, by the rank that the trace states."""
     made: dict[int, Path] = {}
     source: dict[int, Path] = {}
     sizes = {place: file.stat().st_size for place, file in files.items()}
     done = 0
-    with _pool(min(jobs, len(files))) as pool:
-        asked: dict[Future[int], int] = {
-            pool.submit(parse_one, file, scratch / str(place), (place, max(files) + 1), options): place
-            for place, file in files.items()
-        }
-        while asked:
-            finished, _ = wait(asked, return_when=FIRST_COMPLETED)
-            for future in finished:
-                place = asked.pop(future)
-                rank = _result(future, files[place])
-                if rank in made:
-                    raise TraceError(
-                        f"{source[rank]} and {files[place]} are both of rank {rank}: keep one file per rank in the folder"
-                    )
-                made[rank], source[rank] = scratch / str(place), files[place]
-                done += sizes[place]
-                if progress is not None:
-                    progress(done / max(1, sum(sizes.values())))
+    for place, rank in given:
+        if rank in made:
+            raise TraceError(
+                f"{source[rank]} and {files[place]} are both of rank {rank}: keep one file per rank in the folder"
+            )
+        made[rank], source[rank] = scratch / str(place), files[place]
+        if not is_run(made[rank]):
+            raise TraceError(
+                f"a worker wrote {made[rank]}, which is not seen here: give an output in a folder that all share"
+            )
+        done += sizes[place]
+        if progress is not None:
+            progress(done / max(1, sum(sizes.values())))
     return made
-
-
-@contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that start afresh (threads of this one are not copied); what waits is given up on an error."""
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _result(future: Future[int], file: Path) -> int:
-    try:
-        return future.result()
-    except BrokenProcessPool as err:
-        raise TraceError(
-            f"a process that parsed a rank ended (at {file} or beside it), most likely for want of memory: give --jobs 1"
-        ) from err
-
-
-def parse_one(file: Path, target: Path, place: tuple[int, int], options: Mapping[str, Any]) -> int:
-    """Parses one rank's file into a RUN at `target`; returns its rank, `place` (rank, world) where the trace has none."""
-    from moetrace.parse import parse
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    run = parse(file, place=place, scratch=target.parent, **options).save(target)
-    for part in run.parts(["rank"]):
-        return int(part.numpy("rank")[0]) if part.num_rows else place[0]
-    return place[0]
 
 
 def _tell(run: Run, rank: int, facts: Mapping[str, Any]) -> None:
