@@ -34,7 +34,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row of the ledger. `error` is predicted / measured - 1; `note`: what was assumed, or why nothing is predicted."""
+    """One row of the ledger. `error` is predicted / measured - 1; `note`: what was assumed, or why nothing is predicted.
+
+    `unit` is that of a metric which is not the figure's own; empty for a ratio.
+    """
 
     figure: Figure
     verdict: str
@@ -42,6 +45,7 @@ class Entry:
     measured: float | None = None
     estimate: Estimate | None = None
     note: str = ""
+    unit: str = ""
 
     @property
     def error(self) -> float | None:

@@ -43,7 +43,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "hardware": (e.hardware if e else "") or f.hw,
         "setting": e.setting if e else "",
         "metric": entry.metric,
-        "unit": RATIO if derived else f.unit,
+        "unit": entry.unit or (RATIO if derived else f.unit),
         "printed": "" if derived else f.value,
         "measured": entry.measured,
         "predicted": e.value if e else None,

@@ -1,0 +1,83 @@
+"""The page on the two studies: its commands run, and what it says of peaks and troughs is what comes out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moetrace.validate.figure import shipped
+from moetrace.validate.sources import fewer_active
+from tests.conftest import REPO, Answer
+
+PAGE = (REPO / "docs" / "studies.md").read_text()
+BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("moetrace ")
+]  # fmt: skip
+SMALL = {"--input-len": "64", "--output-len": "8"}
+
+
+def small(command: str) -> list[str]:
+    """The command with short lengths, and the first and last of its batches."""
+    words = shlex.split(command)[1:]
+    for at, word in enumerate(words[:-1]):
+        if word in SMALL:
+            words[at + 1] = SMALL[word]
+        if word == "--batch":
+            batches = words[at + 1].split(",")
+            words[at + 1] = ",".join(dict.fromkeys((batches[0], batches[-1])))
+    return words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_page_run(
+    command: str, call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = call(*small(command))
+    assert answer.status == 0, answer.err
+    assert ("tokens/s" in answer.out) or ("scenarios" in answer.out)
+
+
+@pytest.fixture(scope="module")
+def gains() -> dict[str, list[tuple[int, float, float]]]:
+    """(concurrency, measured and predicted ratio to the native n_a) for the ends of n_a, at every other concurrency."""
+    figures = [f for f in shipped() if f.kind == "FM8" and f.batch in {"2", "8", "64", "256", "768"}]
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for figure in figures:
+        if figure.n_a not in {"5", "2"}:
+            continue
+        for entry in fewer_active.entries(figure, figures):
+            if entry.metric == "throughput_over_native_n_a" and entry.estimate and entry.measured:
+                row = (int(figure.batch), entry.measured, entry.estimate.value)
+                found.setdefault(figure.n_a, []).append(row)
+    return found
+
+
+def test_the_gain_of_fewer_active_experts_rises_falls_and_recovers(
+    gains: dict[str, list[tuple[int, float, float]]],
+) -> None:
+    """2505.03531, Table 8: the peak is at 8 of these concurrencies, the trough between 64 and 256; 768 is above it again."""
+    for rows in gains.values():
+        predicted = {at: ratio for at, _, ratio in rows}
+        assert max(predicted, key=predicted.__getitem__) == 8
+        assert min(predicted, key=predicted.__getitem__) in (64, 256)
+        assert predicted[768] > predicted[64] > 1
+
+
+def test_the_gain_is_within_what_is_asked_of_it(gains: dict[str, list[tuple[int, float, float]]]) -> None:
+    rows = [row for found in gains.values() for row in found]
+    assert sum(abs(measured - ratio) for _, measured, ratio in rows) / len(rows) < 0.06
+
+
+def test_the_page_shows_the_extremes_that_the_ledger_finds() -> None:
+    figures = [f for f in shipped() if f.kind == "FM8" and f.n_a in {"6", "2"}]
+    last = next(f for f in figures if (f.n_a, f.batch) == ("2", "768"))
+    peak, trough = (e for e in fewer_active.entries(last, figures) if e.unit == "sequences")
+    assert peak.estimate and trough.estimate
+    row = f"| 2 | {peak.measured:g} | {peak.estimate.value:g} | {trough.measured:g} | {trough.estimate.value:g} |"
+    assert f"{row} {peak.verdict}, {trough.verdict} |" in PAGE
