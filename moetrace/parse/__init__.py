@@ -49,6 +49,7 @@ def open_run(
     comm_table: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     scratch: Path | None = None,
+    place: tuple[int, int] | None = None,
 ) -> Run:
     """The run at a path: a RUN directory is loaded, anything else is parsed (options as in `parse`).
 
@@ -65,6 +66,7 @@ def open_run(
             "hardware": hardware,
             "routing": routing,
             "comm_table": comm_table,
+            "place": place,
         }
         if given := [name for name, value in options.items() if value is not None]:
             raise RunError(f"{root} is parsed already: {', '.join(given)} can be given only with a trace")
@@ -81,6 +83,7 @@ def open_run(
         comm_table=comm_table,
         progress=progress,
         scratch=scratch,
+        place=place,
     )
 
 
