@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from moetrace.replay import simulate as simulate
     from moetrace.report.html import write_report as write_report
     from moetrace.report.perfetto import write_timeline as write_timeline
+    from moetrace.report.plot import plot_families as plot_families
+    from moetrace.report.plot import plot_steps as plot_steps
     from moetrace.routing import Routing as Routing
     from moetrace.run import Run as Run
     from moetrace.synthesize import Workload as Workload
@@ -67,6 +69,8 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "load_model": ("moetrace.model", "load_model"),
     "model_names": ("moetrace.model", "model_names"),
     "parse": ("moetrace.parse", "parse"),
+    "plot_families": ("moetrace.report.plot", "plot_families"),
+    "plot_steps": ("moetrace.report.plot", "plot_steps"),
     "profile_names": ("moetrace.hardware", "profile_names"),
     "record": ("moetrace.record", "record"),
     "replay": ("moetrace.replay", "replay"),
@@ -100,6 +104,8 @@ __all__ = [
     "load_model",
     "model_names",
     "parse",
+    "plot_families",
+    "plot_steps",
     "profile_names",
     "record",
     "replay",

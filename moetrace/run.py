@@ -22,11 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from moetrace import markup
 from moetrace.errors import ModelError, RunError
 from moetrace.files import replace_directory, write_parquet
 from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.routing import Routing
+from moetrace.units import seconds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -358,6 +360,15 @@ class Run:
 
         replace_directory(root, fill, force)
         return Run.load(root)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: who ran, and the steps of each phase."""
+        steps = self.meta.steps
+        rows = []
+        for phase in dict.fromkeys(s.phase for s in steps):
+            spans = [(s.end_ns - s.start_ns) / 1e9 for s in steps if s.phase == phase]
+            rows.append((phase or "unknown", f"{len(spans):,}", seconds(float(np.median(spans)))))
+        return markup.table(repr(self)[1:-1], ("phase", "steps", "median step"), rows)
 
     def __repr__(self) -> str:
         model = self.meta.model.name if self.meta.model else "unknown model"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moetrace import ops
+from moetrace import markup, ops
 from moetrace.attribute.summary import FLAGS, Summary
 from moetrace.cost import PriceContext, price
 from moetrace.errors import ProfileError
@@ -27,6 +27,7 @@ from moetrace.op import BOUNDS, PARTS, Costs, Op
 from moetrace.parse.nesting import exposed_by
 from moetrace.parse.summary import step_and_device
 from moetrace.run import TEXT, Run, TableParts, nullable, text_column
+from moetrace.units import percent, seconds
 
 ATTRIBUTION_VERSION = 1
 
@@ -101,6 +102,23 @@ class Attribution:
     hardware: str
     summary: Mapping[str, Any]
     rows: pa.Table | IO[bytes]  # the table, or a file of it without a name where the run is long
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the op families of all steps, and what bounds them."""
+        rows = [
+            (
+                row["family"],
+                seconds(row["busy_s"]),
+                percent(row["share"]),
+                percent(row["halving_saves_share"]),
+            )
+            for row in self.summary["families"]
+        ]
+        return markup.table(
+            f"Where the time of all steps goes, held against {self.hardware}",
+            ("family", "time", "share", "saves if halved"),
+            rows,
+        )
 
     @property
     def table(self) -> pa.Table:

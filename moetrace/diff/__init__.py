@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moetrace import markup
 from moetrace.diff.gates import METRICS, Gate, check_metrics
 from moetrace.diff.intervals import LEAST, difference
 from moetrace.diff.samples import BETWEEN, IDLE, Key, Samples, collect
 from moetrace.errors import RunError
 from moetrace.run import Run
+from moetrace.units import seconds
 
 SCHEMA = "moetrace.diff/1"
 FEW = 8  # steps below which the text warns
@@ -30,6 +32,21 @@ class Diff:
     """What two runs differ in: `facts`, JSON-able, of schema ``moetrace.diff/1``."""
 
     facts: Mapping[str, Any]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the op families, those first whose change is not noise."""
+        rows = [
+            (
+                row["family"],
+                seconds(row["before_s"]),
+                seconds(row["after_s"]),
+                "none" if not row["change_s"] else f"{row['change_s'] * 1e6:+,.1f} us",
+                "yes" if row["sure"] else "no",
+            )
+            for row in self.facts["families"]
+        ]
+        title = f"Time of a mean {self.facts['phase']} step by family"
+        return markup.table(title, ("family", "before", "after", "change", "beyond noise"), rows)
 
     @property
     def failed(self) -> bool:

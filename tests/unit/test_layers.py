@@ -21,7 +21,7 @@ ROWS = (
     {"run"},
     {"routing", "model", "hardware"},
     {"op"},
-    {"units", "files", "grouping"},
+    {"units", "files", "grouping", "markup"},
     {"errors"},
 )
 DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}
