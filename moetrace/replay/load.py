@@ -12,6 +12,7 @@ from moetrace.synthesize import Workload
 
 LOAD = ("batch", "input_len", "output_len")
 DRAFTING = ("draft", "draft_tokens", "acceptance")
+YIELDED = "tokens_per_step"
 
 
 def read_load(sets: Sequence[str]) -> tuple[Workload, list[str]]:
@@ -34,5 +35,5 @@ def workload_of(workload: Workload, scenario: Scenario) -> tuple[Workload, Scena
     serving = scenario.get("serving")
     if serving is not None:
         said["served"] = serving == "continuous"
-    rest = tuple(s for s in scenario.settings if s.name not in (*said, "serving", *DRAFTING))
+    rest = tuple(s for s in scenario.settings if s.name not in (*said, "serving", *DRAFTING, YIELDED))
     return replace(workload, **said), replace(scenario, settings=rest)

@@ -40,16 +40,22 @@ STEP_OVERHEAD_S = 0.5e-3
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A drafting model: tokens it drafts for each step, how likely each is accepted, and what it takes (s)."""
+    """A drafting model: tokens it drafts for each step, how likely each is accepted, and what it takes (s).
+
+    `said` is what a step yields where that is stated instead.
+    """
 
     tokens: int
     acceptance: float
     ttft_s: float
     step_s: float
+    said: float | None = None
 
     @property
     def yielded(self) -> float:
         """Tokens that one verified step yields on average: (1 - a^(g+1)) / (1 - a) (arXiv 2211.17192, eq. 1)."""
+        if self.said is not None:
+            return self.said
         a, g = self.acceptance, self.tokens
         return g + 1.0 if a >= 1 else (1 - a ** (g + 1)) / (1 - a)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,9 @@ def simulate(
     hw = machine_of(load_hardware(hw), scenario)
     load, turned = workload_of(workload, scenario)
     speculation = speculate.asked(scenario)
-    drafting = None
+    drafting: tuple[Draft, Mapping[str, float], str] | None = speculate.stated(scenario)
+    if drafting:
+        load = replace(load, verify=ceil(drafting[0].yielded))
     if speculation:
         load = replace(load, verify=speculation[1] + 1)
         drafting = speculate.drafting(*speculation, load, hw, scenario)

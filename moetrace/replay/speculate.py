@@ -9,7 +9,7 @@ from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.model import ModelSpec, load_model
 from moetrace.replay.engine import replay
-from moetrace.replay.load import DRAFTING
+from moetrace.replay.load import DRAFTING, YIELDED
 from moetrace.replay.measures import Draft, first_and_rest
 from moetrace.replay.scenario import Scenario
 from moetrace.synthesize import Workload, synthesize
@@ -30,6 +30,22 @@ def asked(scenario: Scenario) -> tuple[ModelSpec, int, float] | None:
             "depends on model and text)"
         )
     return load_model(str(said["draft"])), int(said["draft_tokens"]), float(said["acceptance"])
+
+
+def stated(scenario: Scenario) -> tuple[Draft, dict[str, float], str] | None:
+    """What `drafting` gives, of the tokens that a step is said to yield; None without. Raises ScenarioError beside a draft."""
+    value = scenario.get(YIELDED)
+    if value is None:
+        return None
+    if any(scenario.get(name) is not None for name in DRAFTING):
+        raise ScenarioError(
+            f"{YIELDED} says what a step yields, and so do {', '.join(DRAFTING)}: leave one out"
+        )
+    text = (
+        f"{YIELDED}={value:g}: an assumption, not a prediction. How tokens are drafted is not said, so what drafts them "
+        "takes no time and no memory here, and as many tokens are verified as are accepted"
+    )
+    return Draft(0, 0.0, 0.0, 0.0, float(value)), {}, text
 
 
 def drafting(

@@ -190,3 +190,16 @@ def test_published_accuracy_stands_beside_the_edit() -> None:
         load_model("deepseek-v3"), LOAD, load_hardware("h200-sxm-x8"), Scenario.of("tp=8", "n_a=8/6/6")
     )
     assert v3.summary["accuracy"][0]["percent"] == 73.1
+
+
+def test_tokens_that_a_step_is_said_to_yield_are_an_assumption() -> None:
+    def done(*sets: str) -> tuple[float, list[str]]:
+        found = simulate(load_model("qwen3-0.6b"), Workload(1, 64, 16), H100, Scenario.of(*sets)).summary
+        return found["metrics"]["tpot"]["value"], found["assumptions"]
+
+    (plain, _), (fast, said), (one, _) = done(), done("tokens_per_step=4"), done("tokens_per_step=1")
+    assert 0.95 * plain / 4 < fast < plain  # to verify four takes about as long as to decode one
+    assert one == pytest.approx(plain)
+    assert any("an assumption, not a prediction" in text for text in said)
+    with pytest.raises(ScenarioError, match="leave one out"):
+        done("tokens_per_step=4", "draft=qwen3-0.6b", "draft_tokens=4", "acceptance=0.7")

@@ -36,7 +36,16 @@ IntArray = npt.NDArray[np.int64]
 Column = npt.NDArray[Any]
 TIMES = ("expected", "low", "high")
 VARIED = ("batch", "input_len", "output_len", "n_a")  # knobs whose values may be Lanes
-_ONE_BY_ONE = {"draft", "draft_tokens", "acceptance", "pp", "overlap", "placement", "context"}
+_ONE_BY_ONE = {
+    "draft",
+    "draft_tokens",
+    "acceptance",
+    "tokens_per_step",
+    "pp",
+    "overlap",
+    "placement",
+    "context",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,18 @@ def acceptance(draft: Draft, value: float) -> Draft:
     return draft
 
 
+@knob(
+    "tokens_per_step",
+    "tokens that a step yields of each sequence where a service drafts them in a way that it does not say (simulate only)",
+    "a number from 1 to 64",
+    ranged(1.0, 64.0),
+    where="simulate",
+)
+def tokens_per_step(draft: Draft, value: float) -> Draft:
+    """Changes no op, as `draft`."""
+    return draft
+
+
 @knob("batch", "sequences decoded together", "a whole number", one_whole)
 def batch(draft: Draft, value: int) -> Draft:
     """Scales tokens, rows and KV of every step by new over recorded batch; ops of a fixed size keep it."""

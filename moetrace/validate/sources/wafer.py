@@ -77,10 +77,11 @@ def _public(figure: Figure, model: str, hw: Hardware) -> Entry:
     said = f"{LENGTHS[0]:,} tokens in, {LENGTHS[1]} out"
     if is_late(figure) and 1 / speed.value > SPECULATED_ABOVE_S:
         wide, n = 1 + _TOKENS_ERROR, TOKENS_PER_PASS
-        low, high = (speed.low or 0.0) * n / wide, (speed.high or 0.0) * n * wide
-        more = f"x {n:g} tokens per pass"
-        speed = Estimate(speed.value * n, low, high, speed.hardware, f"{speed.setting}; {more}")
-        return scored(figure, speed, f"{said}; taken to have drafted tokens: {more}")
+        fast = simulated(model, hw, (1, *LENGTHS), f"tokens_per_step={n:g}", metric="user_speed")
+        low, high = (fast.low or 0.0) / wide, (fast.high or 0.0) * wide
+        return scored(
+            figure, replace(fast, low=low, high=high), f"{said}; taken to have drafted: {n:g} tokens per pass"
+        )
     return scored(figure, speed, f"{said}; taken to have drafted none")
 
 
