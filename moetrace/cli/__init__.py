@@ -12,7 +12,7 @@ VERBS: dict[str, str] = {
     "show": "Take a quick look at a run: the answers, and where the time goes.",
     "report": "Write a report to open in a browser: one file, answers first.",
     "attribute": "Show where the time goes: bound, idle, and what halving each part saves.",
-    "diff": "Compare two runs: what changed, by op and layer, and whether it may be noise; gates for CI.",
+    "diff": "Compare two runs: what changed, by op and layer, and whether it may be noise.",
     "replay": "Predict a run on other hardware and with edited settings.",
     "simulate": "Predict TTFT, TPOT and throughput of a model on a machine, without a trace.",
     "cost": "Predict the time of every op in a table, given by its dims.",
@@ -21,6 +21,6 @@ VERBS: dict[str, str] = {
     "export": "Write a run's timeline for a viewer such as Perfetto.",
     "profiles": "List the machines that --hw knows.",
     "models": "List the models that --model knows.",
-    "schema": "List the columns of a RUN's Parquet files, with example queries.",
+    "schema": "List the columns of a RUN's Parquet files: type, unit, what null says, meaning.",
     "knobs": "List what --set can change.",
 }
