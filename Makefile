@@ -9,7 +9,7 @@ NVTX   := nvtx==0.2.11# the last whose ranges the nsys of Debian 12 and 13 recor
 PLAYWRIGHT := playwright>=1.49
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all format docs clean
+.PHONY: help demo test test-all format site docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,11 +31,14 @@ format: $(VENV)/dev.stamp  ## let ruff mend layout and imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+site: $(VENV)/dev.stamp  ## build the documentation as a site in site/, failing at any warning
+	PYTHONPATH="$(CURDIR)" $(BIN)/mkdocs build --strict -q -d site
+
 docs: $(VENV)/base.stamp  ## write docs/schema.md anew from the code
 	$(BIN)/python -m moetrace.report.schema > docs/schema.md.part && mv docs/schema.md.part docs/schema.md
 
 clean:  ## remove the environment and all that was made
-	rm -rf $(VENV) demo-out build dist .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site demo-out build dist .mypy_cache .ruff_cache .hypothesis
 
 # Debian's python3 has pip but may lack ensurepip: then an environment without pip is made and pip put into it.
 $(VENV)/made.stamp:
