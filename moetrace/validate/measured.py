@@ -62,7 +62,7 @@ def _group(part: pa.Table, path: Path, system: str, engine: str) -> pa.Table:
         predicted, low, high = (
             1e3 * priced.column(name).to_numpy().astype(float) for name in ("time_s", "low_s", "high_s")
         )
-        why = priced.column("problem").to_pandas().astype(object)
+        why = pd.Series(priced.column("problem").to_pylist(), dtype=object)
     else:
         predicted = low = high = np.full(len(measured), np.nan)
         why = pd.Series([f"there is no profile of {system!r}"] * len(measured))

@@ -188,22 +188,22 @@ def test_a_bad_table_of_figures_is_named(content: bytes, why: str, tmp_path: Pat
 def test_measured_ops_are_scored_by_row_and_flagged_ones_marked(tmp_path: Path) -> None:
     path = tmp_path / "gemm.parquet"
     table = {
-        "op_name": ["gemm"] * 3,
-        "gemm_dtype": ["bfloat16"] * 3,
-        "m": [16, 16, 16],
-        "n": [4096] * 3,
-        "k": [4096] * 3,
-        "latency": [0.012, 0.012, 0.012],
-        "system": ["h100_sxm", "h100_sxm", "tpu_v5"],
-        "quality_flag": [0, 1, 0],
+        "op_name": ["gemm"] * 4,
+        "gemm_dtype": ["bfloat16"] * 4,
+        "m": [16, 16, 16, -1],
+        "n": [4096] * 4,
+        "k": [4096] * 4,
+        "latency": [0.012] * 4,
+        "system": ["h100_sxm", "h100_sxm", "tpu_v5", "h100_sxm"],
+        "quality_flag": [0, 1, 0, 0],
     }
     pq.write_table(pa.table(table), path)
     ledger = measured_table(path)
     assert ledger.schema == LEDGER_SCHEMA
     rows = ledger.to_pylist()
-    assert [r["verdict"] for r in rows] == [PREDICTED, PREDICTED, NOT_SIMULATED]
+    assert [r["verdict"] for r in rows] == [PREDICTED, PREDICTED, NOT_SIMULATED, NOT_SIMULATED]
     assert rows[0]["error"] == pytest.approx(rows[0]["predicted"] / 0.012 - 1)
-    assert "no profile of 'tpu-v5'" in rows[2]["note"]
+    assert rows[2]["note"] and "no profile of 'tpu-v5'" in rows[3]["note"]
     assert summary(ledger)["all"]["marked"] == 1
     pq.write_table(pa.table({"op_name": ["gemm"]}), path)
     with pytest.raises(ScenarioError, match="expected a column latency"):
