@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,11 @@ from moetrace.errors import MoetraceError, RunError
 from moetrace.routing import Routing, RoutingLog, read_log
 
 _MAX_PT = 2 << 30
+# What torch's reader raises for bytes that are not as it expects, beside its own RuntimeError.
+_DAMAGED = (
+    *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, RuntimeError, EOFError, ValueError),
+    *(LookupError, ArithmeticError, AttributeError, TypeError, AssertionError, MemoryError),
+)
 
 
 def read_routing(path: Path) -> Routing | RoutingLog:
@@ -40,19 +46,12 @@ def _read_pt(path: Path) -> RoutingLog:
             f"{path}: .pt files need {missing.name}: pip install 'moetrace[record]'"
         ) from missing
     try:
-        if path.stat().st_size > _MAX_PT:
+        if _unpacked_bytes(path) > _MAX_PT:
             raise RunError(f"{path}: larger than {_MAX_PT >> 30} GiB")
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-    ) as error:
+    except _DAMAGED as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path}: not a .pt file of tensors ({why})") from None
     if not isinstance(found, Mapping):
@@ -72,6 +71,15 @@ def _read_pt(path: Path) -> RoutingLog:
     return log
 
 
+def _unpacked_bytes(path: Path) -> int:
+    """Bytes of the file, or of what is packed in it if that is more: a small archive can unpack to any size."""
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):
+        return size
+    with zipfile.ZipFile(path) as archive:
+        return max(size, sum(entry.file_size for entry in archive.infolist()))
+
+
 def _add_counts(log: RoutingLog, counts: np.ndarray[Any, Any]) -> None:
     """[passes, layers, experts]; passes of a ring buffer that never ran are zero."""
     used = np.flatnonzero(counts.any(axis=(1, 2)))
@@ -85,8 +93,16 @@ def _add_record(
 ) -> None:
     if not isinstance(record, Mapping) or not {"topk_ids_of_layer", "global_physical_count"} & set(record):
         raise RunError(f"{path}: record {number} has neither ids nor counts")
-    if "topk_ids_of_layer" in record:
-        for layer, ids in enumerate(_array(record["topk_ids_of_layer"], 3, path)):
+    by_token = "topk_ids_of_layer" in record
+    table = _array(
+        record["topk_ids_of_layer" if by_token else "global_physical_count"], 3 if by_token else 2, path
+    )
+    if logical is not None and len(logical) < len(table):
+        raise RunError(
+            f"{path}: record {number} has {len(table)} layers, the map of physical experts {len(logical)}"
+        )
+    if by_token:
+        for layer, ids in enumerate(table):
             chosen = ids[(ids >= 0).any(axis=1)]  # rows of -1 are padding
             chosen = chosen[:, (chosen >= 0).all(axis=0)] if len(chosen) else chosen
             if chosen.size:
@@ -94,7 +110,7 @@ def _add_record(
                     number, layer, chosen if logical is None else _logical(logical[layer], chosen, path)
                 )
         return
-    for layer, counts in enumerate(_array(record["global_physical_count"], 2, path)):
+    for layer, counts in enumerate(table):
         if counts.any():
             log.add_counts(
                 number, layer, counts if logical is None else _summed(logical[layer], counts, path)
@@ -109,7 +125,7 @@ def _logical(mapping: np.ndarray[Any, Any], ids: np.ndarray[Any, Any], path: Pat
 
 
 def _summed(mapping: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], path: Path) -> np.ndarray[Any, Any]:
-    if len(mapping) != len(counts) or mapping.min() < 0:
+    if len(mapping) != len(counts) or mapping.min() < 0 or mapping.max() >= len(mapping):
         raise RunError(f"{path}: its map of physical experts does not fit its counts")
     return np.bincount(mapping, counts, mapping.max() + 1).astype(np.int64)
 
@@ -117,7 +133,15 @@ def _summed(mapping: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], path: P
 def _array(tensor: object, dims: int, path: Path) -> np.ndarray[Any, Any]:
     import torch
 
-    if not isinstance(tensor, torch.Tensor) or tensor.dim() != dims or tensor.is_floating_point():
+    whole = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if (
+        not isinstance(tensor, torch.Tensor)
+        or tensor.dim() != dims
+        or tensor.dtype not in whole
+        or (tensor.layout, tensor.device.type) != (torch.strided, "cpu")
+    ):
         raise RunError(f"{path}: expected a whole-number tensor of {dims} dims")
+    if tensor.nbytes > tensor.untyped_storage().nbytes():  # strides of 0 claim any size
+        raise RunError(f"{path}: a tensor of {tuple(tensor.shape)} is larger than what is stored of it")
     found: np.ndarray[Any, Any] = tensor.to(torch.int64).numpy()
     return found

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moetrace.errors import RunError
+from moetrace.record import routing_files
 from moetrace.record.routing_files import read_routing
 from moetrace.routing import RoutingLog
 
@@ -109,3 +112,59 @@ def test_damaged_and_absent_files_are_one_line(tmp_path: Path) -> None:
             read_routing(tmp_path / "a.pt")
     with pytest.raises(RunError, match="cannot be read"):
         read_routing(tmp_path / "b.pt")
+
+
+def _map(rows: int, value: int) -> dict[str, Any]:
+    counts = [{"global_physical_count": torch.ones(2, 4, dtype=torch.int64)}]
+    return {"records": counts, "last_physical_to_logical_map": torch.full((rows, 4), value)}
+
+
+_LARGE = torch.ones(1, dtype=torch.int64).as_strided((10**5, 10**5, 10), (0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"logical_count": _LARGE}, "larger than what is stored"),
+        ({"logical_count": torch.ones(2, 3, 4, dtype=torch.int64).to_sparse()}, "whole-number tensor"),
+        ({"logical_count": torch.ones(2, 3, 4, dtype=torch.complex64)}, "whole-number tensor"),
+        ({"logical_count": torch.ones(2, 3, 4, dtype=torch.int64, device="meta")}, "whole-number tensor"),
+        (_map(1, 0), "2 layers, the map of physical experts 1"),
+        (_map(2, 2**40), "does not fit its counts"),
+    ],
+)
+def test_tensors_that_claim_more_than_they_hold_are_one_line(
+    tmp_path: Path, what: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RunError, match=said):
+        saved(tmp_path, what)
+
+
+def test_an_archive_that_unpacks_to_more_than_the_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing_files, "_MAX_PT", 1 << 16)
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(1 << 20))
+    assert path.stat().st_size < 1 << 16
+    with pytest.raises(RunError, match="larger than"):
+        read_routing(path)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_no_damage_of_a_pt_file_gives_another_error(tmp_path: Path, old_format: bool) -> None:
+    path, rng = tmp_path / "a.pt", random.Random(0)
+    counts = {"logical_count": torch.ones(2, 3, 4, dtype=torch.int64)}
+    torch.save(counts, path, _use_new_zipfile_serialization=not old_format)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(60):
+        damaged = bytearray(whole[: rng.randrange(1, len(whole))] if rng.random() < 0.3 else whole)
+        for _ in range(4):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_routing(path)
+        except RunError:
+            refused += 1
+    assert refused
