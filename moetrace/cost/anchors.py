@@ -85,7 +85,7 @@ def read_anchors(table: object, hw: Hardware, context: PriceContext) -> Anchors:
     `hardware` where they were measured elsewhere than on `hw`. Raises ScenarioError if it has none of these."""
     whole = pa.concat_tables(list(batches(table)))
     seconds = _seconds(whole)
-    read = read_ops(whole)
+    read = read_ops(whole, context.engine)
     machine = _machines(whole, hw)
     good = (read.problem == 0) & np.isfinite(seconds) & (seconds > 0)
     if not good.all():

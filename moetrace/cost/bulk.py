@@ -111,7 +111,7 @@ def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float
         raise ScenarioError(
             f"the table has a column {taken[0]} already: rename it, cost writes one of that name"
         )
-    read = read_ops(batch)
+    read = read_ops(batch, how.context.engine)
     starts = range(0, len(read.ops), _CHUNK)
     costs = _joined([_costs(read.ops.take(slice(at, at + _CHUNK)), how) for at in starts])
     words, word = _provenance(costs, read)

@@ -18,8 +18,9 @@ from moetrace import ops
 from moetrace.cost.names import COLUMNS, DTYPES, KINDS
 from moetrace.errors import MoetraceError, ScenarioError
 from moetrace.grouping import distinct_rows
+from moetrace.hardware import ANY_ENGINE
 from moetrace.op import FloatArray, Op, OpColumns, dtypes
-from moetrace.routing import rank_load
+from moetrace.routing import Ties, rank_load
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -44,6 +45,10 @@ class OpTable:
     routing_s: float
 
 
+# Whom the rest of a power law reaches first in the measurements behind an engine's coefficients: TensorRT-LLM 1.3's.
+_TIES: Mapping[str, Ties] = {"trtllm": "first"}
+
+
 def columns_of(names: Sequence[str]) -> dict[str, str]:
     """Our name -> the table's, of the columns that may say what the ops are. Raises ScenarioError if two mean the same."""
     found: dict[str, str] = {}
@@ -61,8 +66,11 @@ def columns_of(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def read_ops(table: pa.Table) -> OpTable:
-    """The ops of a table, row by row. Raises ScenarioError if its columns do not say what they are."""
+def read_ops(table: pa.Table, engine: str = ANY_ENGINE) -> OpTable:
+    """The ops of a table, row by row; a power law as the tables behind the engine's coefficients deal it.
+
+    Raises ScenarioError if its columns do not say what they are.
+    """
     rows = _Rows(table.num_rows)
     source = columns_of(table.column_names)
     column = {own: table.column(name) for own, name in source.items()}
@@ -71,7 +79,7 @@ def read_ops(table: pa.Table) -> OpTable:
     if moe.any():
         found = _shared_out(rows, found, moe, column)
     begin = time.perf_counter()
-    found, words, code = _routed(rows, found, moe, column.get("routing"))
+    found, words, code = _routed(rows, found, moe, column.get("routing"), _TIES.get(engine, "spread"))
     routing_s = time.perf_counter() - begin
     _check(rows, found)
     if (rows.problem > 0).any():  # no formula is to see a bad row
@@ -192,7 +200,7 @@ def _shared_out(
 
 
 def _routed(
-    rows: _Rows, found: OpColumns, moe: BoolArray, column: pa.ChunkedArray | None
+    rows: _Rows, found: OpColumns, moe: BoolArray, column: pa.ChunkedArray | None, ties: Ties
 ) -> tuple[OpColumns, tuple[str, ...], IntArray]:
     """The ops with the distinct experts and rows of their routing; what that is, and its code by row."""
     said = ~np.isnan(found.column("distinct")) | ~np.isnan(found.column("distinct_est"))
@@ -228,7 +236,7 @@ def _routed(
     words += [name if name not in words else "" for name in names]
     code = np.where(named, place[asked + 1], code)
     if named.any():
-        loads = _loads(rows, found, named, asked, names, local)
+        loads = _loads(rows, found, named, asked, names, local, ties)
         if loads is not None:
             sure = named & np.isin(asked, [i for i, name in enumerate(names) if name == "balanced"])
             dims["distinct"] = np.where(sure, loads[0], dims.get("distinct", found.column("distinct")))
@@ -238,7 +246,13 @@ def _routed(
 
 
 def _loads(
-    rows: _Rows, found: OpColumns, named: BoolArray, asked: IntArray, names: Sequence[str], local: FloatArray
+    rows: _Rows,
+    found: OpColumns,
+    named: BoolArray,
+    asked: IntArray,
+    names: Sequence[str],
+    local: FloatArray,
+    ties: Ties,
 ) -> tuple[FloatArray, FloatArray] | None:
     """(distinct experts, token rows) on the busiest rank, [rows], nan where no routing is named; each asked for once."""
     at = np.flatnonzero(named)
@@ -267,7 +281,7 @@ def _loads(
     for name in np.unique(asked[at][first]).tolist():
         mine = asked[at][first] == name
         try:
-            load = rank_load([names[name]] * int(mine.sum()), *(column[mine] for column in one))
+            load = rank_load([names[name]] * int(mine.sum()), *(column[mine] for column in one), ties=ties)
         except ScenarioError as error:
             rows.mark(named & (asked == name), str(error))
             continue

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from moetrace import cost, ops
 from moetrace.cost import PriceContext, bulk, price
+from moetrace.cost.table import read_ops
 from moetrace.errors import ProfileError, ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.op import Op, OpColumns
@@ -245,3 +246,15 @@ def test_the_dims_of_a_kind_are_those_its_formula_reads(kind: str) -> None:
     assert set(ops.KINDS[kind].needs) <= read
     columns = OpColumns.of([Op.of(kind, **dict.fromkeys(sorted(read), 1))])
     assert ops.works(columns).known.all() and np.isfinite(ops.works(columns)["bytes"]).all()
+
+
+def test_a_power_law_is_dealt_as_the_engines_own_tables_deal_it() -> None:
+    row = {**EXPERT, "kind": "moe_module", "tokens": 1, "moe_ep": 8, "routing": "power_law:1.2"}
+    one = pa.Table.from_pylist([row])
+    first = rank_load(["power_law:1.2"], 128, 8, 1, 8, ties="first").distinct[0]
+    spread = rank_load(["power_law:1.2"], 128, 8, 1, 8, ties="spread").distinct[0]
+    assert first > spread
+    touched = {
+        engine: read_ops(one, engine).ops.column("distinct_est")[0] for engine in ("trtllm", "vllm", "any")
+    }
+    assert touched == {"trtllm": first, "vllm": spread, "any": spread}
