@@ -299,17 +299,24 @@ class Recorder:
             inside = {key: value for key, value in told.items() if key not in ("ended", "routing")}
             self._profiler.add_metadata_json("moetrace", orjson.dumps(inside, default=str).decode())
         self._stop()
+        self._take_off()
+
+    def _take_off(self) -> None:
         for hooks in (self._hooks, self._tap):
             if hooks is not None:
                 hooks.remove()
 
     def _undo(self) -> None:
+        """Leave the model and torch as they were, also where the profiler fails to stop."""
         self._open, self._active = None, False
-        self._close_window()
-        if self._watch is not None:
-            self._watch.remove()
-        self._profiler = None
-        shutil.rmtree(self._staging, ignore_errors=True)
+        try:
+            self._stop()
+        finally:
+            self._take_off()
+            if self._watch is not None:
+                self._watch.remove()
+            self._profiler = None
+            shutil.rmtree(self._staging, ignore_errors=True)
 
     def _why_nothing(self) -> str:
         if self._model is None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from moetrace.errors import MoetraceError
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise MoetraceError(f"record({name}={value!r}): expected a whole number from {least}")
+        try:
+            orjson.dumps(dict(self.metadata), default=str)
+        except (TypeError, ValueError) as error:
+            raise MoetraceError(f"record(metadata=...) cannot be written as JSON: {error}") from None
         if self.graph_tokens is not None and self.model is None:
             raise MoetraceError(
                 "record(graph_tokens=...) needs model= too, whose routers get buffers before the capture"

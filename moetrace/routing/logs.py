@@ -33,6 +33,7 @@ _EXPERT, _COUNT = ("expert", "expert_id"), ("count", "tokens", "hits", "n")
 _WRAPPED = ("passes", "records", "steps", "layers", "logical_count")
 _DUMMY = 32  # so many tokens with the same experts are no text
 _Key = tuple[int, int]
+_MOST_CHOICES = 1 << 27  # of one step and layer: each becomes an id in memory
 
 
 @dataclass(slots=True)
@@ -101,6 +102,8 @@ class RoutingLog:
         """Ids with these counts. They stand for counts only: who had what together is not known."""
         if topk is None:
             raise RunError(f"{self.where}: counts by expert need the model's top-k (give the model)")
+        if counts.astype(float).sum() > _MOST_CHOICES:
+            raise RunError(f"{self.where}: more than {_MOST_CHOICES} choices in step {step}, layer {layer}")
         tokens, rest = divmod(int(counts.sum()), topk)
         if rest or not tokens or counts.max() > tokens:
             raise RunError(

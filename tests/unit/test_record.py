@@ -674,3 +674,9 @@ def test_hooks_are_there_only_while_the_window_records(olmoe: Any, tmp_path: Pat
     facts = facts_of(tmp_path / "out")
     assert [len(facts[key]) for key in ("steps", "unprofiled")] == [1, 2]
     assert hooks_on(olmoe) == 0
+
+
+def test_metadata_that_is_no_json_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(MoetraceError, match="cannot be written as JSON"):
+        moetrace.record(tmp_path / "out", metadata={1: 2})
+    assert list(tmp_path.iterdir()) == []

@@ -168,3 +168,12 @@ def test_no_damage_of_a_pt_file_gives_another_error(tmp_path: Path, old_format: 
         except RunError:
             refused += 1
     assert refused
+
+
+def test_counts_too_large_to_deal_out_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    path.write_text('{"0": {"0": 100000000000, "1": 100000000000}}')
+    log = read_routing(path)
+    assert isinstance(log, RoutingLog)
+    with pytest.raises(RunError, match=r"more than \d+ choices"):
+        log.routing(8, 2)
