@@ -105,7 +105,7 @@ def printed_range(text: str) -> tuple[float, float]:
     Raises RefusalError where it is neither.
     """
     words = {"increase": (1e-9, math.inf), "lower": (-math.inf, 0.0), "may decrease": (-math.inf, 0.0)}
-    words |= {"monotone decrease": (-math.inf, 0.0), "flat": (-5.0, 5.0)}
+    words |= {"sharp rise": (2.1, math.inf), "monotone decrease": (-math.inf, 0.0), "flat": (-5.0, 5.0)}
     if text in words:
         return words[text]
     if found := re.fullmatch(rf"({_NUMBER})\.\.({_NUMBER})", text):

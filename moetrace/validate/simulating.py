@@ -79,7 +79,7 @@ def simulated(
     said: str = "",
 ) -> Estimate:
     """A measure of (batch, input tokens, output tokens) with the knobs `sets`; `said` is added to the setting."""
-    value, low, high = _metrics(model, hw, load, sets)[metric]
+    value, low, high = _summary(model, hw, load, sets)[0][metric]
     if value is None:
         raise RefusalError(f"{metric} is not defined for {load[2]} output tokens")
     named = model if isinstance(model, str) else model.name
@@ -89,18 +89,24 @@ def simulated(
 
 
 Metrics = dict[str, tuple[float | None, float | None, float | None]]
-_DONE: dict[tuple[str | ModelSpec, str, tuple[int, int, int], tuple[str, ...]], Metrics] = {}
+_DONE: dict[tuple[str | ModelSpec, str, tuple[int, int, int], tuple[str, ...]], tuple[Metrics, bool]] = {}
 
 
-def _metrics(
+def fits(model: str | ModelSpec, hw: Hardware, load: tuple[int, int, int], *sets: str) -> bool:
+    """Whether weights and KV cache fit the machine; what does not is an empty cell of the sources' tables."""
+    return _summary(model, hw, load, sets)[1]
+
+
+def _summary(
     model: str | ModelSpec, hw: Hardware, load: tuple[int, int, int], sets: tuple[str, ...]
-) -> Metrics:
-    """The measures of a simulation, which is run once for each machine's name."""
+) -> tuple[Metrics, bool]:
+    """The measures of a simulation and whether it fits; each is run once for each machine's name."""
     key = (model, hw.name, load, sets)
     if key not in _DONE:
         spec = load_model(model) if isinstance(model, str) else model
         summary = simulate(spec, Workload(*load), hw, Scenario.of(*sets)).summary
-        _DONE[key] = {name: (m["value"], m["low"], m["high"]) for name, m in summary["metrics"].items()}
+        metrics = {name: (m["value"], m["low"], m["high"]) for name, m in summary["metrics"].items()}
+        _DONE[key] = metrics, bool(summary["memory"]["fits"])
     return _DONE[key]
 
 

@@ -28,7 +28,7 @@ from moetrace.validate.figure import COLUMNS, Figure, read, shipped
 from moetrace.validate.ledger import LEDGER_SCHEMA, table_of
 from moetrace.validate.measured import measured_table
 from moetrace.validate.simulating import MACHINES, machine_of, model_of
-from moetrace.validate.sources import SOURCES
+from moetrace.validate.sources import SOURCES, moe_bench
 
 
 def figure(**given: str) -> Figure:
@@ -79,8 +79,8 @@ def test_what_a_printed_text_allows(text: str, low: float, high: float) -> None:
 
 
 def test_words_that_say_no_range_are_refused() -> None:
-    with pytest.raises(RefusalError, match="sharp rise"):
-        printed_range("sharp rise")
+    with pytest.raises(RefusalError, match="sudden rise"):
+        printed_range("sudden rise")
 
 
 @pytest.mark.parametrize(
@@ -208,3 +208,21 @@ def test_measured_ops_are_scored_by_row_and_flagged_ones_marked(tmp_path: Path) 
     pq.write_table(pa.table({"op_name": ["gemm"]}), path)
     with pytest.raises(ScenarioError, match="expected a column latency"):
         measured_table(path)
+
+
+def test_cells_that_do_not_fit_are_left_out() -> None:
+    """MIB-0017: 32 Mixtral experts of full width are 360 GB in 16 bits, four H100s have 320."""
+    bench = figure(id="MIB-17", model="Mixtral-8x7B variant", hw="H100-SXM5-80GB", n_gpus="4")
+    narrow, wide = (1792, 32, 1), (14336, 32, 1)
+    assert [len(cell) for cell in moe_bench._cells(bench, [(wide,), (narrow,), (narrow, wide)])] == [1]
+    with pytest.raises(RefusalError, match="none of its variants fits"):
+        moe_bench._cells(bench, [(wide,)])
+
+
+def test_drafts_are_held_only_against_what_acceptance_does_not_decide() -> None:
+    more = figure(id="MIB-32", model="Qwen3-30B-A3B", hw="H100-SXM5-80GB", value="monotone decrease",
+                  metric="throughput_vs_draft_tokens", other_knob="more draft tokens")  # fmt: skip
+    other = replace(more, metric="throughput_lag_draft0.6B", value="25..35")
+    found = list(entries([more, other]))
+    assert [e.verdict for e in found] == [PARTLY, NOT_SIMULATED]
+    assert "acceptance 0.5, 0.7 and 0.9" in found[0].note

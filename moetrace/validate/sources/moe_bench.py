@@ -2,20 +2,24 @@
 
 Each statement is a ratio of throughputs (or times) of static batches, held against predictions for every batch that the row
 names. What a row leaves open is taken from its neighbours and said: 2,048 tokens in and out, batches 64 and 128 where it says
-"large" or nothing, uniform routing, tensor parallelism over the GPUs. Not recomputed: vision inputs, acceptance rates, and
-comparisons whose models are not named.
+"large" or nothing, uniform routing, tensor parallelism over the GPUs. Cells that do not fit are left out of averages, as they
+are empty in the paper. Image tokens are taken as prompt tokens, without the vision encoder. Of drafted tokens, what does not
+hang on how many were accepted is held at 0.5, 0.7 and 0.9. Not recomputed: drafts against each other, and comparisons whose
+models are not named.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from moetrace.model import ModelSpec, load_model
 from moetrace.validate.entry import Entry, Estimate, RefusalError, stated
 from moetrace.validate.figure import Figure
-from moetrace.validate.simulating import machine_of, model_of, ratio, simulated
+from moetrace.validate.simulating import fits, machine_of, model_of, ratio, simulated
 
 KINDS = ("MIB",)
 _LARGE = (64, 128)
@@ -23,6 +27,8 @@ _LENGTH = 2048
 _BOTH = ("deepseek-v2-lite", "qwen1.5-moe-a2.7b")
 _FFN = (1792, 14336)
 _VARIANT_EXPERTS, _VARIANT_ACTIVE = (8, 16, 32, 64), (1, 2, 4, 8)
+_ACCEPTED = (0.5, 0.7, 0.9)
+_DRAFTS = "one sequence, acceptance 0.5, 0.7 and 0.9"
 Ratios = list[Estimate]
 
 
@@ -37,10 +43,13 @@ def _middle(found: Ratios) -> Estimate:
 
 
 def _ratios(figure: Figure) -> tuple[Ratios, str]:
-    if "draft" in figure.metric or "speculative" in figure.other_knob:
+    drafted = "draft" in figure.metric or "speculative" in figure.other_knob
+    if drafted and figure.metric not in STATEMENTS:
         raise RefusalError("drafted tokens: how many were accepted is not stated")
-    if "VL" in figure.model or "Molmo" in figure.model:
-        raise RefusalError("image inputs are not modelled")
+    if figure.metric.startswith("peak_expert_activations"):
+        raise RefusalError("how often an expert is chosen on its images is data of the paper")
+    if "VL2" in figure.model:
+        return _images(figure)
     if figure.metric not in STATEMENTS:
         raise RefusalError("which models, or which setting, is not stated")
     return STATEMENTS[figure.metric](figure)
@@ -125,15 +134,35 @@ def _variant(figure: Figure, ffn: int, experts: int, active: int) -> Estimate:
         topk=active,
         expert_inter=ffn,
     )
+    machine = machine_of(figure.hw, figure.whole("n_gpus") or 1)
+    split = () if machine.gpus == 1 else (f"tp={machine.gpus}",)
+    if not fits(spec, machine, (16, _LENGTH, _LENGTH), *split):
+        raise RefusalError(f"{spec.name} does not fit {machine.name}")
     return _speed(figure, spec)
 
 
+def _cells(figure: Figure, cells: Iterable[tuple[tuple[int, int, int], ...]]) -> list[list[Estimate]]:
+    """The variants (width, experts, n_a) of each cell; one that does not fit empties its cell."""
+    found = []
+    for cell in cells:
+        with suppress(RefusalError):
+            found.append([_variant(figure, *variant) for variant in cell])
+    if not found:
+        raise RefusalError("none of its variants fits")
+    return found
+
+
 def _ffn(figure: Figure) -> tuple[Ratios, str]:
-    pairs = [[_variant(figure, ffn, e, k) for ffn in _FFN] for e in _VARIANT_EXPERTS for k in _VARIANT_ACTIVE]
-    means = [sum(pair[i].value for pair in pairs) / len(pairs) for i in (0, 1)]
-    first = ratio(pairs[0][1], pairs[0][0])
-    change = Estimate(100 * (means[1] / means[0] - 1), None, None, first.hardware, first.setting)
-    return [change], "mean throughputs over 8 to 64 experts and n_a 1 to 8"
+    means = []
+    for ffn in _FFN:
+        cells = _cells(figure, [((ffn, e, k),) for e in _VARIANT_EXPERTS for k in _VARIANT_ACTIVE])
+        means.append((sum(cell[0].value for cell in cells) / len(cells), len(cells), cells[0][0]))
+    (narrow, many, first), (wide, few, last) = means
+    change = replace(ratio(last, first), value=100 * (wide / narrow - 1))
+    cells_of = len(_VARIANT_EXPERTS) * len(_VARIANT_ACTIVE)
+    return [
+        change
+    ], f"mean throughputs over 8 to 64 experts and n_a 1 to 8; {many} and {few} of {cells_of} cells fit"
 
 
 def _active(figure: Figure) -> tuple[Ratios, str]:
@@ -141,20 +170,15 @@ def _active(figure: Figure) -> tuple[Ratios, str]:
         figure.other_knob, _FFN
     )
     fewer = figure.metric == "throughput_gap_nact_1_vs_8"
-    found = []
-    for ffn in widths:
-        for experts in _VARIANT_EXPERTS:
-            one, eight = (_variant(figure, ffn, experts, k) for k in (1, 8))
-            found.append(_fall(eight, one) if fewer else ratio(one, eight, percent=True))
-    return found, "a gap is taken as what is lost of the throughput at n_a 1" if fewer else ""
+    cells = _cells(figure, [((ffn, e, 1), (ffn, e, 8)) for ffn in widths for e in _VARIANT_EXPERTS])
+    found = [_fall(eight, one) if fewer else ratio(one, eight, percent=True) for one, eight in cells]
+    note = "a gap is taken as what is lost of the throughput at n_a 1" if fewer else ""
+    return found, "; ".join(t for t in (note, f"{len(cells)} cells fit") if t)
 
 
 def _experts(figure: Figure) -> tuple[Ratios, str]:
-    found = [
-        ratio(_variant(figure, _FFN[0], 64, k), _variant(figure, _FFN[0], 8, k), percent=True)
-        for k in _VARIANT_ACTIVE
-    ]
-    return found, "expert width 1,792"
+    cells = _cells(figure, [((_FFN[0], 64, k), (_FFN[0], 8, k)) for k in _VARIANT_ACTIVE])
+    return [ratio(many, few, percent=True) for many, few in cells], "expert width 1,792"
 
 
 def _fp8(figure: Figure) -> tuple[Ratios, str]:
@@ -210,6 +234,59 @@ def _fused(figure: Figure) -> tuple[Ratios, str]:
     return found, "one kernel per expert against a grouped one, under a CUDA graph"
 
 
+def _images(figure: Figure) -> tuple[Ratios, str]:
+    """DeepSeek-VL2-Tiny against VL2, as text decoders."""
+    metric = figure.metric.partition("_")[0]
+    found = []
+    for batch in (16, 64):
+        tiny, full = (
+            _speed(figure, f"deepseek-{n}", batch=batch, metric=metric) for n in ("vl2-tiny", "vl2")
+        )
+        found.append(_fall(tiny, full) if "reduction" in figure.metric else ratio(full, tiny, percent=True))
+    return (
+        found,
+        "batches 16 and 64, 2,048 prompt tokens, image tokens among them; the vision encoder is not in it",
+    )
+
+
+def _drafted(figure: Figure, draft: str, tokens: int, accepted: float, length: int = _LENGTH) -> Estimate:
+    sets = (f"draft={draft}", f"draft_tokens={tokens}", f"acceptance={accepted}")
+    return _speed(figure, model_of(figure.model), *sets, batch=1, length=length)
+
+
+def _more_drafts(figure: Figure) -> tuple[Ratios, str]:
+    found = []
+    for accepted in _ACCEPTED:
+        steps = [_drafted(figure, "qwen3-1.7b", tokens, accepted) for tokens in (1, 3, 5, 8)]
+        found += [ratio(b, a, percent=True) for a, b in itertools.pairwise(steps)]
+    return found, f"{_DRAFTS}; 1 to 3, 3 to 5 and 5 to 8 tokens of Qwen3-1.7B"
+
+
+def _drafts_by_length(figure: Figure) -> tuple[Ratios, str]:
+    draft = "qwen3-1.7b" if "1.7B" in figure.metric else "qwen3-4b"
+    lengths = (_LENGTH, 128)
+    found = [_fall(*(_drafted(figure, draft, 3, a, n) for n in lengths)) for a in _ACCEPTED]
+    return (
+        found,
+        f"{_DRAFTS}; 3 tokens of {draft}, 128 to 2,048 tokens in and out; beside Qwen3-8B one H100 does not hold the model",
+    )
+
+
+def _scout(figure: Figure) -> tuple[Ratios, str]:
+    plain, model = replace(figure, hw="H100", n_gpus=""), model_of(figure.model)
+    found = []
+    for batch in (1, 16):
+        times = [
+            _speed(plain, model, "dtype=int4", batch=batch, length=n, metric="e2e")
+            for n in (1024, 2048, 4096)
+        ]
+        found += [ratio(b, a) for a, b in itertools.pairwise(times)]
+    return (
+        found,
+        "int4 on one H100 (fp8 does not fit), E2E at twice the tokens in and out; sharp: more than 2.1 times",
+    )
+
+
 STATEMENTS: dict[str, Callable[[Figure], tuple[Ratios, str]]] = {
     "ttft_reduction": _ttft,
     "throughput_change_nact_1_to_32": _n_a,
@@ -229,4 +306,8 @@ STATEMENTS: dict[str, Callable[[Figure], tuple[Ratios, str]]] = {
     "throughput_TP_EP_vs_TP": _parallel(("tp=4", "ep=4"), ("tp=4",), percent=True),
     "throughput_PP": _parallel(("pp=4",), (), percent=True),
     "throughput_gain_fused_moe": _fused,
+    "throughput_vs_draft_tokens": _more_drafts,
+    "throughput_drop_with_length_draft1.7B": _drafts_by_length,
+    "throughput_drop_with_length_draft4B_8B": _drafts_by_length,
+    "latency_growth_H100_above_1024": _scout,
 }
