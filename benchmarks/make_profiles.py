@@ -14,7 +14,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TABLES = ("moe_perf",)
+# Tables, and the most rows of one group: a module's form needs more of them than a kernel's.
+# Tables, and the most rows of one group: a module's form needs more of them than a kernel's.
+TABLES = {
+    ("moe_perf",): 3000,
+    ("gemm_perf",): 1000,
+    ("generation_attention_perf", "generation_mla_perf"): 800,
+    ("nccl_perf", "custom_allreduce_perf"): 3000,
+    ("wideep_deepep_ll_perf", "wideep_deepep_normal_perf"): 3000,
+}
+ONLY = {"wideep_deepep_ll_perf": "h100-sxm"}  # measured on no other
 SOURCE = "fit to NVIDIA AIConfigurator public performance tables (Apache-2.0) by benchmarks/make_profiles.py"
 
 
@@ -24,13 +33,17 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hw", nargs="+", default=["h100-sxm", "a100-sxm"], help="profiles to make")
+    parser.add_argument("--tables", nargs="+", help="only groups of tables with one of these names")
     args = parser.parse_args()
-    tables = [str(args.folder / f"{name}.parquet") for name in TABLES]
     for name in args.hw:
         profile = ROOT / "hw_profiles" / f"{name}.toml"
-        verb = [sys.executable, "-m", "moetrace", "calibrate", *tables]
-        wanted = ["--hw", name, "--source", SOURCE, "-o", str(profile), "--force"]
-        subprocess.run([*verb, *wanted], check=True, cwd=ROOT)
+        for tables, rows in TABLES.items():
+            if (args.tables and not set(args.tables) & set(tables)) or ONLY.get(tables[0], name) != name:
+                continue
+            paths = [str(args.folder / f"{table}.parquet") for table in tables]
+            verb = [sys.executable, "-m", "moetrace", "calibrate", *paths, "--max-rows", str(rows)]
+            wanted = ["--hw", name, "--source", SOURCE, "-o", str(profile), "--force"]
+            subprocess.run([*verb, *wanted], check=True, cwd=ROOT)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,19 @@ import numpy.typing as npt
 
 from moetrace import ops as work_of
 from moetrace.calibrate.fit import Fit, Interval, Problem, fit, held_out, interval
-from moetrace.calibrate.tables import Measured, read_measurements
+from moetrace.calibrate.measured import Measured
+from moetrace.calibrate.tables import read_measurements
 from moetrace.errors import CalibrationError
-from moetrace.hardware import ANY_ENGINE, SCHEMAS, Hardware, coefficient_family, load_hardware
+from moetrace.hardware import ANY_ENGINE, FORM_OF, Hardware, coefficient_family, load_hardware
 from moetrace.machines.forms import Cache
-from moetrace.machines.gpu import memory_share
+from moetrace.machines.gpu import memory_share, tokens_of
 
 MAX_ROWS, MAX_TOKENS = 3000, 512
+_HOPELESS = 0.4  # mean held-out error above which the form does not describe the rows
+_IMPOSSIBLE = 0.02
+_LIBRARIES = ("nccl", "deepep")
+# Of a GEMM's rows, those above the most tokens: too few to bend the fit of small ones, enough to show the peak.
+_ABOVE = {"gemm": 0.07}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +82,11 @@ def calibrate(
     tables = [read_measurements(Path(path), hw.base or hw.name) for path in measurements]
     groups: list[Group] = []
     refused: dict[str, str] = {}
-    for table in tables:
-        for key, form, rows in _groups(table, max_tokens, max_rows):
-            try:
-                groups.append(_fitted(key, form, rows, hw, cache))
-            except CalibrationError as error:
-                refused[key] = str(error)
+    for key, form, rows in _groups(Measured.join(tables), hw, max_tokens, max_rows):
+        try:
+            groups.append(_fitted(key, form, rows, hw, cache, max_tokens))
+        except CalibrationError as error:
+            refused[key] = str(error)
     if not groups:
         why = "; ".join(f"{key}: {text}" for key, text in refused.items()) or "no row has a known kind"
         raise CalibrationError(f"nothing was fitted: {why}")
@@ -89,7 +94,9 @@ def calibrate(
     return Calibration(hw, tuple(groups), refused, named, f"{datetime.now(timezone.utc):%Y-%m-%d}")
 
 
-def _groups(table: Measured, max_tokens: int, max_rows: int) -> Iterator[tuple[str, str, Measured]]:
+def _groups(
+    table: Measured, hw: Hardware, max_tokens: int, max_rows: int
+) -> Iterator[tuple[str, str, Measured]]:
     """(key, form, rows) of each op family, element type and engine, then of all engines together."""
     size = np.full(len(table), np.nan)
     for name in ("tokens", "m", "batch"):
@@ -97,24 +104,45 @@ def _groups(table: Measured, max_tokens: int, max_rows: int) -> Iterator[tuple[s
     small = np.isnan(size) | (size <= max_tokens)
     names = []
     for op in table.ops.types:
-        family, weights = coefficient_family(op.kind, work_of.family(op.kind)), op.weight_dtype
+        own = op.kind if op.kind in FORM_OF else coefficient_family(op.kind, work_of.family(op.kind))
+        family, weights = own, op.weight_dtype
         names.append(family if weights in ("bf16", "fp16") else f"{family}:{weights}")
     of_type = np.array(names)[table.ops.code]
     for name in sorted(set(of_type.tolist())):
-        form = name.split(":")[0] if name.split(":")[0] in SCHEMAS else "generic"
+        form = FORM_OF.get(name.split(":")[0], "generic")
         mine = small & (of_type == name)
         engines = [e for e in sorted(set(table.engine[mine].tolist())) if e != ANY_ENGINE]
         parts = []
         for engine in engines:
             kernel = _main_kernel(table, mine & (table.engine == engine))
-            parts.append(_sample(mine & (table.engine == engine) & (table.kernel == kernel), max_rows))
+            these = (table.engine == engine) & (table.kernel == kernel)
+            above = _sample(these & (of_type == name) & ~small, int(max_rows * _ABOVE.get(form, 0.0)))
+            parts.append(np.concatenate([_sample(mine & these, max_rows), above]))
             yield f"{name}@{engine}", form, table.take(parts[-1])
         if not engines:
             yield name, form, table.take(_sample(mine, max_rows))
         else:
             each = max_rows // len(parts)
-            pooled = [part[: min(each, *(p.size for p in parts))] for part in parts]
+            # What any engine takes is not drawn by an engine's second kernel (ENGINE_KERNEL), by a bare library's, nor by one
+            # whose rows beat the datasheet: what they read was not what they say.
+            named = [e for e in engines if "_" not in e and e not in _LIBRARIES] or engines
+            first = {e: part for e, part in zip(engines, parts, strict=True) if e in named}
+            firsts = [part for part in first.values() if not _beats_datasheet(table.take(part), hw)]
+            firsts = firsts or list(first.values())
+            pooled = [part[: min(each, *(p.size for p in parts))] for part in firsts]
             yield name, form, table.take(np.concatenate(pooled))
+
+
+def _beats_datasheet(rows: Measured, hw: Hardware) -> bool:
+    """Whether more than one in fifty of the rows that exceed the cache took less than their bytes at the memory's full rate."""
+    works = work_of.works(rows.ops)
+    nbytes = np.where(works["net_bytes"] > 0, 0.0, works["bytes_min"])
+    large = nbytes > hw.memory.cache_bytes
+    return (
+        bool(np.mean((nbytes / hw.memory.bytes_per_s > rows.seconds)[large]) > _IMPOSSIBLE)
+        if large.any()
+        else False
+    )
 
 
 def _main_kernel(table: Measured, rows: npt.NDArray[np.bool_]) -> str:
@@ -128,18 +156,22 @@ def _sample(rows: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.int64]:
     return np.asarray(index[:most], dtype=np.int64)
 
 
-def _fitted(key: str, form: str, rows: Measured, hw: Hardware, cache: Cache) -> Group:
+def _fitted(key: str, form: str, rows: Measured, hw: Hardware, cache: Cache, max_tokens: int) -> Group:
     problem = Problem.of(form, rows, hw, cache)
     own = hw.families.get(key)
     start = dict(own.value) if own is not None and own.form == form and own.provenance != "assumed" else {}
     errors = held_out(problem, start)
     found = fit(problem, start)
     share = memory_share(problem.form.seconds(found.value, problem.works, problem.at))
-    off = np.abs(np.expm1(errors))
-    kernels = sorted(set(rows.kernel.tolist()))
-    by_kernel = {
-        k: (float(off[rows.kernel == k].mean()), float(np.median(off[rows.kernel == k]))) for k in kernels
-    }
+    small = ~(tokens_of(problem.works) > max_tokens)  # the score is of these, the interval of larger ones too
+    off, kernel = np.abs(np.expm1(errors))[small], rows.kernel[small]
+    if off.mean() > _HOPELESS:
+        raise CalibrationError(
+            f"no one set of coefficients holds for {', '.join(sorted(set(kernel.tolist())))}: held-out rows are off by "
+            f"{off.mean():.0%} in the mean"
+        )
+    kernels = sorted(set(kernel.tolist()))
+    by_kernel = {k: (float(off[kernel == k].mean()), float(np.median(off[kernel == k]))) for k in kernels}
     return Group(
         key, form, found, len(rows), int(np.unique(rows.shape).size), tuple(kernels), float(off.mean()),
         float(np.median(off)), interval(errors, problem.works, share), by_kernel,

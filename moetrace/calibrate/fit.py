@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
-from moetrace.calibrate.tables import Measured
+from moetrace.calibrate.measured import Measured
 from moetrace.errors import CalibrationError
 from moetrace.hardware import Hardware, Parameter
 from moetrace.machines.forms import FORMS, Cache, Form, Setting
@@ -100,7 +100,7 @@ def fit(problem: Problem, start: Mapping[str, float]) -> Fit:
     while True:
         value, information = _solve(problem, free, start)
         prior = np.diag([parameters[name].spread ** -2.0 for name in free])
-        spread = np.sqrt(np.diag(np.linalg.pinv(information + prior)))
+        spread = np.sqrt(np.maximum(np.diag(np.linalg.pinv(information + prior)), 0.0))
         loose = [n for n, s in zip(free, spread, strict=True) if s > _UNDETERMINED * parameters[n].spread]
         if not loose:
             # Rows of one shape err together, so that each counts for less than one.

@@ -15,6 +15,7 @@ from moetrace.calibrate import Calibration, Group
 from moetrace.files import write_whole
 from moetrace.hardware import read_profile
 
+MAX_ERROR = 20.0  # the largest that a profile may state
 _FITTED = re.compile(r"^\[fitted", re.MULTILINE)
 
 
@@ -49,8 +50,8 @@ def _entry(group: Group) -> dict[str, Any]:
         "form": group.form,
         **{name: _short(value) for name, value in group.fit.value.items()},
         "error": _short(group.interval.error),
-        "error_decades": [_short(e) for e in group.interval.error_decades],
-        "error_memory": [_short(e) for e in group.interval.error_memory],
+        "error_decades": [_short(min(e, MAX_ERROR)) for e in group.interval.error_decades],
+        "error_memory": [_short(min(e, MAX_ERROR)) for e in group.interval.error_memory],
         **({} if group.interval.error_few is None else {"error_few": _short(group.interval.error_few)}),
         "rows": group.rows,
         "shapes": group.shapes,

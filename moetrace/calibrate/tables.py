@@ -7,13 +7,14 @@ A table of one's own is CSV or Parquet with the columns `kind`, `dtype`, the op'
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from moetrace.calibrate import public
+from moetrace.calibrate.measured import DTYPES, SYSTEMS, Measured, TextArray
 from moetrace.errors import CalibrationError
 from moetrace.op import FloatArray, Op, OpColumns, dtypes
 from moetrace.ops import KINDS
@@ -23,40 +24,8 @@ from moetrace.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-TextArray = npt.NDArray[np.str_]
 OWN = frozenset({"kind", "dtype", "seconds", "engine", "kernel", "hardware", "shape", "weight"})
 _SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "q", "distinct", "distinct_est", "rows"})
-# Public tables: their words for element types, engines and machines.
-DTYPES = {
-    "bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_block": "fp8_block", "int4_wo": "int4/bf16",
-    "int8_wo": "int8/bf16", "w4a16_mxfp4": "mxfp4/bf16", "nvfp4": "nvfp4",
-}  # fmt: skip
-SYSTEMS = {"h100_sxm": "h100-sxm", "a100_sxm": "a100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200"}
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Measured ops: columns of equal length. `shape` names what is left out together when a fit is scored."""
-
-    ops: OpColumns
-    seconds: FloatArray
-    engine: TextArray
-    kernel: TextArray
-    shape: TextArray
-    hardware: TextArray
-    weight: FloatArray
-    source: str
-
-    def __len__(self) -> int:
-        return self.seconds.size
-
-    def take(self, rows: npt.NDArray[Any]) -> Measured:
-        """Some rows: indices, or a mask of all."""
-        index = np.flatnonzero(rows) if rows.dtype == bool else rows
-        return Measured(
-            self.ops.take(index), self.seconds[index], self.engine[index], self.kernel[index], self.shape[index],
-            self.hardware[index], self.weight[index], self.source,
-        )  # fmt: skip
 
 
 def read_measurements(path: Path, hardware: str) -> Measured:
@@ -67,9 +36,9 @@ def read_measurements(path: Path, hardware: str) -> Measured:
     if path.is_dir():
         return _of_run(path)
     table = _read(path)
-    public = next((read for needs, read in PUBLIC if needs <= set(table.columns)), None)
-    if public is not None:
-        return public(_clean(table, path, hardware), path)
+    reader = next((read for needs, read in PUBLIC if needs <= set(table.columns)), None)
+    if reader is not None:
+        return reader(_clean(table, path, hardware), path)
     return _own(table, path, hardware)
 
 
@@ -252,4 +221,5 @@ def _shapes(ops: OpColumns) -> list[str]:
 # Columns that tell a public table, and its reader.
 PUBLIC: tuple[tuple[frozenset[str], Callable[[pd.DataFrame, Path], Measured]], ...] = (
     (frozenset({"moe_dtype", "num_tokens", "moe_tp_size", "moe_ep_size", "distribution", "latency"}), _moe),
+    *public.TABLES,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -33,6 +34,14 @@ from moetrace.cli.options import PATH, force_option, json_option, output_option
     show_default=True,
     help="Largest op to fit.",
 )
+@click.option(
+    "--max-rows",
+    metavar="N",
+    type=click.IntRange(min=30),
+    default=3000,
+    show_default=True,
+    help="Most rows of one group to fit, a random part of more.",
+)
 @force_option
 @json_option
 def calibrate(
@@ -42,6 +51,7 @@ def calibrate(
     source: str,
     cache: str,
     max_tokens: int,
+    max_rows: int,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -61,9 +71,8 @@ def calibrate(
         if output.suffix != ".toml":
             raise OutputError(f"{output}: a profile's name ends in .toml")
         check_output(output, force)
-    found = fit_all(
-        measurements, hardware, cache="warm" if cache == "warm" else "cold", max_tokens=max_tokens
-    )
+    state: Literal["warm", "cold"] = "warm" if cache == "warm" else "cold"
+    found = fit_all(measurements, hardware, cache=state, max_tokens=max_tokens, max_rows=max_rows)
     if output is not None:
         write_profile(found, hardware, output, source)
     said = f"written: {output}" if output is not None else "nothing written: give -o PROFILE.toml to keep it"

@@ -9,7 +9,7 @@ wrong type or a value that cannot be meant is a ProfileError that names file, ke
 from __future__ import annotations
 
 from moetrace.hardware.files import profile_names, read_profile
-from moetrace.hardware.forms import SCHEMAS, Parameter, Schema, schema
+from moetrace.hardware.forms import FORM_OF, SCHEMAS, Parameter, Schema, schema
 from moetrace.hardware.machine import (
     ANY_ENGINE,
     FALLBACK,
@@ -26,6 +26,7 @@ from moetrace.hardware.profile import LAWS, load_hardware
 from moetrace.hardware.variants import node_of
 
 __all__ = [
-    "ANY_ENGINE", "FALLBACK", "LAWS", "OF_BF16", "SCHEMAS", "Family", "Hardware", "Link", "Memory", "Parameter", "Schema",
-    "Wafer", "coefficient_family", "load_hardware", "match_device", "node_of", "profile_names", "read_profile", "schema",
+    "ANY_ENGINE", "FALLBACK", "FORM_OF", "LAWS", "OF_BF16", "SCHEMAS", "Family", "Hardware", "Link", "Memory",
+    "Parameter", "Schema", "Wafer", "coefficient_family", "load_hardware", "match_device", "node_of", "profile_names",
+    "read_profile", "schema",
 ]  # fmt: skip

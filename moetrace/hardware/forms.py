@@ -220,6 +220,15 @@ SCHEMAS: Mapping[str, Schema] = MappingProxyType(
     {s.name: s for s in (GENERIC, EXPERTS, GEMM, ATTENTION, COLLECTIVE, ALL_REDUCE, EXCHANGE)}
 )
 
+# Families whose kernels have a form of their own; all else takes the generic one.
+FORM_OF: Mapping[str, str] = MappingProxyType(
+    {
+        "experts": "experts", "dense_gemm": "gemm", "attention": "attention", "mla_attention": "attention",
+        "all_reduce": "all_reduce", "moe_dispatch": "exchange", "moe_collect": "exchange",
+        **dict.fromkeys(("all_gather", "reduce_scatter", "all_to_all", "send_recv"), "collective"),
+    }
+)  # fmt: skip
+
 
 def schema(name: str) -> Schema:
     """The parameters of a form. Raises ProfileError if there is no such form."""

@@ -1,0 +1,102 @@
+"""Readers of the public performance tables: one made row of each becomes the op that it measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moetrace import ops
+from moetrace.calibrate.measured import Measured
+from moetrace.calibrate.tables import read_measurements
+from moetrace.hardware import FORM_OF, SCHEMAS
+from moetrace.machines.forms import FORMS
+
+COMMON = {"framework": "VLLM", "kernel_source": "k", "system": "h100_sxm", "quality_flag": 0, "latency": 0.5}
+ROWS = {
+    "gemm": {"gemm_dtype": "fp8_block", "m": 16, "n": 4096, "k": 512},
+    "attention": {
+        "batch_size": 4, "isl": 1, "step": 1023, "num_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "kv_cache_dtype": "fp8", "window_size": 128.0,
+    },
+    "mla": {"mla_dtype": "bfloat16", "kv_cache_dtype": "bfloat16", "num_heads": 16, "batch_size": 2, "isl": 1, "step": 99},
+    "bmm": {"bmm_dtype": "bfloat16", "op_name": "mla_gen_pre", "num_heads": 16, "num_tokens": 8},
+    "gather": {"nccl_dtype": "half", "op_name": "all_gather", "num_gpus": 8, "message_size": 4096},
+    "alltoall": {"nccl_dtype": "int8", "op_name": "alltoall", "num_gpus": 2, "message_size": 4096},
+    "custom": {
+        "allreduce_dtype": "bfloat16", "op_name": "all_reduce", "num_gpus": 8, "message_size": 4096,
+        "kernel_source": "vLLM_custom_eager",
+    },
+}  # fmt: skip
+OPS = {
+    "gemm": ("gemm fp8_block m=16 n=4096 k=512", "vllm", "4096x512"),
+    "attention": (
+        "attention fp8/bf16 batch=4 heads=32 kv_heads=8 head_dim=128 kv=512 window=128", "vllm", "32x8x128w128",
+    ),
+    "mla": ("mla_attention bf16 batch=2 heads=16 kv_lora=512 rope=64 kv=200", "vllm", "16"),
+    "bmm": ("gemm bf16 b=16 m=8 n=512 k=128", "vllm", "mla_gen_prex16"),
+    "gather": ("all_gather bf16 bytes=1024 ranks=8", "nccl", "4096"),
+    "alltoall": ("all_to_all bf16 bytes=4096 ranks=2", "nccl", "4096"),
+    "custom": ("all_reduce bf16 bytes=8192 ranks=8 eager=1", "vllm", "4096"),
+}  # fmt: skip
+
+
+def read(tmp_path: Path, row: dict[str, object]) -> Measured:
+    path = tmp_path / "table.parquet"
+    other = {**COMMON, **row, "system": "a100_sxm"}
+    flagged = {**COMMON, **row, "quality_flag": 1}
+    pd.DataFrame([{**COMMON, **row}, other, flagged]).to_parquet(path)
+    return read_measurements(path, "h100-sxm")
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_row_is_the_op_that_was_measured(tmp_path: Path, name: str) -> None:
+    found = read(tmp_path, ROWS[name])
+    text, engine, shape = OPS[name]
+    assert (str(found.ops[0]), found.engine.tolist(), found.shape.tolist()) == (text, [engine], [shape])
+    assert (
+        found.seconds.tolist() == [5e-4] and len(found) == 1
+    )  # neither another machine's row nor a flagged one
+    assert ops.works(found.ops).known.all()
+
+
+def test_a_context_within_its_window_is_not_cut(tmp_path: Path) -> None:
+    found = read(tmp_path, {**ROWS["attention"], "step": 99})
+    assert str(found.ops[0]) == "attention fp8/bf16 batch=4 heads=32 kv_heads=8 head_dim=128 kv=400"
+
+
+def test_deepep_sends_fp8_rows_and_takes_bf16_rows_back(tmp_path: Path) -> None:
+    base = {
+        "op_name": "ll",
+        "node_num": 2,
+        "hidden_size": 1024,
+        "num_token": 4,
+        "num_topk": 8,
+        "num_experts": 64,
+    }
+    low = read(tmp_path, {**base, "dispatch_avg_t_us": 20.0, "combine_avg_t_us": 30.0})
+    kinds = [op.kind for op in low.ops]
+    assert kinds == ["moe_dispatch", "moe_collect"] and low.seconds.tolist() == pytest.approx([20e-6, 30e-6])
+    assert low.ops.dims["bytes"].tolist() == [4 * 8 * 1024 * (1 + 4 / 128), 4 * 8 * 1024 * 2]
+    assert low.ops.dims["ranks"].tolist() == [16, 16] and "sms" not in low.ops.dims
+    normal = read(
+        tmp_path,
+        {
+            **base, "dispatch_sms": 24, "dispatch_transmit_us": 40.0, "dispatch_notify_us": 5.0, "combine_sms": 12,
+            "combine_transmit_us": 60.0, "combine_notify_us": 1.0,
+        },
+    )  # fmt: skip
+    assert normal.seconds.tolist() == pytest.approx([45e-6, 61e-6]) and normal.ops.dims["sms"].tolist() == [
+        24,
+        12,
+    ]
+    both = Measured.join([low, normal])
+    assert len(both) == 4 and np.isnan(both.ops.dims["sms"][:2]).all()
+    assert [op.kind for op in both.ops] == kinds * 2
+
+
+def test_every_family_with_a_form_of_its_own_names_one_that_is_there() -> None:
+    assert set(FORM_OF.values()) <= set(SCHEMAS) == set(FORMS)
+    assert all(FORMS[name].schema is SCHEMAS[name] for name in FORMS)
