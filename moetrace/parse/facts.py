@@ -82,6 +82,9 @@ class Seen:
         return seen
 
 
+_RECORDED_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
 def model_of(
     seen: Mapping[str, int], recording: Mapping[str, Any], given: ModelSpec | None
 ) -> tuple[ModelSpec | None, str, list[str]]:
@@ -91,6 +94,12 @@ def model_of(
         return given, "given", []
     config = recording.get("model_config")
     if isinstance(config, dict):
+        weights = _RECORDED_DTYPES.get(str(recording.get("dtype")))
+        if weights and not (config.get("dtype") or config.get("torch_dtype") or "text_config" in config):
+            config = {
+                **config,
+                "dtype": weights,
+            }  # a model built without saying so is not bf16, but what it is
         return ModelSpec.from_config(config, str(recording.get("model") or "recorded")), "recorded", []
     inferred = infer_model(seen) if len(seen) > 1 else None
     if inferred is None:
