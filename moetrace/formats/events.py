@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -188,7 +188,8 @@ class EventsBuilder:
             lost = len(columns["start"]) - len(kept["start"])
             events = Events(**{**kept, **facts})
         if lost:
-            events.counts["damaged"] += lost  # type: ignore[index]
+            counts = cast("dict[str, int]", events.counts)
+            counts["damaged"] = counts.get("damaged", 0) + lost
         return events
 
 

@@ -6,13 +6,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.formats.events import KERNEL, LAUNCH, MEMCPY, OPERATOR, RANGE, EventsBuilder, Tensors
+from moetrace.formats.events import FAR, KERNEL, LAUNCH, MEMCPY, OPERATOR, RANGE, EventsBuilder, Tensors
 
 ROWS = st.lists(
     st.tuples(
         st.sampled_from([KERNEL, MEMCPY, LAUNCH, OPERATOR, RANGE]),
         st.sampled_from(["a", "b", "gemm <float>", "µ"]),
-        st.integers(-(2**61), 2**61),
+        st.integers(1 - FAR, FAR - 1),
         st.integers(0, 2**61),
         st.integers(0, 2**62),
         st.none() | st.builds(Tensors, st.tuples(st.tuples(st.integers(0, 9)))),
@@ -75,3 +75,11 @@ def test_what_is_not_said_is_minus_one() -> None:
     for column in (events.device, events.correlation, events.external, events.tensors, events.launched):
         assert column.tolist() == [-1]
     assert events.nbytes.tolist() == [0]
+
+
+def test_an_event_beyond_any_clock_is_left_out_and_counted() -> None:
+    builder = EventsBuilder()
+    builder.add(KERNEL, "k", FAR, 2, 3)
+    builder.add(KERNEL, "k", FAR - 1, 2, 3)
+    events = builder.build(counts={})
+    assert events.start.tolist() == [FAR - 1] and events.counts == {"damaged": 1}

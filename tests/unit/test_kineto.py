@@ -105,7 +105,9 @@ def test_names_of_today_and_what_is_not_read(tmp_path: Path) -> None:
     rows = [event(cat) for cat in (*kept, *left)] + [event("python_function", "nn.Module: Router_0")]
     events = read(tmp_path, {"traceEvents": rows})
     assert events.cls.tolist() == [*kept.values(), MODULE]
-    assert events.counts == {"events": len(rows), "damaged": 0}
+    assert events.counts == {
+        "events": len(rows), "damaged": 0, "python_calls": 2, "profiler_overheads": 1,
+    }  # fmt: skip
 
 
 def test_threads_are_told_apart_whatever_their_ids_are(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_any_layout_in_blocks_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, block: int
 ) -> None:
     expected = read(tmp_path, json.dumps({**TOP, "traceEvents": ROWS, **TAIL}).encode())
-    assert expected.counts == {"events": 40, "damaged": 0} and len(expected.cls) == 24
+    assert expected.counts == {"events": 40, "damaged": 0, "python_calls": 8} and len(expected.cls) == 24
     assert (expected.rank, expected.start[0]) == (3, 10**18 + 125)
     monkeypatch.setattr(kineto, "BLOCK", block)
     monkeypatch.setattr(kineto_text, "BLOCK", block)
