@@ -106,7 +106,14 @@ class _Sums:
         self._busy += busy / devices_of_steps(group, len(devices), len(self._ops))[: len(self._ops)]
 
     def steps(self) -> list[dict[str, Any]]:
-        """Facts of each step; busy time is the union of its ops on a device, as a mean over its devices."""
+        """Facts of each step; busy time is the union of its ops on a device, as a mean over its devices.
+
+        `distinct_experts` by layer, where the step's routing was recorded.
+        """
+        distinct: dict[int, dict[str, int]] = {}
+        if self._run.routing is not None:
+            for (step, layer), count in self._run.routing.distinct().items():
+                distinct.setdefault(step, {})[str(layer)] = count
         return [
             {
                 "index": s.index,
@@ -121,6 +128,7 @@ class _Sums:
                 "idle_share": 1 - float(self._busy[s.index]) / (s.end_ns - s.start_ns)
                 if s.end_ns > s.start_ns
                 else 0.0,
+                **({"distinct_experts": distinct[s.index]} if s.index in distinct else {}),
             }
             for s in self._run.meta.steps
         ]

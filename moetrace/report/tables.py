@@ -158,9 +158,19 @@ def _phase_lines(steps: Sequence[Facts]) -> list[str]:
         f"{clean(phase)}: {plural(len(group), 'step')}, "
         f"median span {seconds(_median(s.get('span_s') for s in group))}, "
         f"busy {seconds(_median(s.get('busy_s') for s in group))}, "
-        f"idle {percent(_median(s.get('idle_share') for s in group))}"
+        f"idle {percent(_median(s.get('idle_share') for s in group))}{_distinct(group)}"
         for phase, group in phases.items()
     ]
+
+
+def _distinct(steps: Sequence[Facts]) -> str:
+    """How many distinct experts a layer's tokens chose in a step, where that was counted; the JSON has each."""
+    counted = [count for step in steps for count in step.get("distinct_experts", {}).values()]
+    if not counted:
+        return ""
+    low, high = min(counted), max(counted)
+    span = f"{low}" if low == high else f"{low} to {high} (mean {decimal(sum(counted) / len(counted))})"
+    return f", {span} distinct experts counted per layer"
 
 
 def notes(facts: Facts) -> list[Block]:

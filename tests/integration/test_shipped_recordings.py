@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from moetrace.attribute import attribute
 from moetrace.hardware import Hardware, load_hardware
-from moetrace.parse import parse
+from moetrace.parse import parse, summary
 from moetrace.replay import Prediction, Scenario, replay
+from moetrace.report.tables import parse_report
 from moetrace.run import Run
 from tests.conftest import REPO
 from tests.unit.replay_runs import decode_run
@@ -194,3 +195,18 @@ def check_shift(run: Run, hw: Hardware, sets: tuple[str, ...], by_ns: int) -> No
     assert later.summary == plain.summary
     assert later.run.table().equals(shifted(plain.run, by_ns).table())
     assert later.run.meta.steps == shifted(plain.run, by_ns).meta.steps
+
+
+def test_the_summary_tells_the_distinct_experts_that_were_counted(recorded: Run) -> None:
+    facts = summary(recorded)
+    assert recorded.routing is not None
+    told = {
+        (step["index"], int(layer)): count
+        for step in facts["steps"]
+        for layer, count in step["distinct_experts"].items()
+    }
+    assert told == recorded.routing.distinct()
+    lines = [
+        block for block in parse_report(facts) if isinstance(block, str) and block.startswith("decode: ")
+    ]
+    assert len(lines) == 1 and "distinct experts counted per layer" in lines[0]
