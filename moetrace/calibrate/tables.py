@@ -24,7 +24,10 @@ from moetrace.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-OWN = frozenset({"kind", "dtype", "seconds", "engine", "kernel", "hardware", "shape", "weight"})
+# Columns that are no dims; the last four, a measuring script's account of itself, are not used.
+OWN = frozenset({
+    "kind", "dtype", "seconds", "engine", "kernel", "hardware", "shape", "weight", "low_s", "high_s", "repeats", "source",
+})  # fmt: skip
 _SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "q", "distinct", "distinct_est", "rows"})
 
 

@@ -100,3 +100,29 @@ def test_deepep_sends_fp8_rows_and_takes_bf16_rows_back(tmp_path: Path) -> None:
 def test_every_family_with_a_form_of_its_own_names_one_that_is_there() -> None:
     assert set(FORM_OF.values()) <= set(SCHEMAS) == set(FORMS)
     assert all(FORMS[name].schema is SCHEMAS[name] for name in FORMS)
+
+
+def test_what_the_campaign_writes_beside_an_op_is_no_dim(tmp_path: Path) -> None:
+    path = tmp_path / "ops.parquet"
+    told = {
+        "low_s": 9e-6,
+        "high_s": 2e-5,
+        "repeats": 7,
+        "engine": "torch",
+        "kernel": "linear",
+        "source": "benchmarks/campaign",
+    }
+    gemm = {
+        "kind": "gemm",
+        "dtype": "bf16",
+        "m": 16,
+        "n": 64,
+        "k": 32,
+        "seconds": 1e-5,
+        "hardware": "h100-sxm",
+        **told,
+    }
+    copy = {"kind": "memcpy", "dtype": "bf16", "bytes": 4096, "seconds": 1e-5, "hardware": "h100-sxm", **told}
+    pd.DataFrame([gemm, copy]).to_parquet(path)
+    measured = read_measurements(path, "h100-sxm")
+    assert set(measured.ops.dims) == {"m", "n", "k", "bytes"} and measured.seconds.tolist() == [1e-5, 1e-5]
