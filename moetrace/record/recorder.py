@@ -28,12 +28,12 @@ from moetrace.record.modules import PARTS, ModuleHooks, Place, Ranges, find_plac
 from moetrace.record.routing_hooks import RoutingTap
 from moetrace.record.settings import Settings
 from moetrace.record.watch import Forward, Watch
+from moetrace.run import PHASES
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.profiler import _KinetoProfile
 
-PHASES = ("prefill", "decode", "mixed")
 WINDOW = "moetrace.window"  # the range that nsys waits for
 _MOST_OUTSIDE = 10_000  # timings kept of steps outside of the window
 

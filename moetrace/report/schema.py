@@ -40,7 +40,7 @@ _NULL = re.compile(r"; null: (?P<null>.*)$")
 
 _HEAD = f"""# What a RUN holds
 
-<!-- Made by `make docs` from moetrace/run.py, attribute/, routing/ and report/queries.py; edit those. -->
+<!-- Made by `make docs` from moetrace/run/columns.py, attribute/, routing/ and report/queries.py; edit those. -->
 
 A RUN is a directory, written whole or not at all:
 

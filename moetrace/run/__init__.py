@@ -1,0 +1,30 @@
+"""Run: the value in the middle. Measured, synthesized and predicted runs have this one schema.
+
+On disk a directory: ``run.json`` (metadata), ``ops.parquet`` (one row per op execution), ``routing.parquet`` (if any) and
+``attribution.parquet`` (once made). `columns` is the only file that knows the op table's columns, `meta` what stands beside
+it, `parts` how a long table is written, `value` the Run.
+"""
+
+from __future__ import annotations
+
+from moetrace.run.columns import (
+    OPS_COLUMNS,
+    OPS_SCHEMA,
+    PHASES,
+    RUN_VERSION,
+    TABLE_FACTS,
+    TEXT,
+    codes_of,
+    nullable,
+    ops_table,
+    text_column,
+)
+from moetrace.run.meta import Meta, Step
+from moetrace.run.parts import TableParts
+from moetrace.run.value import Run
+
+__all__ = [
+    "OPS_COLUMNS", "OPS_SCHEMA", "PHASES", "RUN_VERSION", "TABLE_FACTS", "TEXT", "Meta", "Run", "Step", "TableParts",
+    "codes_of", "nullable",
+    "ops_table", "text_column",
+]  # fmt: skip

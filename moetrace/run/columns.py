@@ -1,0 +1,113 @@
+"""The columns of a run's op table: names, types and meaning, and how columns are made. No other file knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from moetrace.errors import RunError
+
+RUN_VERSION = 1
+TABLE_FACTS = {"moetrace.table": "ops", "moetrace.version": str(RUN_VERSION)}
+TEXT = pa.dictionary(pa.int32(), pa.string())
+PHASES = ("prefill", "decode", "mixed")
+
+# name, type, meaning (with its unit and what null says). The order is the order on disk; docs/schema.md is made from it.
+OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("rank", pa.int32(), "rank of the process that recorded the op, from 0"),
+    ("device", pa.int32(), "device index as the profiler numbers it; -1 on a CPU"),
+    ("stream", pa.int64(), "device stream, or the thread on a CPU"),
+    ("step", pa.int32(), "index into the run's steps; null: outside of every step"),
+    ("phase", TEXT, "prefill, decode or mixed; null: the trace does not say"),
+    (
+        "layer",
+        pa.int32(),
+        "decoder layer from 0; null: not in a layer (embedding, lm_head, sampling, copies) or not known",
+    ),
+    ("family", TEXT, "op family, such as experts, attention, communication"),
+    ("kind", TEXT, "op kind, such as moe_gate_up; `other`: the name was not recognised"),
+    ("op", TEXT, "the Op as text: kind, dtype and dims; parses back with moetrace.op.Op.parse"),
+    ("kernel", TEXT, "kernel or operator name as recorded"),
+    ("start_ns", pa.int64(), "start, ns since the epoch of the recording"),
+    ("dur_ns", pa.int64(), "duration in ns"),
+    ("launch_ns", pa.int64(), "when the host call that launched it began, ns; null: launch not recorded"),
+    ("graph", pa.int64(), "id of the graph launch that replayed it; null: launched by itself"),
+    ("op_source", TEXT, "where kind and dims came from: shapes, capture, annotation, model, name or none"),
+    (
+        "layer_source",
+        TEXT,
+        "where the layer came from: annotation, module, order, period (repetition alone) or none; null: not known",
+    ),
+    ("flops", pa.float64(), "floating-point operations at the stated routing; null: dims not known"),
+    (
+        "weight_bytes",
+        pa.float64(),
+        "bytes of weights that must be read, scales included; null: dims not known",
+    ),
+    ("kv_bytes", pa.float64(), "bytes of KV cache read and written; null: dims not known"),
+    ("act_bytes", pa.float64(), "bytes of activations read and written; null: dims not known"),
+    ("net_bytes", pa.float64(), "bytes that leave this rank; null: dims not known"),
+    (
+        "intensity",
+        pa.float64(),
+        "arithmetic intensity, FLOPs per byte of memory; null: no bytes or not known",
+    ),
+    ("bytes_per_s", pa.float64(), "achieved memory bytes per second; null: not known, or no duration"),
+    ("flop_per_s", pa.float64(), "achieved FLOPs per second; null: not known, or no duration"),
+    (
+        "error",
+        pa.float64(),
+        "predicted runs: the 80 % interval is dur_ns divided and multiplied by 1 + error; null: not a predicted run",
+    ),
+    ("provenance", TEXT, "predicted runs: what the duration rests on; null: not a predicted run"),
+)
+OPS_SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in OPS_COLUMNS])
+# What a file may lack, as one of a moetrace from before the column: it reads as null, which says that it is not known.
+OPTIONAL = frozenset(name for name, _, doc in OPS_COLUMNS if "null" in doc)
+
+
+def codes_of(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """A text column as (code per row, the distinct texts); -1 for null."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    joined = encoded.unify_dictionaries().combine_chunks()
+    array = joined.chunk(0) if isinstance(joined, pa.ChunkedArray) else joined
+    index = np.asarray(pc.fill_null(array.indices, -1).to_numpy(zero_copy_only=False)).astype(np.int64)
+    return index, array.dictionary.to_pylist()
+
+
+def text_column(index: npt.NDArray[Any], texts: Sequence[str]) -> pa.DictionaryArray:
+    """A dictionary-encoded text column from codes (-1: null) and texts."""
+    codes = pa.array(index.astype(np.int32), mask=index < 0)
+    return pa.DictionaryArray.from_arrays(codes, pa.array(list(texts), pa.string()))
+
+
+def nullable(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
+    """A column with nulls where `mask` is true."""
+    return pa.array(values, type=kind, mask=mask)
+
+
+def ops_table(columns: Mapping[str, pa.Array]) -> pa.Table:
+    """An op table of the schema from some of its columns; the others are null."""
+    unknown = set(columns) - set(OPS_SCHEMA.names)
+    if unknown:
+        raise RunError(f"no such columns in the ops table: {', '.join(sorted(unknown))}")
+    rows = len(next(iter(columns.values())))
+    arrays = [
+        columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type) for f in OPS_SCHEMA
+    ]
+    return pa.Table.from_arrays(arrays, schema=OPS_SCHEMA)
+
+
+def filled(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """The table with nulls for the columns that its file lacks."""
+    for name in columns or OPS_SCHEMA.names:
+        if name not in table.column_names:
+            table = table.append_column(
+                OPS_SCHEMA.field(name), pa.nulls(table.num_rows, OPS_SCHEMA.field(name).type)
+            )
+    return table.select(list(columns)) if columns else table

@@ -1,0 +1,101 @@
+"""What is known of a run besides its ops: its steps and metadata, and how they stand in run.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+from moetrace.errors import RunError
+from moetrace.model import ModelSpec
+from moetrace.run.columns import RUN_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass of the engine. Times in ns; None where the trace does not say.
+
+    `tokens` is the number of tokens computed, `kv_tokens` the KV tokens that full attention reads, summed over sequences.
+    """
+
+    index: int
+    name: str
+    phase: str | None
+    start_ns: int
+    end_ns: int
+    batch: int | None = None
+    tokens: int | None = None
+    kv_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What is known of a run besides its ops."""
+
+    kind: str  # measured, predicted or synthesized
+    source: str  # the trace's file name
+    steps: tuple[Step, ...] = ()
+    model: ModelSpec | None = None
+    model_source: str = "none"  # given, recorded, inferred (and from what), or none
+    native_layers: int | None = None  # the real model's depth, where fewer were recorded
+    device: str = ""  # the profiler's name for the device
+    device_class: str = "gpu"  # gpu, cpu or wafer
+    hardware: str | None = None  # the profile that the device matches
+    gpus: int = 1
+    tp: int = 1
+    ep: int = 1
+    pp: int = 1
+    dp: int = 1
+    engine: str | None = None
+    routing: str = "none"  # provenance of distinct-expert counts
+    notes: tuple[str, ...] = ()  # warnings and assumptions, one sentence each
+    facts: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # counts of the reader: events, damaged, outside steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict that from_dict reads back."""
+        return {**asdict(self), "model": self.model.to_dict() if self.model else None, "version": RUN_VERSION}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Meta:
+        """The metadata that `to_dict` wrote. Raises RunError or ModelError naming what is not as it should be."""
+        values = _checked(cls, raw, "")
+        values["steps"] = tuple(
+            Step(**_checked(Step, step, f"steps[{i}].")) for i, step in enumerate(values.get("steps", ()))
+        )
+        values["model"] = ModelSpec.from_dict(raw["model"]) if raw.get("model") else None
+        values["notes"] = tuple(values.get("notes", ()))
+        return cls(**values)
+
+
+_NONE = type(None)
+# What JSON must hold for a field, by the field's annotation: types, and their name in an error.
+_JSON: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a text"),
+    "str | None": ((str, _NONE), "a text or null"),
+    "int": ((int,), "a whole number"),
+    "int | None": ((int, _NONE), "a whole number or null"),
+    "tuple[Step, ...]": ((list,), "a list of steps"),
+    "tuple[str, ...]": ((list,), "a list of texts"),
+    "ModelSpec | None": ((dict, _NONE), "a model or null"),
+    "Mapping[str, Any]": ((dict,), "an object"),
+}
+
+
+def _checked(cls: type[Meta] | type[Step], raw: Any, where: str) -> dict[str, Any]:
+    """The values that are fields of the class; an unknown key is of a later version. Raises RunError by name of the field."""
+    if not isinstance(raw, dict):
+        raise RunError(f"{where.rstrip('.') or 'it'} is not an object")
+    found: dict[str, Any] = {}
+    for f in fields(cls):
+        if f.name not in raw:
+            if f.default is MISSING and f.default_factory is MISSING:
+                raise RunError(f"it lacks {where}{f.name}")
+            continue
+        value, (types, what) = raw[f.name], _JSON[str(f.type)]
+        texts = f.type != "tuple[str, ...]" or all(isinstance(v, str) for v in value or ())
+        if not isinstance(value, types) or isinstance(value, bool) or not texts:
+            raise RunError(f"{where}{f.name} is {str(value)[:40]!r}, expected {what}")
+        found[f.name] = value
+    return found
