@@ -24,6 +24,7 @@ from moetrace.errors import CalibrationError
 from moetrace.hardware import ANY_ENGINE, FORM_OF, Hardware, coefficient_family, load_hardware
 from moetrace.machines.forms import Cache
 from moetrace.machines.gpu import memory_share, tokens_of
+from moetrace.machines.seen import ranges
 
 MAX_ROWS, MAX_TOKENS = 3000, 512
 _HOPELESS = 0.4  # mean held-out error above which the form does not describe the rows
@@ -47,6 +48,7 @@ class Group:
     median: float
     interval: Interval
     by_kernel: Mapping[str, tuple[float, float]]
+    seen: Mapping[str, tuple[float, float]]  # least and most of each size of the rows: see machines/seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ def _fitted(key: str, form: str, rows: Measured, hw: Hardware, cache: Cache, max
     by_kernel = {k: (float(off[kernel == k].mean()), float(np.median(off[kernel == k]))) for k in kernels}
     return Group(
         key, form, found, len(rows), int(np.unique(rows.shape).size), tuple(kernels), float(off.mean()),
-        float(np.median(off)), interval(errors, problem.works, share), by_kernel,
+        float(np.median(off)), interval(errors, problem.works, share), by_kernel, ranges(rows.ops),
     )  # fmt: skip
 
 
@@ -200,6 +202,7 @@ def summary(found: Calibration) -> dict[str, Any]:
                 "fitted": list(g.fit.fitted),
                 "kept": list(g.fit.kept),
                 "covariance": g.fit.covariance.tolist(),
+                "seen": {name: list(ends) for name, ends in g.seen.items()},
             }
             for g in found.groups
         ],

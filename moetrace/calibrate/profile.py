@@ -57,6 +57,7 @@ def _entry(group: Group) -> dict[str, Any]:
         "shapes": group.shapes,
         "held_out": f"mean {group.mean:.1%} median {group.median:.1%}; by kernel: {by_kernel}",
         "kept": list(group.fit.kept),
+        "seen": {name: list(ends) for name, ends in group.seen.items()},
         "covariance": {
             name: [_short(v, 2) for v in row[: i + 1]]
             for i, (name, row) in enumerate(zip(group.fit.fitted, group.fit.covariance.tolist(), strict=True))

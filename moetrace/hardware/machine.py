@@ -109,8 +109,8 @@ class Family:
     `error` is such that 80 % of held-out measurements lie within ``/ (1 + error)`` and ``x (1 + error)``; `error_decades`
     says the same by size, for ops of 1-9 tokens, 10-99 and so on (the last holds beyond), and is empty where it was not
     found apart; `error_memory` is that of an op whose time is all memory's, `error_decades` then of one with none of it
-    (in between a line); `error_few` that of MoE ops on ranks of at most 4 of more experts. `source` says
-    where all this is from.
+    (in between a line); `error_few` that of MoE ops on ranks of at most 4 of more experts. `seen` has the least and the most
+    of each size that the fit saw, empty where that is not said. `source` says where all this is from.
     """
 
     form: str
@@ -121,6 +121,7 @@ class Family:
     error_decades: tuple[float, ...] = ()
     error_memory: tuple[float, ...] = ()
     error_few: float | None = None
+    seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
         return self.value[name]

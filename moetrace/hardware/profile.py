@@ -34,7 +34,7 @@ _ERROR = (0, 20)
 # What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
 _ABOUT_FIT = {
     "form", "error_decades", "error_memory", "error_few", "source", "rows",
-    "shapes", "kernels", "held_out", "kept", "covariance"
+    "shapes", "kernels", "held_out", "kept", "covariance", "seen"
 }  # fmt: skip
 _TABLES = {"fitted", "assumed", "transferred", "match"}
 
@@ -198,7 +198,19 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
         error_decades=decades,
         error_memory=memory,
         error_few=reader.number(entry, where, "error_few", *_ERROR) if "error_few" in entry else None,
+        seen=_seen(reader, entry, where),
     )
+
+
+def _seen(reader: Reader, entry: Mapping[str, Any], where: str) -> Mapping[str, tuple[float, float]]:
+    """The least and the most of each size that the fit saw."""
+    found = {}
+    for name, ends in reader.table(entry, where, "seen").items():
+        if not isinstance(ends, list) or len(ends) != 2:
+            raise reader.error(f"{where}.seen.{name}", ends, "the least and the most that the fit saw")
+        low, high = (reader.number({name: end}, f"{where}.seen", name, 0) for end in ends)
+        found[name] = (low, high)
+    return MappingProxyType(found)
 
 
 def _errors(reader: Reader, entry: Mapping[str, Any], where: str, key: str) -> tuple[float, ...]:

@@ -56,6 +56,8 @@ def test_known_coefficients_are_found_and_written(tmp_path: Path) -> None:
     write_profile(found, "h100-sxm", tmp_path / "mine.toml", "a test")
     hw, base = load_hardware(str(tmp_path / "mine.toml")), load_hardware("h100-sxm")
     assert hw.families["experts"]["t0_s"] == pytest.approx(group.fit.value["t0_s"], rel=0.01)
+    assert hw.families["experts"].seen["tokens"] == (1, 512) and hw.families["experts"].seen["topk"] == (2, 2)
+    assert hw.families["experts"].seen["local_experts"] == (8, 256)
     assert hw.sources["fitted"] == "a test" and hw.peaks == base.peaks
     assert hw.families["experts:fp8"].value == base.families["experts:fp8"].value
     assert summary(found)["groups"][0]["kept"] == list(group.fit.kept)
