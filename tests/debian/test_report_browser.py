@@ -6,7 +6,6 @@ Marked `debian`: chromium comes from a Debian package, Playwright that drives it
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,12 @@ import pytest
 import moetrace
 from moetrace.report.html import make_report, write_page
 from tests.conftest import REPO
+from tests.debian.browser import PAINT, Opened
 from tests.made import decode_trace, write
 from tests.reports import hostile_events, many_shapes, tiled
 
 pytestmark = pytest.mark.debian
 SIX_MB = 6_000_000
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium")
-    assert chromium, "chromium is not on the PATH: make test-all installs it"
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -54,49 +42,6 @@ def reports(run, tmp_path_factory) -> dict[str, Path]:
     for name, pages in made.items():
         write_page(pages, folder / f"{name}.html")
     return {name: folder / f"{name}.html" for name in made}
-
-
-DRAWN = "c => c.width > 300 && c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v)"
-
-
-class Opened:
-    """A page that keeps what it said and asked for."""
-
-    def __init__(self, browser, path: Path, wait: bool = True, **context) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
-        self.page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda m: self.said.append(m.text))
-        self.page.on("pageerror", lambda e: self.said.append(str(e)))
-        self.page.on("dialog", lambda d: (self.said.append(d.message), d.dismiss()))
-        self.page.on("request", lambda r: self.asked.append(r.url))
-        self.page.goto(path.as_uri())
-        if wait:
-            self.page.wait_for_selector("article[data-ready=true]")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc) -> None:
-        self.context.close()
-
-    def tip(self) -> str:
-        """What the tooltip says, empty if it is hidden."""
-        tip = self.page.locator("#tip")
-        return tip.inner_text() if tip.is_visible() else ""
-
-    def canvas(self, name: str):
-        found = self.page.locator(f"article:not([hidden]) canvas[data-chart={name}]")
-        found.scroll_into_view_if_needed()
-        found.focus()
-        self.page.wait_for_function(DRAWN, arg=found.element_handle())
-        return found
-
-
-PAINT = """() => new Promise(done => new PerformanceObserver(list => {
-    for (const entry of list.getEntries()) if (entry.name === 'first-contentful-paint') done(entry.startTime);
-}).observe({ type: 'paint', buffered: true }))"""
 
 
 @pytest.mark.parametrize("name", ["shipped", "long", "two", "hostile", "wide"])

@@ -1,4 +1,4 @@
-"""The report and the quick look as a user runs them; and that all outputs of one run say the same numbers."""
+"""The report and the quick look as a user runs them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import shutil
 from collections.abc import Callable
 from html import unescape
 
-import pandas as pd
 import pytest
 
 import moetrace
-from moetrace import units
 from moetrace.report.terminal import show as print_blocks
 from tests.conftest import REPO, Answer
 from tests.made import decode_trace, write
-from tests.reports import bulk_of, facts_of, hostile_events
+from tests.numbers import micro
+from tests.reports import facts_of, hostile_events
 from tests.unit.test_terminal import Terminal
 
 Call = Callable[..., Answer]
@@ -28,59 +27,6 @@ def page(run_dir, tmp_path_factory) -> str:
     return moetrace.write_report(moetrace.load(run_dir), target).read_text()
 
 
-def test_page_table_json_and_parquet_of_one_run_agree(page, run_dir, tmp_path, call: Call):
-    run = shutil.copytree(run_dir, tmp_path / "run")
-    attributed = json.loads(call("attribute", run, "--json").out)
-    shown = json.loads(call("show", run, "--json").out)
-    frame = pd.read_parquet(run / "attribution.parquet")
-    ops = pd.read_parquet(run / "ops.parquet")
-    facts = facts_of(page)["attribution"]
-    decode = frame[frame.phase == "decode"]
-    span = sum(s["span_s"] for s in attributed["steps"] if s["phase"] == "decode")
-    table = {
-        line.split()[0]: line.split()
-        for line in call("show", run).out.split("Time of the decode")[1].splitlines()[3:]
-        if line
-    }
-    for row in attributed["phases"]["decode"]["families"]:
-        name = row["family"]
-        same = next(f for f in facts["phases"]["decode"]["families"] if f["family"] == name)
-        assert same == row == next(f for f in shown["rows"] if f["family"] == name)
-        here = decode[decode.family == name]
-        assert row["busy_s"] == pytest.approx(here.exposed_ns.sum() / 1e9)
-        assert row["count"] == len(here) == len(ops[(ops.phase == "decode") & (ops.family == name)])
-        assert row["share"] == pytest.approx(row["busy_s"] / span)
-        assert row["lower_bound_s"] == pytest.approx(here.lower_bound_s.sum())
-        assert table[name][1:5] == [
-            f"{row['count']:,}",
-            *units.seconds(row["busy_s"]).split(),
-            f"{100 * row['share']:.1f}",
-        ]
-        cells = _row(page, "r0-t-1-family", name)
-        assert cells[1:4] == [
-            f"{row['count']:,}",
-            _micro(units.seconds(row["busy_s"] / 4)),
-            f"{100 * row['share']:.1f} %",
-        ]
-    assert shown["coverage"] == attributed["coverage"] == facts["coverage"]
-    assert sum(bulk_of(page)["points"]["count"]) == len(frame[frame.step.notna()])
-
-
-def _micro(text: str) -> str:
-    return text.replace(" us", " µs")
-
-
-def _row(page: str, table: str, name: str) -> list[str]:
-    """The cells of the row of a table that begins with a name, as texts."""
-    body = page.split(f'id="{table}"', 1)[1].split("</table>", 1)[0]
-    rows = [
-        re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
-        for row in re.findall(r"<tr>.*?</tr>", body, re.DOTALL)
-    ]
-    plain = [[unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in row] for row in rows]
-    return next(row for row in plain if row and row[0] == name)
-
-
 def test_answers_in_the_terminal_are_those_of_the_page(page, run_dir, call: Call):
     said = call("show", run_dir).out
     for answer in facts_of(page)["answers"]:
@@ -88,7 +34,7 @@ def test_answers_in_the_terminal_are_those_of_the_page(page, run_dir, call: Call
         for line in answer["lines"]:
             assert line["value"] in said
         html = unescape(page).replace("\xa0", " ")
-        assert answer["question"] in html and _micro(answer["short"]) in html
+        assert answer["question"] in html and micro(answer["short"]) in html
 
 
 def test_show_is_plain_when_piped_and_writes_nothing(run_dir, process: Call):
