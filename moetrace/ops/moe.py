@@ -238,7 +238,8 @@ def dims(kind: str, seen: Seen) -> Op | None:
         return Op.of(kind, "bf16", tokens=tokens, inter=inter, topk=topk, **one)
     op = Op.of(kind, _dtype(seen), tokens=tokens, hidden=hidden, inter=inter, experts=experts, topk=topk)
     op = op.with_dims(**local)
-    return op.with_dims(fused=1) if kind == "moe_gate_up" and _WITH_ACT.search(seen.kernel) else op
+    fused = _WITH_ACT.search(seen.kernel) or seen.role.endswith(FUSED)
+    return op.with_dims(fused=1) if kind == "moe_gate_up" and fused else op
 
 
 def _align(kind: str, seen: Seen, tokens: int, experts: int, topk: int, hidden: int) -> Op:
@@ -283,7 +284,8 @@ def _tokens(seen: Seen) -> int | None:
     return seen.tokens
 
 
-_WITH_ACT = re.compile(r"(?i)_swiglu|_silu|swiGlu|run_global<")  # the activation runs in the same kernel
+FUSED = "fused"  # last word of a gate_up's role: the activation runs in the same kernel
+_WITH_ACT = re.compile(r"(?i)_swiglu|_silu|swiGlu|run_global<")  # so it does in these
 _KERNEL_DTYPES = (
     (r"bf16xbf16xmxfp4", "mxfp4/bf16"),
     (r"fp8xfp8xmxfp4|MxE4m3_MxE2m1", "mxfp4/mxfp8"),

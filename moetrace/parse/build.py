@@ -11,14 +11,16 @@ import numpy.typing as npt
 
 from moetrace import ops
 from moetrace.formats.events import Events, Tensors
+from moetrace.forward import expert_padding
 from moetrace.grouping import distinct_rows
 from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.ops import Seen
+from moetrace.ops.moe import FUSED
 from moetrace.parse.facts import Split
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.order import ATTENTION, DRAFT
-from moetrace.parse.rows import CAPTURE, MODEL, NAME, NONE, SHAPES, SOURCES, Rows
+from moetrace.parse.rows import CAPTURE, MODEL, NAME, NONE, PERIOD, SHAPES, SOURCES, Rows
 from moetrace.parse.steps import Attended, StepName
 from moetrace.routing import Routing
 
@@ -70,6 +72,7 @@ class Ops:
         columns = (
             placed.kind_index, rows.kernel, rows.operator, rows.tensors, rows.message, rows.nbytes,
             placed.role, placed.part, window, halves, _step_facts(placed.step, self._steps),
+            (rows.source == PERIOD).astype(np.int64),
         )  # fmt: skip
         first, inverse = distinct_rows(*columns)
         index = np.zeros(len(first), dtype=np.int64)
@@ -137,7 +140,7 @@ def _seen(
         collective=message.collective,
         pad=pad,
     )
-    return (role if role in ops.KINDS else kind), seen
+    return next((said for said in (role, role.removesuffix(f" {FUSED}")) if said in ops.KINDS), kind), seen
 
 
 # What an attention op of a mixed step works on: all sequences, its prefills, its decodes, or one cannot tell.
@@ -217,7 +220,7 @@ def _source(op: Op, rows: Rows, row: int) -> int:
         return CAPTURE if rows.source[row] == CAPTURE else SHAPES
     if rows.tensors[row] >= 0 or rows.nbytes[row] or rows.message[row] >= 0:
         return CAPTURE if rows.source[row] == CAPTURE else SHAPES
-    return MODEL
+    return PERIOD if rows.source[row] == PERIOD else MODEL
 
 
 def _windows(layer: IntArray, model: ModelSpec | None) -> IntArray:
@@ -236,7 +239,10 @@ def _step_facts(step: IntArray, steps: Sequence[StepName]) -> IntArray:
 
 
 def _padding(events: Events, tensors: Sequence[int], model: ModelSpec | None) -> int:
-    """The multiple to which the MoE's hidden size is padded: the smallest of 64, 128, 256 that explains what is seen."""
+    """The multiple to which the MoE's hidden size is padded: the smallest of 64, 128, 256 that explains what is seen.
+
+    Where no shape shows the experts, it is that of the kernels whose sizes are public.
+    """
     if model is None or not model.experts:
         return 0
     seen = {
@@ -248,6 +254,8 @@ def _padding(events: Events, tensors: Sequence[int], model: ModelSpec | None) ->
         and s[0][0] == s[1][0]
         and s[1][1] == model.experts
     }
+    if not seen:
+        return expert_padding(model)
     for multiple in (64, 128, 256):
         wide = -(-model.hidden // multiple) * multiple
         if wide != model.hidden and wide in seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,9 +12,12 @@ from moetrace import ops
 from moetrace.formats.events import BoolArray, Events
 from moetrace.grouping import distinct_rows, rows_of_groups
 from moetrace.model import ModelSpec
-from moetrace.ops import gemm
+from moetrace.ops import OTHER, gemm
+from moetrace.ops.moe import FUSED
+from moetrace.parse.expected import told
+from moetrace.parse.kinds import Kinds
 from moetrace.parse.nesting import IntArray
-from moetrace.parse.order import GEMMS, NO_HINTS, Hints
+from moetrace.parse.order import EXPERT_GEMMS, GEMMS, NO_HINTS, Hints
 from moetrace.parse.period import layers_by_period
 from moetrace.parse.roles import resolve
 from moetrace.parse.rows import Rows
@@ -25,77 +29,123 @@ _VAGUE = (
     "copy",
     "sampling",
 )  # kinds that name an op less well than its kernel
+_ONCE = ("topk", "moe_combine", "activation")  # kinds of which a layer has one: the first that the step has
 _SOLVED = (
     256  # sequences of kinds that are remembered at a time: a graph has one, steps run op by op have many
 )
 
 
+class Located(NamedTuple):
+    """Layer and role of each op (-1: none), whether the layer rests on repetition, and its kind as it is now known."""
+
+    layer: IntArray
+    role: IntArray
+    repeated: BoolArray
+    kind: IntArray
+
+
 class Order:
-    """Layers and roles by the order of kinds in a step; a sequence that repeats is resolved once."""
+    """Layers and roles by the order of kinds in a step; a sequence that repeats is resolved once.
+
+    With the model known, its order also tells what kernels are whose names say nothing.
+    """
 
     def __init__(
-        self, events: Events, kinds: Sequence[str], labels: list[str], model: ModelSpec | None = None
+        self, events: Events, kinds: Kinds, labels: list[str], model: ModelSpec | None = None
     ) -> None:
         """`kinds` and `labels` may grow between calls; the latter gets the roles that are found."""
         self._events, self._kinds, self._labels, self._hints = events, kinds, labels, _hints(model)
-        self._depth = model.layers if model else 0
-        self._solved: dict[bytes, tuple[IntArray, IntArray, bool]] = {}
+        self._model, self._depth = model, model.layers if model else 0
+        self._solved: dict[bytes, Located] = {}
 
-    def place(self, rows: Rows, kind_index: IntArray) -> tuple[IntArray, IntArray, BoolArray]:
-        """(layer, role) per row, -1 for none, and whether the layer is by repetition alone."""
-        layer, role = np.full(len(rows), -1, dtype=np.int64), np.full(len(rows), -1, dtype=np.int64)
-        repeated = np.zeros(len(rows), dtype=bool)
-        width, sizes = _widths(self._events, rows, kind_index, self._kinds)
+    def place(self, rows: Rows, kind_index: IntArray) -> Located:
+        """Where each row lies, and what it is."""
+        size = len(rows)
+        out = Located(np.full(size, -1), np.full(size, -1), np.zeros(size, dtype=bool), kind_index.copy())
+        width, sizes = _widths(self._events, rows, kind_index, self._kinds.names)
         shapes = np.array(sizes, dtype=np.int64)
+        bare = np.zeros(size, dtype=bool) if rows.on_cpu else (rows.operator < 0) & ~rows.copied
         inside = rows.step[rows.step >= 0]
         first = int(inside.min()) if len(inside) else 0
         for at in rows_of_groups(rows.step - first, int(rows.step.max(initial=-1)) + 1 - first):
             if not len(at):
                 continue
             names = np.where(self._unnamed()[kind_index[at]], rows.kernel[at], -1)
-            said = np.stack([kind_index[at], names, *shapes[width[at]].T])
+            said = np.stack([kind_index[at], names, bare[at], *shapes[width[at]].T])
             key = hashlib.blake2b(said.tobytes(), digest_size=16).digest()
             if key not in self._solved:
                 if len(self._solved) >= _SOLVED:
                     self._solved.clear()
-                self._solved[key] = self._resolve(
-                    kind_index[at], names, [sizes[w] for w in width[at].tolist()]
-                )
-            layer[at], role[at], repeated[at] = self._solved[key]
-        return layer, role, repeated
+                widths = [sizes[w] for w in width[at].tolist()]
+                self._solved[key] = self._resolve(kind_index[at], names, widths, bare[at], rows.dur[at])
+            for column, values in zip(out, self._solved[key], strict=True):
+                column[at] = values
+        return out
 
     def _unnamed(self) -> BoolArray:
         """Which kinds say nothing of an op, so that its name has to."""
-        return np.array([kind in _VAGUE for kind in self._kinds], dtype=bool)
+        return np.array([kind in _VAGUE for kind in self._kinds.names], dtype=bool)
 
     def _resolve(
-        self, kind_index: IntArray, names: IntArray, shapes: list[tuple[int, int]]
-    ) -> tuple[IntArray, IntArray, bool]:
-        layers, roles = resolve([self._kinds[k] for k in kind_index.tolist()], shapes, self._hints)
+        self, index: IntArray, names: IntArray, widths: list[tuple[int, int]], bare: BoolArray, dur: IntArray
+    ) -> Located:
+        kinds = [self._kinds.names[k] for k in index.tolist()]
+        layers, roles = resolve(kinds, widths, self._hints)
+        layer = np.array(layers, dtype=np.int64)
+        repeated = not (layer >= 0).any()
+        if repeated:
+            layer = self._by_period(index, names)
+        if self._model is not None and OTHER in kinds and (layer >= 0).any():
+            known = told(kinds, names, dur, layer, self._model)
+            open_ = [i for i in np.flatnonzero(bare).tolist() if kinds[i] == OTHER and int(names[i]) in known]
+            for i in open_:
+                kinds[i] = known[int(names[i])]
+            layers, now = resolve(kinds, widths, self._hints)
+            if open_ and (layers == layer.tolist() or max(layers) + 1 == self._depth):
+                layer, roles = np.array(layers, dtype=np.int64), now
+                _fuse(kinds, roles, open_)
+                index = index.copy()
+                index[open_] = [self._kinds.code(kinds[i]) for i in open_]
+        return Located(layer, self._codes(roles), np.full(len(index), repeated), index)
+
+    def _by_period(self, index: IntArray, names: IntArray) -> IntArray:
+        kinds = self._kinds.names
+        alike = np.where(names >= 0, names + len(kinds), index)
+        marks = ["norm", *(kind for kind in _ONCE if kind in kinds)][:2]
+        norm, once = ([kinds.index(kind) if kind in kinds else -1 for kind in marks] + [-1])[:2]
+        return layers_by_period(alike, self._depth, norm, once)
+
+    def _codes(self, roles: list[str]) -> IntArray:
         self._labels += sorted(set(roles) - {""} - set(self._labels))
         codes = {said: n for n, said in enumerate(self._labels)}
-        layer = np.array(layers, dtype=np.int64)
-        role = np.array([codes[r] if r else -1 for r in roles], dtype=np.int64)
-        if (layer >= 0).any():
-            return layer, role, False
-        norm = self._kinds.index("norm") if "norm" in self._kinds else -1
-        alike = np.where(names >= 0, names + len(self._kinds), kind_index)
-        return layers_by_period(alike, self._depth, norm), role, True
+        return np.array([codes[r] if r else -1 for r in roles], dtype=np.int64)
 
 
-def needs_model(layers: int, model: ModelSpec | None) -> bool:
-    """Whether the order, which shows so many layers, reads otherwise once the model is known.
+def _fuse(kinds: Sequence[str], roles: list[str], told: Sequence[int]) -> None:
+    """Says of a told gate_up that it applies the activation itself, where none stands between it and the way down."""
+    for i in told:
+        role = roles[i] or kinds[i]
+        behind = next((k for k in kinds[i + 1 :] if k in ("activation", "moe_act", *EXPERT_GEMMS)), "")
+        if role == "moe_gate_up" and behind in EXPERT_GEMMS:
+            roles[i] = f"{role} {FUSED}"
 
-    So it does for MLA, a shared expert, and another number of layers than the model has.
+
+def needs_model(layers: int, model: ModelSpec | None, kinds: Sequence[str]) -> bool:
+    """Whether the order, which shows so many layers of ops of these kinds, reads otherwise once the model is known.
+
+    So it does for MLA, a shared expert, another number of layers than the model has, and kernels that nothing else names.
     """
     if model is None or not layers:
         return False
-    return model.attention == "mla" or model.shared_inter > 0 or layers != model.layers
+    return model.attention == "mla" or model.shared_inter > 0 or layers != model.layers or OTHER in kinds
 
 
-def remarks(count: int, layers: int, model: ModelSpec | None) -> list[str]:
-    """What to say where the order shows another number of layers (`count`: without the model) than the model has."""
-    if model is None or count in (0, model.layers):
+def remarks(count: int, layers: int, model: ModelSpec | None, repeated: bool) -> list[str]:
+    """What to say where the order shows another number of layers (`count`: without the model) than the model has.
+
+    `repeated`: it shows them by repetition alone, which a draft has no part in.
+    """
+    if model is None or count in (0, model.layers) or (repeated and layers == model.layers):
         return []
     if layers == model.layers:
         return [

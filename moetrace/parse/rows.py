@@ -73,8 +73,8 @@ class Rows:
         return rows
 
 
-SOURCES = ("none", "name", "model", "shapes", "capture", "annotation")
-NONE, NAME, MODEL, SHAPES, CAPTURE, ANNOTATION = range(6)
+SOURCES = ("none", "name", "model", "shapes", "capture", "annotation", "period")
+NONE, NAME, MODEL, SHAPES, CAPTURE, ANNOTATION, PERIOD = range(7)
 
 
 def op_rows(events: Events) -> Rows:

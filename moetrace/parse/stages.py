@@ -25,11 +25,12 @@ from moetrace.ops.columns import record_columns
 from moetrace.parse import capture, facts
 from moetrace.parse.build import Ops, Placed, attended_halves, sources
 from moetrace.parse.gather import Gathered, gather
+from moetrace.parse.kinds import Kinds
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.parts import part_roles
 from moetrace.parse.placing import Order, needs_model, remarks
 from moetrace.parse.routed import Routed
-from moetrace.parse.rows import Rows
+from moetrace.parse.rows import NONE, PERIOD, Rows
 from moetrace.parse.steps import complete, drop_strays, unused_kv, verifying
 from moetrace.routing import Routing, RoutingLog
 from moetrace.run import (
@@ -45,6 +46,7 @@ from moetrace.run import (
 )
 
 _EXPERTS = frozenset({"moe_gemm", "moe_gate_up", "moe_down"})
+_TOLD = "{} kernels whose names moetrace does not know are taken for what {} has in their place in a layer (op_source: period)"
 _MOST_NOTES = 10  # of one kind
 
 
@@ -57,34 +59,6 @@ class Asked:
     split: facts.Split
     hardware: str | None
     names: ops.Names | None = None  # of communication, which go before the built-in ones
-
-
-class _Kinds:
-    """Kinds by name alone: one recognition per distinct kernel and operator."""
-
-    def __init__(self, events: Events, own: ops.Names | None = None) -> None:
-        self._events, self._own = events, own
-        self._codes: dict[str, int] = {}
-        self._known: dict[tuple[int, int], int] = {}
-        self.names: list[str] = []  # by code
-
-    def of(self, rows: Rows) -> IntArray:
-        """The code of each row's kind."""
-        texts = self._events.texts
-        first, inverse = distinct_rows(rows.kernel, rows.operator)
-        codes = []
-        for pair in zip(rows.kernel[first].tolist(), rows.operator[first].tolist(), strict=True):
-            if pair not in self._known:
-                kernel, operator = pair
-                kind = ops.recognise(
-                    "" if rows.on_cpu else texts[kernel],
-                    texts[operator] if operator >= 0 else "",
-                    self._own,
-                )
-                self._known[pair] = self._codes.setdefault(kind, len(self._codes))
-                self.names[:] = self._codes
-            codes.append(self._known[pair])
-        return np.array(codes, dtype=np.int64)[inverse]
 
 
 def resolved(
@@ -119,7 +93,7 @@ class _Stages:
         )
         self.gathered, self.batches = gathered, gathered.batches
         self.names = [complete(n, asked.kv_len if n.phase == "decode" else None) for n in gathered.steps]
-        self.kinds = _Kinds(events, asked.names)
+        self.kinds = Kinds(events, asked.names)
         self.seen = facts.Seen(events)
         self.labels = list(gathered.marks.labels)
         self.captures = (
@@ -143,13 +117,12 @@ class _Stages:
             told.append(
                 f"model {model.name} is dense, and the trace has expert kernels: give the model that ran"
             )
-        order = Order(
-            self.events, self.kinds.names, self.labels, model if needs_model(layers, model) else None
-        )
-        outputs, again = self._second_look(order)
+        asks = needs_model(layers, model, self.kinds.names)
+        order = Order(self.events, self.kinds, self.labels, model if asks else None)
+        outputs, again, repeated = self._second_look(order)
         if counted:
             layer_source = "order"
-            told += remarks(layers, again, model)
+            told += remarks(layers, again, model, repeated)
         split, more = facts.split(self.events, self.seen.traffic, outputs, model, asked.split)
         table = _Third(
             self,
@@ -163,6 +136,8 @@ class _Stages:
         for rows in self.batches:
             table.write(rows)
         notes += told + more + sorted(table.notes)
+        if table.told and model is not None:
+            notes.append(_TOLD.format(table.told, model.name))
         notes += [] if self.captures else table.missing.remarks()
         notes += table.routed.remarks if table.routed else []
         meta = self._meta(source, table, model, model_source, split, notes)
@@ -173,7 +148,7 @@ class _Stages:
         """(remarks on strays, layers by the order of ops without a model); fills in what captures know."""
         strays: list[str] = []
         layers = [0]
-        order = Order(self.events, self.kinds.names, self.labels)
+        order = Order(self.events, self.kinds, self.labels)
 
         def look(rows: Rows) -> None:
             inside = rows.step[rows.step >= 0]
@@ -184,7 +159,7 @@ class _Stages:
                 self.captures.serve(rows)
             kinds = self.kinds.of(rows)
             self.seen.saw(rows, kinds, self.kinds.names)
-            layers[0] = max(layers[0], int(order.place(rows, kinds)[0].max(initial=-1)) + 1)
+            layers[0] = max(layers[0], int(order.place(rows, kinds).layer.max(initial=-1)) + 1)
 
         self.batches.update(look)
         if not self.seen.rows:
@@ -193,17 +168,18 @@ class _Stages:
             )
         return strays, layers[0]
 
-    def _second_look(self, order: Order) -> tuple[set[int], int]:
-        """(tensor sets of attention output projections, layers), by the order of ops."""
+    def _second_look(self, order: Order) -> tuple[set[int], int, bool]:
+        """(tensor sets of attention output projections, layers, whether some rest on repetition), by the order of ops."""
         outputs: set[int] = set()
-        layers = 0
+        layers, by_repetition = 0, False
         for rows in self.batches:
-            layer, role, _ = order.place(rows, self.kinds.of(rows))
+            layer, role, repeated, _ = order.place(rows, self.kinds.of(rows))
+            by_repetition |= bool(repeated.any())
             layers = max(layers, int(layer.max(initial=-1)) + 1)
             if "o_proj" in self.labels:
                 sets = rows.tensors[role == self.labels.index("o_proj")]
                 outputs |= set(np.unique(sets[sets >= 0]).tolist())
-        return outputs, layers
+        return outputs, layers, by_repetition
 
     def _meta(
         self, source: str, table: _Third, model: ModelSpec | None, model_source: str, split: facts.Split, notes: list[str]
@@ -251,14 +227,16 @@ class _Third:
         self._spans = np.full((len(stages.names), 2), -1, dtype=np.int64)
         self.missing = capture.Missing()
         self.notes: set[str] = set()
-        self.ops = self.outside = 0
+        self.ops = self.outside = self.told = 0
 
     def write(self, rows: Rows) -> None:
         """One batch."""
         stages, model = self._stages, self._model
-        kind_index = stages.kinds.of(rows)
-        kinds = stages.kinds.names
-        ordered, role, repeated = self._order.place(rows, kind_index)
+        named, kinds = stages.kinds.of(rows), stages.kinds.names
+        ordered, role, repeated, kind_index = self._order.place(rows, named)
+        concluded = (kind_index != named) | (repeated & self._counted)
+        rows.source[concluded & (rows.source == NONE)] = PERIOD
+        self.told += int((kind_index != named).sum())
         layer = ordered if self._counted else rows.layer
         hidden = model.hidden if model else 0
         role, labels = part_roles(

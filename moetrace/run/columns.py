@@ -37,7 +37,12 @@ OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("dur_ns", pa.int64(), "duration in ns"),
     ("launch_ns", pa.int64(), "when the host call that launched it began, ns; null: launch not recorded"),
     ("graph", pa.int64(), "id of the graph launch that replayed it; null: launched by itself"),
-    ("op_source", TEXT, "where kind and dims came from: shapes, capture, annotation, model, name or none"),
+    (
+        "op_source",
+        TEXT,
+        "where kind and dims came from: shapes, capture, annotation, model, period (the model, by an op's place in layers "
+        "that repeat), name or none",
+    ),
     (
         "layer_source",
         TEXT,

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from moetrace.errors import ModelError, ScenarioError
+from moetrace.forward import Placed, expert_padding, step_ops
 from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.ops.columns import record_columns
 from moetrace.run import Meta, Run, Step, nullable, ops_table, text_column
-from moetrace.synthesize.layers import Placed, expert_padding, step_ops
 
 MAX_TOKENS = 10**9
 # Tokens that an engine works on in one step at most: max_num_batched_tokens of vLLM (8192 for a server on H100 and later),

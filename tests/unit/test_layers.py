@@ -17,6 +17,7 @@ ROWS = (
     {"report", "record", "validate"},
     {"attribute", "diff", "replay", "calibrate"},
     {"synthesize", "parse", "cost"},
+    {"forward"},
     {"formats", "ops", "machines"},
     {"run"},
     {"routing", "model", "hardware"},

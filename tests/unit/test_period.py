@@ -67,3 +67,19 @@ def test_a_graph_of_kernels_that_nobody_knows_has_layers_and_says_whence(tmp_pat
     assert run.codes("layer_source")[1][0] in ("order", "period") and set(
         run.column("layer_source").to_pylist()
     ) == {"period", None}
+
+
+def test_a_hybrid_without_a_model_has_as_many_layers_as_blocks() -> None:
+    """Three layers of linear attention and one of full attention in turn, the former with a norm more."""
+    linear, full, topk = [NORM, 1, 2, 3, NORM, 4, NORM, 5, 9, 6], [NORM, 1, 7, 4, NORM, 5, 9, 6], 9
+    found = layers_by_period(np.array([900, *(linear * 3 + full) * 6, 901]), 0, NORM, topk)
+    sizes = np.bincount(found[found >= 0]).tolist()
+    assert sizes == [10, 10, 10, 8] * 6 and found[0] == found[-1] == -1
+
+
+def test_the_first_and_the_last_layer_may_have_an_op_of_their_own() -> None:
+    body = [NORM, 1, 2, 3, 4, NORM, 9, 5, 6]
+    first, last = [77, NORM, 8, *body[2:]], [*body[:-1], 88]
+    found = layers_by_period(np.array([*first, *body * 10, *last, 901]), 12, NORM, 9)
+    assert found.max() == 11 and np.bincount(found[found >= 0]).tolist()[1:11] == [9] * 10
+    assert found[1] in (0, -1) and found[3] == 0 and found[-3] == 11 and found[-1] == -1

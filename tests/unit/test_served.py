@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from moetrace import ops as work_of
 from moetrace.errors import ScenarioError
+from moetrace.forward import step_ops
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import Scenario, simulate
@@ -19,7 +20,6 @@ from moetrace.replay.load import read_load, workload_of
 from moetrace.replay.measures import STEP_OVERHEAD_S, Draft, first_and_rest
 from moetrace.run import Step
 from moetrace.synthesize import Workload, synthesize
-from moetrace.synthesize.layers import step_ops
 
 OLMOE, H100 = load_model("olmoe-1b-7b"), load_hardware("h100-sxm")
 LOAD = Workload(16, 512, 128)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrace.errors import ModelError, ScenarioError
+from moetrace.forward import NO_LAYER, step_ops
 from moetrace.hardware import load_hardware
 from moetrace.machines.wafer import crossings_s
 from moetrace.model import ModelSpec, load_model, model_names
@@ -21,7 +22,6 @@ from moetrace.replay import Scenario, replay, simulate
 from moetrace.replay.simulation import step_weights
 from moetrace.run import OPS_SCHEMA, Step
 from moetrace.synthesize import Workload, synthesize
-from moetrace.synthesize.layers import NO_LAYER, step_ops
 from tests.integration.test_real_traces import FOLDER, kineto
 
 H100 = load_hardware("h100-sxm")
