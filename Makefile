@@ -34,8 +34,9 @@ format: $(VENV)/dev.stamp  ## let ruff mend layout and imports
 site: $(VENV)/dev.stamp  ## build the documentation as a site in site/, failing at any warning
 	PYTHONPATH="$(CURDIR)" $(BIN)/mkdocs build --strict -q -d site
 
-docs: $(VENV)/base.stamp  ## write docs/schema.md anew from the code
+docs: $(VENV)/dev.stamp  ## write docs/schema.md and the output of every example in README.md and docs/ anew
 	$(BIN)/python -m moetrace.report.schema > docs/schema.md.part && mv docs/schema.md.part docs/schema.md
+	$(BIN)/python -m tests.examples
 
 clean:  ## remove the environment and all that was made
 	rm -rf $(VENV) site demo-out build dist .mypy_cache .ruff_cache .hypothesis

@@ -1,46 +1,14 @@
-"""The page on the two studies: its commands run, and what it says of peaks and troughs is what comes out."""
+"""The page on the two studies: what it says of peaks and troughs is what comes out."""
 
 from __future__ import annotations
-
-import re
-import shlex
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from moetrace.validate.figure import shipped
 from moetrace.validate.sources import fewer_active
-from tests.conftest import REPO, Answer
+from tests.conftest import REPO
 
 PAGE = (REPO / "docs" / "studies.md").read_text()
-BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-COMMANDS = [
-    line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.startswith("moetrace ")
-]  # fmt: skip
-SMALL = {"--input-len": "64", "--output-len": "8"}
-
-
-def small(command: str) -> list[str]:
-    """The command with short lengths, and the first and last of its batches."""
-    words = shlex.split(command)[1:]
-    for at, word in enumerate(words[:-1]):
-        if word in SMALL:
-            words[at + 1] = SMALL[word]
-        if word == "--batch":
-            batches = words[at + 1].split(",")
-            words[at + 1] = ",".join(dict.fromkeys((batches[0], batches[-1])))
-    return words
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_of_the_page_run(
-    command: str, call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    answer = call(*small(command))
-    assert answer.status == 0, answer.err
-    assert ("tokens/s" in answer.out) or ("scenarios" in answer.out)
 
 
 @pytest.fixture(scope="module")
