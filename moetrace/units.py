@@ -17,6 +17,9 @@ _TIME = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
 _SIZE = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}  # units that a duration may be written in
+
+
 def seconds(value: float, digits: int = 1) -> str:
     """``"1.5 ms"`` for 0.0015."""
     return "0" if value == 0 else _scaled(value, "s", _TIME, digits)

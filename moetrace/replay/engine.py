@@ -118,9 +118,10 @@ def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> N
     dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
     error = np.nan_to_num(priced.error)[draft.cell]
     eager = launch_s(draft, source)
+    off = schedule.HOST_LAUNCH_FACTOR
     laid = [
-        schedule.lay_out(line, draft.rows, draft.inserted, np.rint(d).astype(np.int64), gaps, eager)
-        for d in (dur, dur / (1 + error), dur * (1 + error))
+        schedule.lay_out(line, draft.rows, draft.inserted, np.rint(d).astype(np.int64), gaps, host)
+        for d, host in ((dur, eager), (dur / (1 + error), eager / off), (dur * (1 + error), eager * off))
     ]
     start, alone = laid[0][0], exposed_by(line.segment[draft.rows], laid[0][0], laid[0][0] + dur)[0]
     crossing = _crossings(draft, need)

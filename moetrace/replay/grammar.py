@@ -6,15 +6,18 @@ the depth, ``native`` for unchanged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from moetrace.errors import ScenarioError, unknown
+from moetrace.units import SECONDS
 
 NATIVE = "native"
 MAX_WHOLE = 10**9
 MAX_LAYERS = 4096
+_LONGEST_S = 60.0
 
 Parse = Callable[[str, str], Any]
 
@@ -69,6 +72,16 @@ def number(name: str, text: str, low: float, high: float) -> float:
     if not low <= value <= high:
         raise ScenarioError(f"{name}={text}: expected a number from {low:g} to {high:g}")
     return value
+
+
+def duration(name: str, text: str) -> float:
+    """Seconds, written with their unit: ``5ms``, ``200us``, ``0.01s``. Raises ScenarioError."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)(s|ms|us)", text)
+    if not found or float(found[1]) * SECONDS[found[2]] > _LONGEST_S:
+        raise ScenarioError(
+            f"{name}={text}: expected a time of at most {_LONGEST_S:g} s with its unit, such as 5ms or 200us"
+        )
+    return float(found[1]) * SECONDS[found[2]]
 
 
 def ranged(low: float, high: float) -> Parse:

@@ -35,5 +35,7 @@ def workload_of(workload: Workload, scenario: Scenario) -> tuple[Workload, Scena
     serving = scenario.get("serving")
     if serving is not None:
         said["served"] = serving == "continuous"
-    rest = tuple(s for s in scenario.settings if s.name not in (*said, "serving", *DRAFTING, YIELDED))
+    if scenario.get("host") is not None:
+        said["host_s"] = scenario.get("host")
+    rest = tuple(s for s in scenario.settings if s.name not in (*said, "serving", "host", *DRAFTING, YIELDED))
     return replace(workload, **said), replace(scenario, settings=rest)

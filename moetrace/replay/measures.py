@@ -60,6 +60,13 @@ class Draft:
         return g + 1.0 if a >= 1 else (1 - a ** (g + 1)) / (1 - a)
 
 
+def overhead_s(load: Workload) -> float:
+    """Seconds that the host adds to each step: as stated, else `STEP_OVERHEAD_S` where a service is simulated."""
+    if load.host_s is not None:
+        return load.host_s
+    return STEP_OVERHEAD_S if load.served else 0.0
+
+
 def context_of(step: Step) -> int:
     """KV tokens of each sequence."""
     return (step.kv_tokens or 0) // (step.batch or 1)
@@ -89,7 +96,7 @@ def first_and_rest(
     """(TTFT, all later tokens of one sequence) in seconds, from those of the synthesized steps."""
     weights, later = step_weights(steps), load.output_len - 1
     first, all_decode = float(seconds[weights == 0].sum()), float((seconds * weights).sum())
-    overhead = STEP_OVERHEAD_S if load.served else 0.0
+    overhead = overhead_s(load)
     rounds = later / draft.yielded if draft else float(later)
     rest = rounds * (all_decode / max(1, later) + overhead + (draft.tokens * draft.step_s if draft else 0.0))
     if load.served:
@@ -99,6 +106,8 @@ def first_and_rest(
         prompts = load.beside[0]
         rest += (load.batch - 1) * load.parts * max(0.0, first - alone) / prompts if later else 0.0
         first = load.parts * (first + overhead) + (alone + overhead) / 2
+    else:
+        first += overhead
     return first + (draft.ttft_s if draft else 0.0), rest
 
 

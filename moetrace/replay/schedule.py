@@ -28,6 +28,7 @@ _LATENCY_PERCENTILE = 10
 # launch itself, and 16.7 us lie between two launches (the median, profiler on) of a public trace of transformers on an H100:
 # the geometric middle, right within a factor of two.
 HOST_LAUNCH_S = 8e-6
+HOST_LAUNCH_FACTOR = 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,11 @@ from moetrace.replay.engine import AS_RECORDED, Prediction, replay
 from moetrace.replay.load import workload_of
 from moetrace.replay.measures import (
     MEASURES,
-    STEP_OVERHEAD_S,
     Draft,
     context_of,
     first_and_rest,
     metrics,
+    overhead_s,
     step_weights,
 )
 from moetrace.replay.scenario import Scenario, machine_of
@@ -42,13 +42,13 @@ FITTED_TOKENS = 512
 
 _ASSUMED = (
     "a static batch: all sequences start together and have the same lengths, no other request's prefill comes between "
-    "decode steps, and no scheduler, tokenizer or network adds time"
+    "decode steps, and {overhead}"
 )
 
 
 _SERVED = (
     "a steady load: as many sequences as the batch at any time, of equal lengths, the next starting as one ends, at different "
-    "points of their lives; prompts are worked through beside decoding, and the host adds {overhead:g} ms to each step"
+    "points of their lives; prompts are worked through beside decoding, and the host adds {overhead} to each step"
 )
 
 
@@ -117,7 +117,7 @@ def _summary(
     draft = drafting[0] if drafting else None
     found = metrics([first_and_rest(meta.steps, column, load, draft) for column in prediction.step_s.T], load)
     memory = _with_draft(base["memory"], drafting[1], meta.gpus) if drafting else base["memory"]
-    said = [_SERVED.format(overhead=STEP_OVERHEAD_S * 1e3) if load.served else _ASSUMED, *run.meta.notes]
+    said = [_load_said(load), *run.meta.notes]
     said += [drafting[2]] if drafting else []
     return {
         "schema": SCHEMA,
@@ -144,6 +144,16 @@ def _summary(
         "beyond_fit": " and ".join(beyond_fit(hw, meta.steps)),
         "assumptions": [*said, *base["assumptions"], *_extrapolated(hw, meta.steps)],
     }
+
+
+def _load_said(load: Workload) -> str:
+    """What the load and its host are taken to be, in words."""
+    stated = f"{overhead_s(load) * 1e3:g} ms"
+    if load.served:
+        return _SERVED.format(overhead=stated)
+    if load.host_s is None:
+        return _ASSUMED.format(overhead="no scheduler, tokenizer or network adds time")
+    return _ASSUMED.format(overhead=f"the host adds {stated} to each step, as stated")
 
 
 def _with_draft(memory: Mapping[str, Any], held: Mapping[str, float], devices: int) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def drafting(
     tries = [(hw, Scenario.of(f"tp={tp}"))] if hw.gpus > 1 and tp == hw.gpus else []
     alone = hw if hw.gpus == 1 else replace(hw, name=hw.base or hw.name, gpus=1, base=None)
     tries.append((alone, Scenario()))
-    run = synthesize(model, replace(load, served=False, verify=1))
+    run = synthesize(model, replace(load, served=False, verify=1, host_s=None))
     for machine, how in tries:
         try:
             prediction = replay(run, machine, how)

@@ -38,7 +38,8 @@ class Workload:
     A static batch: all start together, the prefill step yields the first token of each, a decode step every later one. With
     `served`, the load is steady instead: as one sequence ends, the next starts, and its prompt is worked through in parts of
     at most `chunk` tokens beside the decoding of the others (continuous batching). `verify` tokens of each sequence go
-    through one decode step (those drafted and one more; 1 without speculation). Raises ScenarioError unless all are whole
+    through one decode step (those drafted and one more; 1 without speculation). The host adds `host_s` to each step; None:
+    not stated. Raises ScenarioError unless all are whole
     numbers of at least 1.
     """
 
@@ -48,6 +49,7 @@ class Workload:
     served: bool = False
     chunk: int = CHUNK
     verify: int = 1
+    host_s: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "input_len", "output_len", "chunk", "verify"):

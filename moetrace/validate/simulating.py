@@ -8,10 +8,12 @@ from dataclasses import replace
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.model import ModelSpec, load_model, model_names
 from moetrace.replay import Scenario, simulate
+from moetrace.replay.measures import metrics
 from moetrace.synthesize import Workload
 from moetrace.validate.entry import Estimate, RefusalError
 from moetrace.validate.figure import Figure
 
+Metrics = dict[str, tuple[float | None, float | None, float | None]]
 # How sources name a machine (a pattern at the start of its name) -> profile; the first that fits.
 MACHINES = (
     (r"A800-80G-PCIe", "a800-pcie"),
@@ -77,9 +79,14 @@ def simulated(
     *sets: str,
     metric: str = "throughput",
     said: str = "",
+    host_s: float = 0.0,
 ) -> Estimate:
-    """A measure of (batch, input tokens, output tokens) with the knobs `sets`; `said` is added to the setting."""
-    value, low, high = _summary(model, hw, load, sets)[0][metric]
+    """A measure of (batch, input tokens, output tokens) with the knobs `sets`; `said` is added to the setting.
+
+    `host_s` is added to each step of a static batch, without simulating again. Raises RefusalError.
+    """
+    measures = _summary(model, hw, load, sets)[0]
+    value, low, high = (_with_host(measures, load, host_s) if host_s else measures)[metric]
     if value is None:
         raise RefusalError(f"{metric} is not defined for {load[2]} output tokens")
     named = model if isinstance(model, str) else model.name
@@ -88,7 +95,16 @@ def simulated(
     return Estimate(value, low, high, hw.name, f"{words}{edits}{'; ' if said else ''}{said}")
 
 
-Metrics = dict[str, tuple[float | None, float | None, float | None]]
+def _with_host(measures: Metrics, load: tuple[int, int, int], host_s: float) -> Metrics:
+    """The measures of a static batch with so much more of the host in each of its steps."""
+    times = [
+        ((first or 0.0) + host_s, (whole or 0.0) - (first or 0.0) + (load[2] - 1) * host_s)
+        for first, whole in zip(measures["ttft"], measures["e2e"], strict=True)
+    ]
+    found = metrics(times, Workload(*load))
+    return {name: (m["value"], m["low"], m["high"]) for name, m in found.items()}
+
+
 _DONE: dict[tuple[str | ModelSpec, str, tuple[int, int, int], tuple[str, ...]], tuple[Metrics, bool]] = {}
 
 
@@ -105,8 +121,8 @@ def _summary(
     if key not in _DONE:
         spec = load_model(model) if isinstance(model, str) else model
         summary = simulate(spec, Workload(*load), hw, Scenario.of(*sets)).summary
-        metrics = {name: (m["value"], m["low"], m["high"]) for name, m in summary["metrics"].items()}
-        _DONE[key] = metrics, bool(summary["memory"]["fits"])
+        measures = {name: (m["value"], m["low"], m["high"]) for name, m in summary["metrics"].items()}
+        _DONE[key] = measures, bool(summary["memory"]["fits"])
     return _DONE[key]
 
 

@@ -66,6 +66,34 @@ def test_a_lone_sequence_waits_only_for_the_host() -> None:
     assert served == pytest.approx(static + STEP_OVERHEAD_S, rel=1e-6)
 
 
+@given(st.integers(0, 50_000), st.integers(1, 40), st.sampled_from(["static", "continuous"]))
+@settings(max_examples=20)
+def test_a_stated_host_adds_its_time_to_every_step(us: int, out: int, serving: str) -> None:
+    load = replace(LOAD, output_len=out, served=serving == "continuous", host_s=0.0)
+    steps = synthesize(OLMOE, load).meta.steps
+    seconds = np.linspace(2e-3, 3e-3, len(steps))
+    (first, rest), (later_first, later_rest) = (
+        first_and_rest(steps, seconds, replace(load, host_s=host)) for host in (0.0, us * 1e-6)
+    )
+    waited = load.parts + 0.5 if load.served else 1
+    assert later_first == pytest.approx(first + waited * us * 1e-6)
+    assert later_rest == pytest.approx(rest + (out - 1) * us * 1e-6)
+
+
+def test_a_host_of_the_users_takes_the_place_of_the_assumed_one() -> None:
+    assert measured("serving=continuous", "host=500us") == pytest.approx(measured("serving=continuous"))
+    assert measured("host=2ms") == pytest.approx(measured() + 2e-3)
+    with pytest.raises(ScenarioError, match="5ms"):
+        measured("host=5")
+
+
+def test_eager_launches_are_as_sure_as_the_time_of_a_launch() -> None:
+    alone = replace(LOAD, batch=1)
+    found = simulate(OLMOE, alone, H100, Scenario.of("graph=off")).summary["metrics"]["tpot"]
+    assert found["high"] == pytest.approx(2 * found["value"], rel=0.05)
+    assert found["low"] < 0.8 * found["value"]
+
+
 def test_other_prompts_hold_decoding_up_by_less_than_their_prefill() -> None:
     static = measured("routing=skewed")
     served = measured("serving=continuous")

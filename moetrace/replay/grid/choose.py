@@ -14,10 +14,10 @@ import pyarrow as pa
 from moetrace.errors import ScenarioError, unknown
 from moetrace.replay.grid.rows import measure_column
 from moetrace.replay.measures import MEASURES
+from moetrace.units import SECONDS
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
-_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*(s|ms|us)?")
 USER, DEVICE = measure_column("user_speed"), "output_per_gpu_per_s"
 
@@ -60,7 +60,7 @@ def read_slo(text: str) -> dict[str, float]:
         if not found or bool(found[2]) != timed:
             expected = "a time such as 20ms or 1s" if timed else "a number of tokens per second"
             raise ScenarioError(f"--slo {text}: {name}={value!r}: expected {expected}")
-        out[name] = float(found[1]) * _UNITS[found[2] or "s"]
+        out[name] = float(found[1]) * SECONDS[found[2] or "s"]
     return out
 
 

@@ -25,7 +25,7 @@ from moetrace.replay.draft import Draft
 from moetrace.replay.engine import with_knobs
 from moetrace.replay.lanes import Axis, Diverged, Lanes, Space
 from moetrace.replay.load import workload_of
-from moetrace.replay.measures import STEP_OVERHEAD_S, context_of
+from moetrace.replay.measures import context_of, overhead_s
 from moetrace.replay.scenario import Scenario, Setting, machine_of
 from moetrace.replay.simulation import FITTED_TOKENS, served_as
 from moetrace.run import Step
@@ -278,11 +278,11 @@ def _first_and_rest(
 ) -> tuple[FloatArray, FloatArray]:
     """(TTFT, all later tokens): `measures.first_and_rest`, for every scenario."""
     later, batch = _spread(load.output_len, space) - 1, _spread(load.batch, space)
-    overhead = STEP_OVERHEAD_S if load.served else 0.0
+    overhead = overhead_s(load)
     first = seconds[0]
     rest = later * (_total(weights, seconds) / np.maximum(1.0, later) + overhead)
     if not load.served:
-        return first, rest
+        return first + overhead, rest
     target = _spread(load.input_len, space) + _spread(load.output_len, space) // 2
     decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
     at = [_spread(context_of(steps[i]), space) for i in decode]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moetrace.errors import ScenarioError
 from moetrace.replay import edit
-from moetrace.replay.grammar import model_name, one_of, one_whole, ranged
+from moetrace.replay.grammar import duration, model_name, one_of, one_whole, ranged
 from moetrace.replay.knobs.registry import knob
 
 if TYPE_CHECKING:
@@ -47,6 +47,18 @@ def output_len(draft: Draft, value: int) -> Draft:
 )
 def serving(draft: Draft, value: str) -> Draft:
     """Changes no op: the run was synthesized for it."""
+    return draft
+
+
+@knob(
+    "host",
+    "what the engine's host adds to each step and no device time hides (simulate only)",
+    "a time with its unit, such as 5ms",
+    duration,
+    where="simulate",
+)
+def host(draft: Draft, value: float) -> Draft:
+    """Changes no op: it is time beside them."""
     return draft
 
 
