@@ -1,7 +1,9 @@
 """After the knobs: how many distinct experts each edited expert op touches, from the best source there is.
 
 Best first: counted in the recording (nothing changed), counted again among each token's first n_a recorded choices (as
-many tokens, at most the recorded n_a), popularity recorded per expert (other tokens), the uniform formula.
+many tokens, at most the recorded n_a), popularity recorded per expert (other tokens), the uniform formula. Where only n_a
+changed and a formula must say how, it says the ratio: what was counted at the recorded n_a is scaled by it, so that a
+prediction and what it is held against rest on the same source.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from moetrace.routing.skewed import shares
 
 IntArray = npt.NDArray[np.int64]
 _SAMPLE = 4
+DRAWN = "popularity"  # the routing that is drawn anew from what was recorded
 UNIFORM = (
     "distinct experts follow the uniform formula E(1-(1-k/E)^T): no routing was recorded to say better, and real text "
     "touches fewer"
@@ -35,6 +38,10 @@ _SOURCES = {
     "contiguous blocks",
     "popularity": "distinct experts at another batch follow from each expert's recorded popularity, tokens taken as "
     "independent; experts that the recording never saw count as never chosen",
+    "drawn": "routing=popularity: distinct experts follow at every n_a from each expert's recorded popularity, tokens drawn "
+    "anew and independently of one another",
+    "proportion": "distinct experts at another n_a, where each token's choices were not recorded, are those counted at the "
+    "recorded n_a, in proportion to what popularity, or uniform routing, says of either",
     "uniform": UNIFORM,
     "scaled": "the worst expert-parallel rank holds what uniform routing would put there, in proportion to the distinct "
     "experts counted",
@@ -44,15 +51,20 @@ _SOURCES = {
 def settle(draft: Draft) -> Draft:
     """The draft with its routing settled: by the scenario's `routing` where it says one, else from the best source there is."""
     stated = draft.scenario.get("routing")
-    return _settled_from_run(draft) if stated in (None, "recorded") else stated_routing(draft, str(stated))
+    if stated in (None, "recorded", DRAWN):
+        return _settled_from_run(draft, stated == DRAWN)
+    return stated_routing(draft, str(stated))
 
 
-def _settled_from_run(draft: Draft) -> Draft:
-    """The draft with `distinct`, `distinct_est` or neither on each expert op, as its edits leave it, and the source said."""
+def _settled_from_run(draft: Draft, drawn: bool) -> Draft:
+    """The draft with `distinct`, `distinct_est` or neither on each expert op, as its edits leave it, and the source said.
+
+    With `drawn` popularity says it of every op, also where nothing changed.
+    """
     ranks = draft.parallel.ep if any(op.has("local_experts") for op in draft.ops) else 1
     routing = draft.run.routing
     counts = np.full(draft.rows.size, -1, dtype=np.int64)
-    if routing is not None:
+    if routing is not None and not drawn:
         counts = _recounted(draft, routing, ranks)
         draft, counts = draft.split(counts)
     else:
@@ -64,7 +76,9 @@ def _settled_from_run(draft: Draft) -> Draft:
         if origin is None or not _is_expert(op):
             found.append(op)
             continue
-        settled, source = _settled(popularity, op, origin, at, count, ranks)
+        settled, source = (
+            _drawn(popularity, op, at, ranks) if drawn else _settled(popularity, op, origin, at, count, ranks)
+        )
         found.append(settled)
         if source:
             said[source] = None
@@ -91,6 +105,15 @@ def _same(op: Op, origin: Op) -> bool:
     return all(op.get(dim) == origin.get(dim) for dim in ("topk", "tokens", "experts", "local_experts"))
 
 
+def _drawn(popularity: _Popularity, op: Op, at: At, ranks: int) -> tuple[Op, str]:
+    """(the op with the distinct experts that popularity says, where they come from)."""
+    estimate = _from_popularity(popularity, op, at, op["topk"], ranks)
+    if estimate is not None:
+        return op.with_dims(distinct=None, distinct_est=round(estimate, 4)), "drawn"
+    worst = None if ranks == 1 else round(each(_worst_rank, *_choice(op), ranks), 4)
+    return op.with_dims(distinct=None, distinct_est=worst), "uniform"
+
+
 def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ranks: int) -> tuple[Op, str]:
     """(the op with its distinct experts, where they come from if that had to change)."""
     if _same(op, origin):
@@ -98,29 +121,58 @@ def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ra
         if counted is not None and at.layer != at.source_layer:
             return op.with_dims(distinct=None, distinct_est=counted), ""
         return op, ""
-    experts, topk, tokens = (op[dim] for dim in ("experts", "topk", "tokens"))
+    experts, topk, tokens = _choice(op)
+    known = origin.get("distinct") if origin.get("distinct") is not None else origin.get("distinct_est")
     if count >= 0:
         estimate, source = float(count), "recut" if topk != origin["topk"] else "ranked"
-    elif (
-        q := popularity(at, int(topk), int(tokens), int(experts)) if popularity.routing else None
-    ) is not None:
-        many = (
-            popularity_distinct(q, tokens)
-            if ranks == 1
-            else ep_max_distinct(int(experts), int(topk), int(tokens), ranks, q)
-        )
-        estimate, source = many, "popularity"
+    elif (found := _from_popularity(popularity, op, at, topk, ranks)) is not None:
+        estimate, source = found, "popularity"
+        if known is not None and _same_load(op, origin):
+            before = _from_popularity(popularity, op, at, origin["topk"], ranks)
+            if before:
+                most = _most(experts, topk, tokens, ranks)
+                estimate, source = min(known * found / before, most), "proportion"
     elif ranks == 1:
-        return op.with_dims(distinct=None, distinct_est=None), "uniform"
+        if known is None or not _same_load(op, origin):
+            return op.with_dims(distinct=None, distinct_est=None), "uniform"
+        before = uniform_distinct(*_choice(origin))
+        scaled = known * each(uniform_distinct, experts, topk, tokens) / before
+        estimate, source = min(scaled, _most(experts, topk, tokens, 1)), "proportion"
     else:
         estimate, source = each(_worst_rank, experts, topk, tokens, ranks), "uniform"
-        known = origin.get("distinct") if origin.get("distinct") is not None else origin.get("distinct_est")
-        if known is not None and (experts, topk, tokens) == tuple(
-            origin[dim] for dim in ("experts", "topk", "tokens")
-        ):
+        if known is not None and (experts, topk, tokens) == _choice(origin):
             share = known / uniform_distinct(experts, topk, tokens)
             estimate, source = min(estimate * share, experts / ranks, known), "scaled"
     return op.with_dims(distinct=None, distinct_est=round(estimate, 4)), source
+
+
+def _choice(op: Op) -> tuple[int | float, int | float, int | float]:
+    return op["experts"], op["topk"], op["tokens"]
+
+
+def _same_load(op: Op, origin: Op) -> bool:
+    """Whether an edit left alone all but n_a of what decides the distinct experts of one rank."""
+    return all(op.get(dim) == origin.get(dim) for dim in ("tokens", "experts", "local_experts"))
+
+
+def _most(experts: float, topk: float, tokens: float, ranks: int) -> float:
+    """The most distinct experts that a rank can have."""
+    return min(experts / ranks, tokens * topk)
+
+
+def _from_popularity(popularity: _Popularity, op: Op, at: At, topk: float, ranks: int) -> float | None:
+    """Distinct experts (of the worst rank, if several) of the op's tokens at an n_a by recorded popularity; None without it."""
+    if not popularity.routing:
+        return None
+    experts, tokens = int(op["experts"]), int(op["tokens"])
+    q = popularity(at, int(topk), tokens, experts)
+    if q is None:
+        return None
+    return (
+        popularity_distinct(q, tokens)
+        if ranks == 1
+        else ep_max_distinct(experts, int(topk), tokens, ranks, q)
+    )
 
 
 @lru_cache(maxsize=1 << 18)

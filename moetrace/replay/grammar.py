@@ -134,9 +134,9 @@ def model_name(name: str, text: str) -> str:
 
 
 def routing_name(name: str, text: str) -> str:
-    """A routing that can be stated: ``uniform``, ``balanced``, ``power_law:ALPHA``, ``skewed[:SIGMA]``, ``recorded``."""
+    """A routing: ``uniform``, ``balanced``, ``power_law:ALPHA``, ``skewed[:SIGMA]``, ``popularity``, ``recorded``."""
     kind, colon, value = text.partition(":")
-    one_of("uniform", "balanced", "power_law", "skewed", "recorded")(name, kind)
+    one_of("uniform", "balanced", "power_law", "skewed", "popularity", "recorded")(name, kind)
     if kind == "power_law" or (kind == "skewed" and colon):
         number(name, value or "nothing", 0.0, 10.0)
         return f"{kind}:{float(value):g}"

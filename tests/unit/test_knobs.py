@@ -83,9 +83,13 @@ def test_n_a_without_recorded_routing_is_the_uniform_formula_and_says_so() -> No
     assert any("uniform formula" in note for note in draft.notes)
 
 
-def test_n_a_above_native_is_uniform_and_says_so(run: Run) -> None:
+def test_n_a_above_native_is_what_was_counted_by_the_uniform_formulas_ratio_and_says_so(run: Run) -> None:
     draft = turned(run, "n_a=12")
-    assert work_of.distinct_experts(ops_of(draft, "moe_gate_up")[0])[0] == uniform_distinct(EXPERTS, 12, 16)
+    counted = ops_of(turned(run), "moe_gate_up")[0]["distinct"]
+    more = uniform_distinct(EXPERTS, 12, 16) / uniform_distinct(EXPERTS, TOPK, 16)
+    assert ops_of(draft, "moe_gate_up")[0]["distinct_est"] == pytest.approx(
+        min(EXPERTS, counted * more), abs=1e-3
+    )
     assert any("above the 8 experts recorded" in note for note in draft.notes)
 
 
@@ -99,6 +103,36 @@ def test_n_a_that_cannot_apply(run: Run) -> None:
     unlayered = build([(0, -1, f"moe_gate_up bf16 {experts}", 0, 100)], [step])
     assert "does not say the layer" in refusal(unlayered, "n_a=2:1")
     assert [op["topk"] for op in turned(unlayered, "n_a=1").ops] == [1]
+
+
+def test_steps_without_recorded_routing_change_by_the_ratio_of_one_source(run: Run) -> None:
+    """A base that was counted is not held against another source: both n_a follow from popularity, or both from the formula."""
+    part = Run(run.meta, run.table(), run.routing.renumbered({0: 0}) if run.routing else None)
+    counted = [op["distinct"] for op in ops_of(turned(run), "moe_gate_up")]
+    found = [op["distinct_est"] for op in ops_of(turned(part, "n_a=4"), "moe_gate_up")]
+    assert part.routing is not None
+    assert found[:2] == [part.routing.distinct(4)[0, layer] for layer in (0, 1)]
+    for layer in (0, 1):
+        ratio = np.divide(*(popularity_distinct(part.routing.popularity(layer, n), 16) for n in (4, TOPK)))
+        assert found[2 + layer] == pytest.approx(counted[2 + layer] * ratio, abs=1e-3)
+    bare = turned(Run(run.meta, run.table()), "n_a=4")
+    ratio = uniform_distinct(EXPERTS, 4, 16) / uniform_distinct(EXPERTS, TOPK, 16)
+    assert [op["distinct_est"] for op in ops_of(bare, "moe_gate_up")] == pytest.approx(
+        [n * ratio for n in counted], abs=1e-3
+    )
+    assert any("in proportion" in note for note in bare.notes)
+
+
+def test_routing_drawn_from_popularity_is_so_at_every_n_a(run: Run) -> None:
+    assert run.routing is not None
+    for n_a in (TOPK, 4):
+        draft = turned(run, "routing=popularity", f"n_a={n_a}")
+        expected = [popularity_distinct(run.routing.popularity(layer, n_a), 16) for layer in (0, 1)]
+        ops = ops_of(draft, "moe_gate_up")
+        assert [op["distinct_est"] for op in ops[:2]] == pytest.approx(expected, abs=1e-3)
+        assert not any(op.has("distinct") for op in ops)
+        assert any("drawn" in note for note in draft.notes)
+    assert "no routing was recorded" in refusal(decode_run(recorded=False), "routing=popularity")
 
 
 # -- batch and context ---------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from moetrace.attribute import attribute
 from moetrace.replay import Scenario, replay
 from moetrace.report.facts import report_facts
 from moetrace.report.facts.distinct_ops import distinct_ops
+from moetrace.report.facts.fewer import ratio_interval
 from moetrace.report.facts.layers import layer_families
 from moetrace.report.facts.routing import chance_skew, routing_facts
 from moetrace.report.facts.waterfall import waterfalls
-from moetrace.report.facts.whatif import ratio_interval, sampled, what_ifs
+from moetrace.report.facts.whatif import sampled, what_ifs
 from moetrace.routing import RoutingBuilder
 from tests.conftest import REPO
 from tests.made import decode_trace, write
@@ -177,6 +178,25 @@ def test_a_ratio_interval_holds_any_error_that_a_family_has_in_both(run):
         factor = {f: (1 + least[f]) ** rng.uniform(-1, 1) for f in families}
         sums = [float((x.dur_ns * x.family.astype(str).map(factor)).sum()) for x in frames]
         assert low - 1e-3 <= sums[1] / sums[0] <= high + 1e-3
+
+
+def test_the_range_of_a_ratio_holds_other_choices_of_experts(run, facts):
+    """Drawn anew from popularity at both n_a, and, with no routing recorded, neither claimed nor counted."""
+    steps = {
+        (n, routing): replay(run, "h100-sxm", Scenario.of("layers=native", f"n_a={n}", f"routing={routing}"))
+        for n in (8, 4)
+        for routing in ("recorded", "popularity")
+    }
+    for routing in ("recorded", "popularity"):
+        now, was = (steps[n, routing].summary["phases"]["decode"]["step_s"] for n in (4, 8))
+        row = next(r for r in facts["what_if"]["n_a"] if r["hardware"] == "h100-sxm" and r["n_a"] == 4)
+        assert row["ratio_low"] < now / was < row["ratio_high"]
+        assert row["ratio"] * row["rerouted_low"] < now / was < row["ratio"] * row["rerouted_high"]
+    bare = what_ifs(moetrace.Run(run.meta, run.table()), ["h100-sxm"], short=True)["n_a"]
+    assert {r["rerouted_low"] for r in bare} == {None}
+    law = ratio_interval(*(replay(run, "h100-sxm", Scenario.of("layers=native", f"n_a={n}")) for n in (8, 6)))
+    row = next(r for r in facts["what_if"]["n_a"] if r["hardware"] == "h100-sxm" and r["n_a"] == 6)
+    assert row["ratio_low"] < law[0] <= law[1] < row["ratio_high"]
 
 
 def test_long_runs_are_predicted_from_a_few_steps_spread_over_them(run):

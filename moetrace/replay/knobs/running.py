@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @knob(
     "routing",
     "which experts tokens choose, instead of what was recorded or, without a recording, uniformly",
-    "uniform, balanced, power_law:ALPHA, skewed, skewed:SIGMA or recorded",
+    "uniform, balanced, power_law:ALPHA, skewed, skewed:SIGMA, popularity or recorded",
     routing_name,
 )
 def routing(draft: Draft, value: str) -> Draft:
@@ -25,6 +25,8 @@ def routing(draft: Draft, value: str) -> Draft:
         raise ScenarioError(f"routing={value}: there is no expert op with its dims to route to")
     if value == "recorded" and draft.run.routing is None and not any(op.has("distinct") for op in draft.ops):
         raise ScenarioError("routing=recorded: no routing was recorded")
+    if value == "popularity" and draft.run.routing is None:
+        raise ScenarioError("routing=popularity: no routing was recorded, so no expert's popularity is known")
     return draft
 
 
@@ -38,7 +40,7 @@ def eplb(draft: Draft, value: int) -> Draft:
         )
     if (experts + value) % ranks:
         raise ScenarioError(f"eplb={value}: {experts} + {value} experts do not divide by ep={ranks}")
-    if draft.scenario.get("routing") in (None, "recorded"):
+    if draft.scenario.get("routing") in (None, "recorded", "popularity"):
         raise ScenarioError(
             f"eplb={value}: say what it evens out: add routing=uniform, skewed or power_law:ALPHA"
         )

@@ -210,8 +210,8 @@ def n_a(draft: Draft, value: int | str | tuple[int, ...] | Segments) -> Draft:
     recorded = max(draft.topk, draft.run.routing.topk if draft.run.routing is not None else 0)
     if most > recorded:
         draft = draft.noted(
-            f"n_a={_text(value)}: above the {recorded} experts recorded per token, so routing there is taken as uniform and "
-            "independent"
+            f"n_a={_text(value)}: above the {recorded} experts recorded per token, so what routing there "
+            "touches follows from the uniform formula"
         )
     return draft
 

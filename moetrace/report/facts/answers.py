@@ -160,12 +160,21 @@ def _fewer(facts: Facts) -> dict[str, Any] | None:
     lines.append(("accuracy", *_accuracy(what, native, fewer)))
     depth = f", real depth of {what['depth']} layers" if what["depth"] else ""
     at = f"at batch {number(what['batch'])}" if what["batch"] else "at this batch"
-    sure = (
-        f"{at}{depth}; the ranges hold if a family's law errs alike at both n_a, within its 80 % interval; "
-        "routing at the lower n_a keeps each token's first choices"
-    )
+    sure = f"{at}{depth}; ranges: a family's law errs alike at both n_a, within its 80 % interval, {_rerouted(rows)}"
     where = ", ".join(_by_machine(rows))
     return _answer("n_a", "n_a", f"What does n_a {native} to {fewer} buy {at}?", where, lines, sure)
+
+
+def _rerouted(rows: Sequence[Facts]) -> str:
+    """What the ranges say of the experts that tokens choose at the lower n_a."""
+    low = min((r["rerouted_low"] for r in rows if r["rerouted_low"] is not None), default=None)
+    high = max((r["rerouted_high"] for r in rows if r["rerouted_high"] is not None), default=None)
+    if low is None or high is None:
+        return "and routing is uniform at both, as none was recorded: what text would choose is not in them"
+    return (
+        "and tokens keep their first choices as recorded, or choose anew by each expert's popularity "
+        f"({change(low).removesuffix(' %')} to {change(high)} of the step)"
+    )
 
 
 def _by_machine(rows: Sequence[Facts]) -> list[str]:

@@ -1,8 +1,8 @@
-"""Predictions that a report shows: the run on other machines, and fewer active experts, with the interval of their ratio."""
+"""Predictions that a report shows: the run on other machines, and at other n_a (fewer.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from moetrace.attribute import attribute
 from moetrace.errors import MoetraceError, ScenarioError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.model.accuracy import known_accuracy
-from moetrace.replay import Prediction, Scenario, replay, scenarios
-from moetrace.run import Run, codes_of
+from moetrace.replay import Prediction, Scenario, replay
+from moetrace.report.facts.fewer import curve
+from moetrace.run import Run
 
 SCALE_BASE = "h100-sxm"  # stands for a GPU where the run's own machine is none
 SAMPLE = 9  # steps that stand for all in predictions
@@ -66,7 +67,7 @@ def what_ifs(
             rows.append(machine_row(base, hw, waits))
             if fewer is not None:
                 values = (native, fewer) if short else tuple(range(native, 0, -1))
-                curves += _curve(part, hw, (*depth, *_parallel(hw, run)), values)
+                curves += curve(part, hw, (*depth, *_parallel(hw, run)), values)
         except MoetraceError as err:
             rows.append({"hardware": str(getattr(name, "name", name)), "error": str(err)})
     return {
@@ -154,96 +155,12 @@ def machine_row(base: Prediction, hw: Hardware, waits: float) -> dict[str, Any]:
     }
 
 
-def _curve(run: Run, hw: Hardware, settings: tuple[str, ...], values: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows of one machine: each n_a, and on a wafer each placement of experts; `ratio` is to the native n_a there."""
-    found: list[tuple[Scenario, Prediction]] = []
-    asked = [*settings, f"n_a={','.join(map(str, values))}"]
-    found = [(scenario, replay(run, hw, scenario)) for machine, scenario in scenarios(asked, [hw], run)]
-    base = {
-        str(s.get("placement", "")): p for s, p in found if s.get("n_a") is not None and _n_a(s) == values[0]
-    }
-    out = []
-    for scenario, prediction in found:
-        placement = str(scenario.get("placement", ""))
-        facts = prediction.summary
-        phase = facts["phases"].get("decode") or next(iter(facts["phases"].values()))
-        low, high = ratio_interval(base[placement], prediction)
-        out.append(
-            {
-                "hardware": hw.name,
-                "placement": placement or None,
-                "n_a": _n_a(scenario),
-                "step_s": phase["step_s"],
-                "low_s": phase["low_s"],
-                "high_s": phase["high_s"],
-                "ratio": _step_s(prediction) / _step_s(base[placement]),
-                "ratio_low": low,
-                "ratio_high": high,
-                "distinct": (facts["distinct"] or {}).get("mean_distinct"),
-                "anchored": facts["anchored"],
-            }
-        )
-    return out
-
-
-def _n_a(scenario: Scenario) -> int:
-    return int(scenario.texts()["n_a"])
-
-
-def _step_s(prediction: Prediction) -> float:
-    phases: Mapping[str, Any] = prediction.summary["phases"]
-    return float((phases.get("decode") or next(iter(phases.values())))["step_s"])
-
-
-def ratio_interval(base: Prediction, other: Prediction) -> tuple[float, float]:
-    """Low and high end of other / base, if a family's law errs alike in both and families err apart from one another.
-
-    Each family's times are scaled by a factor within its 80 % error, alike in both predictions, and the ratio's extremes over
-    all such factors are taken. What is not an op's time (idle) stays as it is. Routing is taken as it was predicted.
-    """
-    here, there = _by_family(base), _by_family(other)
-    names = sorted(set(here) | set(there))
-    if not names:
-        return 1.0, 1.0
-    was, now = (np.array([side.get(n, (0.0, 0.0))[0] for n in names]) for side in (here, there))
-    error = np.array([max(here.get(n, (0.0, 0.0))[1], there.get(n, (0.0, 0.0))[1]) for n in names])
-    rest_was = max(0.0, _step_s(base) - float(was.sum()))
-    rest_now = max(0.0, _step_s(other) - float(now.sum()))
-    ends = []
-    for sign in (-1.0, 1.0):
-        ratio = _step_s(other) / _step_s(base)
-        for _ in range(20):  # linear over linear: alternating between ratio and corner ends at the extreme
-            up = sign * (now - ratio * was) > 0
-            factor = np.where(up, 1 + error, 1 / (1 + error))
-            ratio = float((now @ factor + rest_now) / (was @ factor + rest_was))
-        ends.append(ratio)
-    return ends[0], ends[1]
-
-
-def _by_family(prediction: Prediction) -> dict[str, tuple[float, float]]:
-    """Family -> (seconds of a mean step, error of its ops weighed by their time)."""
-    run = prediction.run
-    code, names = codes_of(run.column("family"))
-    decode = [s.index for s in run.meta.steps if s.phase == "decode"] or [s.index for s in run.meta.steps]
-    inside = np.isin(run.numpy("step"), decode) & (code >= 0)
-    dur = run.numpy("dur_ns") / 1e9
-    error = np.nan_to_num(run.numpy("error", np.nan))
-    seconds = np.bincount(code[inside], weights=dur[inside], minlength=len(names))
-    weighed = np.bincount(code[inside], weights=(dur * error)[inside], minlength=len(names))
-    ranks = max(1, len(np.unique(run.numpy("rank")[inside])))
-    return {
-        names[i]: (float(seconds[i]) / len(decode) / ranks, float(weighed[i] / seconds[i]))
-        for i in np.flatnonzero(seconds > 0).tolist()
-    }
-
-
 __all__ = [
     "SCALE_BASE",
     "check_ranks",
     "default_machines",
     "is_cut",
     "machine_row",
-    "ratio_interval",
     "sampled",
     "what_ifs",
 ]
