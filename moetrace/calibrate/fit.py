@@ -2,7 +2,8 @@
 
 The function fitted is the one that prices (machines/forms): nothing is fitted twice over. Residuals are differences of
 logarithms under a loss that outliers bend little; each coefficient has physical bounds and a weak prior, worth one row in a
-hundred, around where it starts. A coefficient about which the rows say next to nothing stays there and is named.
+hundred, around where it starts. A coefficient about which the rows say next to nothing stays there and is named; neither
+that nor the covariance counts the prior as a measurement.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ MIN_ROWS, MIN_SHAPES = 30, 3
 _FOLDS = 10  # more shapes than that are left out in groups
 _SCALE = 0.05  # error at which the loss turns from square to linear
 _PRIOR_SHARE = 0.01  # of the rows that the prior is worth, at an error of _SCALE each
-_UNDETERMINED = 0.95  # of its prior's spread that a coefficient still has after the fit
+_UNDETERMINED = (
+    3.0  # of its prior's spread: a coefficient that the rows alone leave wider stays where it started
+)
+_NOTHING = 1e-9  # information about a logarithm: none
 _TOGETHER = 10.0  # rows of one shape that count as one, at most
 _EVALUATIONS = 60
 _WITHIN = 0.8
@@ -94,22 +98,35 @@ class Problem:
 
 
 def fit(problem: Problem, start: Mapping[str, float]) -> Fit:
-    """Coefficients that minimise the loss, starting from (and weakly drawn to) `start`, else each parameter's own start."""
+    """Coefficients that minimise the loss, starting from (and weakly drawn to) `start`, else each parameter's own start.
+
+    The prior draws what the rows leave open; it is no evidence. What is determined, and how well, is told from the rows alone.
+    """
     parameters = problem.form.schema.parameters
     free, kept = list(parameters), list[str]()
+    # Rows of one shape err together, so that each counts for less than one.
+    together = min(_TOGETHER, np.sqrt(len(problem) / np.unique(problem.shape).size))
     while True:
         value, information = _solve(problem, free, start)
-        prior = np.diag([parameters[name].spread ** -2.0 for name in free])
-        spread = np.sqrt(np.maximum(np.diag(np.linalg.pinv(information + prior)), 0.0))
-        loose = [n for n, s in zip(free, spread, strict=True) if s > _UNDETERMINED * parameters[n].spread]
-        if not loose:
-            # Rows of one shape err together, so that each counts for less than one.
-            together = min(_TOGETHER, np.sqrt(len(problem) / np.unique(problem.shape).size))
-            return Fit(value, tuple(free), tuple(kept), np.linalg.pinv(information / together + prior))
-        kept += loose
-        free = [name for name in free if name not in loose]
+        spread = np.array([parameters[name].spread for name in free])
+        covariance = _inverse(information / together)
+        wide = np.sqrt(np.diag(covariance)) / spread
+        if wide.max() <= _UNDETERMINED:
+            return Fit(value, tuple(free), tuple(kept), covariance)
+        # All that would stay open even with the others known; else one, since of two that the rows cannot tell apart, one is
+        # known once the other is given.
+        alone = np.sqrt(together / np.maximum(np.diag(information), _NOTHING)) / spread
+        loose = np.flatnonzero(alone > _UNDETERMINED).tolist() or [int(np.argmax(wide))]
+        kept += [free[at] for at in loose]
+        free = [name for name in free if name not in kept]
         if not free:
             raise CalibrationError("the rows determine none of the coefficients")
+
+
+def _inverse(information: FloatArray) -> FloatArray:
+    """The covariance of what has this information; a direction of which nothing is known gets a vast variance, not none."""
+    values, vectors = np.linalg.eigh(information)
+    return np.asarray((vectors / np.maximum(values, _NOTHING)) @ vectors.T, dtype=np.float64)
 
 
 def held_out(problem: Problem, start: Mapping[str, float]) -> FloatArray:

@@ -13,7 +13,9 @@ import pytest
 
 from moetrace import ops
 from moetrace.calibrate import calibrate, summary
+from moetrace.calibrate.fit import Problem, fit
 from moetrace.calibrate.profile import write_profile
+from moetrace.calibrate.tables import read_measurements
 from moetrace.errors import CalibrationError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines import gpu
@@ -61,6 +63,21 @@ def test_known_coefficients_are_found_and_written(tmp_path: Path) -> None:
     assert hw.sources["fitted"] == "a test" and hw.peaks == base.peaks
     assert hw.families["experts:fp8"].value == base.families["experts:fp8"].value
     assert summary(found)["groups"][0]["kept"] == list(group.fit.kept)
+
+
+def test_what_is_determined_is_told_by_the_rows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table().query("tokens == 1").to_csv(
+        tmp_path / "mine.csv", index=False
+    )  # four rows cannot tell a dozen apart
+    problem = Problem.of("experts", read_measurements(tmp_path / "mine.csv", "h100-sxm"), machine(), "warm")
+    few = fit(problem, {})
+    assert 0 < len(few.fitted) <= 4 and not np.isnan(few.covariance).any()
+    monkeypatch.setattr(
+        "moetrace.calibrate.fit._PRIOR_SHARE", 100.0
+    )  # however strong the prior, it is no row
+    assert set(fit(problem, {}).fitted) <= {*few.fitted, *few.kept} and len(fit(problem, {}).fitted) <= 4
 
 
 def test_too_little_is_not_fitted(tmp_path: Path) -> None:
