@@ -192,12 +192,12 @@ def _qkv_width(op: Op, tp: int, model: ModelSpec | None) -> int:
     return n // tp
 
 
-def local_experts(op: Op, experts: int, ep: int) -> Op:
-    """One rank's share of an expert op: `experts` / `ep` of them in whole, the global count kept beside."""
+def local_experts(op: Op, experts: int, held: int) -> Op:
+    """One rank's share of an expert op: `held` experts in whole, the global count kept beside."""
     if op.kind in EXPERT_GEMMS and op.has("experts"):
-        return op.with_dims(local_experts=experts // ep, rows=None)
+        return op.with_dims(local_experts=held, rows=None)
     if op.kind == "moe_act" and op.has("topk"):
-        return op.with_dims(experts=experts, local_experts=experts // ep)
+        return op.with_dims(experts=experts, local_experts=held)
     return op
 
 

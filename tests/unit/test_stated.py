@@ -11,6 +11,7 @@ from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import Scenario, simulate
+from moetrace.replay.draft import EXPERTS
 from moetrace.replay.engine import edited
 from moetrace.replay.stated import SIGMA, load
 from moetrace.routing import popularity_distinct, uniform_distinct
@@ -90,6 +91,17 @@ def test_redundant_experts_even_out_a_skewed_load() -> None:
 def test_what_cannot_be_stated(sets: tuple[str, ...], words: str) -> None:
     with pytest.raises(ScenarioError, match=words):
         simulate(QWEN, Workload(4, 64, 8), "h100-sxm", Scenario.of(*sets))
+
+
+def test_copies_let_ranks_share_experts_that_they_do_not_divide() -> None:
+    spread = ("dp=72", "ep=72", "routing=uniform")
+    run = simulate(
+        load_model("deepseek-v3"), Workload(72, 64, 2), "h100-sxm-x72", Scenario.of(*spread, "eplb=32")
+    ).run
+    held = {op["local_experts"] for op in run.distinct_ops[1] if op.kind in EXPERTS}
+    assert held == {(256 + 32) / 72}
+    with pytest.raises(ScenarioError, match="256 experts do not divide by 72; with eplb=32"):
+        simulate(load_model("deepseek-v3"), Workload(72, 64, 2), "h100-sxm-x72", Scenario.of(*spread))
 
 
 def test_redundant_experts_want_ranks_and_a_routing() -> None:

@@ -140,6 +140,24 @@ def test_what_cannot_be_simulated_says_why(change: dict[str, str], why: str) -> 
     assert entry.verdict == NOT_SIMULATED and why in entry.note
 
 
+REPORT = replace(
+    NATIVE, id="LMS-1", model="DeepSeek-R1", hw="H100-SXM", n_gpus="72", parallelism="decode EP72", precision="FP8", batch="32/GPU",
+    input_len="", output_len="", other_knob="TBO on vs off", metric="throughput_change", value="-27", unit="%",
+)  # fmt: skip
+
+
+def test_reports_of_large_expert_parallelism_take_from_each_other_what_they_leave_open() -> None:
+    prefill = replace(
+        REPORT, id="LMS-2", n_gpus="32", parallelism="prefill EP32", batch="", input_len="1024", other_knob="EPLB",
+        metric="prefill_throughput_per_node", value="57674", unit="tokens/s/node",
+    )  # fmt: skip
+    change, rate = entries([REPORT, prefill])
+    assert change.estimate and "ep=72" in change.estimate.setting and "eplb=32" in change.estimate.setting
+    assert "2,000 tokens is taken" in change.note and change.estimate.value < 0
+    assert rate.estimate and "--batch 512 --input-len 1024" in rate.estimate.setting
+    assert "16,384 tokens per GPU" in rate.note and 0.5 < rate.estimate.value / 57674 < 2
+
+
 def test_the_ledger_has_a_row_for_each_entry_and_the_summary_counts_them() -> None:
     marked = replace(NATIVE, id="FM8-3", other_knob="QUEUED", batch="4")
     accuracy = replace(NATIVE, id="FMA-1", metric="accuracy_avg")

@@ -60,16 +60,21 @@ def tp(draft: Draft, value: int) -> Draft:
 
 @knob("ep", "GPUs that share out whole experts (expert parallel)", "a whole number", one_whole)
 def ep(draft: Draft, value: int) -> Draft:
-    """Gives each rank experts / ep of the experts; each waits for the rank that has the most distinct ones to read."""
+    """Gives each rank experts / ep of the experts, copies (`eplb`) among them; each waits for the rank with most to read."""
     if value == draft.run.meta.ep:
         return draft
     check_whole(draft, f"ep={value}")
     experts = draft.experts
-    if experts % value:
-        raise ScenarioError(f"ep={value}: {experts} experts do not divide by {value}")
+    copies = int(draft.scenario.get("eplb", 0))
+    held = f"{experts} experts" + (f" and {copies} copies" if copies else "")
+    if (experts + copies) % value:
+        raise ScenarioError(
+            f"ep={value}: {held} do not divide by {value}; with eplb={-experts % value} (redundant experts) they would"
+        )
+    each = (experts + copies) // value
 
     def change(op: Op, at: At) -> Op:
-        return edit.local_experts(op, experts, value)
+        return edit.local_experts(op, experts, each)
 
     draft = draft.rewrite(change)
     if "tp" not in draft.scenario.texts() and draft.parallel.tp > 1:
@@ -78,11 +83,11 @@ def ep(draft: Draft, value: int) -> Draft:
         )
     if draft.parallel.dp > 1:
         return draft.noted(
-            f"ep={value}: every rank holds {experts // value} of {experts} experts, tokens are dispatched to them and their "
+            f"ep={value}: every rank holds {each} of {held}, tokens are dispatched to them and their "
             "outputs collected; the step waits for the rank with the most distinct experts"
         )
     return draft.noted(
-        f"ep={value}: every rank holds {experts // value} of {experts} experts in whole and has all tokens after the "
+        f"ep={value}: every rank holds {each} of {held} in whole and has all tokens after the "
         "attention's all-reduce, so no all-to-all is needed and one all-reduce merges the experts' outputs; the step waits "
         "for the rank with the most distinct experts"
     )
