@@ -106,7 +106,7 @@ def test_copies_let_ranks_share_experts_that_they_do_not_divide() -> None:
 
 def test_redundant_experts_want_ranks_and_a_routing() -> None:
     for sets, words in (
-        (("ep=8", "eplb=7", "routing=uniform"), "do not divide by ep=8"),
+        (("ep=8", "eplb=7", "routing=uniform"), "do not divide by 8; with eplb=8"),
         (("ep=8", "eplb=8"), "say what it evens out"),
     ):
         with pytest.raises(ScenarioError, match=words):

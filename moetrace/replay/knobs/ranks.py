@@ -69,7 +69,7 @@ def ep(draft: Draft, value: int) -> Draft:
     held = f"{experts} experts" + (f" and {copies} copies" if copies else "")
     if (experts + copies) % value:
         raise ScenarioError(
-            f"ep={value}: {held} do not divide by {value}; with eplb={-experts % value} (redundant experts) they would"
+            f"ep={value}: {held} do not divide by {value}; with eplb={-experts % value or value} (redundant experts) they would"
         )
     each = (experts + copies) // value
 
