@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moetrace.attribute import Attribution
 
 ROWS = {"family": "families", "layer": "layers", "kind": "kinds", "kernel": "kernels", "step": "steps"}
-PHASES = ("decode", "prefill", "mixed", "all")
+PHASES = ("decode", "verify", "prefill", "mixed", "draft", "all")
 
 
 @click.command()

@@ -76,7 +76,7 @@ def _part(text: str) -> tuple[str, str]:
 
 def _told(output: Path, recording: dict[str, Any]) -> str:
     phases = [step["phase"] for step in recording["steps"]]
-    counts = " and ".join(f"{phases.count(p)} {p}" for p in ("prefill", "decode", "mixed") if p in phases)
+    counts = " and ".join(f"{phases.count(p)} {p}" for p in dict.fromkeys(phases))
     cost = recording["overhead"]
     said = (
         f"a decode step took {1e3 * cost['recorded_step_s']:.1f} ms recorded and {1e3 * cost['unprofiled_step_s']:.1f} ms "

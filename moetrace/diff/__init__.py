@@ -18,7 +18,7 @@ from moetrace.diff.gates import METRICS, Gate, check_metrics
 from moetrace.diff.intervals import LEAST, difference
 from moetrace.diff.samples import BETWEEN, IDLE, Key, Samples, collect
 from moetrace.errors import RunError
-from moetrace.run import Run
+from moetrace.run import Run, main_phase
 from moetrace.units import seconds
 
 SCHEMA = "moetrace.diff/1"
@@ -107,7 +107,7 @@ def _common_phase(before: Run, after: Run) -> str:
     if not both:
         said = " and ".join(", ".join(h) or "no steps" for h in have)
         raise RunError(f"the runs have no phase in common ({said}): nothing to compare")
-    return "decode" if "decode" in both else both[0]
+    return main_phase(both) or both[0]
 
 
 def _by_layer(key: Key) -> tuple[str | None, str | None, int | None]:

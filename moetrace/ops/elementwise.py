@@ -8,6 +8,7 @@ import numpy as np
 
 from moetrace.op import Amounts, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, Shape, act, is_fixed, numel, rows_and_width
+from moetrace.run import GENERATING
 
 
 def norm_work(op: OpGroup) -> Amounts:
@@ -113,7 +114,7 @@ def dims(kind: str, seen: Seen) -> Op | None:
             else None
         )
     if kind == "sampling" and model and seen.batch and not tensors:
-        rows = tokens or seen.batch if seen.phase == "decode" else seen.batch  # see lm_head
+        rows = tokens or seen.batch if seen.phase in GENERATING else seen.batch  # see lm_head
         return Op.of(kind, "fp32", tokens=rows, vocab=model.vocab)
     if kind == "activation" and model and model.dense_inter and tokens and not tensors:
         return Op.of(kind, "bf16", elements=tokens * model.dense_inter // max(1, seen.tp), reads=2)

@@ -15,6 +15,7 @@ import numpy as np
 from moetrace.model import ModelSpec
 from moetrace.op import Amounts, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, act, numel, rows_and_width
+from moetrace.run import GENERATING
 
 
 def work(op: OpGroup) -> Amounts:
@@ -183,7 +184,7 @@ def _from_model(kind: str, role: str, seen: Seen) -> Op | None:
         "shared_half": (m, shared, model.hidden),
         "shared_down": (m, model.hidden, shared),
         # a decode step may verify several tokens per sequence; a prefill needs the last token's logits alone
-        "lm_head": (m if seen.phase == "decode" else seen.batch or m, model.vocab // tp, model.hidden),
+        "lm_head": (m if seen.phase in GENERATING else seen.batch or m, model.vocab // tp, model.hidden),
     }
     if model.attention == "mla":
         shapes |= _mla_shapes(model, m, tp)

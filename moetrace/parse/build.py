@@ -116,6 +116,8 @@ def _seen(
     role = placed.labels[placed.role[row]] if placed.role[row] >= 0 else ""
     if role.startswith(DRAFT):  # the draft model's widths are its own
         role, model = role.removeprefix(DRAFT).strip(), None
+    if step is not None and step.phase == "draft":
+        model = None
     kind = placed.kind[placed.kind_index[row]]
     tp, ep = split.tp or 1, split.ep or 1
     facts = _facts(step, half)

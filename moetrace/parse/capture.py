@@ -51,6 +51,7 @@ class _Answer:
     operator: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     tensors: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     remark: str = ""
+    size: int | None = None  # tokens that the graph was captured for
 
 
 class Captures:
@@ -65,6 +66,7 @@ class Captures:
         self._solved: dict[bytes, _Answer] = {}
         self._said: Counter[str] = Counter()
         self._matched = self._replayed = 0
+        self.padded: dict[int, int] = {}  # step -> tokens of the graph, where these are more than the step's
 
     def serve(self, rows: Rows) -> None:
         """Gives every graph-replayed row the operator and tensors of its capture, in place."""
@@ -81,6 +83,9 @@ class Captures:
             if key not in self._solved:
                 self._solved[key] = _solve(replay, self._graphs, self._events, self._capture)
             self._give(rows, at, self._solved[key])
+            size, step = self._solved[key].size, int(rows.step[at].max())
+            if size is not None and replay.tokens is not None and size > replay.tokens and step >= 0:
+                self.padded[step] = max(size, self.padded.get(step, 0))
 
     def _give(self, rows: Rows, at: IntArray, answer: _Answer) -> None:
         self._said.update(filter(None, (answer.reason, answer.remark)))
@@ -286,7 +291,7 @@ def _agreed(replay: _Replay, chosen: Sequence[_Fit]) -> _Answer:
         remark = f"{len(chosen)} captured graphs fit and nothing tells which: shapes are taken where they are alike"
     elif size is not None and replay.tokens is not None and size > replay.tokens:
         remark = f"a step of {replay.tokens} tokens is taken to have run the graph captured for {size}: shapes have {size} rows"
-    return _Answer("", found, alike([lookup(g.operator, at) for g, at in chosen]), same, remark)
+    return _Answer("", found, alike([lookup(g.operator, at) for g, at in chosen]), same, remark, size)
 
 
 class Missing:

@@ -10,7 +10,7 @@ import numpy as np
 
 from moetrace.parse.remedies import command, remedy
 from moetrace.parse.summary import summary
-from moetrace.run import Run
+from moetrace.run import GENERATING, Run
 
 YES, PARTLY, NO = "yes", "partly", "no"
 _COLUMNS = ("rank", "device", "family", "dur_ns", "launch_ns", "graph", "op_source")
@@ -56,7 +56,7 @@ def diagnose(run: Run, engine: str | None = None) -> dict[str, Any]:
     nsys = "kernels" in run.meta.facts
     found = [
         *_time(run, facts), *_steps(run, facts), *_layers(run, facts), *_sizes(run, shares, facts),
-        *_machine(run, shares, holders), *_whole(run),
+        *_machine(run, shares, holders), *_asked_for(run), *_whole(run),
     ]  # fmt: skip
     answers = [
         Answer(a.question, a.answer, a.why, a.lacking, remedy(a.lacking, engine, nsys) if a.lacking else "")
@@ -126,9 +126,12 @@ def _time(run: Run, facts: dict[str, Any]) -> Iterator[Answer]:
 def _steps(run: Run, facts: dict[str, Any]) -> Iterator[Answer]:
     steps = run.meta.steps
     question = "What does a decode step take (TPOT)?"
-    decodes = [s for s in steps if s.phase == "decode"]
+    decodes, verifying = ([s for s in steps if s.phase == phase] for phase in GENERATING)
     if not any(s.phase for s in steps):
         yield Answer(question, NO, "no annotation says where a step begins and which phase it is", "steps")
+    elif verifying and not decodes:
+        why = f"{len(verifying)} step(s) verify drafted tokens: how many were accepted is not recorded"
+        yield Answer(question, PARTLY, why, "accepted")
     elif not decodes:
         phases = " and ".join(sorted({s.phase for s in steps if s.phase}))
         yield Answer(question, NO, f"the trace holds {phases} steps, no decode step", "few_steps")
@@ -138,7 +141,7 @@ def _steps(run: Run, facts: dict[str, Any]) -> Iterator[Answer]:
         )
     else:
         yield Answer(question, YES)
-    if decodes:
+    if decodes := decodes + verifying:
         told = sum(s.kv_tokens is not None for s in decodes) / len(decodes)
         yield _graded(
             "How much KV cache does a step read?", told, "{} of decode steps say how long sequences are", "kv"
@@ -205,6 +208,22 @@ def _machine(run: Run, shares: _Shares, holders: int) -> Iterator[Answer]:
         yield Answer("How far is it from the machine's limits?", NO, why, "hardware")
     else:
         yield Answer("How far is it from the machine's limits?", YES)
+
+
+def _asked_for(run: Run) -> Iterator[Answer]:
+    """Whether steps compute only what requests asked for; warm-up, dummy batches and captures are left out of them already."""
+    wide = [s for s in run.meta.steps if s.padded_tokens]
+    left = run.meta.facts.get("steps_left_out", 0)
+    question = "Do steps compute only what requests asked for?"
+    if not wide:
+        said = f"{left:,} step(s) of warm-up, dummy batches or graph captures are left out" if left else ""
+        yield Answer(question, YES, said)
+        return
+    rows = sum(s.padded_tokens or 0 for s in wide)
+    share = 1 - sum(s.tokens or 0 for s in wide) / rows
+    steps = f"{len(wide):,} of {len(run.meta.steps):,} steps"
+    why = f"{steps} ran a graph for more tokens: {100 * share:.0f} % of its rows are padding"
+    yield Answer(question, PARTLY, why, "padding")
 
 
 def _whole(run: Run) -> Iterator[Answer]:

@@ -27,6 +27,7 @@ from moetrace.formats.events import (
     joined,
 )
 from moetrace.formats.piles import ROWS, Block, Pile
+from moetrace.parse.aside import CAPTURE_CALL
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.parts import Marks
 from moetrace.parse.rows import (
@@ -94,6 +95,7 @@ def gather(events: Events | Stored) -> Gathered:
             marks.saw(cls, events.name[events.where(cls)])
         rows, places = op_rows(events), Places(events)
         marks.place(rows, events)
+        places.captured(*_captures(events))
         places.weigh(rows)
         step_of, names, said = places.choose()
         rows.step = step_of(rows)
@@ -144,6 +146,8 @@ class _Long:
     def gather(self) -> Gathered:
         """Everything, in this order: steps and marks, launches, windows, batches."""
         places = Places(self._steps())
+        for block in self._events.blocks(LAUNCH):
+            places.captured(*_captures(self._events.with_columns(block)))
         pile = self._resolved(self._linked(), places)
         doubtful = blind(self._calls) if self._on_cpu else shared(self._ids, self._twice)
         step_of, names, said = places.choose()
@@ -334,6 +338,14 @@ class _Long:
             piece.clear()
             piece.append(rows.columns())
         return Batches(out, self._on_cpu)
+
+
+def _captures(events: Events) -> tuple[IntArray, IntArray]:
+    """(thread, time) of each call that began the capture of a graph."""
+    codes = [code for code, text in enumerate(events.texts) if CAPTURE_CALL.match(text)]
+    at = events.where(LAUNCH) if codes else np.zeros(0, np.int64)
+    at = at[np.isin(events.name[at], codes)]
+    return events.lane[at], events.start[at]
 
 
 def _where(block: Block, at: BoolArray | IntArray) -> Block:

@@ -12,6 +12,7 @@ import numpy as np
 
 from moetrace.formats.events import MODULE, RANGE, BoolArray, Events
 from moetrace.grouping import distinct_rows
+from moetrace.parse.aside import RANGE_NAME
 from moetrace.parse.nesting import IntArray, Ranges, lookup
 from moetrace.parse.order import ATTENTION
 from moetrace.parse.rows import Rows
@@ -31,6 +32,9 @@ _MLP = {
 }
 
 
+_ASIDE = "aside"
+
+
 class Marks:
     """What the ranges of a trace say of layers and parts, by the code of their name."""
 
@@ -41,6 +45,10 @@ class Marks:
         self.part = np.array(
             [labels.setdefault(m[1], len(labels)) if m else -1 for m in said], dtype=np.int64
         )
+        self.aside = -1  # the code that stands for a part of the run that is no request's
+        if aside := [code for code, text in enumerate(texts) if RANGE_NAME.fullmatch(text)]:
+            self.aside = labels.setdefault(_ASIDE, len(labels))
+            self.part[aside] = self.aside
         self.labels = list(labels)
         self._layers = False
         self._modules: IntArray = np.zeros(0, dtype=np.int64)

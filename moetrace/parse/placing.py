@@ -51,9 +51,13 @@ class Order:
     """
 
     def __init__(
-        self, events: Events, kinds: Kinds, labels: list[str], model: ModelSpec | None = None
-    ) -> None:
-        """`kinds` and `labels` may grow between calls; the latter gets the roles that are found."""
+        self, events: Events, kinds: Kinds, labels: list[str], model: ModelSpec | None = None, drafts: Sequence[int] = ()
+    ) -> None:  # fmt: skip
+        """`kinds` and `labels` may grow between calls; the latter gets the roles that are found.
+
+        `drafts` are the steps of another model, of which `model` tells nothing.
+        """
+        self._drafts = np.array(drafts, dtype=np.int64)
         self._events, self._kinds, self._labels, self._hints = events, kinds, labels, _hints(model)
         self._model, self._depth = model, model.layers if model else 0
         self._solved: dict[bytes, Located] = {}
@@ -65,6 +69,7 @@ class Order:
         width, sizes = _widths(self._events, rows, kind_index, self._kinds.names)
         shapes = np.array(sizes, dtype=np.int64)
         bare = np.zeros(size, dtype=bool) if rows.on_cpu else (rows.operator < 0) & ~rows.copied
+        bare &= ~np.isin(rows.step, self._drafts)
         inside = rows.step[rows.step >= 0]
         first = int(inside.min()) if len(inside) else 0
         for at in rows_of_groups(rows.step - first, int(rows.step.max(initial=-1)) + 1 - first):

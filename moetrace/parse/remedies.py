@@ -45,6 +45,8 @@ _ANY = {
     "ranks": "keep the trace of every rank of the run, in one folder, and give that: moetrace parse DIR -o OUT",
     "experts": "give what the routers chose: moetrace parse --routing FILE (docs/recording.md, Routing from elsewhere)",
     "hardware": "say where it ran: --hw NAME (see 'moetrace profiles')",
+    "accepted": "take the mean accepted length from the engine's own metrics; the trace has each step's time",
+    "padding": "load the server with as many sequences as it captured a graph for, or let it capture more sizes",
     "whole": "end the profile and let it write to the end before you stop the process, with room on the disk; copy again",
     "overhead": "torch.profiler.profile(with_stack=False, profile_memory=False), and a warm-up step before the recorded ones",
 }
@@ -57,12 +59,14 @@ _OWN = {
             "--profiler-config '{\"capture_torch_profiler\": true, ...}', and give the file in capture_traces/ with "
             "--capture-trace FILE"
         ),
+        "padding": "as many sequences as a graph was captured for; --compilation-config '{\"cudagraph_capture_sizes\": [...]}'",
         "experts": "--enable-return-routed-experts (0.22 on), and moetrace record --server or moetrace parse --routing FILE",
         "overhead": "--profiler-config '{\"torch_profiler_with_stack\": false, ...}'",
     },
     "sglang": {
         "shapes": "/start_profile with \"record_shapes\": true ('moetrace record --server URL' does)",
         "graph": "profile the server's start too, when it captures, and give that trace with --capture-trace FILE",
+        "padding": "load as many sequences as a graph was captured for, or --cuda-graph-bs N ...",
         "experts": "--expert-distribution-recorder-mode stat, and its .pt file with moetrace parse --routing FILE",
         "overhead": '/start_profile with "with_stack": false',
     },

@@ -7,7 +7,7 @@ and the third makes the ops. A short trace is one batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from moetrace.model import ModelSpec
 from moetrace.model.config import is_whole
 from moetrace.op import Op
 from moetrace.ops.columns import record_columns
-from moetrace.parse import capture, facts
+from moetrace.parse import aside, capture, facts
 from moetrace.parse.build import Ops, Placed, attended_halves, sources
 from moetrace.parse.gather import Gathered, gather
 from moetrace.parse.kinds import Kinds
@@ -34,6 +34,7 @@ from moetrace.parse.rows import NONE, PERIOD, Rows
 from moetrace.parse.steps import complete, drop_strays, unused_kv, verifying
 from moetrace.routing import Routing, RoutingLog
 from moetrace.run import (
+    GENERATING,
     OPS_SCHEMA,
     TABLE_FACTS,
     Meta,
@@ -92,7 +93,7 @@ class _Stages:
             asked,
         )
         self.gathered, self.batches = gathered, gathered.batches
-        self.names = [complete(n, asked.kv_len if n.phase == "decode" else None) for n in gathered.steps]
+        self.names = [complete(n, asked.kv_len if n.phase in GENERATING else None) for n in gathered.steps]
         self.kinds = Kinds(events, asked.names)
         self.seen = facts.Seen(events)
         self.labels = list(gathered.marks.labels)
@@ -100,15 +101,19 @@ class _Stages:
             capture.Captures(events, captured, [n.tokens for n in self.names]) if captured else None
         )
         self.notes: list[str] = []
+        self._span_ns = np.full(len(self.names), np.nan)
+        self._aside = self.left_out = 0
 
     def run(self, source: str, spill: formats.Spill | None) -> Run:
         """All of it."""
         strays, layers = self._first_look()
+        left = self._set_aside()
         names, asked = self.names, self.asked
         notes = formats.remarks(self.events) + self.gathered.doubts
         notes += self.captures.remarks() if self.captures else []
         notes += [*self.gathered.notes, *_few(strays), *sorted({n.note for n in names if n.note})]
         notes += unused_kv(names, asked.kv_len) + verifying(names)
+        notes += left + aside.padding(names)
         layer_source = self.gathered.marks.layer_source
         counted = layer_source == "none" and layers > 0
         dims = self.seen.dims(layers if counted else self.seen.layers)
@@ -118,7 +123,7 @@ class _Stages:
                 f"model {model.name} is dense, and the trace has expert kernels: give the model that ran"
             )
         asks = needs_model(layers, model, self.kinds.names)
-        order = Order(self.events, self.kinds, self.labels, model if asks else None)
+        order = Order(self.events, self.kinds, self.labels, model if asks else None, self.drafts())
         outputs, again, repeated = self._second_look(order)
         if counted:
             layer_source = "order"
@@ -146,6 +151,7 @@ class _Stages:
 
     def _first_look(self) -> tuple[list[str], int]:
         """(remarks on strays, layers by the order of ops without a model); fills in what captures know."""
+        self._leave_ranges()
         strays: list[str] = []
         layers = [0]
         order = Order(self.events, self.kinds, self.labels)
@@ -155,6 +161,8 @@ class _Stages:
             low, high = (int(inside.min()), int(inside.max()) + 1) if len(inside) else (0, 0)
             rows.step, said = drop_strays(rows.step, rows.start, rows.end, high - low, low)
             strays.extend(said)
+            for i, at in _by_step(rows):
+                self._span_ns[i] = rows.end[at].max() - rows.start[at].min()
             if self.captures:
                 self.captures.serve(rows)
             kinds = self.kinds.of(rows)
@@ -167,6 +175,42 @@ class _Stages:
                 f"{self.path} holds no kernels and no operators: nothing to parse (record with activities CPU and CUDA)"
             )
         return strays, layers[0]
+
+    def drafts(self) -> list[int]:
+        """The steps that are the draft model's."""
+        return [i for i, name in enumerate(self.names) if name.phase == "draft"]
+
+    def _leave_ranges(self) -> None:
+        """Takes what ran in ranges of warm-up, dummy runs and captures out of the steps, unless nothing else did."""
+        code = self.gathered.marks.aside
+        if code < 0:
+            return
+        inside = sum(int(((rows.step >= 0) & (rows.part != code)).sum()) for rows in self.batches)
+
+        def leave(rows: Rows) -> None:
+            apart = (rows.part == code) & (rows.step >= 0)
+            rows.step[apart] = -1
+            self._aside += int(apart.sum())
+
+        if inside:
+            self.batches.update(leave)
+
+    def _set_aside(self) -> list[str]:
+        """Takes what is no request's out of the steps, and says so; gives the steps what the captures know of them."""
+        for step, size in (self.captures.padded if self.captures else {}).items():
+            self.names[step] = replace(self.names[step], padded=size)
+        out = aside.left_out(self.names, self._span_ns)
+        said = aside.remarks(out, len(self.names), self._aside)
+        if not out or len(out) == len(self.names):
+            return said
+        self.names, number = aside.renumbered(self.names, out)
+
+        def number_anew(rows: Rows) -> None:
+            rows.step = number[rows.step]
+
+        self.batches.update(number_anew)
+        self.left_out = len(out)
+        return said
 
     def _second_look(self, order: Order) -> tuple[set[int], int, bool]:
         """(tensor sets of attention output projections, layers, whether some rest on repetition), by the order of ops."""
@@ -190,6 +234,7 @@ class _Stages:
             said = f"the trace says that it ran on {profile}: {hardware} was given and is taken instead"
             notes = [*notes, said]
         native = self.recording.get("native_layers")
+        left_out = {"steps_left_out": self.left_out} if self.left_out else {}
         on_cpu = self.seen.on_cpu
         provenance = table.routed.source if table.routed else "uniform formula: no routing was recorded"
         return Meta(
@@ -208,7 +253,7 @@ class _Stages:
             engine=facts.engine_of(self.events, self.recording),
             routing=provenance if model is not None and model.experts else "none",
             notes=tuple(notes),
-            facts={**self.events.counts, "ops": table.ops, "outside_steps": table.outside},
+            facts={**self.events.counts, "ops": table.ops, "outside_steps": table.outside, **left_out},
         )
 
 
@@ -228,6 +273,7 @@ class _Third:
         self.missing = capture.Missing()
         self.notes: set[str] = set()
         self.ops = self.outside = self.told = 0
+        self._drafts = np.array(stages.drafts(), dtype=np.int64)
 
     def write(self, rows: Rows) -> None:
         """One batch."""
@@ -238,6 +284,7 @@ class _Third:
         rows.source[concluded & (rows.source == NONE)] = PERIOD
         self.told += int((kind_index != named).sum())
         layer = ordered if self._counted else rows.layer
+        layer = np.where(np.isin(rows.step, self._drafts), -1, layer)
         hidden = model.hidden if model else 0
         role, labels = part_roles(
             stages.events, rows, rows.step, layer, kind_index, kinds, rows.part, role, stages.labels, hidden
@@ -257,13 +304,8 @@ class _Third:
         self.writer.write(self._table(rows, layer, repeated & self._counted, found, index, source))
 
     def _span(self, rows: Rows) -> None:
-        inside = rows.step[rows.step >= 0]
-        if not len(inside):
-            return
-        low = int(inside.min())
-        for i, at in enumerate(rows_of_groups(rows.step - low, int(inside.max()) + 1 - low), low):
-            if len(at):
-                self._spans[i] = rows.start[at].min(), rows.end[at].max()
+        for i, at in _by_step(rows):
+            self._spans[i] = rows.start[at].min(), rows.end[at].max()
 
     def steps(self) -> Iterable[Step]:
         """The run's steps that have ops."""
@@ -278,6 +320,7 @@ class _Third:
                     name.batch,
                     name.tokens,
                     name.kv_tokens,
+                    name.padded,
                 )
 
     def _table(
@@ -308,6 +351,17 @@ class _Third:
                 **record_columns(found, index, rows.dur),
             }
         )
+
+
+def _by_step(rows: Rows) -> Iterable[tuple[int, IntArray]]:
+    """Each step that has rows, with these."""
+    inside = rows.step[rows.step >= 0]
+    if not len(inside):
+        return
+    low = int(inside.min())
+    for i, at in enumerate(rows_of_groups(rows.step - low, int(inside.max()) + 1 - low), low):
+        if len(at):
+            yield i, at
 
 
 def _few(said: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from moetrace.formats.events import DEVICE_RANGE, RANGE, Events
 from moetrace.grouping import rows_of_groups
 from moetrace.parse.nesting import IntArray, Ranges, exposed, outermost
 from moetrace.parse.rows import Rows
+from moetrace.run import GENERATING
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,10 @@ class Attended:
 
 @dataclass(frozen=True, slots=True)
 class StepName:
-    """What a step's annotation says; None where it does not. `halves`: its prefills and its decodes, where told apart."""
+    """What a step's annotation says; None where it does not. `halves`: its prefills and its decodes, where told apart.
+
+    `padded`: the tokens that the replayed graph was captured for, where they are more than `tokens`.
+    """
 
     phase: str | None
     batch: int | None = None
@@ -40,14 +44,18 @@ class StepName:
     note: str = ""
     recorded: int | None = field(default=None, compare=False)  # the recorder's own number of the step
     halves: tuple[Attended, Attended] | None = None
+    padded: int | None = None
 
     @property
     def pairs(self) -> float | None:
         return sum(half.pairs for half in self.halves) if self.halves else None
 
 
+DUMMY, CAPTURE = "dummy", "capture"  # phases of steps that are no request's, and so of none that is kept
+
+
 def _phase(prefills: int, decodes: int) -> str:
-    return "mixed" if prefills and decodes else "prefill" if prefills else "decode"
+    return "mixed" if prefills and decodes else "prefill" if prefills else "decode" if decodes else DUMMY
 
 
 def _moetrace(m: re.Match[str]) -> StepName:
@@ -86,10 +94,15 @@ def _vllm(m: re.Match[str]) -> StepName:
     return StepName(phase, batch, sum(first))
 
 
+# SGLang's ForwardMode (sglang/srt/model_executor/forward_batch_info.py); IDLE is a rank without requests.
+_FORWARD_MODES = {
+    "DECODE": "decode", "EXTEND": "prefill", "PREFILL": "prefill", "SPLIT_PREFILL": "prefill", "MIXED": "mixed",
+    "TARGET_VERIFY": "verify", "DRAFT_EXTEND": "draft", "DRAFT_EXTEND_V2": "draft", "IDLE": DUMMY,
+}  # fmt: skip
+
+
 def _sglang(m: re.Match[str]) -> StepName:
-    phase = {"DECODE": "decode", "EXTEND": "prefill", "MIXED": "mixed", "PREFILL": "prefill"}.get(
-        m[1].upper()
-    )
+    phase = _FORWARD_MODES.get(m[1].upper())
     batch = int(m[2])
     return StepName(phase, batch, int(m[3]) if m[3] else batch if phase == "decode" else None)
 
@@ -101,15 +114,18 @@ def _atom(m: re.Match[str]) -> StepName:
 def _trtllm(m: re.Match[str]) -> StepName:
     """TensorRT-LLM counts requests, and newer versions the prompt tokens; a request that generates has one token."""
     prefills, decodes = int(m[1]), int(m[3])
-    if not prefills + decodes:
-        return StepName(None)
     tokens = decodes + int(m[2]) if m[2] else None if prefills else decodes
     return StepName(_phase(prefills, decodes), prefills + decodes, tokens)
 
 
 # Most telling first; the first that matches any annotation in a trace names its steps.
 _NAMES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], StepName]], ...] = (
-    (re.compile(r"moetrace\.step#(\d+) (prefill|decode|mixed) batch=(\d+) tokens=(\d+) kv=(\d+)"), _moetrace),
+    (
+        re.compile(
+            r"moetrace\.step#(\d+) (prefill|decode|verify|mixed|draft) batch=(\d+) tokens=(\d+) kv=(\d+)"
+        ),
+        _moetrace,
+    ),
     (re.compile(r"execute_(?:\d+_)?context_(\d+)\(([^)]*)\)_generation_(\d+)\(([^)]*)\)"), _vllm),
     (re.compile(r"step\[(\w+) bs=(\d+)(?: toks=(\d+))?.*\]"), _sglang),
     (re.compile(r"(decode|prefill)\[bs=(\d+)(?: tok=(\d+))?.*\]"), _atom),
@@ -128,27 +144,38 @@ _NAMES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], StepName]], ...] 
 )
 
 
+# The draft's own forwards, inside of a step or beside it (vLLM, vllm/v1/worker/gpu_model_runner.py).
+_DRAFT_RANGE, _DRAFT = re.compile(r"gpu_model_runner: draft"), -1
+
+
 def describe(name: str) -> tuple[int, StepName] | None:
-    """(rank among the kinds of step annotation, what it says), or None if a name is no step's or its numbers are absurd."""
+    """(rank among the kinds of step annotation, what it says), or None if a name is no step's or its numbers are absurd.
+
+    A decode step with more tokens than sequences verifies drafted ones: its phase is verify.
+    """
     if _TOO_LONG.search(name):
         return None
+    if _DRAFT_RANGE.fullmatch(name):
+        return _DRAFT, StepName("draft")
     for i, (pattern, read) in enumerate(_NAMES):
         found = pattern.fullmatch(name)
         if found:
             said = read(found)
+            if said.phase == "decode" and said.batch and (said.tokens or 0) > said.batch:
+                said = replace(said, phase="verify")
             numbers = (said.batch, said.tokens, said.kv_tokens, said.recorded)
             return (i, said) if max(n or 0 for n in numbers) < _MOST else None
     return None
 
 
 def step_ranges(events: Events, candidates: IntArray) -> tuple[IntArray, list[StepName]]:
-    """The ranges that are steps, by start: those of the most telling kind present, outermost only, and what they say."""
+    """The ranges that are steps, by start: those of the most telling kind present and the draft's own, and what they say."""
     said = {code: describe(events.texts[code]) for code in np.unique(events.name[candidates]).tolist()}
-    kinds = [d[0] for d in said.values() if d]
+    kinds = [d[0] for d in said.values() if d and d[0] != _DRAFT]
     if not kinds:
         return np.zeros(0, np.int64), []
     best = min(kinds)
-    codes = [code for code, d in said.items() if d and d[0] == best]
+    codes = [code for code, d in said.items() if d and d[0] in (best, _DRAFT)]
     chosen = candidates[np.isin(events.name[candidates], codes)]
     chosen = chosen[np.argsort(events.start[chosen], kind="stable")]
     names = [said[int(code)] for code in events.name[chosen]]
@@ -188,8 +215,15 @@ class Places:
                 else ""
             )
             self._ways.append((lambda r: _covering(events, main, r.start), device_names, said))
-        self._late = late
+        self._late, self._events, self._host, self._names = late, events, host, names
         self._placed = [0] * len(self._ways)
+
+    def captured(self, lane: IntArray, moment: IntArray) -> None:
+        """Takes note of when, on which threads, the capture of a graph began: the steps around captured it."""
+        if len(self._host):
+            steps = _covering(self._events, self._host, moment, lane)
+            for i in np.unique(steps[steps >= 0]).tolist():
+                self._names[i] = replace(self._names[i], phase=CAPTURE)
 
     def weigh(self, rows: Rows) -> None:
         """Takes rows into account for the choice."""
@@ -271,14 +305,19 @@ def drop_strays(
 
 
 def verifying(names: Sequence[StepName]) -> list[str]:
-    """A sentence where decode steps compute more tokens than they have sequences."""
-    decodes = [n for n in names if n.phase == "decode" and n.batch and n.tokens]
-    wide = [n for n in decodes if (n.tokens or 0) > (n.batch or 0)]
-    if not wide:
+    """A sentence where steps verify drafted tokens."""
+    verify, draft = ([n for n in names if n.phase == phase] for phase in ("verify", "draft"))
+    if not verify:
         return []
+    wide = [n.tokens / n.batch for n in verify if n.tokens and n.batch]
+    each = f", {sum(wide) / len(wide):.3g} tokens a sequence" if wide else ""
+    apart = (
+        f"the draft's {len(draft)} are a phase of their own"
+        if draft
+        else "the draft's own work is not annotated"
+    )
     return [
-        f"{len(wide)} of {len(decodes)} decode steps compute more tokens than they have sequences: speculative verification, "
-        "told from plain decoding by their tokens"
+        f"{len(verify)} step(s) verify drafted tokens (phase verify{each}); {apart}; how many were accepted is not recorded"
     ]
 
 
@@ -286,7 +325,7 @@ def unused_kv(names: Sequence[StepName], given_kv: int | None) -> list[str]:
     """A sentence where the KV length that the user gave per sequence is not what `complete` left in the decode steps."""
     if given_kv is None:
         return []
-    decodes = [n for n in names if n.phase == "decode"]
+    decodes = [n for n in names if n.phase in GENERATING]
     said = [n for n in decodes if n.kv_tokens not in (None, given_kv * (n.batch or 0))]
     given = f"the given KV length, {given_kv} per sequence, is not used"
     if said:

@@ -122,6 +122,7 @@ class _Sums:
                 "batch": s.batch,
                 "tokens": s.tokens,
                 "kv_tokens": s.kv_tokens,
+                **({"padded_tokens": s.padded_tokens} if s.padded_tokens else {}),
                 "ops": int(self._ops[s.index]),
                 "span_s": (s.end_ns - s.start_ns) / 1e9,
                 "busy_s": float(self._busy[s.index]) / 1e9,

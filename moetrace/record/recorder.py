@@ -128,7 +128,7 @@ class Recorder:
     def step(self, phase: str, *, batch: int, kv_tokens: int, tokens: int | None = None) -> StepHandle:
         """Begin a step, ending the one before; usable as a call or as a context manager.
 
-        `phase` is prefill, decode or mixed; `batch` sequences; `tokens` new tokens in all (default `batch`,
+        `phase` is prefill, decode, verify, mixed or draft; `batch` sequences; `tokens` new tokens in all (default `batch`,
         as in decode); `kv_tokens` KV-cache tokens that attention reads, summed over sequences, those of this
         step included. From the first call on steps are no longer told from the model's forwards, and what was
         recorded of those is dropped.

@@ -14,6 +14,7 @@ from moetrace.replay.anchor import KEPT, UNPRICED, Priced, chip
 from moetrace.replay.copies import copy_error
 from moetrace.replay.distinct import UNIFORM
 from moetrace.replay.draft import EXPERTS, Draft
+from moetrace.run import GENERATING
 
 IntArray = npt.NDArray[np.int64]
 _MANY = 2  # times the step's tokens: more rows than that are not its tokens'
@@ -107,7 +108,7 @@ def _of_machine(draft: Draft, priced: Priced) -> list[str]:
 def _of_engine(draft: Draft, dur: IntArray) -> list[str]:
     """What the recording's engine ran and another would not, by its share of the predicted (decode) time."""
     hw, steps = draft.hw, draft.steps
-    decode = np.array([step.phase == "decode" for step in steps])[draft.base.step[draft.rows]]
+    decode = np.array([step.phase in GENERATING for step in steps])[draft.base.step[draft.rows]]
     ns = np.bincount(draft.cell, dur * (decode if decode.any() else 1), len(draft.ops))
     total = max(1.0, float(ns.sum()))
     anew = [

@@ -11,6 +11,7 @@ from moetrace.errors import ScenarioError
 from moetrace.op import Op
 from moetrace.replay import edit
 from moetrace.replay.draft import At, Draft, Share
+from moetrace.run import GENERATING
 
 _ATTENTION_OUT = (frozenset({"o_proj"}), frozenset({"attention", "mla_attention", "attention_reduce"}))
 _FFN_OUT = (frozenset({"moe_combine", "moe_down", "moe_experts", "dense_down", "shared_down"}),)
@@ -47,7 +48,7 @@ def with_stages(draft: Draft, stages: int, parts: Mapping[int, int]) -> Draft:
     """The draft with `stages` of layers, through which a step goes in so many parts, and the sends between them."""
     shares = []
     for i, share in enumerate(draft.shares):
-        turns = stages if draft.steps[i].phase == "decode" else parts[i] + stages - 1  # of one stage's time
+        turns = stages if draft.steps[i].phase in GENERATING else parts[i] + stages - 1  # of one stage's time
         shares.append(replace(share, times=turns / stages, busy=parts[i] / turns))
     draft = replace(draft, shares=tuple(shares))
     borders = {draft.layers * stage // stages - 1 for stage in range(1, stages)}
@@ -99,7 +100,7 @@ def with_exchange(draft: Draft, asked: str) -> Draft:
     narrow = draft.model is not None and draft.model.expert_dtype.startswith(("fp8", "mxfp8", "nvfp4"))
 
     def exchanged(op: Op, at: At, tokens: float) -> dict[str, float]:
-        sms = {} if draft.steps[at.step].phase == "decode" else {"sms": _NORMAL_SMS}
+        sms = {} if draft.steps[at.step].phase in GENERATING else {"sms": _NORMAL_SMS}
         each = -(-tokens // p.tp)
         return {"experts": op["experts"], "topk": op["topk"], "tokens": each, "hidden": width, **sms}
 

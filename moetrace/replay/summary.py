@@ -19,7 +19,7 @@ from moetrace.replay.anchor import ANCHORED, KEPT, Priced, chip
 from moetrace.replay.draft import Draft
 from moetrace.replay.memory import Need
 from moetrace.replay.parallel import NAMES
-from moetrace.run import Run
+from moetrace.run import GENERATING, Run, main_phase
 
 IntArray = npt.NDArray[np.int64]
 SCHEMA = "moetrace.replay/1"
@@ -49,7 +49,8 @@ class Tally:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._decodes = any(s.phase == "decode" for s in run.meta.steps)
+        main = main_phase(s.phase or "unknown" for s in run.meta.steps)
+        self._focus = main if main in GENERATING else None
         self._first: Outcome | None = None
         self._need: Need | None = None
         self._said: dict[str, str] = {}  # by the text without its numbers
@@ -141,10 +142,10 @@ class Tally:
         return out
 
     def _rows(self, draft: Draft) -> tuple[npt.NDArray[np.bool_], list[int]]:
-        """(rows of decode steps, of all where the run has none; which steps they are)."""
+        """(rows of decode steps, else of verifying ones, else of all; which steps they are)."""
         steps = np.unique(draft.base.step).tolist()
-        if self._decodes:
-            steps = [i for i in steps if draft.steps[i].phase == "decode"]
+        if self._focus:
+            steps = [i for i in steps if draft.steps[i].phase == self._focus]
         return np.isin(draft.base.step[draft.rows], steps), steps
 
     def _add_families(self, o: Outcome, crossing_ns: IntArray) -> None:
@@ -209,8 +210,13 @@ def _accuracy(draft: Draft) -> list[dict[str, float | str]]:
 
 
 def _produced(draft: Draft, step: int) -> int | None:
-    """Tokens that a step yields: one per sequence in decode, the prompt tokens it works through otherwise."""
+    """Tokens that a step yields: one per sequence in decode, the prompt tokens it works through otherwise.
+
+    None where drafts are made or verified: how many are accepted is not told.
+    """
     said = draft.steps[step]
+    if said.phase in ("verify", "draft"):
+        return None
     return draft.batch_of(step) if said.phase == "decode" else said.tokens
 
 

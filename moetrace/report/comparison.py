@@ -18,6 +18,7 @@ from moetrace.report.tables import (
     size,
     times,
 )
+from moetrace.run import main_phase
 
 
 def replay_report(predictions: Sequence[Facts], source: str) -> list[Block]:
@@ -66,7 +67,7 @@ def _common_settings(predictions: Sequence[Facts]) -> list[str]:
 def _main_phase(facts: Facts) -> tuple[str, Facts]:
     """The decode phase if there is one: it is what the project is about."""
     phases: Mapping[str, Facts] = facts["phases"]
-    name = "decode" if "decode" in phases else next(iter(phases), "decode")
+    name = main_phase(phases) or "decode"
     return name, phases.get(name, {})
 
 

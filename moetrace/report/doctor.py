@@ -16,7 +16,7 @@ def doctor_report(facts: Facts) -> list[Block]:
         Table("What this trace can answer", ("question", "answered", "why not"), rows, left=3),
     ]
     if facts["whole"]:
-        return [*blocks, "nothing is missing"]
+        return [*blocks, "nothing is missing", *notes(facts)]
     fixes: dict[str, str] = {a["fix"]: a["question"] for a in reversed(answers) if a["fix"]}
     blocks.append("What would answer the rest:")
     blocks += [f"  {clean(question)} {clean(fix)}" for fix, question in reversed(fixes.items())]

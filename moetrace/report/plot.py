@@ -17,7 +17,13 @@ _PARTS = (
     ("memory_s", "memory", "#0072b2"), ("compute_s", "compute", "#e69f00"), ("network_s", "network", "#009e73"),
     ("fixed_s", "fixed cost", "#d98ab6"), ("unexplained_s", "not explained", "#646d79"),
 )  # fmt: skip
-_PHASES = {"prefill": "#e69f00", "decode": "#0072b2", "mixed": "#009e73"}
+_PHASES = {
+    "prefill": "#e69f00",
+    "decode": "#0072b2",
+    "mixed": "#009e73",
+    "verify": "#d98ab6",
+    "draft": "#56b4e9",
+}
 
 
 def plot_steps(run: Run) -> Figure:

@@ -13,6 +13,7 @@ from typing import Any
 
 from moetrace import units
 from moetrace.errors import RunError
+from moetrace.run import GENERATING, main_phase
 
 Facts = Mapping[str, Any]
 DASH = "-"
@@ -208,7 +209,8 @@ def attribute_report(facts: Facts, by: str, table: str, phase: str | None, top: 
 
 def _chosen(facts: Facts, phase: str | None) -> tuple[Facts, str]:
     """(the facts of the phase asked for, its name): decode where none is asked for and there is any, else all steps."""
-    chosen = phase or ("decode" if "decode" in facts["phases"] else "all")
+    main = main_phase(facts["phases"])
+    chosen = phase or (main if main in GENERATING else "all")
     if chosen != "all" and chosen not in facts["phases"]:
         raise RunError(
             f"the run has no {chosen} step: its phases are {', '.join(facts['phases']) or 'not known'}"

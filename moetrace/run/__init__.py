@@ -8,6 +8,7 @@ it, `parts` how a long table is written, `value` the Run.
 from __future__ import annotations
 
 from moetrace.run.columns import (
+    GENERATING,
     OPS_COLUMNS,
     OPS_SCHEMA,
     PHASES,
@@ -15,16 +16,16 @@ from moetrace.run.columns import (
     TABLE_FACTS,
     TEXT,
     codes_of,
+    main_phase,
     nullable,
     ops_table,
     text_column,
 )
-from moetrace.run.meta import Meta, Step
+from moetrace.run.meta import Meta, Step, main_steps
 from moetrace.run.parts import TableParts
 from moetrace.run.value import Run
 
 __all__ = [
-    "OPS_COLUMNS", "OPS_SCHEMA", "PHASES", "RUN_VERSION", "TABLE_FACTS", "TEXT", "Meta", "Run", "Step", "TableParts",
-    "codes_of", "nullable",
-    "ops_table", "text_column",
+    "GENERATING", "OPS_COLUMNS", "OPS_SCHEMA", "PHASES", "RUN_VERSION", "TABLE_FACTS", "TEXT", "Meta", "Run", "Step",
+    "TableParts", "codes_of", "main_phase", "main_steps", "nullable", "ops_table", "text_column",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from moetrace.errors import RunError
 RUN_VERSION = 1
 TABLE_FACTS = {"moetrace.table": "ops", "moetrace.version": str(RUN_VERSION)}
 TEXT = pa.dictionary(pa.int32(), pa.string())
-PHASES = ("prefill", "decode", "mixed")
+# verify: a decode step that computes several tokens of a sequence, most of them drafted; draft: the draft model's own step.
+PHASES = ("prefill", "decode", "verify", "mixed", "draft")
+GENERATING = ("decode", "verify")  # each sequence yields a token or more
 
 # name, type, meaning (with its unit and what null says). The order is the order on disk; docs/schema.md is made from it.
 OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
@@ -23,7 +25,11 @@ OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("device", pa.int32(), "device index as the profiler numbers it; -1 on a CPU"),
     ("stream", pa.int64(), "device stream, or the thread on a CPU"),
     ("step", pa.int32(), "index into the run's steps; null: outside of every step"),
-    ("phase", TEXT, "prefill, decode or mixed; null: the trace does not say"),
+    (
+        "phase",
+        TEXT,
+        "prefill, decode, verify (speculative: several tokens a sequence), mixed or draft (the draft model); null: the trace does not say",
+    ),
     (
         "layer",
         pa.int32(),
@@ -74,6 +80,12 @@ OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
 OPS_SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in OPS_COLUMNS])
 # What a file may lack, as one of a moetrace from before the column: it reads as null, which says that it is not known.
 OPTIONAL = frozenset(name for name, _, doc in OPS_COLUMNS if "null" in doc)
+
+
+def main_phase(phases: Iterable[str]) -> str | None:
+    """The phase that a run is about: decode where there is any, else verify, else the first; None of none."""
+    have = list(phases)
+    return next((phase for phase in (*GENERATING, *have) if phase in have), None)
 
 
 def codes_of(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:

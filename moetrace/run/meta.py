@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from moetrace.errors import RunError
 from moetrace.model import ModelSpec
-from moetrace.run.columns import RUN_VERSION
+from moetrace.run.columns import GENERATING, RUN_VERSION, main_phase
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One forward pass of the engine. Times in ns; None where the trace does not say.
 
-    `tokens` is the number of tokens computed, `kv_tokens` the KV tokens that full attention reads, summed over sequences.
+    `tokens` is the number of tokens that requests had computed, `kv_tokens` the KV tokens that full attention reads, summed
+    over sequences. `padded_tokens` is the number that was computed where it is larger: a graph replayed for more tokens.
     """
 
     index: int
@@ -26,6 +27,13 @@ class Step:
     batch: int | None = None
     tokens: int | None = None
     kv_tokens: int | None = None
+    padded_tokens: int | None = None
+
+
+def main_steps(steps: Sequence[Step]) -> list[Step]:
+    """The steps that a run is about: the decode steps, else the verifying ones, else all."""
+    main = main_phase(step.phase or "unknown" for step in steps)
+    return [step for step in steps if step.phase == main or main not in GENERATING]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from moetrace import formats
 from moetrace.errors import TraceError
 from moetrace.parse import capture, parse
+from moetrace.parse.doctor import diagnose
 from moetrace.parse.graphs import COPIED, FOREIGN, UNNAMED, captured_graphs
 from moetrace.parse.rows import op_rows
 from tests.made import event, write
@@ -132,6 +133,14 @@ def test_the_next_larger_graph_is_taken_for_a_step_in_between_and_said(tmp_path)
     frame, notes = parsed(tmp_path, replay(batch=33), captures)
     assert frame.op[0] == "qkv_proj bf16 m=40 n=5120 k=2880"
     assert any("33 tokens" in note and "captured for 40" in note for note in notes)
+    run = parse(tmp_path / "trace.json", capture_trace=tmp_path / "capture.json", model="gpt-oss-20b")
+    assert (run.meta.steps[0].tokens, run.meta.steps[0].padded_tokens) == (33, 40)
+    assert any("7 of 40 rows are padding" in note for note in notes)
+    (asked,) = (a for a in diagnose(run)["answers"] if "only what requests asked" in a["question"])
+    assert (asked["answer"], asked["why"]) == (
+        "partly",
+        "1 of 1 steps ran a graph for more tokens: 18 % of its rows are padding",
+    )
 
 
 def test_a_step_larger_than_every_graph_gets_nothing(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from moetrace.formats.events import DEVICE_RANGE, KERNEL, LAUNCH, RANGE, Events, EventsBuilder
 from moetrace.parse.rows import op_rows
 from moetrace.parse.steps import Places, StepName, complete, describe, drop_strays, step_ranges, verifying
+from moetrace.run import PHASES
 
 SPEECH = "execute_{}_context_{}(sq{}sk{}sqsq{}sqsk{})_generation_{}(sq{}sk{}sqsq{}sqsk{})"
 
@@ -19,7 +20,8 @@ SPEECH = "execute_{}_context_{}(sq{}sk{}sqsq{}sqsk{})_generation_{}(sq{}sk{}sqsq
     [
         # vLLM: requests and tokens
         ("execute_context_0(0)_generation_32(32)", StepName("decode", 32, 32)),
-        ("execute_context_0(0)_generation_1(4)", StepName("decode", 1, 4)),  # speculative: tokens > requests
+        ("execute_context_0(0)_generation_1(4)", StepName("verify", 1, 4)),  # speculative: tokens > requests
+        ("execute_context_0(0)_generation_0(0)", StepName("dummy", 0, 0)),
         ("execute_context_2(600)_generation_30(30)", StepName("mixed", 32, 630)),
         ("execute_context_1(888_788544)_generation_0(0)", StepName("prefill", 1, 888, 888)),
         # vLLM, detailed: sums of query lengths and KV lengths
@@ -34,6 +36,10 @@ SPEECH = "execute_{}_context_{}(sq{}sk{}sqsq{}sqsk{})_generation_{}(sq{}sk{}sqsq
         ("step[DECODE bs=64]", StepName("decode", 64, 64)),
         ("step[EXTEND bs=2 toks=14721]", StepName("prefill", 2, 14721)),
         ("step[MIXED bs=2]", StepName("mixed", 2)),
+        ("step[TARGET_VERIFY bs=8 toks=32]", StepName("verify", 8, 32)),
+        ("step[DRAFT_EXTEND bs=8 toks=32]", StepName("draft", 8, 32)),
+        ("step[IDLE bs=0]", StepName("dummy", 0)),
+        ("gpu_model_runner: draft", StepName("draft")),
         # ATOM
         ("decode[bs=64 tok=64 d=64]", StepName("decode", 64, 64)),
         ("prefill[bs=2 tok=1024 p=2]", StepName("prefill", 2, 1024)),
@@ -41,7 +47,7 @@ SPEECH = "execute_{}_context_{}(sq{}sk{}sqsq{}sqsk{})_generation_{}(sq{}sk{}sqsq
         ("[Executor] _forward_step 7: 0 ctx reqs, 64 gen reqs", StepName("decode", 64, 64)),
         ("[Executor] _forward_step 7: 2 ctx reqs, 900 ctx tokens, 30 gen reqs", StepName("mixed", 32, 930)),
         ("_forward_step: 2 ctx reqs, 0 gen reqs", StepName("prefill", 2)),
-        ("executeStep: 0 ctx reqs, 0 gen reqs", StepName(None)),
+        ("executeStep: 0 ctx reqs, 0 gen reqs", StepName("dummy", 0, 0)),
         # torch and moetrace
         ("ProfilerStep#12", StepName(None)),
         ("moetrace.step#4 decode batch=16 tokens=16 kv=2064", StepName("decode", 16, 16, 2064)),
@@ -78,7 +84,7 @@ def test_other_annotations_are_no_steps(name: str) -> None:
 @given(st.text(max_size=60))
 def test_any_name_is_a_step_or_none(name: str) -> None:
     found = describe(name)
-    assert found is None or found[1].phase in (None, "decode", "prefill", "mixed")
+    assert found is None or found[1].phase in (None, *PHASES, "dummy")
 
 
 @given(st.integers(0, 99), st.integers(0, 9999), st.integers(0, 99), st.integers(0, 9999))
@@ -87,7 +93,10 @@ def test_phase_and_batch_follow_the_requests(
 ) -> None:
     found = describe(f"execute_context_{contexts}({prompt})_generation_{generations}({tokens})")
     assert found is not None
-    phase = "mixed" if contexts and generations else "prefill" if contexts else "decode"
+    decode = "verify" if prompt + tokens > generations else "decode"
+    phase = (
+        "mixed" if contexts and generations else "prefill" if contexts else decode if generations else "dummy"
+    )
     assert (found[1].phase, found[1].batch, found[1].tokens) == (
         phase,
         contexts + generations,
@@ -255,6 +264,9 @@ def test_an_op_that_comes_late_in_every_step_is_no_stray() -> None:
 
 
 def test_steps_that_verify_drafts_are_said() -> None:
-    plain, wide = StepName("decode", 8, 8), StepName("decode", 8, 32)
+    plain, wide = StepName("decode", 8, 8), StepName("verify", 8, 32)
     assert verifying([plain, StepName("prefill", 1, 900)]) == []
-    assert verifying([plain, wide, wide])[0].startswith("2 of 3 decode steps compute more tokens")
+    (said,) = verifying([plain, wide, wide, StepName("draft")])
+    assert said.startswith(
+        "2 step(s) verify drafted tokens (phase verify, 4 tokens a sequence); the draft's 1 are"
+    )

@@ -8,6 +8,7 @@ from moetrace.errors import ScenarioError
 from moetrace.replay import edit
 from moetrace.replay.grammar import duration, model_name, one_of, one_whole, ranged
 from moetrace.replay.knobs.registry import knob
+from moetrace.run import GENERATING
 
 if TYPE_CHECKING:
     from moetrace.op import Op
@@ -148,7 +149,7 @@ def batch(draft: Draft, value: int) -> Draft:
 @knob("context", "KV tokens per sequence that a decode step attends to", "a whole number", one_whole)
 def context(draft: Draft, value: int) -> Draft:
     """Sets what attention reads in decode steps; a sliding window still caps its layers. Prefill steps stay."""
-    if not any(step.phase == "decode" for step in draft.steps):
+    if not any(step.phase in GENERATING for step in draft.steps):
         raise ScenarioError(f"context={value}: the recording has no decode step")
     kinds = {op.kind for op in draft.ops if op.has("kv", "batch")}
     if not kinds:
@@ -157,13 +158,15 @@ def context(draft: Draft, value: int) -> Draft:
         )
 
     def change(op: Op, at: At) -> Op:
-        decode = draft.steps[at.step].phase == "decode"
+        decode = draft.steps[at.step].phase in GENERATING
         return edit.with_context(op, value, draft.window(at.source_layer, op)) if decode else op
 
     draft = draft.rewrite(change).with_steps(
-        lambda i, step: edit.step_context(step, value, draft.batch_of(i)) if step.phase == "decode" else step
+        lambda i, step: (
+            edit.step_context(step, value, draft.batch_of(i)) if step.phase in GENERATING else step
+        )
     )
-    others = sorted({step.phase or "unknown" for step in draft.steps} - {"decode"})
+    others = sorted({step.phase or "unknown" for step in draft.steps} - set(GENERATING))
     return (
         draft.noted(f"context={value}: {' and '.join(others)} steps are left as recorded")
         if others

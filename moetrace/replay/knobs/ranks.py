@@ -9,6 +9,7 @@ from moetrace.replay import edit
 from moetrace.replay.grammar import one_of, one_whole
 from moetrace.replay.knobs.registry import knob
 from moetrace.replay.knobs.shape import check_whole
+from moetrace.run import GENERATING
 
 if TYPE_CHECKING:
     from moetrace.op import Op
@@ -111,7 +112,7 @@ def pp(draft: Draft, value: int) -> Draft:
 
     def part(step: int, batch: int) -> int:
         said = draft.steps[step]
-        if said.phase == "decode":
+        if said.phase in GENERATING:
             size = -(-batch // min(value, batch))
         else:
             length = max(1, (said.tokens or batch) // (said.batch or batch))

@@ -21,6 +21,7 @@ from moetrace.report.facts.waterfall import waterfalls
 from moetrace.report.facts.whatif import default_machines, what_ifs
 from moetrace.report.tables import of
 from moetrace.run import Run, codes_of
+from moetrace.run import main_phase as of_run
 
 SCHEMA = "moetrace.report/1"
 
@@ -67,7 +68,7 @@ def report_facts(
 
 def main_phase(phases: Sequence[str] | Any) -> str:
     """The phase that a report is about: decode where there is any."""
-    return "decode" if "decode" in phases else next(iter(phases), "unknown")
+    return of_run(phases) or "unknown"
 
 
 def expert_weights(run: Run, held: Attribution) -> dict[str, Any]:

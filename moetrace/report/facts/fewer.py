@@ -13,7 +13,7 @@ import numpy as np
 
 from moetrace.hardware import Hardware
 from moetrace.replay import Prediction, Scenario, replay, scenarios
-from moetrace.run import Run, codes_of
+from moetrace.run import Run, codes_of, main_phase, main_steps
 
 _Z80 = 1.2816  # standard deviations that 80 % of a normal variable lie within, either side
 
@@ -32,7 +32,7 @@ def curve(run: Run, hw: Hardware, settings: tuple[str, ...], values: Sequence[in
     for (placement, n_a), prediction in found.items():
         base = found[placement, values[0]]
         facts = prediction.summary
-        phase = facts["phases"].get("decode") or next(iter(facts["phases"].values()))
+        phase = facts["phases"][main_phase(facts["phases"])]
         ratio = _step_s(prediction) / _step_s(base)
         low, high = ratio_interval(base, prediction)
         rerouted = None
@@ -108,7 +108,7 @@ def _by_chance(run: Run, prediction: Prediction, n_a: int) -> float:
 
 def _step_s(prediction: Prediction) -> float:
     phases: Mapping[str, Any] = prediction.summary["phases"]
-    return float((phases.get("decode") or next(iter(phases.values())))["step_s"])
+    return float(phases[main_phase(phases) or ""]["step_s"])
 
 
 def ratio_interval(base: Prediction, other: Prediction) -> tuple[float, float]:
@@ -140,7 +140,7 @@ def _by_family(prediction: Prediction) -> dict[str, tuple[float, float]]:
     """Family -> (seconds of a mean step, error of its ops weighed by their time)."""
     run = prediction.run
     code, names = codes_of(run.column("family"))
-    decode = [s.index for s in run.meta.steps if s.phase == "decode"] or [s.index for s in run.meta.steps]
+    decode = [s.index for s in main_steps(run.meta.steps)]
     inside = np.isin(run.numpy("step"), decode) & (code >= 0)
     dur = run.numpy("dur_ns") / 1e9
     error = np.nan_to_num(run.numpy("error", np.nan))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.routing import Routing, ep_blocks, popularity_distinct, uniform_distinct, uniform_spread
-from moetrace.run import Run
+from moetrace.run import GENERATING, Run
 
 FloatArray = npt.NDArray[np.float64]
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -29,7 +29,7 @@ def routing_facts(run: Run) -> dict[str, Any] | None:
     if routing is None or not len(routing):
         return None
     phase = {s.index: s.phase for s in run.meta.steps}
-    decode = [s for s in routing.steps if phase.get(s) == "decode"]
+    decode = [s for s in routing.steps if phase.get(s) in GENERATING]
     steps = decode or list(routing.steps)
     skews, tokens, distinct = routing.load_skew(), routing.token_counts(), routing.distinct()
     layers, load = [], []

@@ -15,7 +15,7 @@ from moetrace.hardware import Hardware, load_hardware
 from moetrace.model.accuracy import known_accuracy
 from moetrace.replay import Prediction, Scenario, replay
 from moetrace.report.facts.fewer import curve
-from moetrace.run import Run
+from moetrace.run import GENERATING, Run, main_phase, main_steps
 
 SCALE_BASE = "h100-sxm"  # stands for a GPU where the run's own machine is none
 SAMPLE = 9  # steps that stand for all in predictions
@@ -33,7 +33,7 @@ def sampled(run: Run) -> Run:
 
     Where routing was recorded for some of them only, those are taken: at another n_a they are counted as they are at this one.
     """
-    steps = [s for s in run.meta.steps if s.phase == "decode"] or list(run.meta.steps)
+    steps = main_steps(run.meta.steps)
     routed = set(run.routing.steps) if run.routing is not None else set()
     steps = [s for s in steps if s.index in routed] or steps
     steps.sort(key=lambda s: s.start_ns)
@@ -72,8 +72,8 @@ def what_ifs(
             rows.append({"hardware": str(getattr(name, "name", name)), "error": str(err)})
     return {
         "steps": len(part.meta.steps),
-        "of_steps": len([s for s in run.meta.steps if s.phase == "decode"]) or len(run.meta.steps),
-        "phase": "decode" if part.meta.steps and part.meta.steps[0].phase == "decode" else "all",
+        "of_steps": len(main_steps(run.meta.steps)),
+        "phase": phase if part.meta.steps and (phase := part.meta.steps[0].phase) in GENERATING else "all",
         "depth": run.meta.native_layers if depth else None,
         "batch": _batch(part),
         "native_n_a": native or None,
@@ -129,7 +129,7 @@ def machine_row(base: Prediction, hw: Hardware, waits: float) -> dict[str, Any]:
     predicted run has no launch times: its idle time is the recording's, and so is the part of it that waits for launches.
     """
     facts, held = base.summary, attribute(base.run, hw).summary
-    phase = "decode" if "decode" in facts["phases"] else next(iter(facts["phases"]))
+    phase = main_phase(facts["phases"]) or "unknown"
     here = held["phases"].get(phase, held)
     saves = {h["what"]: float(h["saves_share"]) for h in here["halving"]}
     return {
