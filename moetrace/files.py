@@ -20,6 +20,7 @@ RUN_FILES = (
     "ops.parquet",
     "routing.parquet",
 )  # a RUN's facts, which only writing a RUN may replace
+RANKS_SUMMARY = "ranks.json"  # what a folder with the RUNs of ranks has, once it is whole
 _OURS = frozenset({*RUN_FILES, "attribution.parquet", "timeline.json"})
 _STALE = re.compile(r"\.(.+)\.\d+\.part")  # what `write_whole` leaves if it is killed
 
@@ -151,5 +152,5 @@ def check_outside_runs(root: Path) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path looks like a RUN directory."""
-    return (path / "run.json").is_file()
+    """Whether a path looks like a RUN directory, of one rank or of many."""
+    return any((path / name).is_file() for name in ("run.json", RANKS_SUMMARY))

@@ -74,6 +74,62 @@ def rank_traces(arrivals, clocks, transfer=10.0, group=0, steps=3):
     return traces
 
 
+COLLECTIVES = {
+    "allreduce": ("allreduce", "ncclDevKernel_AllReduce_Sum_bf16"),
+    "alltoall": ("all_to_allv", "ncclDevKernel_SendRecv"),
+}
+
+
+def grid_traces(world, sends, clocks, work, steps=8, transfer=10.0, ranks=None, stated=False):
+    """Events of each rank of a run whose collectives are of several groups, as they follow from who waits for whom.
+
+    `sends` are (name, ranks in the group, stride, elements) in the order of a step; before each, rank r works
+    `work(step, i, r)` us. Each of `clocks`, (us ahead, drift), shows
+    ``t + ahead + drift t``. `stated`: traces say which ranks a group has.
+    """
+    now = [1000.0] * world
+    events = [[] for _ in range(world)]
+
+    def put(rank, name, start, dur, **args):
+        ahead, drift = clocks[rank]
+        shown, until = (t + ahead + drift * t for t in (start, start + dur))
+        number = len(events[rank]) + 1
+        called = begin + ahead + drift * begin - 19 + 0.01 * (number % 1000)
+        launch = event("cudaLaunchKernel", "cuda_runtime", called, 0.005, tid=1, correlation=number)
+        kernel = event(name, "kernel", round(shown, 3), round(until - shown, 3), correlation=number, tid=7, pid=rank,
+                       stream=7, device=0, **args)  # fmt: skip
+        events[rank] += [launch, kernel]
+
+    for step in range(steps):
+        begin = max(now) + 100
+        for rank in range(world):
+            shown = begin + clocks[rank][0] + clocks[rank][1] * begin
+            events[rank].append(
+                event("execute_context_0(0)_generation_4(4)", "user_annotation", shown - 20, 15, tid=1)
+            )
+        now = [begin] * world
+        for i, (name, size, stride, elements) in enumerate(sends):
+            arrive = [now[r] + work(step, i, r) for r in range(world)]
+            for rank in range(world):
+                put(rank, "fused_moe_kernel", now[rank], arrive[rank] - now[rank])
+            for rank in range(world):
+                first = rank // (size * stride) * size * stride + rank % stride
+                group = [first + j * stride for j in range(size)]
+                last = max(arrive[r] for r in group)
+                said, kernel = COLLECTIVES[name]
+                message = {
+                    "Collective name": said,
+                    "In msg nelems": elements,
+                    "dtype": "BFloat16",
+                    "Group size": size,
+                }
+                if stated:
+                    message["Process Group Ranks"] = str(group)
+                put(rank, kernel, arrive[rank], last + transfer - arrive[rank], **message)
+                now[rank] = last + transfer
+    return [events[r] for r in (range(world) if ranks is None else ranks)]
+
+
 def event(name, cat, ts, dur, tid, pid=1, **args):
     return {"ph": "X", "cat": cat, "name": name, "pid": pid, "tid": tid, "ts": ts, "dur": dur, "args": args}
 

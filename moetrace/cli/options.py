@@ -170,19 +170,10 @@ def reading_options(command: Command) -> Command:
 
 
 def open_source(
-    source: Path,
-    *,
-    model: str | None,
-    capture_trace: Path | None,
-    kv_len: int | None,
-    ran_tp: int | None,
-    ran_ep: int | None,
-    hardware: str | None = None,
-    routing: Path | None = None,
-    comm_table: Path | None = None,
-    output: Path | None = None,
+    source: Path, *, routing: Path | None = None, output: Path | None = None, **options: Any
 ) -> Run:
-    """The run of a RUN directory, or of a trace that is parsed first; temporary files lie beside `output`.
+    """The run of a RUN directory, or of a trace that is parsed first, with the options of `parse`; temporary files lie
+    beside `output`.
 
     Raises RunError where an option about reading a trace is given with a RUN, which is read already.
     """
@@ -195,14 +186,8 @@ def open_source(
     with progress(f"reading {source.name}{size}") as tell:
         return open_run(
             source,
-            model=model,
-            capture_trace=capture_trace,
-            kv_len=kv_len,
-            ran_tp=ran_tp,
-            ran_ep=ran_ep,
-            hardware=hardware,
+            **options,
             routing=chosen,
-            comm_table=comm_table,
             progress=tell,
             scratch=next((p for p in output.absolute().parents if p.is_dir()), None) if output else None,
         )

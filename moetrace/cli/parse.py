@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +19,9 @@ from moetrace.cli.options import (
     reading_options,
     trace_argument,
 )
+
+if TYPE_CHECKING:
+    from moetrace.parse.ranks import Found
 
 
 @click.command()
@@ -54,56 +58,45 @@ from moetrace.cli.options import (
 def parse(
     trace: Path,
     output: Path | None,
-    model: str | None,
-    capture_trace: Path | None,
-    kv_len: int | None,
-    ran_tp: int | None,
-    ran_ep: int | None,
-    hardware: str | None,
-    routing: Path | None,
-    comm_table: Path | None,
     jobs: int | None,
     scheduler: str | None,
     force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Read a trace into a RUN: one row per op, with FLOPs, bytes and layer.
 
     TRACE is a PyTorch profiler (Kineto) trace (.json, .json.gz, .json.zst), an Nsight Systems report
     (.sqlite, or .nsys-rep where nsys is installed), or a directory that 'moetrace record' wrote.
 
-    A directory or a quoted pattern with the traces of several ranks gives a directory of RUNs, rank-0, rank-1, ..., whose
-    clocks are aligned on collectives, and a comparison: who waits for whom, skew, stragglers.
+    A directory, a quoted pattern or the URL of either with the traces of several ranks gives a directory of RUNs, rank-0,
+    rank-1, ..., which every verb takes as one RUN, and a comparison: clocks, who waits for whom, skew, stragglers.
     """
+    from moetrace.parse.ranks import rank_files
+
+    if ranks := rank_files(trace):
+        _parse_ranks(ranks, output, options, (jobs, scheduler), force, as_json)
+    elif scheduler is not None:
+        raise click.UsageError(f"--scheduler is for the ranks of a run: {trace} is one trace")
+    else:
+        _parse_one(trace, output, options, force, as_json)
+
+
+def _parse_one(trace: Path, output: Path | None, options: dict[str, Any], force: bool, as_json: bool) -> None:
+    """One trace, kept in `output` or only summed up."""
+    from moetrace.errors import OutputError
     from moetrace.files import check_directory
+    from moetrace.formats.remote import url_of
     from moetrace.parse import summary
     from moetrace.report import tables, terminal
 
-    if ranks := _ranks(trace):
-        if routing is not None:
-            raise click.UsageError("--routing is of one rank: parse that one by itself")
-        options = {
-            "model": model, "capture_trace": capture_trace, "kv_len": kv_len, "ran_tp": ran_tp, "ran_ep": ran_ep,
-            "hardware": hardware, "comm_table": comm_table,
-        }  # fmt: skip
-        _parse_ranks(ranks, output, options, (jobs, scheduler), force, as_json)
-        return
-    if scheduler is not None:
-        raise click.UsageError(f"--scheduler is for the ranks of a run: {trace} is one trace")
+    if output is not None and (url := url_of(output)) is not None:
+        raise OutputError(
+            f"{url}: one RUN goes to a directory of this machine; only those of ranks go to a URL"
+        )
     if output is not None:
         check_directory(output, force)
-    run = open_source(
-        trace,
-        model=model,
-        capture_trace=capture_trace,
-        kv_len=kv_len,
-        ran_tp=ran_tp,
-        ran_ep=ran_ep,
-        hardware=hardware,
-        routing=routing,
-        comm_table=comm_table,
-        output=output,
-    )
+    run = open_source(trace, **options, output=output)
     if output is not None:
         run = run.save(output, force)
     facts = summary(run)
@@ -114,37 +107,40 @@ def parse(
     terminal.show([f"written: {output}" if output else "nothing written: give -o RUN to keep it"])
 
 
-def _ranks(trace: Path) -> dict[int, Path]:
-    from moetrace.parse.ranks import rank_files
-
-    return rank_files(trace)
-
-
 def _parse_ranks(
-    files: dict[int, Path],
+    files: Found,
     output: Path | None,
     options: dict[str, Any],
     by: tuple[int | None, str | None],
     force: bool,
     as_json: bool,
 ) -> None:
-    """The ranks of one run, kept in `output` or only compared; `by` so many processes, or a scheduler's workers."""
-    from tempfile import TemporaryDirectory
+    """The ranks of one run, kept in `output` or only compared; `by` so many processes, or a scheduler's workers.
 
+    What is small is read here and travels: the model, the routing and the table of names need lie on no worker.
+    """
+    from moetrace.formats.remote import url_of
+    from moetrace.model import load_model
+    from moetrace.ops import communication_names
     from moetrace.parse.ranks import parse_ranks
+    from moetrace.record.routing_files import read_routing
     from moetrace.report import terminal
     from moetrace.report.ranks import ranks_report
 
-    with (
-        TemporaryDirectory(prefix="moetrace-") as scratch,
-        terminal.progress(f"reading {len(files)} ranks") as tell,
-    ):
-        folder = output or Path(scratch) / "ranks"
+    here: dict[str, Callable[[Any], Any]] = {
+        "model": load_model,
+        "comm_table": communication_names,
+        "routing": read_routing,
+    }
+    read = {k: here[k](v) if k in here and v is not None else v for k, v in options.items()}
+    with terminal.progress(f"reading {len(files)} ranks") as tell:
         facts = parse_ranks(
-            files, folder, options=options, jobs=by[0], scheduler=by[1], force=force, progress=tell
+            files, output, options=read, jobs=by[0], scheduler=by[1], force=force, progress=tell
         )
     if as_json:
         terminal.show_json(facts)
         return
-    said = f"written: {output}, a RUN for each rank" if output else "nothing written: give -o DIR to keep it"
+    said = "nothing written: give -o DIR to keep it"
+    if output is not None:
+        said = f"written: {url_of(output) or output}, a RUN for each rank"
     terminal.show([*ranks_report(facts), said])

@@ -31,6 +31,7 @@ class Tensors:
     nbytes: int = 0
     group: int = 0
     collective: str = ""
+    stride: int = 0  # between the ranks of the group; 0: not told
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ class _Args(msgspec.Struct, gc=False, frozen=True):
     elements_in: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="In msg nelems")
     elements_out: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Out msg nelems")
     group: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Group size")
+    ranks: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Process Group Ranks")
 
 
 _NO_ARGS = _Args()
@@ -253,6 +254,7 @@ class Rows:
                     bytes(a.elements_in),
                     bytes(a.elements_out),
                     bytes(a.group),
+                    bytes(a.ranks),
                 )
                 found = known.get(key)
                 code = self._learn(key, _spelled_message(key)) if found is None else found
@@ -337,5 +339,12 @@ def _shapes(dims: bytes, types: bytes) -> Tensors | None:
 
 
 def _spelled_message(key: tuple[bytes, ...]) -> Tensors | None:
-    keys = ("Collective name", "dtype", "In msg nelems", "Out msg nelems", "Group size")
+    keys = (
+        "Collective name",
+        "dtype",
+        "In msg nelems",
+        "Out msg nelems",
+        "Group size",
+        "Process Group Ranks",
+    )
     return message_of({k: orjson.loads(text) for k, text in zip(keys, key, strict=True) if text})

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from moetrace.formats.events import Tensors
 
 INT64 = 1 << 63
+_RANK = re.compile(r"\d{1,7}")
+_MOST_TEXT = 300  # characters of a list of ranks
 _DTYPE = {
     "float": "fp32", "double": "fp64", "c10::BFloat16": "bf16", "c10::Half": "fp16", "long int": "int64", "long": "int64",
     "int": "int32", "c10::Float8_e4m3fn": "fp8", "c10::Float8_e4m3fnuz": "fp8", "c10::Float8_e5m2": "fp8",
@@ -80,4 +83,14 @@ def message_of(args: Mapping[str, Any]) -> Tensors | None:
         r"gather|scatter|all_?to_?all", name.lower()
     ):  # these put out another number than they take
         elements = max(elements, whole(args.get("Out msg nelems")))
-    return Tensors(nbytes=elements * width, group=whole(args.get("Group size")), collective=name)
+    stride = _stride(args.get("Process Group Ranks"))
+    return Tensors(
+        nbytes=elements * width, group=whole(args.get("Group size")), collective=name, stride=stride
+    )
+
+
+def _stride(said: Any) -> int:
+    """The distance between the ranks of a group, from a text as ``[0, 2, 4]``, long ones cut; 0: not told, or uneven."""
+    ranks = [int(n) for n in _RANK.findall(str(said or "")[:_MOST_TEXT])]
+    apart = {b - a for a, b in pairwise(ranks)}
+    return max(0, apart.pop()) if len(apart) == 1 else 0

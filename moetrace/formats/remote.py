@@ -54,14 +54,57 @@ class Remote:
         return opened
 
 
+def url_of(path: str | Path) -> str | None:
+    """The URL that a path spells (a Path has one slash fewer); None for a path of this machine."""
+    url = _URL.fullmatch(str(path))
+    if url is None or Path(path).exists():
+        return None
+    return f"{url[1]}://{'/' if url[1] in ('file', 'local') else ''}{url[2]}"
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """(fsspec's file system, the path in it) of a URL. Raises TraceError where there is none for it."""
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise TraceError(f"{url}: a URL needs fsspec: pip install 'moetrace[remote]'") from None
+    try:
+        fs, path = url_to_fs(url)
+    except (OSError, ValueError, ImportError) as err:
+        raise _unreachable(url, err) from err
+    return fs, str(path)
+
+
+def files_at(url: str) -> list[Remote]:
+    """The files that a URL means: those its pattern matches, or those in it, ascending; none where it is one file.
+
+    Raises TraceError where it cannot be reached.
+    """
+    fs, path = file_system(url)
+    try:
+        if glob.has_magic(path):
+            found = list(fs.glob(path, detail=True).values())
+        elif fs.isdir(path):
+            found = fs.ls(path, detail=True)
+        else:
+            return []
+    except (OSError, ValueError, NotImplementedError) as err:
+        raise _unreachable(url, err) from err
+    files = [f for f in found if f.get("type") == "file"]
+    return sorted(
+        (Remote(fs.unstrip_protocol(f["name"]), fs, f["name"], int(f.get("size") or 0)) for f in files),
+        key=lambda remote: remote.url,
+    )
+
+
 def located(path: Path) -> Path | Remote:
     """The file that a path means: a URL's, a pattern's one match, the one trace in a folder, else the path itself.
 
     Raises TraceError with one line where a pattern or a folder means none or several, or a URL cannot be opened.
     """
-    url = _URL.fullmatch(str(path))
-    if url and not path.exists():
-        return _remote(f"{url[1]}://{'/' if url[1] in ('file', 'local') else ''}{url[2]}")
+    url = url_of(path)
+    if url is not None:
+        return _remote(url)
     if not path.exists() and glob.has_magic(str(path)):
         found = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
         return _one([p for p in found if p.is_file()], f"{path} matches", "the pattern")
@@ -86,12 +129,8 @@ def _one(found: list[Path], said: str, what: str) -> Path:
 
 
 def _remote(url: str) -> Remote:
+    fs, path = file_system(url)
     try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise TraceError(f"{url}: reading from a URL needs fsspec: pip install 'moetrace[remote]'") from None
-    try:
-        fs, path = url_to_fs(url)
         info = fs.info(path)
     except (OSError, ValueError, ImportError) as err:
         raise _unreachable(url, err) from err

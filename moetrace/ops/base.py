@@ -40,6 +40,7 @@ class Seen:
     dtypes: tuple[str, ...] = ()
     nbytes: int = 0
     group: int = 0
+    stride: int = 0
     part: str = ""
     role: str = ""
     phase: str | None = None

@@ -1,6 +1,7 @@
 """Collectives and copies: NCCL, RCCL, custom and multimem all-reduce, all-to-all libraries, memcpy and memset.
 
-Dims: `bytes` is the buffer that one rank contributes, `ranks` the size of the group. The bytes that cross a link follow
+Dims: `bytes` is the buffer that one rank contributes, `ranks` the size of the group, `stride` the distance between its ranks
+where that is stated and not 1. The bytes that cross a link follow
 from the algorithm and are the link law's business, not the op's. Names are data: communication.toml, beside this file.
 """
 
@@ -47,11 +48,22 @@ COLLECTIVES = (
     "send_recv",
     "broadcast",
 )
+# Those that end on all ranks of their group at about one time, and begin on each when it arrives.
+TOGETHER = frozenset(COLLECTIVES) - {"send_recv", "broadcast"}
+_EQUAL = ("all_reduce", "reduce_scatter")  # every rank gives as many bytes; of the others each gives its own
 KINDS = (
     *(Kind(name, "communication", ("bytes",), collective_work) for name in COLLECTIVES),
     Kind("memcpy", "copy", ("bytes",), copy_work),
     Kind("memset", "copy", ("bytes",), set_work),
 )
+
+
+def matched_name(op: Op) -> str:
+    """What a collective is called on all ranks of its group alike: its op without what each rank has of its own."""
+    dims = ("bytes", "ranks", "stride") if op.kind in _EQUAL else ("ranks", "stride")
+    said = [f"{name}={op[name]:.0f}" for name in dims if op.has(name)]
+    return " ".join([op.kind, *([op.dtype] if op.kind in _EQUAL else []), *said])
+
 
 NAMES = read_names(Path(__file__).with_name("communication.toml"), frozenset(COLLECTIVES))
 KERNELS = ((r"^Memcpy", "memcpy"), (r"^Memset", "memset"), *NAMES.kernels)
@@ -75,6 +87,7 @@ def dims(kind: str, seen: Seen) -> Op | None:
         # A custom all-reduce states no message: what tensor parallelism reduces is the residual stream.
         nbytes = int(seen.tokens * seen.model.hidden * element_bytes(seen.model.act_dtype))
     ranks = {"ranks": seen.group} if seen.group > 1 else {}
+    ranks |= {"stride": seen.stride} if ranks and seen.stride > 1 else {}
     return Op.of(kind, "bf16", bytes=nbytes, **ranks) if nbytes else Op(kind, seen.act_dtype)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from inspect import Signature, signature
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from moetrace.files import is_run
 from moetrace.hardware import load_hardware
 from moetrace.model import ModelSpec, load_model
 from moetrace.model.config import is_whole
-from moetrace.ops import communication_names
+from moetrace.ops import Names, communication_names
 from moetrace.parse import facts
 from moetrace.parse.stages import Asked, resolved
 from moetrace.parse.summary import summary
+from moetrace.ranks import Ranks
 from moetrace.routing import Routing, RoutingLog
 from moetrace.run import Run
 
 Progress = Callable[[float], object]
+_HOW = ("progress", "scratch")  # options that say nothing of the trace
 _IN_RECORDING = (
     "trace.json.gz",
     "trace.json",
@@ -36,55 +39,18 @@ _IN_RECORDING = (
 _CAPTURE = "capture.json.gz"  # and the trace of its graph's capture, if it replayed one
 
 
-def open_run(
-    path: str | os.PathLike[str],
-    *,
-    model: str | ModelSpec | None = None,
-    capture_trace: str | os.PathLike[str] | None = None,
-    kv_len: int | None = None,
-    ran_tp: int | None = None,
-    ran_ep: int | None = None,
-    hardware: str | None = None,
-    routing: Routing | RoutingLog | None = None,
-    comm_table: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    scratch: Path | None = None,
-    place: tuple[int, int] | None = None,
-) -> Run:
-    """The run at a path: a RUN directory is loaded, anything else is parsed (options as in `parse`).
+def open_run(path: str | os.PathLike[str], **options: Any) -> Run:
+    """The run at a path: a RUN directory, of one rank or of many, is loaded, anything else is parsed (options as in `parse`).
 
     Raises RunError where an option about reading a trace is given with a RUN, which is read already.
     """
     root = Path(path)
-    if is_run(root):
-        options = {
-            "model": model,
-            "capture_trace": capture_trace,
-            "kv_len": kv_len,
-            "ran_tp": ran_tp,
-            "ran_ep": ran_ep,
-            "hardware": hardware,
-            "routing": routing,
-            "comm_table": comm_table,
-            "place": place,
-        }
-        if given := [name for name, value in options.items() if value is not None]:
-            raise RunError(f"{root} is parsed already: {', '.join(given)} can be given only with a trace")
-        return Run.load(root)
-    return parse(
-        root,
-        model=model,
-        capture_trace=capture_trace,
-        kv_len=kv_len,
-        ran_tp=ran_tp,
-        ran_ep=ran_ep,
-        hardware=hardware,
-        routing=routing,
-        comm_table=comm_table,
-        progress=progress,
-        scratch=scratch,
-        place=place,
-    )
+    if not is_run(root):
+        return parse(root, **options)
+    said = [name for name, value in options.items() if value is not None and name not in _HOW]
+    if said:
+        raise RunError(f"{root} is parsed already: {', '.join(said)} can be given only with a trace")
+    return Run.load(root) if (root / "run.json").is_file() else Ranks.load(root)
 
 
 def parse(
@@ -97,7 +63,7 @@ def parse(
     ran_ep: int | None = None,
     hardware: str | None = None,
     routing: Routing | RoutingLog | None = None,
-    comm_table: str | os.PathLike[str] | None = None,
+    comm_table: str | os.PathLike[str] | Names | None = None,
     progress: Progress | None = None,
     scratch: Path | None = None,
     place: tuple[int, int] | None = None,
@@ -124,7 +90,7 @@ def parse(
     given = model if isinstance(model, ModelSpec) else load_model(model) if model else None
     if hardware is not None:
         load_hardware(hardware)
-    names = communication_names(Path(comm_table)) if comm_table is not None else None
+    names = comm_table if isinstance(comm_table, Names | None) else communication_names(Path(comm_table))
     captured = formats.read_whole(formats.located(Path(capture_trace))) if capture_trace is not None else None
     events = formats.read(file, progress, formats.Spill(scratch))
     if place is not None:
@@ -166,5 +132,14 @@ def _locate(
     routing = path / "routing.parquet"
     return traces[0], recording, Routing.load(routing) if routing.is_file() else None
 
+
+def _as_parse() -> Signature:
+    """What `open_run` takes: a path, and the options of `parse`."""
+    _, *options = signature(parse).parameters.values()
+    path, *_ = signature(open_run).parameters.values()
+    return Signature([path, *options], return_annotation="Run")
+
+
+open_run.__signature__ = _as_parse()  # type: ignore[attr-defined]
 
 __all__ = ["open_run", "parse", "summary"]

@@ -128,6 +128,7 @@ def _seen(
         dtypes=tensors.dtypes,
         nbytes=int(rows.nbytes[row]) or message.nbytes,
         group=message.group or {**dict.fromkeys(_BY_TP, tp), **dict.fromkeys(_BY_EP, ep)}.get(kind, 0),
+        stride=message.stride if message.group else 0,
         part=placed.labels[placed.part[row]] if placed.part[row] >= 0 else "",
         role=role,
         phase=step.phase if step else None,

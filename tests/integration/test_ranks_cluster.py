@@ -47,6 +47,30 @@ def test_a_lost_worker_loses_no_rank(files, tmp_path):
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
 
 
+def test_urls_need_no_shared_folder(files, tmp_path):
+    """Workers start elsewhere, read the traces and write the RUNs by URL; one of them is lost on the way."""
+    alone = parse_ranks(files, jobs=1)
+    (tmp_path / "elsewhere").mkdir()
+    source, out = (Path(f"file://{tmp_path}/{name}") for name in ("traces", "out"))
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path / "elsewhere"
+    ) as cluster:
+        victim, killed = next(iter(cluster.workers.values())).pid, []
+
+        def told(share):
+            if not killed:
+                os.kill(victim, signal.SIGKILL)
+                killed.append(share)
+
+        facts = parse_ranks(rank_files(source), out, scheduler=cluster.scheduler_address, progress=told)
+    assert killed and facts == alone
+    assert [Run.load(tmp_path / "out" / f"rank-{r}").num_rows for r in range(3)] == [6, 6, 6]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_file()) == [
+        "ranks.json",
+        "ranks.parquet",
+    ]
+
+
 def test_a_scheduler_of_its_own_process(files, tmp_path, process):
     at = tmp_path / "scheduler.json"
     environment = {**os.environ, "PYTHONPATH": str(REPO)}

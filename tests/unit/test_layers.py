@@ -17,7 +17,7 @@ ROWS = (
     {"report", "record", "validate"},
     {"attribute", "diff", "replay", "calibrate"},
     {"synthesize", "parse", "cost"},
-    {"forward"},
+    {"forward", "ranks"},
     {"formats", "ops", "machines"},
     {"run"},
     {"routing", "model", "hardware"},

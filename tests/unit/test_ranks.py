@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from moetrace.errors import OutputError, TraceError
 from moetrace.parse.ranks import RANKS_COLUMNS, parse_ranks, rank_files
+from moetrace.routing import RoutingBuilder
 from moetrace.run import Run
 from tests.made import decode_trace, rank_traces, write
 
@@ -127,6 +130,64 @@ def test_two_files_of_one_rank(tmp_path):
     with pytest.raises(TraceError, match="both of rank 5"):
         parse_ranks(files, tmp_path / "out", jobs=1)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def routed_folder(tmp_path, loads, world=2):
+    """A recording per rank, with its routing: `loads` are the tokens by expert that each rank tells, of 4 experts, 1 layer."""
+    root = tmp_path / "recordings"
+    for rank, load in enumerate(loads):
+        (root / f"rank{rank}").mkdir(parents=True)
+        write(
+            root / f"rank{rank}" / "trace.json",
+            rank_traces([100, 130], clocks=[0, 0])[rank],
+            distributedInfo={"rank": rank, "world_size": world},
+        )
+        (root / f"rank{rank}" / "recording.json").write_text("{}")
+        builder = RoutingBuilder(4)
+        for step in range(3):
+            builder.add(step, 0, np.repeat(np.arange(4), load).reshape(-1, 1))
+        builder.build(1).save(root / f"rank{rank}" / "routing.parquet")
+    return root
+
+
+def test_experts_load_is_what_the_tokens_chose(tmp_path):
+    same = routed_folder(tmp_path / "same", [(2, 1, 1, 0)] * 2)
+    facts = parse_ranks(rank_files(same), tmp_path / "out", jobs=1, options={"ran_ep": 2})
+    load = facts["experts_load"]
+    assert (load["ep"], load["median"], load["max"], load["busiest_rank"]) == (2, 1.5, 1.5, 0)
+    assert "the same on all" in load["source"]
+    assert [r["experts_load"] for r in facts["ranks"]] == [1.5, 0.5]
+    assert pq.read_table(tmp_path / "out" / "ranks.parquet").column("routed").to_pylist() == [3] * 3 + [1] * 3
+    own = routed_folder(tmp_path / "own", [(2, 1, 1, 0), (0, 0, 0, 4)])
+    facts = parse_ranks(rank_files(own), options={"ran_ep": 2}, jobs=1)
+    assert facts["experts_load"]["median"] == 5 / 4 and facts["experts_load"]["busiest_rank"] == 1
+    assert "2 different ones added up" in facts["experts_load"]["source"]
+    assert facts["layers"][0]["choices"] == 5 / 4
+    assert (
+        parse_ranks(rank_files(own), jobs=1)["experts_load"] is None
+    )  # not shared out: no rank holds only some
+
+
+def test_a_url_is_read_and_written_as_a_folder_is(tmp_path):
+    root = folder(tmp_path, rank_traces([100, 130], clocks=[0, 50]))
+    here = parse_ranks(rank_files(root), tmp_path / "here", jobs=1)
+    out = Path(f"file://{tmp_path}/there")
+    for source in (f"file://{root}", f"file://{root}/*.json"):
+        assert parse_ranks(rank_files(Path(source)), out, jobs=1, force=True) == here
+    there = tmp_path / "there"
+    assert sorted(p.name for p in there.iterdir()) == ["rank-0", "rank-1", "ranks.json", "ranks.parquet"]
+    assert Run.load(there / "rank-1").meta.notes == Run.load(tmp_path / "here" / "rank-1").meta.notes
+    with pytest.raises(OutputError, match="--force"):
+        parse_ranks(rank_files(root), out, jobs=1)
+    (there / "mine").write_text("")
+    with pytest.raises(OutputError, match="mine is not moetrace's"):
+        parse_ranks(rank_files(root), out, jobs=1, force=True)
+    (root / "trace-rank1.json").write_text("no JSON")
+    with pytest.raises(TraceError, match=r"trace-rank1\.json"):
+        parse_ranks(rank_files(Path(f"file://{root}")), Path(f"file://{tmp_path}/half"), jobs=1)
+    assert not list((tmp_path / "half").glob("*"))
+    with pytest.raises(TraceError, match="cannot be opened"):
+        rank_files(Path("nosuch://bucket/traces"))
 
 
 def test_a_damaged_rank_is_named_and_nothing_half_done_stays(tmp_path):

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moetrace.parse.nesting import IntArray
+from moetrace.parse.ranks.clocks import Clock, fitted, linked
+from moetrace.parse.ranks.gathered import END, RANKS, START, STEP, STRIDE, TEXT, Gathered, order_of
+from moetrace.parse.ranks.groups import Kind, groups, largest_first, settled
 
 SUMS = ("collectives", "wait_ns", "transfer_ns", "last", "delayed_ns")
-_STEP, _START, _END, _GROUP = range(4)
+_SEEN_NS = 50  # a deviation that is worth a word
+_NEIGHBOURS = (
+    "collectives of n ranks, fewer than all, are taken as of neighbours: 0 to n - 1, n to 2 n - 1, ..."
+)
+
+
+@dataclass(slots=True)
+class Talk:
+    """What one collective came to, over all groups and steps: ns summed over its ranks, and of each execution's spread."""
+
+    ranks: int
+    stride: int
+    count: int = 0  # executions
+    on_ranks: int = 0  # executions times ranks that were seen
+    wait_ns: int = 0
+    transfer_ns: int = 0
+    spread_ns: int = 0
 
 
 @dataclass(slots=True)
 class Compared:
-    """What came of it. Per rank: offset of its clock in ns and the median deviation from it; sums per step."""
+    """What came of it. `clocks` of ranks against that of their root; sums per step; what each collective took."""
 
-    offset: dict[int, int] = field(default_factory=dict)
-    error: dict[int, int] = field(default_factory=dict)
+    clocks: dict[int, Clock] = field(default_factory=dict)
+    roots: dict[int, int] = field(default_factory=dict)
     sums: dict[int, dict[str, IntArray]] = field(default_factory=dict)
     spreads: list[IntArray] = field(default_factory=list)  # latest less earliest arrival, ns
     unmatched: dict[int, str] = field(default_factory=dict)
-    in_groups: bool = False  # whether some groups are smaller than the world
+    talks: dict[str, Talk] = field(default_factory=dict)
+    assumed: list[str] = field(default_factory=list)  # collectives taken as of neighbours
 
     def skew(self) -> dict[str, float] | None:
         """Median, 95th percentile and maximum of the time between the first and the last arrival, in seconds."""
@@ -43,18 +65,22 @@ class Compared:
             said.append(
                 f"{len(ranks)} of {world} ranks are here: waiting counts up to the last of these, so it is at least that"
             )
-        if self.in_groups:
-            said.append(
-                "collectives of n ranks, fewer than all, are taken as of neighbours: 0 to n - 1, n to 2 n - 1, ..."
-            )
-        if not self.offset:
+        if self.assumed:
+            said.append(f"{_NEIGHBOURS} ({', '.join(self.assumed[:3])}{', ...' if self.assumed[3:] else ''})")
+        error = max((c.error_ns for c in self.clocks.values()), default=0.0)
+        if not self.clocks:
             said.append(
                 "no collective is on more than one of these ranks: clocks are not aligned, nothing is compared"
             )
-        elif max(self.error.values(), default=0) > 0:
+        elif error >= _SEEN_NS:
             said.append(
-                "clocks are aligned on the ends of collectives, which differ by up to "
-                f"{max(self.error.values()) / 1e3:,.1f} us (median of a rank): shorter waits are not to be trusted"
+                f"clocks are aligned on the ends of collectives, which differ by up to {error / 1e3:,.1f} us (median of a "
+                "rank): shorter waits are not to be trusted"
+            )
+        if len(roots := sorted(set(self.roots.values()))) > 1:
+            said.append(
+                f"ranks are in {len(roots)} parts that share no collective: clocks agree within each, those of "
+                f"{', '.join(f'rank {r}' for r in roots[:5])} are not aligned with each other"
             )
         said += [f"rank {rank} is not compared: {why}" for rank, why in sorted(self.unmatched.items())[:10]]
         return said
@@ -63,93 +89,125 @@ class Compared:
 class Arrivals:
     """Takes the collectives of each rank, then compares them with those of the others in their groups."""
 
-    def __init__(self, folder: Path, world: int) -> None:
-        self._folder, self._world = folder, world
-        self._order: dict[int, list[bytes]] = {}
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._steps: dict[int, int] = {}
+        self._names: dict[str, int] = {}
+        self._told: dict[str, tuple[int, int]] = {}
+        self._kinds: dict[str, Kind] = {}
+        self._kind_of = np.zeros(0, dtype=np.int64)  # of each name: its place in `_all`, -1 for none
+        self._all: list[Kind] = []
+        self._held: dict[int, IntArray] = {}
 
-    def add(self, rank: int, talk: IntArray, order: list[bytes], steps: int) -> None:
-        """A rank's collectives (rows: step, start, end, size of the group) and the digest of each step's."""
-        np.save(self._folder / f"{rank}.npy", talk, allow_pickle=False)
-        self._order[rank], self._steps[rank] = order, steps
+    def add(self, found: Gathered) -> None:
+        """A rank's collectives."""
+        talk = found.talk.copy()
+        codes = [self._names.setdefault(name, len(self._names)) for name in found.texts]
+        talk[TEXT] = np.array(codes, dtype=np.int64)[talk[TEXT]] if codes else talk[TEXT]
+        for i in np.unique(found.talk[TEXT]).tolist():
+            one = int(np.argmax(found.talk[TEXT] == i))
+            self._told[found.texts[i]] = (int(talk[RANKS, one]), int(talk[STRIDE, one]))
+        np.save(self._folder / f"{found.rank}.npy", talk, allow_pickle=False)
+        self._steps[found.rank] = len(found.steps["step"])
 
-    def compared(self) -> Compared:
-        """The comparison, group by group: first the clocks by the largest groups, then who waits."""
+    def compared(self, world: int) -> Compared:
+        """The comparison of ranks of a world of so many: which of them are a group, then their clocks, then who waits."""
         found = Compared()
-        sizes = sorted(
-            {int(g) for r in self._order for g in np.unique(self._load(r)[_GROUP])} - {0, 1}, reverse=True
-        )
-        sizes = [g for g in sizes if g <= self._world]
-        if sizes:
-            for block in self._blocks(sizes[0]):
-                self._clocks(block, sizes[0], found)
-        for size in sizes:
-            for block in self._blocks(size):
-                self._waits([r for r in block if r in found.offset], size, found)
-        found.in_groups = any(g < self._world for g in sizes)
+        ranks = sorted(self._steps)
+        self._kinds, found.assumed = settled(self._told, world, ranks, self._late)
+        self._all = largest_first(self._kinds.values())
+        self._kind_of = np.full(len(self._names), -1, dtype=np.int64)
+        for name, kind in self._kinds.items():
+            self._kind_of[self._names[name]] = self._all.index(kind)
+            found.talks[name] = Talk(*kind)
+        self._link(ranks, found)
+        for i, kind in enumerate(self._all):
+            for group in groups(ranks, kind):
+                self._waits(self._alike(group, i, found), i, found)
+        found.talks = {name: talk for name, talk in found.talks.items() if talk.count}
         return found
 
+    # -- what of two ranks belongs together ------------------------------------------------------------------------
     def _load(self, rank: int) -> IntArray:
-        talk: IntArray = np.load(self._folder / f"{rank}.npy", allow_pickle=False)
-        return talk
+        if rank not in self._held:
+            if len(self._held) > 1:
+                self._held.pop(next(iter(self._held)))
+            self._held[rank] = np.load(self._folder / f"{rank}.npy", allow_pickle=False)
+        return self._held[rank]
 
-    def _blocks(self, size: int) -> Iterator[list[int]]:
-        """The ranks of each group of neighbours of a size, where more than one of them is here."""
-        groups: dict[int, list[int]] = {}
-        for rank in sorted(self._order):
-            groups.setdefault(rank // size, []).append(rank)
-        yield from (ranks for ranks in groups.values() if len(ranks) > 1)
+    def _of(self, rank: int, kind: int) -> tuple[IntArray, npt.NDArray[np.uint64]]:
+        """(a rank's collectives of a kind of group, a number for each step's sequence of them)."""
+        talk = self._load(rank)
+        talk = talk[:, self._kind_of[talk[TEXT]] == kind]
+        return talk, order_of(talk, self._steps[rank])
 
-    def _shared(self, first: int, rank: int) -> tuple[IntArray, IntArray]:
-        """(the steps whose collectives are the same on both ranks, by number; all of the rank's collectives)."""
-        pairs = zip(self._order[first], self._order[rank], strict=False)
-        return np.array([i for i, (a, b) in enumerate(pairs) if a == b and a], dtype=np.int64), self._load(
-            rank
-        )
+    def _late(self, name: str, one: int, two: int) -> IntArray:
+        """Differences of the ends of a collective on two ranks, over steps that have as many of it on both."""
+        if self._steps[one] != self._steps[two]:
+            return np.zeros(0, dtype=np.int64)
+        talks = [t[:, t[TEXT] == self._names[name]] for t in (self._load(one), self._load(two))]
+        counts = [np.bincount(t[STEP], minlength=self._steps[one]) for t in talks]
+        same = counts[0] == counts[1]
+        ends = [t[END][same[t[STEP]]] for t in talks]
+        return np.asarray(ends[1] - ends[0])
 
-    def _clocks(self, block: Sequence[int], size: int, found: Compared) -> None:
-        first, base = block[0], self._load(block[0])
-        for rank in block:
-            if self._steps[rank] != self._steps[first]:
-                found.unmatched[rank] = (
-                    f"it has {self._steps[rank]} steps, rank {first} has {self._steps[first]}"
-                )
-                continue
-            steps, talk = self._shared(first, rank)
-            mine, its = (t[_END][np.isin(t[_STEP], steps) & (t[_GROUP] == size)] for t in (talk, base))
-            if not len(mine):
-                found.unmatched[rank] = f"its collectives are in no step those of rank {first}"
-                continue
-            late = mine - its
-            found.offset[rank] = int(np.median(late))
-            found.error[rank] = int(np.median(np.abs(late - found.offset[rank])))
-        if not any(rank in found.offset for rank in block[1:]):
-            del found.offset[first], found.error[first]
+    # -- clocks ----------------------------------------------------------------------------------------------------
+    def _link(self, ranks: Sequence[int], found: Compared) -> None:
+        """Fits the clocks of the ranks of each group to its first rank's, then links them; the largest groups count first."""
+        at = min((int(t[END, 0]) for r in ranks[:1] if (t := self._load(r)).shape[1]), default=0)
+        links: list[tuple[int, int, Clock]] = []
+        for kind in range(len(self._all)):
+            for first, *others in groups(ranks, self._all[kind]):
+                base, order = self._of(first, kind)
+                for rank in others:
+                    if self._steps[rank] != self._steps[first]:
+                        found.unmatched.setdefault(
+                            rank, f"it has {self._steps[rank]} steps, rank {first} has {self._steps[first]}"
+                        )
+                        continue
+                    mine, its = self._of(rank, kind)
+                    same = (order == its) & (order != 0)
+                    theirs, own = (t[END][same[t[STEP]]] for t in (base, mine))
+                    if not len(own):
+                        found.unmatched.setdefault(
+                            rank, f"its collectives are in no step those of rank {first}"
+                        )
+                        continue
+                    order_in_time = np.argsort(theirs, kind="stable")
+                    links.append((first, rank, fitted(theirs[order_in_time], own[order_in_time], at)))
+        found.clocks, found.roots = linked(links)
+        for rank in found.clocks:
+            found.unmatched.pop(rank, None)
 
-    def _waits(self, block: Sequence[int], size: int, found: Compared) -> None:
+    # -- waiting ---------------------------------------------------------------------------------------------------
+    def _waits(self, block: Sequence[int], kind: int, found: Compared) -> None:
         """Adds what each rank of a group waits in the steps that all of them share."""
         if len(block) < 2:
             return
-        shared = [set(self._shared(block[0], rank)[0].tolist()) for rank in block]
-        steps = np.array(sorted(set.intersection(*shared)), dtype=np.int64)
+        base, order = self._of(block[0], kind)
+        same = order != 0
+        for rank in block[1:]:
+            same &= self._of(rank, kind)[1] == order
+        texts = base[TEXT][same[base[STEP]]]
+        if not len(texts):
+            return
         latest = earliest = who = np.zeros(0, dtype=np.int64)
         for rank in block:
-            start = self._of(rank, steps, size)[_START] - found.offset[rank]
+            start = self._starts(rank, kind, same, found)[1]
             if rank == block[0]:
                 latest, earliest, who = start.copy(), start.copy(), np.full(len(start), rank)
                 continue
             who[start > latest] = rank
             latest, earliest = np.maximum(latest, start), np.minimum(earliest, start)
-        if not len(latest):
-            return
         found.spreads.append(latest - earliest)
         waited = np.zeros(len(latest), dtype=np.int64)  # by all ranks of the group together
+        taken = np.zeros(len(latest), dtype=np.int64)
         step = latest
         for rank in block:
-            talk = self._of(rank, steps, size)
-            step, dur = talk[_STEP], talk[_END] - talk[_START]
-            wait = np.clip(latest - (talk[_START] - found.offset[rank]), 0, dur)
-            waited += wait
+            talk, start = self._starts(rank, kind, same, found)
+            step, dur = talk[STEP], talk[END] - talk[START]
+            wait = np.clip(latest - start, 0, dur)
+            waited, taken = waited + wait, taken + dur - wait
             self._add(
                 found, rank, step, {"wait_ns": wait, "transfer_ns": dur - wait, "collectives": wait * 0 + 1}
             )
@@ -161,6 +219,30 @@ class Arrivals:
                 step,
                 {"last": mine * 1, "delayed_ns": np.where(mine, waited, 0) // (len(block) - 1)},
             )
+        self._tell(
+            found,
+            texts,
+            len(block),
+            {"wait_ns": waited, "transfer_ns": taken, "spread_ns": latest - earliest},
+        )
+
+    def _alike(self, group: Sequence[int], kind: int, found: Compared) -> list[int]:
+        """Those of a group whose clocks agree and whose steps have some sequence of collectives in common with its first."""
+        known = [r for r in group if r in found.clocks]
+        if not known:
+            return []
+        first, steps = known[0], self._steps[known[0]]
+        order = self._of(first, kind)[1]
+        near = [r for r in known if found.roots[r] == found.roots[first] and self._steps[r] == steps]
+        return [r for r in near if ((self._of(r, kind)[1] == order) & (order != 0)).any()]
+
+    def _starts(
+        self, rank: int, kind: int, same: npt.NDArray[np.bool_], found: Compared
+    ) -> tuple[IntArray, IntArray]:
+        """(a rank's collectives of a kind in some steps, their starts by the root's clock)."""
+        talk, _ = self._of(rank, kind)
+        talk = talk[:, same[talk[STEP]]]
+        return talk, found.clocks[rank].aligned(talk[START])
 
     def _add(self, found: Compared, rank: int, step: IntArray, values: Mapping[str, IntArray]) -> None:
         """Adds one value per collective to the rank's sums per step."""
@@ -169,7 +251,14 @@ class Arrivals:
         for name, value in values.items():
             sums[name] += np.bincount(step, weights=value, minlength=count).astype(np.int64)
 
-    def _of(self, rank: int, steps: IntArray, size: int) -> IntArray:
-        talk = self._load(rank)
-        chosen: IntArray = talk[:, np.isin(talk[_STEP], steps) & (talk[_GROUP] == size)]
-        return chosen
+    def _tell(self, found: Compared, texts: IntArray, ranks: int, values: Mapping[str, IntArray]) -> None:
+        """Adds what a group's executions took to each collective's own sums."""
+        names = list(self._names)
+        for code in np.unique(texts).tolist():
+            at, talk = texts == code, found.talks[names[code]]
+            more: dict[str, Any] = {
+                name: getattr(talk, name) + int(v[at].sum()) for name, v in values.items()
+            }
+            found.talks[names[code]] = replace(
+                talk, count=talk.count + int(at.sum()), on_ranks=talk.on_ranks + ranks * int(at.sum()), **more
+            )

@@ -6,32 +6,31 @@ and up to the latest (aligned) begin an op on any rank waits; what is left of it
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from moetrace.op import Op
-from moetrace.ops.communication import COLLECTIVES
-from moetrace.parse.nesting import IntArray, exposed_by
+from moetrace.parse.nesting import IntArray
 from moetrace.parse.ranks.arrivals import SUMS, Arrivals, Compared
-from moetrace.run import Run
+from moetrace.parse.ranks.experts import Loads
+from moetrace.parse.ranks.gathered import Gathered
 
 # name, type, meaning. One row per rank and step.
 RANKS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("rank", pa.int32(), "rank of the process that recorded the step"),
     ("step", pa.int32(), "index into that rank's steps"),
     ("start_ns", pa.int64(), "start of the step by the rank's own clock, ns"),
-    ("clock_offset_ns", pa.int64(), "the rank's clock less that of its group's first rank, ns; null: nothing to align by"),
+    ("clock_offset_ns", pa.int64(), "its clock less that of the first rank it is linked with, ns; null: nothing to align by"),
     ("span_ns", pa.int64(), "from the begin of the first op to the end of the last, ns"),
     ("busy_ns", pa.int64(), "time in which at least one op ran, ns, over its devices"),
     ("comm_ns", pa.int64(), "sum of the durations of communication ops, ns"),
     ("exposed_comm_ns", pa.int64(), "time in which only communication ran, ns; the rest of comm_ns was hidden"),
     ("experts_ns", pa.int64(), "sum of the durations of the experts' ops, ns"),
+    ("routed", pa.int64(), "tokens' choices that fell on its experts; null: routing not recorded, or experts not shared out"),
     ("collectives", pa.int32(), "collectives that were compared with those of other ranks"),
     ("wait_ns", pa.int64(), "part of these in which the last rank had not arrived, ns; null: not compared"),
     ("transfer_ns", pa.int64(), "the rest of these, ns; null: not compared"),
@@ -39,137 +38,99 @@ RANKS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("delayed_ns", pa.int64(), "what the other ranks waited for this one in those, ns, mean of the others; null: not compared"),
 )  # fmt: skip
 _SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in RANKS_COLUMNS])
-_COLUMNS = ("step", "device", "stream", "family", "kind", "op", "start_ns", "dur_ns")
-_ONE_SIDED = ("send_recv", "broadcast")  # these do not end on all ranks at one time
-_COMPARED = frozenset(COLLECTIVES) - frozenset(_ONE_SIDED)
+_SECONDS = ("busy", "comm", "exposed_comm", "experts")
 
 
-def compare(runs: Mapping[int, Run]) -> tuple[pa.Table, dict[str, Any]]:
-    """(the table of RANKS_COLUMNS, the summary) of runs by rank."""
+def compare(ranks: Iterable[Gathered]) -> tuple[pa.Table, dict[str, Any]]:
+    """(the table of RANKS_COLUMNS, the summary) of the ranks; one is held at a time, their collectives in files."""
     with tempfile.TemporaryDirectory(prefix="moetrace-") as folder:
-        world = max(max(runs) + 1, *(run.meta.gpus for run in runs.values()))
-        arrivals, steps = Arrivals(Path(folder), world), {}
-        for rank, run in sorted(runs.items()):
-            steps[rank], talk, order = _gathered(run, world)
-            arrivals.add(rank, talk, order, len(run.meta.steps))
-        found = arrivals.compared()
-    tables = []
-    for rank, sums in steps.items():
-        mine = found.sums.get(rank)
-        rows = {"rank": np.full(len(sums["step"]), rank), **sums}
-        nothing = np.zeros(len(sums["step"]), dtype=np.int64)
-        for name in SUMS:
-            rows[name] = mine[name] if mine is not None else nothing
-        rows["clock_offset_ns"] = nothing + found.offset.get(rank, 0)
-        null = set(SUMS) - {"collectives"} if mine is None else set()
-        null |= set() if rank in found.offset else {"clock_offset_ns"}
-        arrays = [pa.array(rows[n], t, mask=np.full(len(nothing), n in null)) for n, t, _ in RANKS_COLUMNS]
-        tables.append(pa.Table.from_arrays(arrays, schema=_SCHEMA))
-    table = pa.concat_tables(tables)
-    return table, _summary(table, found, world, sorted(runs))
-
-
-def _gathered(run: Run, world: int) -> tuple[dict[str, IntArray], IntArray, list[bytes]]:
-    """(sums per step, the collectives as rows of step, start, end and group, a digest of each step's collectives)."""
-    count = len(run.meta.steps)
-    at = np.array([s.index for s in run.meta.steps], dtype=np.int64)
-    place = np.full(int(at.max(initial=-1)) + 2, -1, dtype=np.int64)
-    place[at] = np.arange(count)
-    sums = {
-        name: np.zeros(count, np.int64) for name in ("busy_ns", "comm_ns", "exposed_comm_ns", "experts_ns")
-    }
-    talk: list[IntArray] = []
-    order = [b""] * count
-    for part in run.parts(_COLUMNS):
-        step = place[np.minimum(part.numpy("step").astype(np.int64), len(place) - 1)]
-        for said, rows, group in _steps_of(part, step, sums, world):
-            order[said] = hashlib.blake2b(rows[4].tobytes(), digest_size=16).digest()
-            talk.append(np.stack([np.full(rows.shape[1], said), rows[0], rows[1], group]))
-    start = np.array([s.start_ns for s in run.meta.steps], dtype=np.int64)
-    end = np.array([s.end_ns for s in run.meta.steps], dtype=np.int64)
-    steps = {"step": at, "start_ns": start, "span_ns": end - start, **sums}
-    return steps, np.concatenate(talk, axis=1) if talk else np.zeros((4, 0), np.int64), order
-
-
-def _steps_of(
-    part: Run, step: IntArray, sums: dict[str, IntArray], world: int
-) -> Iterator[tuple[int, IntArray, IntArray]]:
-    """(step, its collectives in the order of streams and starts, the size of each one's group); adds to the sums."""
-    start, dur = part.numpy("start_ns").astype(np.int64), part.numpy("dur_ns").astype(np.int64)
-    end, device, stream = (
-        start + dur,
-        part.numpy("device").astype(np.int64),
-        part.numpy("stream").astype(np.int64),
+        steps: dict[int, dict[str, IntArray]] = {}
+        loads, world, arrivals = Loads(), 1, Arrivals(Path(folder))
+        for one in ranks:
+            world = max(world, one.rank + 1, one.world)
+            steps[one.rank] = one.steps
+            arrivals.add(one)
+            loads.add(one)
+        found = arrivals.compared(world)
+    table = pa.concat_tables(
+        [
+            _rows(rank, steps[rank], found, loads.of_rank(rank, len(steps[rank]["step"])))
+            for rank in sorted(steps)
+        ]
     )
-    inside, count = step >= 0, len(sums["busy_ns"])
-    family, families = part.codes("family")
-    talks = family == _code(families, "communication")
-    lane = step * (1 + int(device.max(initial=0) + 1)) + device + 1
-    for which, sign in (
-        (inside, 1),
-        (inside & ~talks, -1),
-    ):  # exposed: what the others' union leaves of all ops'
-        alone, _ = exposed_by(lane[which], start[which], end[which])
-        union = np.bincount(step[which], weights=alone, minlength=count).astype(np.int64)
-        sums["busy_ns"] += union if sign > 0 else 0
-        sums["exposed_comm_ns"] += sign * union
-    for name, which in (("comm_ns", talks), ("experts_ns", family == _code(families, "experts"))):
-        which = which & inside
-        sums[name] += np.bincount(step[which], weights=dur[which], minlength=count).astype(np.int64)
-    kind, kinds = part.codes("kind")
-    compared = inside & np.isin(kind, [i for i, name in enumerate(kinds) if name in _COMPARED])
-    op, texts = part.codes("op")
-    marks, sizes = _marks(texts, world)
-    rows = np.flatnonzero(compared)
-    rows = rows[np.lexsort((start[rows], stream[rows], step[rows]))]
-    for at in np.split(rows, np.flatnonzero(np.diff(step[rows])) + 1):
-        if len(at):
-            yield (
-                int(step[at[0]]),
-                np.stack([start[at], end[at], device[at], stream[at], marks[op[at]]]),
-                sizes[op[at]],
-            )
+    return table, _summary(table, found, loads, world, sorted(steps))
 
 
-def _code(names: Sequence[str], name: str) -> int:
-    return names.index(name) if name in names else -2
+def _rows(rank: int, steps: Mapping[str, IntArray], found: Compared, routed: IntArray | None) -> pa.Table:
+    """The rows of one rank."""
+    mine, clock = found.sums.get(rank), found.clocks.get(rank)
+    nothing = np.zeros(len(steps["step"]), dtype=np.int64)
+    columns = {"rank": nothing + rank, **steps, **(mine or dict.fromkeys(SUMS, nothing))}
+    columns["clock_offset_ns"] = clock.ahead(steps["start_ns"]) if clock is not None else nothing
+    columns["routed"] = nothing if routed is None else routed
+    null = set(SUMS) - {"collectives"} if mine is None else set()
+    null |= {"clock_offset_ns"} if clock is None else set()
+    null |= {"routed"} if routed is None else set()
+    masked = [pa.array(columns[n], t, mask=np.full(len(nothing), n in null)) for n, t, _ in RANKS_COLUMNS]
+    return pa.Table.from_arrays(masked, schema=_SCHEMA)
 
 
-def _marks(texts: Sequence[str], world: int) -> tuple[IntArray, IntArray]:
-    """(a number that stands for each op's text on every rank, the size of its group: all ranks where it says none)."""
-    marks = [int.from_bytes(hashlib.blake2b(t.encode(), digest_size=7).digest(), "little") for t in texts]
-    sizes = [dict(Op.parse(t).dims).get("ranks", world) or world for t in texts]
-    return np.array(marks, dtype=np.int64), np.array(sizes, dtype=np.int64)
-
-
-def _summary(table: pa.Table, found: Compared, world: int, ranks: Sequence[int]) -> dict[str, Any]:
+def _summary(
+    table: pa.Table, found: Compared, loads: Loads, world: int, ranks: Sequence[int]
+) -> dict[str, Any]:
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+    edges = np.searchsorted(columns["rank"], [*ranks, world])
+    rows = [
+        _rank({name: values[low:high] for name, values in columns.items()}, rank, found, loads)
+        for rank, low, high in zip(ranks, edges, edges[1:], strict=False)
+    ]
+    return {
+        "schema": "moetrace.ranks/1", "world": world, "missing": sorted(set(range(world)) - set(ranks)), "ranks": rows,
+        "skew": found.skew(), "collectives": _collectives(found), "experts_imbalance": _imbalance(columns),
+        "experts_load": loads.summary(), "layers": loads.layers(), "notes": [*found.notes(world, ranks), *loads.notes],
+    }  # fmt: skip
+
+
+def _rank(mine: Mapping[str, Any], rank: int, found: Compared, loads: Loads) -> dict[str, Any]:
+    """The summary's row of a rank, from its rows of the table."""
+
+    def total(name: str) -> float:
+        return float(np.nansum(mine[name].astype(float)))
+
+    clock, compared = found.clocks.get(rank), int(mine["collectives"].sum())
+    seconds = {f"{name}_s": total(f"{name}_ns") / 1e9 for name in _SECONDS}
+    wait, transfer = total("wait_ns") / 1e9, total("transfer_ns") / 1e9
+    known = clock is not None and compared > 0
+    return {
+        "rank": rank, "steps": len(mine["step"]), "span_s": float(np.median(mine["span_ns"])) / 1e9, **seconds,
+        "hidden_comm_s": max(0.0, seconds["comm_s"] - seconds["exposed_comm_s"]),
+        "clock_offset_s": float(mine["clock_offset_ns"][0]) / 1e9 if clock is not None and len(mine["step"]) else None,
+        "clock_drift_ppm": clock.drift * 1e6 if clock is not None else None,
+        "clock_error_s": clock.error_ns / 1e9 if clock is not None else None,
+        "clock": {
+            "of_rank": found.roots[rank], "at_ns": clock.at_ns, "offset_ns": clock.offset_ns, "drift": clock.drift
+        } if clock is not None else None,
+        "collectives": compared, "matched_comm_s": wait + transfer, "wait_s": wait if known else None,
+        "delayed_s": total("delayed_ns") / 1e9 if known else None, "transfer_s": transfer if known else None,
+        "last_share": total("last") / compared if compared else None, "experts_load": loads.share(rank),
+    }  # fmt: skip
+
+
+def _collectives(found: Compared) -> list[dict[str, Any]]:
+    """Each collective's own sums, those that take most time first; means are per execution and rank."""
     rows = []
-    for rank in ranks:
-        mine = {name: values[columns["rank"] == rank] for name, values in columns.items()}
-        known = rank in found.offset
-        seconds = {
-            f"{name}_s": float(np.nansum(mine[f"{name}_ns"].astype(float))) / 1e9
-            for name in ("busy", "comm", "exposed_comm", "experts")
-        }
-        compared = int(mine["collectives"].sum())
-        wait, transfer = (float(np.nansum(mine[n].astype(float))) / 1e9 for n in ("wait_ns", "transfer_ns"))
+    for name, talk in found.talks.items():
+        each = max(1, talk.on_ranks) * 1e9
         rows.append(
             {
-                "rank": rank, "steps": len(mine["step"]), "span_s": float(np.median(mine["span_ns"])) / 1e9, **seconds,
-                "hidden_comm_s": max(0.0, seconds["comm_s"] - seconds["exposed_comm_s"]),
-                "clock_offset_s": found.offset[rank] / 1e9 if known else None,
-                "clock_error_s": found.error[rank] / 1e9 if known else None, "collectives": compared,
-                "matched_comm_s": wait + transfer, "wait_s": wait if known and compared else None,
-                "delayed_s": float(np.nansum(mine["delayed_ns"].astype(float))) / 1e9 if known and compared else None,
-                "transfer_s": transfer if known and compared else None,
-                "last_share": float(np.nansum(mine["last"].astype(float))) / compared if compared else None,
+                "collective": name, "ranks": talk.ranks, "stride": talk.stride, "count": talk.count,
+                "wait_s": talk.wait_ns / each, "transfer_s": talk.transfer_ns / each,
+                "skew_s": talk.spread_ns / max(1, talk.count) / 1e9,
+                "wait_share": talk.wait_ns / max(1, talk.wait_ns + talk.transfer_ns),
+                "total_s": (talk.wait_ns + talk.transfer_ns) / 1e9,
             }
         )  # fmt: skip
-    return {
-        "schema": "moetrace.ranks/1", "world": world, "missing": [r for r in range(world) if r not in set(ranks)],
-        "ranks": rows, "skew": found.skew(), "experts_imbalance": _imbalance(columns), "notes": found.notes(world, ranks),
-    }  # fmt: skip
+    return sorted(rows, key=lambda row: -row["total_s"])
 
 
 def _imbalance(columns: Mapping[str, Any]) -> dict[str, float] | None:

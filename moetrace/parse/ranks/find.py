@@ -8,9 +8,11 @@ from glob import glob, has_magic  # a pattern may be absolute, which Path.glob r
 from pathlib import Path
 
 from moetrace.errors import TraceError
-from moetrace.formats import kineto, nsys
+from moetrace.files import is_run
+from moetrace.formats import Remote, kineto, nsys
+from moetrace.formats.remote import files_at, url_of
 
-Found = dict[int, Path]
+Found = dict[int, Path | Remote]
 _SUFFIXES = (*kineto.SUFFIXES, *nsys.SUFFIXES, ".nsys-rep")
 # In the order in which they are believed: dp0_pp0_tp1_ep1_rank1.<time>.pt.trace.json.gz, <time>-TP-1-DECODE.trace.json.gz.
 _RANK = (
@@ -18,6 +20,7 @@ _RANK = (
     re.compile(r"(?i)(?<![a-z0-9])tp[-_]?(\d{1,6})(?![0-9])"),
 )
 _STAGE = re.compile(r"(?i)[-_](decode|extend|prefill)(?![a-z])")
+_RECORDING = "recording.json"
 _OTHER = (
     "capture",
     "recording",
@@ -27,34 +30,42 @@ _OTHER = (
 
 
 def rank_files(source: Path) -> Found:
-    """The trace files of a folder or a pattern by rank; nothing for a single file, a recording or a folder with one trace.
+    """The traces of a folder, a pattern or the URL of either by rank; nothing for a single file, a recording or one trace.
 
-    Where the names tell decode from prefill, decode is taken. Raises TraceError if names give one rank twice.
+    In a folder of folders, recordings (of `moetrace record`) are the ranks. Where the names tell decode from prefill, decode is
+    taken. Raises TraceError if names give one rank twice, or a URL cannot be reached.
     """
+    files = _candidates(source)
+    decodes = [p for p in files if (m := _STAGE.search(p.name)) and m[1].lower() == "decode"]
+    files = list(decodes or files)
+    return _by_rank(files) if len(files) > 1 else {}
+
+
+def _candidates(source: Path) -> Sequence[Path | Remote]:
     text = str(source)
+    if (url := url_of(source)) is not None:
+        return [f for f in files_at(url) if _is_trace(f)]
     if source.is_dir():
-        if (source / "recording.json").exists() or (source / "run.json").exists():
-            return {}
-        files = sorted(p for p in source.iterdir() if p.is_file() and _is_trace(p))
-    elif has_magic(text) and "://" not in text and not source.exists():
-        files = sorted(
+        if (source / _RECORDING).exists() or is_run(source):
+            return []
+        inside = sorted(source.iterdir())
+        traces = [p for p in inside if p.is_file() and _is_trace(p)]
+        return list(traces or [p for p in inside if (p / _RECORDING).is_file()])
+    if has_magic(text) and not source.exists():
+        return sorted(
             Path(p)
             for p in glob(text)  # noqa: PTH207
             if Path(p).is_file() and _is_trace(Path(p))
         )
-    else:
-        return {}
-    decodes = [p for p in files if (m := _STAGE.search(p.name)) and m[1].lower() == "decode"]
-    files = decodes or files
-    return _by_rank(files) if len(files) > 1 else {}
+    return []
 
 
-def _is_trace(path: Path) -> bool:
+def _is_trace(path: Path | Remote) -> bool:
     name = path.name.lower()
     return name.endswith(_SUFFIXES) and name.split(".")[0] not in _OTHER
 
 
-def _by_rank(files: Sequence[Path]) -> Found:
+def _by_rank(files: Sequence[Path | Remote]) -> Found:
     for pattern in _RANK:
         told = [pattern.findall(p.name.replace("_", "-")) for p in files]
         if not all(told):

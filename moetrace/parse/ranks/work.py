@@ -11,38 +11,60 @@ from pathlib import Path
 from typing import Any
 
 from moetrace.errors import TraceError
+from moetrace.formats import Remote
+from moetrace.formats.remote import url_of
+from moetrace.parse.ranks.gathered import Gathered, gathered
 
 _RETRIES = 3  # of a rank whose worker dies
 _CONNECT_S = 10
-Results = Generator[tuple[int, int], None, None]  # (place in the task's files, rank that the trace states)
+Results = Generator[
+    tuple[int, Gathered], None, None
+]  # (place in the task's files, what comparing needs of it)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Files by place, the folder for their RUNs (named by place), and the options of `parse`."""
+    """Traces by place, where their RUNs go (a folder or URL, in it one by the name of the place; None: nowhere), and the
+    options of `parse`."""
 
-    files: Mapping[int, Path]
-    scratch: Path
+    files: Mapping[int, Path | Remote]
+    stage: str | None
     options: Mapping[str, Any]
 
-    def arguments(self, place: int) -> tuple[Path, Path, tuple[int, int], dict[str, Any]]:
-        """Those of `parse_one`; paths are absolute, for a worker may be elsewhere."""
-        options = {k: v.resolve() if isinstance(v, Path) else v for k, v in self.options.items()}
-        return self.files[place].resolve(), self.scratch / str(place), (place, max(self.files) + 1), options
+    def target(self, place: int) -> str | None:
+        """Where the RUN of a place goes."""
+        return None if self.stage is None else f"{self.stage}/{place}"
+
+    def arguments(self, place: int) -> tuple[str, str | None, tuple[int, int], dict[str, Any]]:
+        """Those of `parse_one`; paths are absolute, for a worker may be elsewhere, and URLs are as they are."""
+        options = {k: _absolute(v) if isinstance(v, Path) else v for k, v in self.options.items()}
+        return (
+            _absolute(self.files[place]),
+            self.target(place),
+            (place, max(self.files) + 1),
+            options,
+        )
 
 
-def parse_one(file: Path, target: Path, place: tuple[int, int], options: Mapping[str, Any]) -> int:
-    """Parses one rank's file into a RUN at `target`; returns its rank, `place` (rank, world) where the trace has none.
+def _absolute(path: Path | Remote) -> str:
+    if isinstance(path, Remote):
+        return path.url
+    return url_of(path) or str(path.resolve())
 
-    Done again, after a worker was lost, it replaces what there is.
-    """
+
+def parse_one(file: str, target: str | None, place: tuple[int, int], options: Mapping[str, Any]) -> Gathered:
+    """Parses one rank's trace into a RUN at `target`; its rank is `place` (rank, world) where the trace has none."""
     from moetrace.parse import parse
+    from moetrace.parse.ranks.output import write_run
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    run = parse(file, place=place, scratch=target.parent, **options).save(target, force=True)
-    for part in run.parts(["rank"]):
-        return int(part.numpy("rank")[0]) if part.num_rows else place[0]
-    return place[0]
+    beside = Path(target).parent if target is not None and url_of(target) is None else None
+    if beside is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    run = parse(file, place=place, scratch=beside, **options)
+    if target is not None:
+        write_run(run, target)
+    rank = next((int(p.numpy("rank")[0]) for p in run.parts(["rank"]) if p.num_rows), place[0])
+    return gathered(run, rank)
 
 
 def on_cores(jobs: int, task: Task) -> Results:
@@ -50,8 +72,9 @@ def on_cores(jobs: int, task: Task) -> Results:
     pool = ProcessPoolExecutor(min(jobs, len(task.files)), mp_context=multiprocessing.get_context("spawn"))
     try:
         asked = {pool.submit(parse_one, *task.arguments(place)): place for place in task.files}
-        for future in as_completed(asked):
-            yield asked[future], future.result()
+        for future in as_completed(list(asked)):
+            yield asked.pop(future), future.result()
+            del future
     except BrokenProcessPool as err:
         raise TraceError(
             "a process that parsed a rank ended, most likely for want of memory: give --jobs 1"
@@ -80,11 +103,12 @@ def on_cluster(scheduler: str, task: Task) -> Results:
             for place in task.files
         }
         for future in completed(list(asked)):
+            place = asked.pop(future)
             try:
-                rank = int(future.result())
+                found = future.result()
             except KilledWorker as err:
-                file = task.files[asked[future]]
                 raise TraceError(
-                    f"{file}: the workers that parsed it died, most likely for want of memory"
+                    f"{task.files[place]}: the workers that parsed it died, most likely for want of memory"
                 ) from err
-            yield asked[future], rank
+            yield place, found
+            future.release()
