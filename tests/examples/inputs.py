@@ -25,6 +25,7 @@ GENERATE = """
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+torch.set_num_threads(1)
 torch.manual_seed(0)
 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("tiny.json"))
 model.generate(torch.ones(2, 4, dtype=torch.long), max_new_tokens=4, min_new_tokens=4)
@@ -157,6 +158,7 @@ def names(wanted: set[str]) -> dict[str, object]:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        torch.set_num_threads(1)
         torch.manual_seed(0)
         kind = TINY["model_type"]
         given["model"] = AutoModelForCausalLM.from_config(
