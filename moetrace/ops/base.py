@@ -62,6 +62,11 @@ class Seen:
         return tuple((s, t) for s, t in zip(self.shapes, types, strict=False) if s)
 
     @property
+    def model_dtype(self) -> str:
+        """The type of the model's activations; bf16 where no model is known."""
+        return self.model.act_dtype if self.model else "bf16"
+
+    @property
     def act_dtype(self) -> str:
         """The element type of the first floating-point input, else bf16."""
         floats = (t for _, t in self.tensors if t and not t.startswith("int"))

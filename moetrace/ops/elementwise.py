@@ -104,7 +104,7 @@ def dims(kind: str, seen: Seen) -> Op | None:
         (s for s, _ in tensors if len(s) == 2 and s[0] > _GATHERED and model and s[1] == model.hidden), None
     )
     if table and seen.operator.startswith(("triton", "aten::embedding")) and tokens:
-        return Op.of("embedding", "bf16", tokens=tokens, hidden=table[1], vocab=table[0])
+        return Op.of("embedding", seen.model_dtype, tokens=tokens, hidden=table[1], vocab=table[0])
     if kind == "norm":
         return _norm(seen)
     if kind == "embedding":
@@ -117,7 +117,7 @@ def dims(kind: str, seen: Seen) -> Op | None:
         rows = tokens or seen.batch if seen.phase in GENERATING else seen.batch  # see lm_head
         return Op.of(kind, "fp32", tokens=rows, vocab=model.vocab)
     if kind == "activation" and model and model.dense_inter and tokens and not tensors:
-        return Op.of(kind, "bf16", elements=tokens * model.dense_inter // max(1, seen.tp), reads=2)
+        return Op.of(kind, seen.model_dtype, elements=tokens * model.dense_inter // max(1, seen.tp), reads=2)
     if not tensors:
         return None
     largest, dtype = max(tensors, key=lambda t: numel(t[0]))
@@ -201,7 +201,7 @@ def _norm(seen: Seen) -> Op | None:
     if model is None or not seen.tokens:
         return None
     if "rsqrt_kernel" in seen.kernel:  # one op of an unfused norm: a number per token
-        return Op.of("norm", "bf16", tokens=seen.tokens, width=1)
+        return Op.of("norm", seen.model_dtype, tokens=seen.tokens, width=1)
     if model.attention == "mla":
         width = {"q_norm": model.q_lora, "k_norm": model.kv_lora}.get(seen.role) or model.hidden
         heads = 0
@@ -210,7 +210,9 @@ def _norm(seen: Seen) -> Op | None:
         q, k = max(1, model.heads // tp), max(1, model.kv_heads // tp)
         heads = {"q_norm": q, "k_norm": k, "qk_norm": q + k}.get(seen.role, 0)
     if heads:
-        return Op.of("norm", "bf16", tokens=seen.tokens * heads, width=width)
+        return Op.of("norm", seen.model_dtype, tokens=seen.tokens * heads, width=width)
     inner = model.attention == "mla" and seen.role in ("q_norm", "k_norm")
     residual = {"residual": 1} if "add" in seen.kernel.lower() and not inner else {}
-    return Op.of("norm", "bf16", tokens=seen.tokens, width=width if inner else model.hidden, **residual)
+    return Op.of(
+        "norm", seen.model_dtype, tokens=seen.tokens, width=width if inner else model.hidden, **residual
+    )

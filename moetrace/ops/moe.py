@@ -211,14 +211,14 @@ def dims(kind: str, seen: Seen) -> Op | None:
     if tokens is None or not topk or not experts:
         return None
     if kind == "topk":
-        return Op.of(kind, "bf16", tokens=tokens, experts=experts, topk=topk)
+        return Op.of(kind, seen.model_dtype, tokens=tokens, experts=experts, topk=topk)
     if kind == "moe_align":
         return _align(kind, seen, tokens, experts, topk, hidden)
     whole = seen.operator.startswith("aten::") and any(numel(s) == tokens * hidden for s in seen.shapes[:1])
     if kind == "moe_combine" and whole:  # a sum or scaling of whole tokens: nothing is combined
         return Op.of("elementwise", seen.act_dtype, elements=tokens * hidden)
     if kind == "moe_combine":
-        return Op.of(kind, "bf16", tokens=tokens, hidden=hidden, topk=topk) if hidden else None
+        return Op.of(kind, seen.model_dtype, tokens=tokens, hidden=hidden, topk=topk) if hidden else None
     if model is None or not model.expert_inter:
         return None
     # Whole experts are shared out first, their widths over the ranks that are left.
@@ -235,7 +235,7 @@ def dims(kind: str, seen: Seen) -> Op | None:
         )
         if local:
             one = {"experts": experts, **local, **one}
-        return Op.of(kind, "bf16", tokens=tokens, inter=inter, topk=topk, **one)
+        return Op.of(kind, seen.model_dtype, tokens=tokens, inter=inter, topk=topk, **one)
     op = Op.of(kind, _dtype(seen), tokens=tokens, hidden=hidden, inter=inter, experts=experts, topk=topk)
     op = op.with_dims(**local)
     fused = _WITH_ACT.search(seen.kernel) or seen.role.endswith(FUSED)
@@ -256,7 +256,7 @@ def _align(kind: str, seen: Seen, tokens: int, experts: int, topk: int, hidden: 
         dims["hidden"] = hidden
         if expands:
             dims["copies"] = topk
-    return Op.of(kind, "bf16", **dims)
+    return Op.of(kind, seen.model_dtype, **dims)
 
 
 def _sizes(seen: Seen) -> tuple[int, int]:

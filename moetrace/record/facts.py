@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moetrace import __version__
 from moetrace.record import capture
 from moetrace.record.counted import Counted
+from moetrace.record.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,6 +113,29 @@ def run_facts(ended: str, steps: Sequence[StepFacts], outside: Sequence[StepFact
             for step in outside
         ],
         "overhead": overhead(steps, outside),
+    }
+
+
+def recording_facts(
+    settings: Settings,
+    *,
+    run: Mapping[str, Any],
+    model: nn.Module | None,
+    nvtx: bool,
+    annotated: bool,
+    marked: bool,
+    counted: Counted | None,
+) -> dict[str, Any]:
+    """All that recording.json says but the trace's name: `run` (see `run_facts`), model, window, and how steps were told."""
+    return {
+        **run,
+        **model_facts(model, settings.model_config, settings.model_name),
+        "graph_mode": "eager" if settings.graph_tokens is None else "cuda graph",
+        "nvtx": nvtx,
+        "annotations": annotated,
+        "steps_told_by": "marks" if marked else "forwards of the model",
+        "window": {"skip": settings.skip, "warmup": settings.warmup, "active": settings.active},
+        "routing": routing_facts(counted, settings.router_extra),
     }
 
 

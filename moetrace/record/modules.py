@@ -233,3 +233,9 @@ class ModuleHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def has_parts(module: nn.Module, parts: Any) -> bool:
+    """Whether the user's patterns all match: it is the model that they were written for."""
+    names = [name for name, _ in module.named_modules()] if parts else []
+    return bool(parts) and all(any(fnmatchcase(n, pattern) for n in names) for pattern in parts.values())

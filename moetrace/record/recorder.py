@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
@@ -23,11 +23,12 @@ from moetrace.errors import MoetraceError, OutputError, unknown
 from moetrace.record import capture, facts
 from moetrace.record.counted import Counted
 from moetrace.record.facts import StepFacts
-from moetrace.record.files import RECORDING_FILE, ROUTING_FILE, TOKENS_FILE, check_output, publish, staging
-from moetrace.record.modules import PARTS, ModuleHooks, Place, Ranges, find_places
+from moetrace.record.files import check_output, staging
+from moetrace.record.modules import PARTS, ModuleHooks, Place, Ranges, find_places, has_parts
 from moetrace.record.routing_hooks import RoutingTap
 from moetrace.record.settings import Settings
 from moetrace.record.watch import Forward, Watch
+from moetrace.record.written import interrupts_held, write
 from moetrace.run import PHASES
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class StepHandle:
 
 class Recorder:
     """A recording window; see `moetrace.record` for the arguments. `steps` lists what was recorded so far."""
+
+    _running_one: ClassVar[Path | None] = None  # torch has one profiler and a module one set of hooks
 
     def __init__(self, out: str | os.PathLike[str], settings: Settings) -> None:
         self.out = Path(out)
@@ -86,6 +89,10 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         _need_torch()
+        if Recorder._running_one is not None:
+            raise MoetraceError(
+                f"{self.out}: {Recorder._running_one} is being recorded in this process: end that first, recordings do not nest"
+            )
         settings = self._settings
         if settings.parts and settings.model is None and not settings.experts_only:
             raise MoetraceError("record(parts=...) needs model= too, whose module names the patterns match")
@@ -108,6 +115,7 @@ class Recorder:
             self._undo()
             raise
         self.entered = True
+        Recorder._running_one = self.out
         self._date = facts.now()
         return self
 
@@ -163,7 +171,7 @@ class Recorder:
     def _wanted(self, module: nn.Module) -> bool:
         """Whether a module is the model to record; if so its places are known from now on."""
         settings = self._settings
-        given = settings.parts if settings.model is not None or _has_parts(module, settings.parts) else None
+        given = settings.parts if settings.model is not None or has_parts(module, settings.parts) else None
         places = find_places(module, given)
         named = given is not None
         if not places or (settings.experts_only and not named and all(p.part != "moe" for p in places)):
@@ -316,6 +324,8 @@ class Recorder:
             if self._watch is not None:
                 self._watch.remove()
             self._profiler = None
+            if self.entered:
+                Recorder._running_one = None
             shutil.rmtree(self._staging, ignore_errors=True)
 
     def _why_nothing(self) -> str:
@@ -329,54 +339,30 @@ class Recorder:
         return f"{self._seen} steps ran, none of them after the {self._settings.skip + self._settings.warmup} to leave out"
 
     def _save(self, ended: str) -> None:
-        try:
-            counted = self._tap.counted() if self._tap is not None else None
-            if counted is not None:
-                self._save_routing(counted)
-            told = self._facts(ended, counted) | self.metadata
-            if self._profiler is not None:
-                told["trace"] = capture.export_trace(self._profiler, self._staging)
-            for name, path in self.files.items():
-                shutil.copyfile(path, self._staging / name)
-            text = orjson.dumps(told, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-            (self._staging / RECORDING_FILE).write_bytes(text)
-            publish(self._staging, self.out, self._settings.force)
-            self.told = told
-        except OSError as failure:
-            raise OutputError(
-                f"{self.out}: the recording could not be written: {failure.strerror or failure}"
-            ) from failure
-
-    def _save_routing(self, counted: Counted) -> None:
+        counted = self._tap.counted() if self._tap is not None else None
         for step in self.steps:
-            step.padding = counted.padding(step.index)
-        routing = counted.routing()
-        if routing is not None:
-            routing.save(self._staging / ROUTING_FILE)
-        if counted.has_tokens:
-            counted.save_tokens(self._staging / TOKENS_FILE)
+            step.padding = counted.padding(step.index) if counted is not None else 0
+        with interrupts_held():
+            self.told = write(
+                self.out,
+                self._staging,
+                self._facts(ended, counted) | self.metadata,
+                counted=counted,
+                profiler=self._profiler,
+                others=self.files,
+                force=self._settings.force,
+            )
 
     def _facts(self, ended: str, counted: Counted | None = None) -> dict[str, Any]:
-        settings = self._settings
-        return {
-            "date": self._date,
-            **facts.run_facts(ended, self.steps, self.outside),
-            **facts.model_facts(self._model, settings.model_config, settings.model_name),
-            "graph_mode": "eager" if settings.graph_tokens is None else "cuda graph",
-            "nvtx": self._ranges.has_nvtx,
-            "annotations": self._hooks is not None,
-            "steps_told_by": "marks" if self._manual else "forwards of the model",
-            "window": {"skip": settings.skip, "warmup": settings.warmup, "active": settings.active},
-            "routing": facts.routing_facts(counted, settings.router_extra),
-        }
-
-
-def _has_parts(module: nn.Module, parts: Any) -> bool:
-    """Whether the user's patterns all match: it is the model that they were written for."""
-    from fnmatch import fnmatchcase
-
-    names = [name for name, _ in module.named_modules()] if parts else []
-    return bool(parts) and all(any(fnmatchcase(n, pattern) for n in names) for pattern in parts.values())
+        return facts.recording_facts(
+            self._settings,
+            run={"date": self._date, **facts.run_facts(ended, self.steps, self.outside)},
+            model=self._model,
+            nvtx=self._ranges.has_nvtx,
+            annotated=self._hooks is not None,
+            marked=self._manual,
+            counted=counted,
+        )
 
 
 def _need_torch() -> None:

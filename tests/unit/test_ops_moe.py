@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -198,3 +200,11 @@ def test_the_element_types_that_a_kernel_names(kernel: str, dtype: str) -> None:
     seen = Seen(kernel, model=load_model("olmoe-1b-7b"), tokens=4)
     found = ops.build("moe_gate_up", seen).dtype
     assert found == dtype and set(found.split("/")) <= set(dtypes())
+
+
+@pytest.mark.parametrize("kind", ["moe_align", "moe_act", "moe_combine", "topk"])
+def test_small_ops_have_the_type_of_the_models_activations(kind: str) -> None:
+    model = load_model("olmoe-1b-7b")
+    for dtype in ("bf16", "fp32"):
+        op = ops.build(kind, Seen("kernel", model=replace(model, act_dtype=dtype), tokens=16))
+        assert op.dtype == dtype and op.get("tokens") == 16

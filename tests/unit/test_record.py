@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -360,6 +361,35 @@ def test_no_host_user_path_or_environment_is_kept(
         b'"' + host + b'"',
     ):
         assert secret not in kept
+
+
+def test_recordings_do_not_nest(olmoe: Any, tmp_path: Path) -> None:
+    with moetrace.record(tmp_path / "out", model=olmoe):
+        with (
+            pytest.raises(MoetraceError, match="do not nest"),
+            moetrace.record(tmp_path / "inner", model=olmoe),
+        ):
+            raise AssertionError("not reached")
+        olmoe(torch.ones((1, 4), dtype=torch.long))
+    assert (tmp_path / "out" / "recording.json").is_file() and not (tmp_path / "inner").exists()
+    with moetrace.record(tmp_path / "after", model=olmoe):
+        olmoe(torch.ones((1, 4), dtype=torch.long))
+
+
+def test_a_second_interrupt_waits_until_the_recording_is_written(
+    olmoe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = capture.export_trace
+
+    def interrupted(*given: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return exported(*given)
+
+    monkeypatch.setattr(capture, "export_trace", interrupted)
+    with pytest.raises(KeyboardInterrupt), moetrace.record(tmp_path / "out", model=olmoe):
+        olmoe(torch.ones((1, 4), dtype=torch.long))
+    assert json.loads((tmp_path / "out" / "recording.json").read_text())["steps"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_crash_leaves_a_valid_recording_and_no_hook(olmoe: Any, tmp_path: Path) -> None:
