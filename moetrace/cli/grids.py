@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from moetrace.cli.options import PATH
+
+if TYPE_CHECKING:
+    from moetrace.replay.grid.plan import Ask
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -63,32 +66,33 @@ class GridAsked:
 
 
 def show_grid(
-    asked: GridAsked, model: str, machines: Sequence[str], sets: Sequence[str], force: bool, as_json: bool
+    asked: GridAsked,
+    models: str,
+    machines: Sequence[str],
+    sets: Sequence[str],
+    prices: Sequence[str],
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Works a grid out and prints what of it was asked for. Without ``--grid`` its tables are not kept."""
     from tempfile import TemporaryDirectory
 
+    from moetrace.replay.grid.plan import Ask
+
+    names = tuple(name for group in machines for name in group.split(","))
+    ask = Ask(tuple(models.split(",")), names, tuple(sets), tuple(prices))
     if asked.root is not None:
-        _show(asked, asked.root, model, machines, sets, force, as_json)
+        _show(asked, asked.root, ask, force, as_json)
         return
     with TemporaryDirectory() as made:
-        _show(asked, Path(made) / "grid", model, machines, sets, force, as_json)
+        _show(asked, Path(made) / "grid", ask, force, as_json)
 
 
-def _show(
-    asked: GridAsked,
-    root: Path,
-    model: str,
-    machines: Sequence[str],
-    sets: Sequence[str],
-    force: bool,
-    as_json: bool,
-) -> None:
+def _show(asked: GridAsked, root: Path, ask: Ask, force: bool, as_json: bool) -> None:
     import time
 
     from moetrace.files import write_parquet
     from moetrace.replay.grid.choose import Limits, front, read_budget, read_slo
-    from moetrace.replay.grid.plan import Ask
     from moetrace.replay.grid.store import open_grid, run_grid
     from moetrace.report import grid as report
     from moetrace.report import terminal
@@ -96,8 +100,7 @@ def _show(
     limits = Limits(
         read_slo(asked.slo) if asked.slo else {}, read_budget(asked.budget) if asked.budget else None
     )
-    names = tuple(name for group in machines for name in group.split(","))
-    grid = open_grid(root, Ask(model, names, tuple(sets)), force)
+    grid = open_grid(root, ask, force)
     begin = time.perf_counter()
     with terminal.progress(f"{grid.plan.size:,} scenarios") as tell:
         before = run_grid(grid, tell, _worker(asked.scheduler))

@@ -15,7 +15,6 @@ from moetrace.cli.options import (
     machines_option,
     output_option,
     quiet_option,
-    read_prices,
     scenario_options,
 )
 
@@ -25,7 +24,7 @@ from moetrace.cli.options import (
     "--model",
     metavar="NAME|FILE",
     required=True,
-    help="A name from 'moetrace models' or a Hugging Face config.json.",
+    help="A name from 'moetrace models' or a Hugging Face config.json; in a grid several, with commas.",
 )
 @machines_option
 @scenario_options(without=("context", "fusion"))
@@ -65,13 +64,14 @@ def simulate(
 
     many = GridAsked(grid, pareto, slo, budget, scheduler)
     if many.any:
-        if output is not None or prices:
-            raise ScenarioError("a grid writes its tables to --grid DIR: without -o and --price-per-hour")
-        show_grid(many, model, machines, edits(sets, aliases), force, as_json)
+        if output is not None:
+            raise ScenarioError("a grid writes its tables to --grid DIR: without -o")
+        show_grid(many, model, machines, edits(sets, aliases), prices, force, as_json)
         return
     from moetrace import load_model, scenarios, synthesize
     from moetrace import simulate as predict
     from moetrace.cli.replay import save_predictions
+    from moetrace.replay.economics import read_prices
     from moetrace.replay.load import read_load
     from moetrace.report import simulation, terminal
     from moetrace.report.tables import plural

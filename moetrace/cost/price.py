@@ -8,7 +8,7 @@ from moetrace import ops
 from moetrace.hardware import ANY_ENGINE, Hardware
 from moetrace.machines import gpu, wafer
 from moetrace.machines.forms import Cache
-from moetrace.op import Costs, Works
+from moetrace.op import Costs, FloatArray, Works
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,11 @@ class PriceContext:
 DEFAULT = PriceContext()
 
 
-def price(works: Works, hw: Hardware, *, context: PriceContext = DEFAULT) -> Costs:
-    """Costs of ops on one device of `hw`, one entry per op; all nan where the work is unknown.
+def price(
+    works: Works, hw: Hardware, *, context: PriceContext = DEFAULT, model_bytes: FloatArray | None = None
+) -> Costs:
+    """Costs of ops on one device of `hw`, one entry per op; all nan where the work is unknown. `model_bytes` [ops] stands for
+    the context's where ops of several models are priced together.
 
     `lower_bound_s` takes the bytes certainly touched and datasheet peaks, `expected_s` the law's coefficients. Raises
     ProfileError on a wafer without the context's model.
@@ -45,7 +48,7 @@ def price(works: Works, hw: Hardware, *, context: PriceContext = DEFAULT) -> Cos
             works,
             families,
             hw,
-            model_bytes=context.model_bytes,
+            model_bytes=context.model_bytes if model_bytes is None else model_bytes,
             layers=context.layers,
             placement=context.placement,
             token_flops=context.token_flops,

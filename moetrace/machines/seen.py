@@ -23,7 +23,8 @@ def sizes(ops: OpColumns) -> dict[str, FloatArray]:
         found["context"] = ops.column("kv") / np.maximum(ops.column("batch"), 1.0)
     if "inter" in ops.dims and "experts" in ops.dims:
         local = found.get("local_experts", np.full(len(ops), np.nan))
-        found["local_experts"] = np.where(np.isnan(local), found["experts"], local)
+        whole = np.isnan(local) & ~np.isnan(found["inter"])
+        found["local_experts"] = np.where(whole, found["experts"], local)
     return found
 
 

@@ -21,8 +21,8 @@ inside a step (`crossings_s`), power.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,12 +47,12 @@ def cost(
     families: Sequence[str],
     hw: Hardware,
     *,
-    model_bytes: float,
+    model_bytes: float | FloatArray,
     layers: int,
     placement: str = "spread",
     token_flops: float = 0.0,
 ) -> Costs:
-    """Costs of ops on as many wafers as `model_bytes` (weights, and KV cache if it is to fit) needs.
+    """Costs of ops on as many wafers as `model_bytes` (weights, and KV cache if it is to fit; a number or [ops]) needs.
 
     `families` has one entry per type of op; `token_flops` is what one token takes in all matrices: under "spread", cores
     whose SRAM the model leaves free are shared out by it (0, not known: by bytes, as under the other placements).
@@ -70,8 +70,9 @@ def cost(
             f"profile {hw.name!r}: the wafer law needs the model's layers (1 or more), not {layers}"
         )
     chosen = families_of(works, families, hw)
+    most = int(np.max(count))
     words = [
-        f"{hw.name} {f.provenance} {key}, {count} wafer{'s' * (count > 1)}, {placement}" for key, f in chosen
+        f"{hw.name} {f.provenance} {key}, {most} wafer{'s' * (most > 1)}, {placement}" for key, f in chosen
     ]
     by_type = works.ops.by_type
     tokens = np.maximum(np.nan_to_num(tokens_of(works), nan=1.0), 1.0)
@@ -109,7 +110,11 @@ def cost(
 
 
 def _shares(
-    held: FloatArray, matrix: npt.NDArray[np.bool_], layers: int, full: float, by_work: FloatArray | None
+    held: FloatArray,
+    matrix: npt.NDArray[np.bool_],
+    layers: int,
+    full: float | FloatArray,
+    by_work: FloatArray | None,
 ) -> FloatArray:
     """Share of all cores that each op runs on, [ops]: a matrix those that hold it, another op (norm, router, KV) its layer's.
 
@@ -119,19 +124,23 @@ def _shares(
     return np.where(matrix & (held > 0), np.minimum(1.0, own), 1.0 / layers)
 
 
-def wafers(hw: Hardware, model_bytes: float) -> int:
-    """Number of wafers whose SRAM holds `model_bytes`. Raises ProfileError unless it is above 0."""
-    if not (model_bytes > 0 and math.isfinite(model_bytes)):
-        raise ProfileError(
-            f"profile {hw.name!r}: the wafer law needs the model's bytes (above 0), not {model_bytes}"
-        )
-    return max(1, math.ceil(model_bytes / hw.memory.capacity_bytes))
+def wafers(hw: Hardware, model_bytes: Any) -> Any:
+    """Number of wafers whose SRAM holds `model_bytes`: a whole number, or for an array (numbers of many scenarios) one of them
+    each. Raises ProfileError unless it is above 0."""
+    for good in (model_bytes > 0, model_bytes < float("inf")):
+        if not (good.all() if isinstance(good, np.ndarray) else bool(good)):
+            raise ProfileError(
+                f"profile {hw.name!r}: the wafer law needs the model's bytes (above 0), not {model_bytes}"
+            )
+    count = -(-model_bytes // hw.memory.capacity_bytes)
+    return int(count) if isinstance(count, float) else count
 
 
-def crossings_s(hw: Hardware, wafers: int, nbytes: float = 0.0) -> float:
-    """Seconds per token step spent between wafers: latency of each crossing, and `nbytes` of activations sent at each."""
+def crossings_s(hw: Hardware, wafers: Any, nbytes: Any = 0.0) -> Any:
+    """Seconds per token step spent between wafers: latency of each crossing, and `nbytes` of activations sent at each. Numbers,
+    or numbers of many scenarios."""
     wafer = _wafer(hw)
-    return max(0, wafers - 1) * (wafer.crossing_s + nbytes / wafer.off_wafer_bytes_per_s)
+    return (wafers - 1) * (wafer.crossing_s + nbytes / wafer.off_wafer_bytes_per_s)
 
 
 def _wafer(hw: Hardware) -> Wafer:

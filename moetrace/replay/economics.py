@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from moetrace.errors import ScenarioError
+from moetrace.errors import ScenarioError, unknown
 from moetrace.hardware import Hardware
 
 
@@ -35,3 +36,21 @@ def economics(
             else None
         ),
     }
+
+
+def read_prices(texts: Sequence[str], machines: Sequence[Hardware]) -> dict[str, float]:
+    """The price of one device per hour by machine, from ``2.5`` or ``h100-sxm=2.5`` texts. Raises ScenarioError."""
+    names = {machine.base or machine.name for machine in machines}
+    found: dict[str, float] = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        try:
+            price = float(value)
+        except ValueError:
+            price = -1.0
+        if not 0 < price < 1e9:
+            raise ScenarioError(f"--price-per-hour {text}: expected a price above 0, or NAME=PRICE")
+        if equals and name not in names:
+            raise ScenarioError(f"--price-per-hour {text}: {unknown('machine', name, names)}")
+        found.update(dict.fromkeys((name,) if equals else names - set(found), price))
+    return found

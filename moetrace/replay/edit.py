@@ -98,12 +98,17 @@ def scaled(op: Op, new: int, old: int) -> Op:
 
     An op that the parser found to have no dim of tokens or sequences (`fixed`) keeps its size.
     """
-    if new == old or op.get("fixed"):
+    if op.get("fixed") or (type(new) is int and new == old):
         return op
     names = [n for n in _PER_TOKEN if op.has(n)]
     if op.kind in COLLECTIVES and op.has("bytes"):
         names.append("bytes")
-    return op.with_dims(**{n: max(1, round(op[n] * new / old)) for n in names}) if names else op
+    return op.with_dims(**{n: _one_at_least(round(op[n] * new / old)) for n in names}) if names else op
+
+
+def _one_at_least(count: int) -> int:
+    """A count that is not 0: a sum and no `max`, which would part numbers of many scenarios by their size."""
+    return count + (count < 1)
 
 
 def scaled_step(step: Step, new: int, old: int) -> Step:

@@ -112,23 +112,24 @@ def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> N
     source = _source(run, hw)
     gaps = source is not None and draft.scenario.get("graph") != "on"
     need = memory.need(draft)
-    context = _context(draft, need)
+    context = context_of(draft, need)
     priced = price_cells(draft, source, PriceContext(engine=context.engine), context)
     line, measured = _timeline(draft)
     dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
     error = np.nan_to_num(priced.error)[draft.cell]
     eager = launch_s(draft, source)
     off = schedule.HOST_LAUNCH_FACTOR
+    ends = [np.rint(d).astype(np.int64) for d in (dur, dur / (1 + error), dur * (1 + error))]
     laid = [
-        schedule.lay_out(line, draft.rows, draft.inserted, np.rint(d).astype(np.int64), gaps, host)
-        for d, host in ((dur, eager), (dur / (1 + error), eager / off), (dur * (1 + error), eager * off))
+        schedule.lay_out(line, draft.rows, draft.inserted, d, gaps, host)
+        for d, host in zip(ends, (eager, eager / off, eager * off), strict=True)
     ]
     start, alone = laid[0][0], exposed_by(line.segment[draft.rows], laid[0][0], laid[0][0] + dur)[0]
-    crossing = _crossings(draft, need)
+    crossing = np.array(crossing_ns(draft, need), dtype=np.int64)
     of_step = draft.base.step[_first_rows(draft)]
     spans, low, high = (
         shares.stretched(draft, line.segment[draft.rows], d, span) + crossing[of_step]
-        for (_, span), d in zip(laid, (dur, dur / (1 + error), dur * (1 + error)), strict=True)
+        for (_, span), d in zip(laid, ends, strict=True)
     )
     begin = _begins(draft, spans, gaps, whole)
     assumptions = (*scenario.notes, *draft.notes, *assumptions_of(draft, source, priced, measured, dur))
@@ -138,7 +139,7 @@ def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> N
     span, fast, slow = (_per_step(draft, x) for x in (spans, low, high))
     worked = np.bincount(line.segment[draft.rows], alone, spans.size).astype(np.float64)
     busy = _per_step(draft, shares.worked(draft, worked, laid[0][1], spans - crossing[of_step])) + crossing
-    outcome = Outcome(draft, priced, source, dur, span, fast, slow, busy, need, assumptions)
+    outcome = Outcome(draft, priced, source, dur, span, fast, slow, busy, need, context, assumptions)
     whole.add(meta, table, outcome, crossing)
 
 
@@ -210,7 +211,8 @@ def _source(run: Run, hw: Hardware) -> Hardware | None:
     return hw if meta.hardware == hw.name else load_hardware(meta.hardware)
 
 
-def _context(draft: Draft, need: memory.Need) -> PriceContext:
+def context_of(draft: Draft, need: memory.Need) -> PriceContext:
+    """What the law of the draft's machine must know beside the ops. Raises ScenarioError for a wafer and a model of no size."""
     if draft.hw.device_class != "wafer":
         return PriceContext(engine=str(draft.scenario.get("engine", ANY_ENGINE)))
     if not need.model_bytes:
@@ -241,16 +243,13 @@ def launch_s(draft: Draft, source: Hardware | None) -> float:
     return 0.0 if source is not None else schedule.HOST_LAUNCH_S
 
 
-def _crossings(draft: Draft, need: memory.Need) -> IntArray:
+def crossing_ns(draft: Draft, need: memory.Need) -> list[int]:
     """ns that each step spends between wafers."""
-    out = np.zeros(len(draft.steps), dtype=np.int64)
     if draft.hw.device_class != "wafer" or not need.wafers:
-        return out
+        return [0] * len(draft.steps)
     hidden = draft.model.hidden if draft.model else 0
-    for i, step in enumerate(draft.steps):
-        tokens = step.tokens or step.batch or 0
-        out[i] = round(crossings_s(draft.hw, need.wafers, tokens * hidden * 2.0) * 1e9)
-    return out
+    sent = ((step.tokens or step.batch or 0) * hidden * 2.0 for step in draft.steps)
+    return [round(crossings_s(draft.hw, need.wafers, nbytes) * 1e9) for nbytes in sent]
 
 
 def _timeline(draft: Draft) -> tuple[schedule.Timeline, IntArray]:

@@ -230,11 +230,18 @@ def _once(known: dict[tuple[Any, ...], float], function: Callable[..., float], r
 
 def largest(one: Any, two: Any) -> Any:
     """The larger of two numbers in each scenario, without parting them."""
-    both = [number for number in (one, two) if isinstance(number, Lanes)]
-    if not both:
-        return max(one, two)
-    first, other = (one, two) if isinstance(one, Lanes) else (two, one)
-    return first.with_other(other, np.maximum)
+    return _chosen(one, two, np.maximum, max)
 
 
-__all__ = ["Axis", "Diverged", "Lanes", "Space", "each", "largest"]
+def smallest(one: Any, two: Any) -> Any:
+    """The smaller of two numbers in each scenario, without parting them."""
+    return _chosen(one, two, np.minimum, min)
+
+
+def _chosen(one: Any, two: Any, act: Callable[[Any, Any], Any], plain: Callable[[Any, Any], Any]) -> Any:
+    if isinstance(one, Lanes):
+        return one.with_other(two, act)
+    return two.with_other(one, act) if isinstance(two, Lanes) else plain(one, two)
+
+
+__all__ = ["Axis", "Diverged", "Lanes", "Space", "each", "largest", "smallest"]

@@ -6,14 +6,18 @@ Out of memory is an answer, not an error: `Need.fits` is False, and `largest_bat
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, reduce
+from types import MappingProxyType
 
 from moetrace import ops as work_of
 from moetrace.machines.wafer import wafers as wafers_for
 from moetrace.model import ModelSpec
 from moetrace.op import element_bytes
 from moetrace.replay.draft import Draft
+from moetrace.replay.lanes import largest, smallest
 from moetrace.replay.parallel import Parallel
 
 # Framework, activations and collectives' buffers of one GPU: 2-4 GB and NCCL's 0.35-0.4 GB are seen in serving; the middle.
@@ -64,7 +68,7 @@ def need(draft: Draft, extra_bytes: float = 0.0) -> Need:
     devices, p = draft.gpus, draft.parallel
     parts = {**rank_weights(model, p, replicas(draft)), "draft": extra_bytes}
     full = [(step.kv_tokens, step.batch or 1) for step in draft.steps if step.kv_tokens]
-    tokens, batch = max(full, default=(0, 1))
+    tokens, batch = _fullest(full)
     one = sequence_bytes(model, p, tokens / batch, draft.kv_dtype)
     kv_rank = one * -(-batch // p.dp) if full else None
     weights = sum(parts.values())
@@ -82,7 +86,7 @@ def need(draft: Draft, extra_bytes: float = 0.0) -> Need:
         None,
         FRAMEWORK_BYTES * devices,
         {name: value for name, value in rank.items() if value},
-        max(0, math.floor(room / one)) * p.dp if one else None,
+        largest(0, math.floor(room / one)) * p.dp if one else None,
     )
 
 
@@ -91,7 +95,8 @@ def replicas(draft: Draft) -> int:
     return int(draft.scenario.get("eplb", 0))
 
 
-def rank_weights(model: ModelSpec, p: Parallel, redundant: int = 0) -> dict[str, float]:
+@lru_cache(maxsize=4096)
+def rank_weights(model: ModelSpec, p: Parallel, redundant: int = 0) -> Mapping[str, float]:
     """Weight bytes of the fullest rank by part: experts, attention, other.
 
     Attention, shared experts and dense layers are cut over tp and repeated in every data-parallel group, experts shared out
@@ -117,7 +122,8 @@ def rank_weights(model: ModelSpec, p: Parallel, redundant: int = 0) -> dict[str,
         table = model.vocab * model.hidden * element_bytes(model.act_dtype) / p.tp
         parts["other"] += tables * table + (stage == p.pp - 1) * model.hidden * element_bytes(model.act_dtype)
         stages.append(parts)
-    return max(stages, key=lambda parts: sum(parts.values()))
+    fullest: dict[str, float] = max(stages, key=lambda parts: sum(parts.values()))
+    return MappingProxyType(fullest)
 
 
 def attention_params(model: ModelSpec, tp: int) -> float:
@@ -138,16 +144,34 @@ def sequence_bytes(model: ModelSpec, p: Parallel, context: float, dtype: str) ->
     A sliding window caps its layers. Every rank holds a KV head at least, and MLA's compressed cache in whole.
     """
     share = 1.0 if model.attention == "mla" else max(1.0 / p.tp, 1.0 / model.kv_heads)
-    stages = []
-    for stage in range(p.pp):
-        layers = range(model.layers * stage // p.pp, model.layers * (stage + 1) // p.pp)
-        stages.append(sum(_layer_kv(model, layer, context, dtype) for layer in layers))
-    return max(stages) * share
+    full = 0.0
+    for kinds in _cached_kinds(model, p.pp, dtype):
+        held = sum(
+            count * each * (smallest(context, window) if window else context)
+            for (each, window), count in kinds
+        )
+        full = largest(full, held)
+    return full * share
 
 
-def _layer_kv(model: ModelSpec, layer: int, context: float, dtype: str) -> float:
-    window = model.window(layer)
-    return model.kv_bytes_per_token(layer, dtype) * (min(context, window) if window else context)
+@lru_cache(maxsize=4096)
+def _cached_kinds(
+    model: ModelSpec, stages: int, dtype: str
+) -> tuple[tuple[tuple[tuple[float, int], int], ...], ...]:
+    """Of each pipeline stage how many layers keep so many bytes of a token within such a window (0: none)."""
+    out = []
+    for stage in range(stages):
+        layers = range(model.layers * stage // stages, model.layers * (stage + 1) // stages)
+        kinds = Counter((model.kv_bytes_per_token(layer, dtype), model.window(layer)) for layer in layers)
+        out.append(tuple(kinds.items()))
+    return tuple(out)
+
+
+def _fullest(steps: list[tuple[int, int]]) -> tuple[int, int]:
+    """(KV tokens, sequences) of the step with most KV; where all have the very same batch, without parting many scenarios."""
+    if steps and all(batch is steps[0][1] for _, batch in steps):
+        return reduce(largest, (tokens for tokens, _ in steps)), steps[0][1]
+    return max(steps, default=(0, 1))
 
 
 def _one_copy_kv(draft: Draft, model: ModelSpec) -> float | None:
@@ -155,7 +179,7 @@ def _one_copy_kv(draft: Draft, model: ModelSpec) -> float | None:
     full = [(step.kv_tokens, step.batch or 1) for step in draft.steps if step.kv_tokens]
     if not full:
         return None
-    tokens, batch = max(full)
+    tokens, batch = _fullest(full)
     return batch * sequence_bytes(model, Parallel(), tokens / batch, draft.kv_dtype)
 
 

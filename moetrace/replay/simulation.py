@@ -37,8 +37,7 @@ from moetrace.synthesize import Workload, synthesize
 
 FloatArray = npt.NDArray[np.float64]
 SCHEMA = "moetrace.simulation/1"
-# The GPU profiles' experts and GEMMs were fitted on measurements of at most so many tokens (benchmarks/make_profiles.py).
-FITTED_TOKENS = 512
+
 
 _ASSUMED = (
     "a static batch: all sequences start together and have the same lengths, no other request's prefill comes between "
@@ -116,7 +115,9 @@ def _summary(
     families, weights = _families_by_step(prediction), step_weights(meta.steps)
     draft = drafting[0] if drafting else None
     found = metrics([first_and_rest(meta.steps, column, load, draft) for column in prediction.step_s.T], load)
-    memory = _with_draft(base["memory"], drafting[1], meta.gpus) if drafting else base["memory"]
+    memory = (
+        _with_draft(base["memory"], drafting[1], meta.gpus) if drafting and drafting[1] else base["memory"]
+    )
     said = [_load_said(load), *run.meta.notes]
     said += [drafting[2]] if drafting else []
     return {
@@ -141,8 +142,8 @@ def _summary(
         "economics": economics(hw, found["output_throughput"]["value"], base["wafers"], price_per_hour),
         "accuracy": base["accuracy"],
         "anchored": base["anchored"],
-        "beyond_fit": " and ".join(beyond_fit(hw, meta.steps)),
-        "assumptions": [*said, *base["assumptions"], *_extrapolated(hw, meta.steps)],
+        "beyond_fit": base["beyond_fit"],
+        "assumptions": [*said, *base["assumptions"]],
     }
 
 
@@ -161,12 +162,13 @@ def _with_draft(memory: Mapping[str, Any], held: Mapping[str, float], devices: i
     if memory["needed_bytes"] is None:
         return dict(memory)
     more = sum(held.values())
-    rank = {**memory["rank"], "draft": more}
+    rank, needed = {**memory["rank"], "draft": more}, memory["needed_bytes"] + more * devices
+    used = sum(rank.values()) if memory["rank"] else needed  # a wafer has no ranks
     return {
         **memory,
-        "needed_bytes": memory["needed_bytes"] + more * devices,
+        "needed_bytes": needed,
         "rank": rank,
-        "fits": sum(rank.values()) <= memory["rank_capacity_bytes"] if memory["fits"] is not None else None,
+        "fits": used <= memory["rank_capacity_bytes"] if memory["fits"] is not None else None,
         "largest_batch": None,
     }
 
@@ -239,23 +241,6 @@ def _families(
         }
         for family in sorted(seconds, key=lambda f: (-decode[f], -first[f]))
     ]
-
-
-def beyond_fit(hw: Hardware, steps: tuple[Step, ...]) -> list[str]:
-    """The phases of steps with more tokens than the machine's coefficients were fitted on."""
-    if hw.law != "gpu":
-        return []
-    return sorted({step.phase or "" for step in steps if (step.tokens or 0) > FITTED_TOKENS})
-
-
-def _extrapolated(hw: Hardware, steps: tuple[Step, ...]) -> list[str]:
-    """What lies outside of what the machine's coefficients were fitted on, as a sentence."""
-    phases = beyond_fit(hw, steps)
-    most = max((step.tokens or 0 for step in steps), default=0)
-    return [
-        f"{' and '.join(phases)} steps of up to {most} tokens: the machine's coefficients were fitted on at most "
-        f"{FITTED_TOKENS} tokens and on attention in decode, so their times and intervals are extrapolated"
-    ] if phases else []  # fmt: skip
 
 
 __all__ = ["MEASURES", "Simulation", "simulate", "step_weights"]

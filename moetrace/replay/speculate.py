@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
@@ -48,6 +48,21 @@ def stated(scenario: Scenario) -> tuple[Draft, dict[str, float], str] | None:
     return Draft(0, 0.0, 0.0, 0.0, float(value)), {}, text
 
 
+def places(hw: Hardware, scenario: Scenario) -> list[tuple[Hardware, Scenario]]:
+    """Where a drafting model may run, best first: cut over tp where that is all devices, else whole on every one."""
+    tp = int(scenario.get("tp", 1))
+    cut = [(hw, Scenario.of(f"tp={tp}"))] if hw.gpus > 1 and tp == hw.gpus else []
+    alone = hw if hw.gpus == 1 else replace(hw, name=hw.base or hw.name, gpus=1, base=None)
+    return [*cut, (alone, Scenario())]
+
+
+def held_bytes(rank: Mapping[str, Any], weights: Any, kv: Any) -> Any:
+    """Bytes that a drafting model takes of each device beside the model; of a wafer, which has no ranks, all of it."""
+    if not rank:
+        return (weights or 0.0) + (kv or 0.0)
+    return sum(rank.get(part, 0.0) for part in ("experts", "attention", "other", "kv"))
+
+
 def drafting(
     model: ModelSpec, tokens: int, acceptance: float, load: Workload, hw: Hardware, scenario: Scenario
 ) -> tuple[Draft, Mapping[str, float], str]:
@@ -56,31 +71,25 @@ def drafting(
     It runs on the same devices: cut over tp where its widths allow, else whole on every GPU. It drafts one token after
     another, from the same contexts.
     """
-    tp = int(scenario.get("tp", 1))
-    tries = [(hw, Scenario.of(f"tp={tp}"))] if hw.gpus > 1 and tp == hw.gpus else []
-    alone = hw if hw.gpus == 1 else replace(hw, name=hw.base or hw.name, gpus=1, base=None)
-    tries.append((alone, Scenario()))
     run = synthesize(model, replace(load, served=False, verify=1, host_s=None))
-    for machine, how in tries:
+    for machine, how in places(hw, scenario):
         try:
             prediction = replay(run, machine, how)
         except ScenarioError:
             continue
         break
-    steps, rank = prediction.run.meta.steps, prediction.summary["memory"]["rank"]
-    ttft, rest = first_and_rest(steps, prediction.step_s[:, 0], replace(load, served=False, verify=1))
+    steps, memory = prediction.run.meta.steps, prediction.summary["memory"]
+    own = replace(load, served=False, verify=1, host_s=None)
+    ttft, rest = first_and_rest(steps, prediction.step_s[:, 0], own)
     step = rest / max(1, load.output_len - 1)
     where = (
-        f"cut over {tp} GPUs"
+        f"cut over {machine.gpus} GPUs"
         if machine.gpus > 1
         else "whole on every device"
         if hw.gpus > 1
         else "beside the model"
     )
-    held = {
-        "weights": sum(rank.get(k, 0.0) for k in ("experts", "attention", "other")),
-        "kv": rank.get("kv", 0.0),
-    }
+    held = {"weights and cache": held_bytes(memory["rank"], memory["weight_bytes"], memory["kv_bytes"])}
     draft = Draft(tokens, acceptance, ttft, step)
     text = (
         f"draft={model.name}: {tokens} tokens drafted one after another for each step, {step * 1e3:.2f} ms each, {where}; each "

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
+from moetrace.cost import PriceContext
+from moetrace.cost.beyond import beyond, said
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.model.accuracy import edited_accuracy
 from moetrace.op import BOUNDS, Op
-from moetrace.replay.anchor import ANCHORED, KEPT, Priced, chip
+from moetrace.replay.anchor import ADDED, ANCHORED, KEPT, MODEL, SCALED, Priced, chip
 from moetrace.replay.draft import Draft
 from moetrace.replay.memory import Need
 from moetrace.replay.parallel import NAMES
@@ -41,6 +43,7 @@ class Outcome:
     high: IntArray
     busy: IntArray
     need: Need
+    context: PriceContext
     assumptions: tuple[str, ...]
 
 
@@ -61,6 +64,7 @@ class Tally:
         self._busy: dict[str, dict[str, float]] = {}
         self._in_focus = 0
         self._experts: Counter[tuple[Op, str]] = Counter()
+        self._beyond: dict[str, dict[str, None]] = {}  # by phase: reasons
 
     def add(self, o: Outcome, crossing_ns: IntArray) -> None:
         """A part. `crossing_ns` [steps] is what each step spends between wafers."""
@@ -74,11 +78,23 @@ class Tally:
         self._add_steps(o)
         self._add_families(o, crossing_ns)
         self._add_distinct(o)
+        self._add_beyond(o)
+
+    @property
+    def beyond_fit(self) -> str:
+        """What lies beyond what the machine's coefficients were calibrated on, by phase, as text."""
+        return said({phase: list(reasons) for phase, reasons in self._beyond.items()})
 
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What the prediction takes for granted; of sentences that differ between parts only in numbers, the first."""
-        return tuple(self._said.values())
+        beyond_fit = self.beyond_fit
+        more = (
+            (f"extrapolated, times and intervals alike, for the fit did not see it: {beyond_fit}",)
+            if beyond_fit
+            else ()
+        )
+        return (*self._said.values(), *more)
 
     def summary(self) -> dict[str, Any]:
         """The summary. Times in seconds; `low_s` and `high_s` bound the 80 % interval, all ops' errors taken together."""
@@ -111,6 +127,7 @@ class Tally:
             },
             "wafers": need.wafers,
             "accuracy": _accuracy(o.draft),
+            "beyond_fit": self.beyond_fit,
             "assumptions": list(self.assumptions),
         }
 
@@ -177,6 +194,24 @@ class Tally:
         for op, n in zip(o.draft.ops, count, strict=True):
             if n and op.has("experts", "topk", "tokens", "hidden"):
                 self._experts[op, _source(op, o.draft)] += n
+
+    def _add_beyond(self, o: Outcome) -> None:
+        """Of the ops that the law prices, in each phase."""
+        priced = np.isin(o.priced.how, (SCALED, ADDED, MODEL))[o.draft.cell]
+        phases = [step.phase or "unknown" for step in o.draft.steps]
+        names = sorted(set(phases))
+        phase = np.array([names.index(name) for name in phases], dtype=np.int64)[
+            o.draft.base.step[o.draft.rows]
+        ]
+        pairs = np.unique(phase[priced] * len(o.draft.ops) + o.draft.cell[priced])
+        cells: dict[Op, set[str]] = {}
+        for place, cell in zip(*(part.tolist() for part in np.divmod(pairs, len(o.draft.ops))), strict=True):
+            cells.setdefault(o.draft.ops[cell], set()).add(names[place])
+        works = work_of.works(list(cells))
+        for reason, which in beyond(works, o.draft.hw, o.context):
+            for own, inside in zip(cells.values(), which.tolist(), strict=True):
+                for name in own if inside else ():
+                    self._beyond.setdefault(name, {})[reason] = None
 
     def _distinct(self) -> dict[str, Any] | None:
         """Experts, n_a and mean distinct experts per MoE layer and decode step on one rank, and their source; None if dense."""

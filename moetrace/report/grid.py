@@ -10,7 +10,7 @@ import pyarrow as pa
 from moetrace.replay.grid.choose import DEVICE, USER, Limits
 from moetrace.replay.grid.plan import Plan
 from moetrace.replay.grid.rows import measure_column
-from moetrace.report.tables import Block, Table, plural
+from moetrace.report.tables import DASH, Block, Table, plural
 from moetrace.units import seconds
 
 _MOST = 40  # rows of a front that are printed; all of them are in the table and in the JSON
@@ -41,6 +41,7 @@ def grid_facts(
         "met": met,
         "pareto": rows if pareto else rows_of_interest(rows),
         "knobs": [*plan.knobs, *plan.varied],
+        "models": len(plan.ask.models),
         "written": str(root) if root is not None else None,
     }
 
@@ -63,6 +64,8 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
     )
     if facts["pareto"]:
         lines.append(_table(facts))
+        beyond = _beyond_words(facts["pareto"][:_MOST])
+        lines += [f"({i}) the fit did not see {text}" for i, text in enumerate(beyond, 1)]
         if len(facts["pareto"]) > _MOST:
             lines.append(f"the first {_MOST} of {len(facts['pareto']):,} rows")
     if facts["written"]:
@@ -70,19 +73,36 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
     return lines
 
 
+def _beyond_words(rows: list[dict[str, Any]]) -> list[str]:
+    """What lies beyond the fit in rows, each text once."""
+    return list(dict.fromkeys(row["beyond_fit"] for row in rows if row["beyond_fit"]))
+
+
 def _table(facts: dict[str, Any]) -> Table:
     rows = facts["pareto"][:_MOST]
+    beyond = _beyond_words(rows)
     knobs = [name for name in facts["knobs"] if any(row.get(name) is not None for row in rows)]
-    header = ("hardware", "tok/s/user", "tok/s/GPU", "TPOT", "TTFT", *knobs, "fit")
+    priced = any(row["cost_per_million_tokens"] is not None for row in rows)
+    several = facts["models"] > 1
+    header = (
+        *(("model",) if several else ()), "hardware", "tok/s/user", "tok/s/GPU",
+        *(("cost/Mtok",) if priced else ()), "TPOT", "TTFT", *knobs, "fit",
+    )  # fmt: skip
     body = [
         (
+            *((row["model"],) if several else ()),
             row["hardware"],
             f"{row[USER]:,.1f}",
             f"{row['budget_per_gpu_per_s'] if facts['budget_gpus'] else row[DEVICE]:,.1f}",
+            *(
+                (DASH if row["cost_per_million_tokens"] is None else f"{row['cost_per_million_tokens']:.4g}",)
+                if priced
+                else ()
+            ),
             seconds(row[measure_column("tpot")]),
             seconds(row[measure_column("ttft")]),
             *("-" if row.get(name) is None else str(row[name]) for name in knobs),
-            f"beyond it: {row['beyond_fit']}" if row["beyond_fit"] else "within",
+            f"beyond it ({beyond.index(row['beyond_fit']) + 1})" if row["beyond_fit"] else "within",
         )
         for row in rows
     ]

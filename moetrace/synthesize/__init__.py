@@ -100,8 +100,13 @@ def synthesize(model: ModelSpec, workload: Workload) -> Run:
     ModelError for experts without a gate, whose work the expert ops do not describe.
     """
     steps, passes = passes_of(model, workload)
+    return Run(meta_of(model, workload, steps), _table(steps, passes))
+
+
+def meta_of(model: ModelSpec, workload: Workload, steps: tuple[Step, ...]) -> Meta:
+    """The metadata of a workload's run."""
     batch, prompt = workload.batch, workload.input_len
-    meta = Meta(
+    return Meta(
         kind="synthesized",
         source=f"{model.name}, batch {batch}, {prompt} in, {workload.output_len} out",
         steps=steps,
@@ -111,7 +116,6 @@ def synthesize(model: ModelSpec, workload: Workload) -> Run:
         notes=_notes(model),
         facts={"workload": {"batch": batch, "input_len": prompt, "output_len": workload.output_len}},
     )
-    return Run(meta, _table(steps, passes))
 
 
 def passes_of(

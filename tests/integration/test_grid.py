@@ -22,10 +22,12 @@ from moetrace.replay.grid.spread import on_cluster
 from moetrace.replay.grid.store import Made, open_grid, run_grid
 from tests.conftest import Answer
 
-ASK = Ask("olmoe-1b-7b", ("h100-sxm",), ("batch=1,2,3,4,5,6,7,8", "input_len=64", "output_len=9", "n_a=4,8"))
+ASK = Ask(
+    ("olmoe-1b-7b",), ("h100-sxm",), ("batch=1,2,3,4,5,6,7,8", "input_len=64", "output_len=9", "n_a=4,8")
+)
 ARGUMENTS = (
-    "simulate", "--model", ASK.model, "--hw", "h100-sxm", "--batch", "1,4,16,64", "--input-len", "128", "--output-len", "32",
-    "--n-a", "2,8",
+    "simulate", "--model", ASK.models[0], "--hw", "h100-sxm", "--batch", "1,4,16,64", "--input-len", "128",
+    "--output-len", "32", "--n-a", "2,8",
 )  # fmt: skip
 
 

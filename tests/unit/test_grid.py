@@ -25,7 +25,7 @@ from moetrace.replay.scenario import Scenario
 from moetrace.synthesize import Workload
 
 LOAD = ("batch=1,8", "input_len=64,300", "output_len=1,40")
-ASK = Ask("olmoe-1b-7b", ("h100-sxm", "h100-sxm-x4", "cs3"), (*LOAD, "n_a=2,8", "tp=4,1", "kv=bf16,fp8"))
+ASK = Ask(("olmoe-1b-7b",), ("h100-sxm", "h100-sxm-x4", "cs3"), (*LOAD, "n_a=2,8", "tp=4,1", "kv=bf16,fp8"))
 
 
 def all_of(ask: Ask) -> tuple[pa.Table, pa.Table]:
@@ -76,7 +76,9 @@ def test_each_row_is_what_simulate_says(whole: tuple[pa.Table, pa.Table]) -> Non
 
 
 def test_out_of_memory_and_what_cannot_be_are_marked_not_dropped() -> None:
-    scenarios, breakdown = all_of(Ask("mixtral-8x7b", ("h100-sxm",), ("batch=1,512", *LOAD[1:], "n_a=2,9")))
+    scenarios, breakdown = all_of(
+        Ask(("mixtral-8x7b",), ("h100-sxm",), ("batch=1,512", *LOAD[1:], "n_a=2,9"))
+    )
     rows = scenarios.to_pylist()
     assert len(rows) == 16 and not any(row["fits"] for row in rows if row["problem"] is None)
     bad = [row for row in rows if row["problem"]]
@@ -91,7 +93,7 @@ def test_the_size_of_tasks_does_not_show(
     whole: tuple[pa.Table, pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plans, "CHUNK", 5)
-    again = all_of(Ask(ASK.model, ASK.machines[:2], ASK.sets))
+    again = all_of(Ask(ASK.models, ASK.machines[:2], ASK.sets))
     for table, first in zip(again, whole, strict=True):
         rows = table.to_pylist()
         assert rows == [{k: row[k] for k in rows[0]} for row in first.to_pylist()[: len(rows)]]
@@ -100,9 +102,9 @@ def test_the_size_of_tasks_does_not_show(
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (Ask("olmoe-1b-7b", ("h100-sxm",), LOAD[:2]), "add --output-len"),
-        (Ask("olmoe-1b-7b", ("h100-sxm-x4",), LOAD), "add --set tp=4"),
-        (Ask("olmoe-1b-7b", ("h100-sxm",), (*LOAD, "n_b=2")), "unknown knob 'n_b'"),
+        (Ask(("olmoe-1b-7b",), ("h100-sxm",), LOAD[:2]), "add --output-len"),
+        (Ask(("olmoe-1b-7b",), ("h100-sxm-x4",), LOAD), "add --set tp=4"),
+        (Ask(("olmoe-1b-7b",), ("h100-sxm",), (*LOAD, "n_b=2")), "unknown knob 'n_b'"),
     ],
 )
 def test_a_grid_that_cannot_be_is_one_line(ask: Ask, words: str) -> None:
@@ -112,14 +114,14 @@ def test_a_grid_that_cannot_be_is_one_line(ask: Ask, words: str) -> None:
 
 def test_a_schedule_of_n_a_is_taken_as_simulate_takes_it() -> None:
     scenarios, _ = all_of(
-        Ask("olmoe-1b-7b", ("h100-sxm",), ("batch=4", "input_len=64", "output_len=8", "n_a=8/4,8"))
+        Ask(("olmoe-1b-7b",), ("h100-sxm",), ("batch=4", "input_len=64", "output_len=8", "n_a=8/4,8"))
     )
     assert scenarios["n_a"].to_pylist() == ["8/4", "8"]
 
 
 def test_an_interrupted_grid_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "CHUNK", 4)
-    ask = Ask("olmoe-1b-7b", ("h100-sxm",), (*LOAD, "n_a=2,8"))
+    ask = Ask(("olmoe-1b-7b",), ("h100-sxm",), (*LOAD, "n_a=2,8"))
     whole = open_grid(tmp_path / "whole", ask)
     assert run_grid(whole) == 0
 
@@ -140,7 +142,7 @@ def test_an_interrupted_grid_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    ask, other = (Ask("olmoe-1b-7b", ("h100-sxm",), (f"batch={n}", *LOAD[1:])) for n in (1, 2))
+    ask, other = (Ask(("olmoe-1b-7b",), ("h100-sxm",), (f"batch={n}", *LOAD[1:])) for n in (1, 2))
     run_grid(open_grid(tmp_path / "grid", ask))
     with pytest.raises(OutputError, match="holds another grid"):
         open_grid(tmp_path / "grid", other)
@@ -223,17 +225,31 @@ def test_limits_as_they_are_written() -> None:
 def test_what_is_simulated_one_by_one_is_cut_small() -> None:
     numbers = ",".join(map(str, range(1, 301)))
     plan = plan_of(
-        Ask("olmoe-1b-7b", ("h100-sxm", "cs3"), (f"batch={numbers}", "input_len=8", "output_len=2,3"))
+        Ask(
+            ("olmoe-1b-7b",),
+            ("h100-sxm", "cs3"),
+            (f"batch={numbers}", "input_len=8", "output_len=2,3", "graph=on,off"),
+        )
     )
-    tasks = [(plan.cases[task.case].hw.name, task.stop - task.start) for task in plan.tasks()]
-    assert tasks == [("h100-sxm", 600), ("cs3", 256), ("cs3", 256), ("cs3", 88)]
+    tasks = [
+        ([(c.hw.name, c.scenario.label) for c, _, _ in plan.parts(task)], task.stop - task.start)
+        for task in plan.tasks()
+    ]
+    one = [("h100-sxm", "graph=off")]
+    assert tasks == [
+        ([("h100-sxm", "graph=on"), ("cs3", "as recorded")], 1200),
+        (one, 256),
+        (one, 256),
+        (one, 88),
+    ]
 
 
 def test_a_plan_of_many_is_not_laid_out_in_memory() -> None:
     numbers = ",".join(map(str, range(1, 1001)))
-    ask = Ask("olmoe-1b-7b", ("h100-sxm",), (f"batch={numbers}", f"input_len={numbers}", "output_len=1,2"))
+    ask = Ask(("olmoe-1b-7b",), ("h100-sxm",), (f"batch={numbers}", f"input_len={numbers}", "output_len=1,2"))
     plan: Plan = plan_of(ask)
     assert plan.size == 2_000_000
     tasks = list(plan.tasks())
     assert sum(task.stop - task.start for task in tasks) == plan.size
-    assert np.array_equal(plan.columns(tasks[-1])["batch"][-2:], [1000, 1000])
+    ((_, start, stop),) = plan.parts(tasks[-1])
+    assert np.array_equal(plan.columns(start, stop)["batch"][-2:], [1000, 1000])

@@ -13,7 +13,8 @@ from moetrace.errors import MoetraceError
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import simulate
-from moetrace.replay.grid.vector import Answers, Case, answers, is_vectorised
+from moetrace.replay.grid.shape import Case, Drafts
+from moetrace.replay.grid.vector import Answers, Together, is_vectorised
 from moetrace.replay.lanes import Diverged, Lanes, Space, each
 from moetrace.replay.scenario import Scenario
 from moetrace.synthesize import Workload
@@ -28,6 +29,14 @@ def product(**values: list[int]) -> dict[str, np.ndarray]:
 
 def case(model: str, machine: str, *sets: str) -> Case:
     return Case(load_model(model), load_hardware(machine), Scenario.of(*sets))
+
+
+def answers(asked: Case, columns: Mapping[str, np.ndarray]) -> Answers:
+    out = Answers.empty(len(next(iter(columns.values()))))
+    together = Together(out)
+    together.add(asked, Drafts(columns), 0)
+    together.settle()
+    return out
 
 
 def is_answered_alike(asked: Case, columns: Mapping[str, np.ndarray], together: Answers, row: int) -> None:
@@ -48,24 +57,53 @@ def is_answered_alike(asked: Case, columns: Mapping[str, np.ndarray], together: 
                 float("nan") if said[part] is None else said[part], rel=1e-12, nan_ok=True
             )
     memory = alone["memory"]
-    assert together.needed_bytes[row] == pytest.approx(memory["needed_bytes"], rel=1e-12)
-    assert (together.fits[row], together.largest_batch[row]) == (memory["fits"], memory["largest_batch"])
+    assert together.fits[row] == (-1 if memory["fits"] is None else memory["fits"])
+    for found, value in (
+        (together.needed_bytes[row], memory["needed_bytes"]),
+        (together.largest_batch[row], memory["largest_batch"]),
+        (together.wafers[row], alone["wafers"]),
+    ):
+        assert np.isnan(found) if value is None else found == pytest.approx(value, rel=1e-12)
+    for name, found in together.economics.items():
+        value = alone["economics"][name]
+        assert np.isnan(found[row]) if value is None else found[row] == pytest.approx(value, rel=1e-12)
     for family in alone["families"]:
         found = together.decode_s[family["family"]][row], together.prefill_s[family["family"]][row]
         assert found == pytest.approx((family["decode_s"], family["prefill_s"]), rel=1e-9, abs=1e-12)
     assert together.beyond[row] == alone["beyond_fit"]
-    assert together.gpus == alone["gpus"]
+    assert together.gpus[row] == alone["gpus"]
+
+
+DRAFT = ("draft=qwen3-0.6b", "draft_tokens=3", "acceptance=0.7")
+
+
+def of(batch: list[int], input: list[int], output: list[int], **more: list[int]) -> dict[str, np.ndarray]:
+    return product(batch=batch, input_len=input, output_len=output, **more)
 
 
 GRIDS = [
-    (("qwen3-30b-a3b", "h100-sxm"), product(batch=[1, 2, 33], input_len=[1, 700], output_len=[1, 2, 3, 512], n_a=[1, 8])),
-    (("deepseek-v2-lite", "h100-sxm-x4", "tp=4"), product(batch=[1, 16], input_len=[100], output_len=[1, 512], n_a=[6, 70])),
-    (("gpt-oss-20b", "a100-sxm", "kv=fp8"), product(batch=[1, 64], input_len=[64, 2048], output_len=[10, 512])),
-    (("olmoe-1b-7b", "h100-sxm-x4", "ep=4"), product(batch=[1, 5], input_len=[100], output_len=[64], n_a=[2, 8])),
-    (("olmoe-1b-7b", "h100-sxm", "serving=continuous"), product(batch=[1, 2, 33], input_len=[100, 9000], output_len=[1, 64])),
-    (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", "ep=4"), product(batch=[4, 33], input_len=[100], output_len=[64])),
-    (("mixtral-8x7b", "h100-sxm"), product(batch=[1, 512], input_len=[2048], output_len=[2048])),
-    (("qwen3-8b", "h100-sxm", "dtype=fp8"), product(batch=[1, 512], input_len=[2048], output_len=[2, 300])),
+    (("qwen3-30b-a3b", "h100-sxm"), of([1, 2, 33], [1, 700], [1, 2, 3, 512], n_a=[1, 8])),
+    (("deepseek-v2-lite", "h100-sxm-x4", "tp=4"), of([1, 16], [100], [1, 512], n_a=[6, 70])),
+    (("gpt-oss-20b", "a100-sxm", "kv=fp8"), of([1, 64], [64, 2048], [10, 512])),
+    (("olmoe-1b-7b", "h100-sxm-x4", "ep=4"), of([1, 5], [100], [64], n_a=[2, 8])),
+    (("olmoe-1b-7b", "h100-sxm", "serving=continuous"), of([1, 2, 33], [100, 9000], [1, 64])),
+    (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", "ep=4"), of([4, 33], [100], [64])),
+    (("mixtral-8x7b", "h100-sxm"), of([1, 512], [2048], [2048])),
+    (("qwen3-8b", "h100-sxm", "dtype=fp8"), of([1, 512], [2048], [2, 300])),
+    (("olmoe-1b-7b", "h100-sxm-x8", "pp=4", "tp=2"), of([1, 3, 33], [1, 300, 3000], [40], n_a=[2, 8])),
+    (("deepseek-v2-lite", "h100-sxm-x8", "pp=2", "tp=2", "dp=2", "ep=4"), of([1, 3, 64], [300], [40])),
+    (("qwen3-30b-a3b", "h100-sxm-x4", "tp=4", "overlap=two_batch"), of([1, 2, 7, 64], [300], [1, 40])),
+    (("olmoe-1b-7b", "cs3", "placement=own"), of([1, 8], [300], [1, 40], n_a=[2, 8])),
+    (("deepseek-v3", "cs3", "placement=spread"), of([1, 64], [300, 60000], [1, 40])),
+    (("qwen3-8b", "h100-sxm", *DRAFT), of([1, 8], [300], [1, 40])),
+    (("qwen3-30b-a3b", "h100-sxm-x4", "tp=4", *DRAFT), of([1, 8], [300], [40])),
+    (("qwen3-8b", "cs3", *DRAFT), of([1, 8], [300], [40])),
+    (("qwen3-30b-a3b", "cs3", "placement=own", "tokens_per_step=2.5"), of([1, 8], [300], [40])),
+    (("mixtral-8x7b", "a100-sxm-x8", "tp=8", "engine=vllm", "dtype=fp8"), of([1, 300], [300], [40], n_a=[1, 2])),
+    (("olmoe-1b-7b", "cpu"), of([1, 8], [300], [1, 40])),
+    (("olmoe-1b-7b", "h100-sxm", "host=5ms"), of([1, 8], [300], [1, 40])),
+    (("olmoe-1b-7b", "h100-sxm", "layers=20"), of([1, 8], [300], [40])),
+    (("olmoe-1b-7b", "h100-sxm-x4", "ep=4", "routing=skewed", "eplb=4"), of([1, 8], [300], [40], n_a=[2, 8])),
 ]  # fmt: skip
 
 
@@ -83,7 +121,7 @@ def test_each_scenario_of_many_is_answered_as_alone(
 
 
 def test_what_is_not_done_at_once_says_so() -> None:
-    for asked in (("cs3",), ("h100-sxm-x4", "pp=4"), ("h100-sxm", "graph=off")):
+    for asked in (("h100-sxm", "experts=unfused"), ("h100-sxm", "graph=off")):
         assert not is_vectorised(case("olmoe-1b-7b", *asked))
 
 

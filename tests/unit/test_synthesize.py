@@ -354,9 +354,14 @@ def test_what_lies_beyond_the_fit_is_said() -> None:
     def said(w: Workload) -> str:
         return " ".join(simulate(small("olmoe-1b-7b"), w, H100).summary["assumptions"])
 
-    assert "prefill steps of up to 2048 tokens" in said(Workload(4, 512, 8))
-    assert "extrapolated" not in said(Workload(4, 128, 8))
-    assert "decode and prefill steps" in said(Workload(600, 2, 8))
+    assert "prefill: attention by q, dense_gemm m above 512, experts tokens above 512" in said(
+        Workload(4, 512, 8)
+    )
+    assert "prefill: attention by q" in said(Workload(4, 128, 8)) and "decode:" not in said(
+        Workload(4, 128, 8)
+    )
+    decode = said(Workload(600, 2, 8)).partition("decode: ")[2].partition(";")[0]
+    assert {"experts tokens above 512", "attention batch above 512"} <= set(decode.split(", "))
     assert "static batch" in said(Workload(4, 128, 8)) and "uniform formula" in said(Workload(4, 128, 8))
 
 

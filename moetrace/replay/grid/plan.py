@@ -10,45 +10,57 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.errors import ScenarioError
-from moetrace.model import load_model
-from moetrace.replay.grid.vector import VARIED, Case, is_vectorised
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.model import ModelSpec, load_model
+from moetrace.replay.economics import read_prices
+from moetrace.replay.grid.shape import Case
+from moetrace.replay.grid.vector import is_vectorised
 from moetrace.replay.load import LOAD, read_load
 from moetrace.replay.scenario import Setting, read_sets, scenarios
 from moetrace.synthesize import synthesize
 
 IntArray = npt.NDArray[np.int64]
+VARIED = ("batch", "input_len", "output_len", "n_a")  # knobs that scenarios of one case may differ in
 CHUNK = 1 << 16  # scenarios worked out at once
 MOST = 10**9
+_CASES = 512  # that are worked out at once, at most
 _FEW = 256
 _MOST_CASES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A grid as its user wrote it: a model, machines, and NAME=VALUE[,VALUE] texts; every combination is a scenario."""
+    """A grid as its user wrote it: models, machines, and NAME=VALUE[,VALUE] texts; every combination is a scenario.
 
-    model: str
+    `prices` are those of one device per hour, ``2.5`` or ``h100-sxm=2.5``.
+    """
+
+    models: tuple[str, ...]
     machines: tuple[str, ...]
     sets: tuple[str, ...]
+    prices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Scenarios `start` to `stop` of one case."""
+    """Scenarios `start` to `stop` of a grid."""
 
-    case: int
     start: int
     stop: int
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The scenarios of a grid: in each case the product of the varied knobs' values, the last knob turning fastest."""
+    """The scenarios of a grid: in each case the product of the varied knobs' values, the last knob turning fastest.
+
+    Cases that differ in their machine alone lie beside each other, those that are simulated one by one at the end.
+    """
 
     ask: Ask
     cases: tuple[Case, ...]
     varied: Mapping[str, IntArray]
     knobs: tuple[str, ...]  # those that were asked for and are not varied
+    prices: Mapping[str, float]
 
     @property
     def per_case(self) -> int:
@@ -62,15 +74,27 @@ class Plan:
 
     def tasks(self) -> Iterator[Task]:
         """All scenarios, in tasks of at most CHUNK; of few where they are simulated one by one, so that little is lost."""
-        for at, case in enumerate(self.cases):
-            size = CHUNK if is_vectorised(case) else min(CHUNK, _FEW)
-            for start in range(0, self.per_case, size):
-                yield Task(at, start, min(start + size, self.per_case))
+        together = sum(is_vectorised(case) for case in self.cases) * self.per_case
+        whole = (
+            min(_CASES, max(1, CHUNK // self.per_case)) * self.per_case
+        )  # whole cases where they are small
+        for first, last, size in ((0, together, min(CHUNK, whole)), (together, self.size, _FEW)):
+            for start in range(first, last, size):
+                yield Task(start, min(start + size, last))
 
-    def columns(self, task: Task) -> dict[str, IntArray]:
-        """The varied knobs' values in a task's scenarios."""
+    def parts(self, task: Task) -> Iterator[tuple[Case, int, int]]:
+        """(case, first and last scenario in it) of the cases that a task lies in."""
+        at = task.start
+        while at < task.stop:
+            case, start = divmod(at, self.per_case)
+            stop = min(self.per_case, start + task.stop - at)
+            yield self.cases[case], start, stop
+            at += stop - start
+
+    def columns(self, start: int, stop: int) -> dict[str, IntArray]:
+        """The varied knobs' values in scenarios of a case."""
         shape = tuple(values.size for values in self.varied.values())
-        places = np.unravel_index(np.arange(task.start, task.stop), shape)
+        places = np.unravel_index(np.arange(start, stop), shape)
         return {name: values[at] for (name, values), at in zip(self.varied.items(), places, strict=True)}
 
 
@@ -79,35 +103,46 @@ def plan_of(ask: Ask) -> Plan:
     """The plan of a grid. Raises ScenarioError, ProfileError or ModelError with one line if it cannot be."""
     chosen = read_sets(ask.sets)
     varied = {name: chosen[name] for name in VARIED if name in chosen and _is_whole(chosen[name])}
-    load, _ = read_load(ask.sets)
+    hardware = [load_hardware(name) for name in ask.machines]
     rest = [
         f"{name}={','.join(value.text for value in values)}"
         for name, values in chosen.items()
         if name not in varied
     ]
-    model = load_model(ask.model)
-    if "n_a" in varied and "placement" not in chosen and any(_is_wafer(name) for name in ask.machines):
+    if "n_a" in varied and "placement" not in chosen and any(hw.law == "wafer" for hw in hardware):
         rest.append("placement=spread,own")  # not published: both are shown, as `scenarios` does
-    pairs = scenarios(rest, ask.machines, synthesize(model, load), most=_MOST_CASES)
+    models = [load_model(name) for name in ask.models]
+    _once([model.name for model in models])
+    cases = [case for model in models for case in _cases(model, hardware, ask, rest)]
     plan = Plan(
         ask,
-        tuple(Case(model, hw, scenario) for hw, scenario in pairs),
+        tuple(sorted(cases, key=lambda case: not is_vectorised(case))),
         {
             name: np.array([value.value for value in values], dtype=np.int64)
             for name, values in varied.items()
         },
         tuple(name for name in read_sets(rest) if name not in LOAD),
+        read_prices(ask.prices, hardware),
     )
     if plan.size > MOST:
         raise ScenarioError(f"{plan.size:,} scenarios: at most {MOST:,} in a grid")
     return plan
 
 
+def _cases(model: ModelSpec, hardware: list[Hardware], ask: Ask, rest: list[str]) -> list[Case]:
+    """The cases of one model, those of equal settings beside each other."""
+    load, _ = read_load(ask.sets)
+    pairs = scenarios(rest, hardware, synthesize(model, load), most=_MOST_CASES)
+    first: dict[tuple[Setting, ...], int] = {}
+    places = [first.setdefault(scenario.settings, i) for i, (_, scenario) in enumerate(pairs)]
+    return [Case(model, *pairs[i]) for i in sorted(range(len(pairs)), key=lambda i: places[i])]
+
+
+def _once(names: list[str]) -> None:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ScenarioError(f"model {twice} is named twice")
+
+
 def _is_whole(values: tuple[Setting, ...]) -> bool:
     return all(isinstance(value.value, int) for value in values)
-
-
-def _is_wafer(machine: str) -> bool:
-    from moetrace.hardware import load_hardware
-
-    return load_hardware(machine).device_class == "wafer"

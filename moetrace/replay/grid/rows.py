@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from moetrace.errors import MoetraceError
 from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
-from moetrace.replay.grid.vector import MEASURED, Answers, Case, answers, is_vectorised
+from moetrace.replay.grid.shape import Case, Drafts
+from moetrace.replay.grid.vector import ECONOMICS, MEASURED, Answers, Together, is_vectorised
 from moetrace.replay.measures import MEASURES
 from moetrace.replay.scenario import Scenario
 from moetrace.replay.simulation import simulate
@@ -19,6 +20,7 @@ from moetrace.run import nullable
 from moetrace.synthesize import Workload
 
 _ENDS = ("", "_low", "_high")
+Part = tuple[Case, int, int]
 
 
 def measure_column(name: str, end: str = "") -> str:
@@ -29,37 +31,48 @@ def measure_column(name: str, end: str = "") -> str:
 def tables(ask: Ask, task: Task) -> tuple[pa.Table, pa.Table]:
     """(scenarios, breakdown) of one task of a grid: plain values in and out, so that it can be asked of another process."""
     plan = plan_of(ask)
-    case, columns = plan.cases[task.case], plan.columns(task)
-    found = answers(case, columns) if is_vectorised(case) else _one_by_one(case, columns)
-    first = task.case * plan.per_case + task.start
-    ids = np.arange(first, first + task.stop - task.start)
-    return _scenarios(plan, case, columns, found, ids), _breakdown(found, ids)
+    parts = list(plan.parts(task))
+    out = Answers.empty(task.stop - task.start)
+    together = Together(out)
+    drafts: dict[tuple[int, int], Drafts] = {}
+    at = 0
+    for case, start, stop in parts:
+        price = plan.prices.get(case.hw.base or case.hw.name)
+        if is_vectorised(case):
+            if (start, stop) not in drafts:
+                drafts[start, stop] = Drafts(plan.columns(start, stop))
+            together.add(case, drafts[start, stop], at, price)
+        else:
+            _one_by_one(case, plan.columns(start, stop), out, at, price)
+        at += stop - start
+    together.settle()
+    ids = np.arange(task.start, task.stop)
+    return _scenarios(plan, parts, out, ids), _breakdown(out, ids)
 
 
-def _scenarios(
-    plan: Plan,
-    case: Case,
-    columns: Mapping[str, npt.NDArray[Any]],
-    found: Answers,
-    ids: npt.NDArray[np.int64],
-) -> pa.Table:
-    size, texts = ids.size, case.scenario.texts()
+def _scenarios(plan: Plan, parts: Sequence[Part], found: Answers, ids: npt.NDArray[np.int64]) -> pa.Table:
+    sizes = [stop - start for _, start, stop in parts]
     out: dict[str, pa.Array] = {
         "scenario": pa.array(ids),
-        "model": _same(case.model.name, size),
-        "hardware": _same(case.hw.name, size),
-        "gpus": pa.array(np.full(size, case.hw.gpus, dtype=np.int32)),
+        "model": _text([case.model.name for case, _, _ in parts], sizes),
+        "hardware": _text([case.hw.name for case, _, _ in parts], sizes),
+        "gpus": pa.array(found.gpus.astype(np.int32)),
     }
-    out |= {name: _same(texts.get(name), size) for name in plan.knobs}
-    out |= {name: pa.array(values.astype(np.int32)) for name, values in columns.items()}
+    texts = [case.scenario.texts() for case, _, _ in parts]
+    out |= {name: _text([said.get(name) for said in texts], sizes) for name in plan.knobs}
+    columns = [plan.columns(start, stop) for _, start, stop in parts]
+    for name in plan.varied:
+        values = np.concatenate([column[name] for column in columns])
+        out[name] = pa.array(values.astype(np.int32))
     for name in MEASURED:
         for end, values in zip(_ENDS, found.metrics[name], strict=True):
             out[measure_column(name, end)] = _number(values)
-    out["output_per_gpu_per_s"] = _number(found.metrics["output_throughput"][0] / case.hw.gpus)
+    out["output_per_gpu_per_s"] = _number(found.metrics["output_throughput"][0] / np.maximum(found.gpus, 1))
+    for name in ECONOMICS:
+        out[name] = _number(found.economics[name])
     out["needed_bytes"] = _number(found.needed_bytes)
-    out["largest_batch"] = nullable(
-        np.nan_to_num(found.largest_batch).astype(np.int64), np.isnan(found.largest_batch), pa.int64()
-    )
+    for name, values in (("largest_batch", found.largest_batch), ("wafers", found.wafers)):
+        out[name] = nullable(np.nan_to_num(values).astype(np.int64), np.isnan(values), pa.int64())
     out["fits"] = nullable(found.fits > 0, found.fits < 0, pa.bool_())
     out["beyond_fit"] = _texts(found.beyond)
     out["problem"] = _texts(found.problem)
@@ -68,65 +81,76 @@ def _scenarios(
 
 def _breakdown(found: Answers, ids: npt.NDArray[np.int64]) -> pa.Table:
     families = sorted(found.decode_s)
-    good = found.problem == ""
-    if not families:
-        good = np.zeros(ids.size, dtype=bool)
-    code = np.tile(np.arange(len(families), dtype=np.int32), int(good.sum()))
     decode, prefill = (
-        np.stack([by_family[name][good] for name in families], axis=1).ravel() if families else np.zeros(0)
+        np.stack([by_family[name] for name in families], axis=1) if families else np.zeros((ids.size, 0))
         for by_family in (found.decode_s, found.prefill_s)
     )
+    row, code = np.nonzero(np.isfinite(decode))
     return pa.table(
         {
-            "scenario": pa.array(np.repeat(ids[good], len(families))),
-            "family": pa.DictionaryArray.from_arrays(pa.array(code), pa.array(families, pa.string())),
-            "decode_s": pa.array(decode),
-            "prefill_s": pa.array(prefill),
+            "scenario": pa.array(ids[row]),
+            "family": pa.DictionaryArray.from_arrays(
+                pa.array(code.astype(np.int32)), pa.array(families, pa.string())
+            ),
+            "decode_s": pa.array(decode[row, code]),
+            "prefill_s": pa.array(prefill[row, code]),
         }
     )
 
 
-def _one_by_one(case: Case, columns: Mapping[str, npt.NDArray[Any]]) -> Answers:
-    """What `answers` gives, from one simulation after another."""
-    size = len(next(iter(columns.values())))
-    out = Answers.empty(size)
-    for row in range(size):
+def _one_by_one(
+    case: Case, columns: Mapping[str, npt.NDArray[Any]], out: Answers, at: int, price_per_hour: float | None
+) -> None:
+    """Fills in the answers of scenarios by one simulation after another."""
+    for row in range(len(next(iter(columns.values())))):
         texts = [
             *map(str, case.scenario.settings),
             *(f"{name}={values[row]}" for name, values in columns.items()),
         ]
+        scenario = Scenario.of(*texts)
         try:
-            said = simulate(case.model, Workload(1, 1, 1), case.hw, Scenario.of(*texts)).summary
+            said = simulate(
+                case.model, Workload(1, 1, 1), case.hw, scenario, price_per_hour=price_per_hour
+            ).summary
         except MoetraceError as error:
-            out.problem[row] = str(error)
+            out.problem[at + row] = str(error)
             continue
-        for name, values in out.metrics.items():
-            ends = [said["metrics"][name][part] for part in ("value", "low", "high")]
-            values[:, row] = [np.nan if end is None else end for end in ends]
-        memory = said["memory"]
-        for column, name in ((out.needed_bytes, "needed_bytes"), (out.largest_batch, "largest_batch")):
-            column[row] = np.nan if memory[name] is None else memory[name]
-        out.fits[row] = -1 if memory["fits"] is None else int(memory["fits"])
-        out.beyond[row] = said["beyond_fit"]
-        for family in said["families"]:
-            for by_family, part in ((out.decode_s, "decode_s"), (out.prefill_s, "prefill_s")):
-                by_family.setdefault(family["family"], np.zeros(size))[row] = family[part]
-    return out
+        _take(said, out, at + row)
 
 
-def _same(text: str | None, size: int) -> pa.Array:
-    """A column of one text, dictionary-encoded."""
-    if text is None:
-        return pa.DictionaryArray.from_arrays(pa.nulls(size, pa.int32()), pa.array([], pa.string()))
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(size, dtype=np.int32)), pa.array([text]))
+def _take(said: Mapping[str, Any], out: Answers, row: int) -> None:
+    """The figures of one simulation."""
+    for name, values in out.metrics.items():
+        ends = [said["metrics"][name][part] for part in ("value", "low", "high")]
+        values[:, row] = [np.nan if end is None else end for end in ends]
+    memory = said["memory"]
+    for column, value in (
+        (out.needed_bytes, memory["needed_bytes"]), (out.largest_batch, memory["largest_batch"]),
+        (out.wafers, said["wafers"]), *((out.economics[name], said["economics"][name]) for name in ECONOMICS),
+    ):  # fmt: skip
+        column[row] = np.nan if value is None else value
+    out.fits[row] = -1 if memory["fits"] is None else int(memory["fits"])
+    out.gpus[row] = said["gpus"]
+    out.beyond[row] = said["beyond_fit"]
+    for family in said["families"]:
+        decode, prefill = out.families(family["family"])
+        decode[row], prefill[row] = family["decode_s"], family["prefill_s"]
+
+
+def _text(texts: Sequence[str | None], sizes: Sequence[int]) -> pa.Array:
+    """A column of one text for so many rows after another, dictionary-encoded; null for None."""
+    words = list(dict.fromkeys(text for text in texts if text is not None))
+    place = {word: i for i, word in enumerate(words)}
+    code = np.repeat([-1 if text is None else place[text] for text in texts], sizes).astype(np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(code, mask=code < 0), pa.array(words, pa.string()))
 
 
 def _texts(values: npt.NDArray[np.object_]) -> pa.Array:
     """A column of few texts, null for the empty one."""
-    texts, code = np.unique(values.astype(str), return_inverse=True)
-    empty = texts[code.reshape(-1)] == ""
+    column = pa.array(values, pa.string()).dictionary_encode()
+    empty = np.asarray(values == "", dtype=bool)
     return pa.DictionaryArray.from_arrays(
-        pa.array(code.reshape(-1).astype(np.int32), mask=empty), pa.array(texts.tolist(), pa.string())
+        pa.array(np.asarray(column.indices).astype(np.int32), mask=empty), column.dictionary
     )
 
 

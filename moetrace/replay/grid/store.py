@@ -108,13 +108,18 @@ def one_after_another(ask: Ask, waiting: list[tuple[int, Task]]) -> Iterator[Mad
 def _facts(plan: Plan) -> dict[str, object]:
     from moetrace import __version__
 
-    machines = repr([(case.hw, case.model) for case in plan.cases])
+    parts = (
+        {case.hw.name: case.hw for case in plan.cases},
+        {case.model.name: case.model for case in plan.cases},
+    )
+    machines = repr(parts)
     return {
         "schema": SCHEMA,
         "version": __version__,
-        "model": plan.ask.model,
+        "models": list(plan.ask.models),
         "machines": list(plan.ask.machines),
         "sets": list(plan.ask.sets),
+        "prices": list(plan.ask.prices),
         "scenarios": plan.size,
         "profiles": hashlib.sha256(machines.encode()).hexdigest(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import ScenarioError
 from moetrace.replay import edit
@@ -109,18 +109,18 @@ def pp(draft: Draft, value: int) -> Draft:
     if draft.layers < value:
         raise ScenarioError(f"{asked}: there are {draft.layers} layers to cut into stages")
     parts: dict[int, int] = {}
+    from moetrace.replay import sharing  # here: they bring numpy
+    from moetrace.replay.lanes import largest, smallest
 
-    def part(step: int, batch: int) -> int:
+    def part(step: int, batch: int) -> Any:
         said = draft.steps[step]
         if said.phase in GENERATING:
-            size = -(-batch // min(value, batch))
+            size = -(-batch // smallest(value, batch))
         else:
-            length = max(1, (said.tokens or batch) // (said.batch or batch))
-            size = max(1, min(-(-PIPELINE_TOKENS // length), -(-batch // value)))
+            length = largest(1, (said.tokens or batch) // (said.batch or batch))
+            size = largest(1, smallest(-(-PIPELINE_TOKENS // length), -(-batch // value)))
         parts[step] = -(-batch // size)
         return size
-
-    from moetrace.replay import sharing
 
     draft = sharing.with_stages(sharing.shared_out(draft, asked, part), value, parts)
     return draft.noted(

@@ -1,0 +1,71 @@
+"""Which ops lie beyond what a machine's coefficients were calibrated on, and why, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace import ops as work_of
+from moetrace.cost.price import PriceContext
+from moetrace.hardware import ANY_ENGINE, FORM_OF, OF_BF16, Family, Hardware, coefficient_family
+from moetrace.machines.gpu import families_of
+from moetrace.machines.seen import sizes
+from moetrace.op import Op, Works
+
+BoolArray = npt.NDArray[np.bool_]
+TRANSFERRED = "transferred from"
+
+
+def beyond(works: Works, hw: Hardware, context: PriceContext) -> Iterator[tuple[str, BoolArray]]:
+    """(reason, which ops it holds for [ops]) of all that the coefficients of `hw` were not calibrated on.
+
+    Reasons: another machine's coefficients, another element type's or engine's, assumed ones, and each size outside of the
+    least and the most that the fit saw. Only of families that are measured anywhere: the small kernels round them are assumed
+    on every machine, and their errors say so.
+    """
+    types = works.ops.types
+    found = families_of(works, [work_of.family(op.kind) for op in types], hw, context.engine)
+    size = sizes(works.ops)
+    for at, (op, (key, family)) in enumerate(zip(types, found, strict=True)):
+        name = op.kind if op.kind in FORM_OF else coefficient_family(op.kind, work_of.family(op.kind))
+        if name not in FORM_OF:
+            continue
+        mine = (works.ops.code == at) & works.known
+        if not mine.any():
+            continue
+        for reason in _of_type(op, name, key, family, hw, context.engine):
+            yield reason, mine
+        for dim, values in size.items():
+            known = mine & np.isfinite(values)
+            if not family.seen or not known.any():
+                continue
+            if dim not in family.seen:
+                yield f"{name} by {dim}", known
+                continue
+            low, high = family.seen[dim]
+            for word, end, out in (("above", high, values > high), ("below", low, values < low)):
+                if (out & known).any():
+                    yield f"{name} {dim} {word} {end:g}", out & known
+
+
+def _of_type(op: Op, name: str, key: str, family: Family, hw: Hardware, engine: str) -> Iterator[str]:
+    """What holds for all ops of a type."""
+    if family.provenance.startswith(TRANSFERRED):
+        yield f"{hw.base or hw.name} itself: {family.provenance}"
+    elif family.provenance == "assumed":
+        yield f"{name} of {op.weight_dtype}: assumed"
+    if OF_BF16 in key:
+        yield f"{name} of {op.weight_dtype}: 16-bit coefficients"
+    if engine != ANY_ENGINE and f"@{engine}" not in key:
+        yield f"{name} of {engine}: another engine's coefficients"
+
+
+def said(reasons: Mapping[str, Sequence[str]]) -> str:
+    """The reasons of each phase as one text, such as ``decode: attention context above 16384; prefill: ...``; "" without."""
+    told = {phase: ", ".join(dict.fromkeys(sorted(why))) for phase, why in reasons.items() if why}
+    every = sorted(told)
+    if len(every) > 1 and len(set(told.values())) == 1:
+        return f"{' and '.join(every)}: {told[every[0]]}"
+    return "; ".join(f"{phase}: {told[phase]}" for phase in every)

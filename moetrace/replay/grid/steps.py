@@ -1,0 +1,127 @@
+"""The steps of scenarios that go the same way: what their ops take, summed on each axis first and spread at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace import ops as work_of
+from moetrace.cost.beyond import said
+from moetrace.replay import memory
+from moetrace.replay.engine import context_of, crossing_ns
+from moetrace.replay.grid.load import spread
+from moetrace.replay.grid.shape import Shape
+from moetrace.replay.grid.times import Pricing, Times
+from moetrace.replay.lanes import Axis
+
+FloatArray = npt.NDArray[np.float64]
+_SENT = "communication"
+
+
+class Steps:
+    """What the ops of a shape take, summed by step."""
+
+    def __init__(self, shape: Shape, pricing: Any) -> None:
+        draft, counted = shape.draft, shape.counted
+        self.shape, self.space, self.count = shape, shape.space, counted.count
+        self.need = memory.need(draft)
+        context = context_of(draft, self.need)
+        wafer = draft.hw.law == "wafer"
+        held = self.need.model_bytes if wafer else None
+        self.context = replace(context, model_bytes=0.0)
+        self.pricing: Pricing = pricing(draft.hw.law, self.context)
+        added = [self.pricing.add(op, key, held) for op, key in zip(counted.ops, counted.keys, strict=True)]
+        self.begin = np.array([begin for begin, _ in added], dtype=np.int64)
+        self.family = np.array([work_of.family(op.kind) for op in counted.ops])
+        self.groups: dict[tuple[str, ...], tuple[Axis | None, list[int]]] = {}
+        for i, (_, axis) in enumerate(added):
+            self.groups.setdefault(axis.roots if axis else (), (axis, []))[1].append(i)
+        self.times = Times(np.zeros((3, 0)), np.zeros(0, dtype=np.int64), ())
+
+    def price(self) -> None:
+        """Takes the times of the ops, once all are gathered."""
+        self.times = self.pricing.on(self.shape.draft.hw, self.context)
+        names, steps = sorted(set(self.family.tolist())), len(self.shape.draft.steps)
+        self.ns = np.zeros((steps, 3, self.space.size))
+        self.of_family = {name: np.zeros((steps, self.space.size)) for name in names}
+        self.sent = np.zeros((steps, 3, self.space.size))
+        for axis, members in self.groups.values():
+            at = np.array(members)
+            rows = self.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
+            taken, index = self.times.ns[:, rows], slice(None) if axis is None else axis.index
+            self.ns += np.matmul(self.count[:, at], taken).transpose(1, 0, 2)[:, :, index]
+            for name in dict.fromkeys(self.family[at].tolist()):
+                own = self.family[at] == name
+                ends = taken[:, own] if name == _SENT and self.shape.draft.shares else taken[:1, own]
+                summed = np.matmul(self.count[:, at[own]], ends)[:, :, index]
+                self.of_family[name] += summed[0]
+                if len(summed) == 3:
+                    self.sent += summed.transpose(1, 0, 2)
+        self.alone = self.ns[:, 0]
+        if self.shape.draft.shares:
+            self._share_out()
+        crossing = crossing_ns(self.shape.draft, self.need)
+        self.ns = self.ns + np.stack([spread(ns, self.space) for ns in crossing])[:, None]
+
+    def _share_out(self) -> None:
+        """What pipelines and halves make of the steps: `shares.stretched`, for every scenario."""
+        shares = self.shape.draft.shares
+        self.times_of = np.stack([spread(share.times, self.space) for share in shares])
+        self.halves = np.stack([spread(share.halves, self.space) > 0 for share in shares])
+        rest = self.ns - self.sent
+        both = np.maximum(np.maximum(2 * rest, 2 * self.sent), rest + self.sent)
+        self.ns = np.rint(np.where(self.halves[:, None], both, self.ns) * self.times_of[:, None])
+
+    @property
+    def seconds(self) -> FloatArray:
+        """[steps, 3, scenarios]: expected, and both ends of the interval."""
+        return self.ns / 1e9
+
+    def families(self) -> dict[str, FloatArray]:
+        """Expected seconds of each family, [steps, scenarios], which add up to the step: `simulation.families_by_step`."""
+        span = self.ns[:, 0]
+        out = {name: ns for name, ns in self.of_family.items() if name != _SENT}
+        rest = self.alone - self.of_family.get(_SENT, 0.0)
+        if self.shape.draft.hw.device_class == "wafer":
+            out[_SENT] = span - rest
+        else:
+            factor = np.ones_like(span)
+            if self.shape.draft.shares:
+                one = span / np.maximum(self.alone, 1e-3)
+                factor = np.where(self.halves, np.minimum(2.0, span / np.maximum(rest, 1e-3)), one)
+            out = {name: ns * factor for name, ns in out.items()}
+            if _SENT in self.of_family:
+                out[_SENT] = np.maximum(span - rest * factor, 0.0)
+        return {name: ns / 1e9 for name, ns in out.items()}
+
+    def beyond(self) -> npt.NDArray[np.object_]:
+        """What lies beyond the fit in each scenario, as text."""
+        out = np.full(self.space.size, "", dtype=object)
+        phases = sorted({step.phase or "" for step in self.shape.draft.steps})
+        code = np.zeros((len(phases), self.space.size), dtype=np.int64)
+        if not self.times.reasons:
+            return out
+        for place, phase in enumerate(phases):
+            mine = [i for i, step in enumerate(self.shape.draft.steps) if (step.phase or "") == phase]
+            for axis, members in self.groups.values():
+                at = np.array(members)[(self.count[mine][:, members] > 0).any(axis=0)]
+                if at.size:
+                    rows = self.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
+                    marks = np.bitwise_or.reduce(self.times.mark[rows], axis=0)
+                    code[place] |= marks if axis is None else marks[axis.index]
+        seen, index = np.unique(code, axis=1, return_inverse=True)
+        texts = [_text(phases, column, self.times.reasons) for column in seen.T.tolist()]
+        out[:] = np.array(texts, dtype=object)[index.reshape(-1)]
+        return out
+
+
+def _text(phases: Sequence[str], marks: Sequence[int], reasons: Sequence[str]) -> str:
+    told: Mapping[str, list[str]] = {
+        phase: [reason for bit, reason in enumerate(reasons) if mark >> bit & 1]
+        for phase, mark in zip(phases, marks, strict=True)
+    }
+    return said(told)

@@ -1,0 +1,131 @@
+"""What the ops of many drafts take: every distinct one is priced once on each machine, in one call for all that are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace import ops as work_of
+from moetrace.cost import PriceContext, price
+from moetrace.cost.beyond import beyond
+from moetrace.hardware import Hardware
+from moetrace.op import Costs, Op, OpColumns, Works
+from moetrace.replay.grid.shape import Key, key_of
+from moetrace.replay.lanes import Axis, Lanes
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+_MODEL = "model_bytes"  # what the wafer law must know beside an op's dims
+_MOST_REASONS = 62  # that fit a whole number's bits, and one for all others
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Of ops on their axes: whole ns [3, rows] as expected and at both ends of the interval, and what lies beyond the fit:
+    bit i of `mark` [rows] for `reasons[i]`."""
+
+    ns: FloatArray
+    mark: IntArray
+    reasons: tuple[str, ...]
+
+
+class Pricing:
+    """Ops that are gathered first and priced together; `place` says where an op's rows lie in the answers."""
+
+    def __init__(self) -> None:
+        self.place: dict[Key, tuple[int, int]] = {}
+        self.alike: dict[Key, list[tuple[Op, Axis | None, Any, int]]] = {}
+        self.rows = 0
+        self.answers: dict[Key, Times] = {}
+        self.groups: list[tuple[Works, FloatArray | None, IntArray]] | None = None
+
+    def add(self, op: Op, key: Key, model_bytes: Any = None) -> tuple[int, Axis | None]:
+        """Where the op's rows begin, and the axis that they lie on (None: one row for all scenarios).
+
+        `model_bytes` is what the op's machine holds, where its law asks.
+        """
+        axis = axis_of((*op.dims, (_MODEL, model_bytes)))
+        whole = (
+            id(axis.space) if axis is not None else 0,
+            key,
+            key_of(Op.of("", "", **{_MODEL: model_bytes})),
+        )
+        if whole not in self.place:
+            size = 1 if axis is None else axis.size
+            self.place[whole] = self.rows, size
+            kind = (op.kind, op.dtype, tuple(name for name, _ in op.dims))
+            self.alike.setdefault(kind, []).append((op, axis, model_bytes, self.rows))
+            self.rows += size
+        return self.place[whole][0], axis
+
+    def on(self, hw: Hardware, context: PriceContext) -> Times:
+        """The times of all rows on one device of a machine; those of a node are those of its device."""
+        key = (hw.base or hw.name, id(hw.families), hw.link, context)
+        if key not in self.answers:
+            self.answers[key] = self._on(hw, context)
+        return self.answers[key]
+
+    def _on(self, hw: Hardware, context: PriceContext) -> Times:
+        if self.groups is None:
+            self.groups = [self._group(kind, members) for kind, members in self.alike.items()]
+        ns, mark = np.zeros((3, self.rows)), np.zeros(self.rows, dtype=np.int64)
+        bits: dict[str, int] = {}
+        for works, model_bytes, rows in self.groups:
+            ns[:, rows] = _ns(price(works, hw, context=context, model_bytes=model_bytes))
+            for reason, which in beyond(works, hw, context):
+                bit = bits.setdefault(reason, len(bits))
+                mark[rows[which]] |= 1 << min(bit, _MOST_REASONS)
+        told = list(bits)
+        if len(told) > _MOST_REASONS:
+            told = [*told[:_MOST_REASONS], "and more"]
+        return Times(ns, mark, tuple(told))
+
+    def _group(
+        self, kind: Key, members: Sequence[tuple[Op, Axis | None, Any, int]]
+    ) -> tuple[Works, FloatArray | None, IntArray]:
+        """The works of ops of one kind, type and set of dims, and the places of their rows."""
+        sizes = [1 if axis is None else axis.size for _, axis, _, _ in members]
+        columns = [dict(op.dims) for op, _, _, _ in members]
+        dims = {
+            name: np.concatenate([
+                _on(values[name], axis, size)
+                for values, (_, axis, _, _), size in zip(columns, members, sizes, strict=True)
+            ])
+            for name in kind[2]
+        }  # fmt: skip
+        told = [
+            _on(held, axis, size)
+            for (_, axis, held, _), size in zip(members, sizes, strict=True)
+            if held is not None
+        ]
+        rows = np.concatenate(
+            [np.arange(at, at + size) for (_, _, _, at), size in zip(members, sizes, strict=True)]
+        )
+        ops = OpColumns((Op(kind[0], kind[1]),), np.zeros(rows.size, dtype=np.int64), dims)
+        return work_of.works(ops), np.concatenate(told) if told else None, rows
+
+
+def axis_of(named: Sequence[tuple[str, Any]]) -> Axis | None:
+    """The axis of all these numbers, None if none varies."""
+    axis: Axis | None = None
+    for _, value in named:
+        if isinstance(value, Lanes):
+            axis = value.axis if axis is None else axis.space.joint(axis, value.axis)
+    return axis
+
+
+def _on(value: Any, axis: Axis | None, size: int) -> FloatArray:
+    if isinstance(value, Lanes) and axis is not None:
+        return np.asarray(value.on(axis), dtype=np.float64)
+    return np.full(size, float(value))
+
+
+def _ns(costs: Costs) -> FloatArray:
+    """Rounded as one scenario's rows are."""
+    expected = np.rint(np.nan_to_num(costs.expected_s) * 1e9)
+    error = 1.0 + np.nan_to_num(costs.error)
+    return np.stack([expected, np.rint(expected / error), np.rint(expected * error)])

@@ -1,0 +1,84 @@
+"""What lies beyond a machine's calibration is found op by op, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+
+from moetrace import ops
+from moetrace.cost import PriceContext
+from moetrace.cost.beyond import beyond, said
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.machines.seen import ranges
+from moetrace.op import Op, OpColumns
+
+SEEN = {"tokens": (1.0, 512.0), "hidden": (2048.0, 7168.0), "inter": (64.0, 4096.0), "experts": (8.0, 256.0),
+        "topk": (1.0, 8.0), "local_experts": (1.0, 256.0)}  # fmt: skip
+INSIDE = {"tokens": 8, "hidden": 2048, "inter": 768, "experts": 128, "topk": 8}
+
+
+def machine(**changes: object) -> Hardware:
+    """An H100 whose experts were fitted on these sizes."""
+    hw = load_hardware("h100-sxm")
+    own = replace(hw.families["experts"], **{"seen": SEEN, **changes})
+    return replace(hw, families=MappingProxyType({**hw.families, "experts": own}))
+
+
+def found(op: Op, hw: Hardware, engine: str = "any") -> set[str]:
+    return {why for why, which in beyond(ops.works([op]), hw, PriceContext(engine=engine)) if which.any()}
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        ({}, set()),
+        ({"tokens": 512}, set()),
+        ({"tokens": 513}, {"experts tokens above 512"}),
+        ({"hidden": 1024, "inter": 8192}, {"experts hidden below 2048", "experts inter above 4096"}),
+        ({"experts": 512}, {"experts experts above 256", "experts local_experts above 256"}),
+        ({"topk": 10}, {"experts topk above 8"}),
+        ({"local_experts": 0.5}, {"experts local_experts below 1"}),
+    ],
+)  # fmt: skip
+def test_each_size_outside_of_what_was_seen_is_named(edit: dict[str, float], why: set[str]) -> None:
+    assert found(Op.of("moe_gate_up", "bf16", **{**INSIDE, **edit}), machine()) == why
+
+
+def test_types_engines_and_machines_that_were_not_measured_are_named() -> None:
+    op = Op.of("moe_gate_up", "bf16", **INSIDE)
+    assert found(op, machine(provenance="assumed")) == {"experts of bf16: assumed"}
+    moved = replace(machine(provenance="transferred from h100-sxm"), name="h200-sxm-x4", base="h200-sxm")
+    assert found(op, moved) == {"h200-sxm itself: transferred from h100-sxm"}
+    assert found(replace(op, dtype="int8/bf16"), machine()) >= {"experts of int8: 16-bit coefficients"}
+    bare = machine()
+    bare = replace(bare, families={k: f for k, f in bare.families.items() if "@vllm" not in k})
+    assert found(op, bare, "vllm") == {"experts of vllm: another engine's coefficients"}
+    assert (
+        found(Op.of("norm", "bf16", tokens=1 << 20, width=8), machine()) == set()
+    )  # assumed on every machine
+
+
+def test_only_the_rows_that_lie_beyond_are_marked() -> None:
+    some = [Op.of("moe_gate_up", "bf16", **{**INSIDE, "tokens": tokens}) for tokens in (8, 600, 512, 4096)]
+    (mark,) = [which for why, which in beyond(ops.works(some), machine(), PriceContext()) if "tokens" in why]
+    assert mark.tolist() == [False, True, False, True]
+
+
+def test_the_sizes_of_a_table_are_its_least_and_most() -> None:
+    some = OpColumns.of([
+        Op.of("attention", "bf16", batch=4, heads=8, kv_heads=8, head_dim=128, kv=4 * 100),
+        Op.of("attention", "bf16", batch=1, heads=16, kv_heads=2, head_dim=64, kv=5000),
+        Op.of("moe_module", "bf16", **INSIDE),
+    ])  # fmt: skip
+    seen = ranges(some)
+    assert seen["context"] == (100, 5000) and seen["heads"] == (8, 16) and seen["local_experts"] == (128, 128)
+    assert "q" not in seen and np.isfinite(list(seen.values())).all()
+
+
+def test_reasons_are_said_by_phase() -> None:
+    assert said({"decode": []}) == said({}) == ""
+    assert said({"prefill": ["b", "a", "b"], "decode": ["c"]}) == "decode: c; prefill: a, b"
+    assert said({"prefill": ["a"], "decode": ["a"], "mixed": []}) == "decode and prefill: a"
