@@ -219,7 +219,7 @@ class _Reader:
     def _takes(self, piece: bytes) -> bool:
         """Whether a piece is a list of JSON values; if so, its events are taken."""
         try:
-            self.rows.add(piece)
+            self.rows.add(piece, self._layout.between)
         except (ValueError, RecursionError):
             return False
         return True

@@ -43,7 +43,8 @@ _CLASS = {
     "user_annotation": RANGE, "gpu_user_annotation": DEVICE_RANGE, "python_function": MODULE,
 }  # fmt: skip
 # Categories that tell of the profiler itself: calls of Python (stacks were recorded), and what it says that it cost.
-_TOLD = ("python_function", "overhead")
+_CALL = "python_function"
+_TOLD = (_CALL, "overhead")
 _OTHER = MODULE + 1  # classes that are not read
 _EXACT = float(1 << 51)  # us that a float holds, in ns still far within 64 bits
 _LONG = 8_796_000_000_000  # us from which (2^43) a float does not hold every ns: three months, or an absolute time
@@ -130,17 +131,22 @@ class Rows:
         self._classes, self._lanes = _Classes(), _Lanes()
         self._known: dict[tuple[bytes, ...], int] = {}
 
-    def add(self, chunk: bytes) -> None:
-        """The events of the inside of a list. Raises ValueError or RecursionError, and takes none, if it is no JSON."""
-        text = b"[" + chunk + b"]"
+    def add(self, chunk: bytes, between: bytes = b"") -> None:
+        """The events of the inside of a list. Raises ValueError or RecursionError, and takes none, if it is no JSON.
+
+        With what stands `between` events, calls of Python are not decoded.
+        """
+        kept, calls = _without_calls(chunk, between) if between else (chunk, 0)
         try:
+            text = b"[" + kept + b"]"
             events = _EVENTS.decode(text)
             columns = self._columns(events, text)
         except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
-            self.add_each(loads(text))
+            self.add_each(loads(b"[" + chunk + b"]"))
         else:
-            self.count += len(events)
-            self.found += len(events)
+            self.count += len(events) + calls
+            self.found += len(events) + calls
+            self.skipped[_CALL] += calls
             self.builder.extend(columns)
             self._weigh()
             cats = [event.cat for event in events]
@@ -306,6 +312,42 @@ class Rows:
         else:
             add(cls, name, start, dur, lane, external=external)
         return True
+
+
+# How torch's event of a Python call begins, up to its name: a text in JSON cannot hold it, for its quotes would be escaped.
+_SPACE = rb"[ \t\r\n]*"
+_WORDS = (
+    rb'"ph"',
+    rb":",
+    rb'"X"',
+    rb",",
+    rb'"cat"',
+    rb":",
+    rb'"python_function"',
+    rb",",
+    rb'"name"',
+    rb":",
+    b'"',
+)
+_BEGINS = re.compile(rb"\{(" + b"".join(_SPACE + word for word in _WORDS) + rb")")
+_MODULE_CALL = b"nn.Module"
+
+
+def _without_calls(chunk: bytes, between: bytes) -> tuple[bytes, int]:
+    """(the chunk without its events of calls of Python that are no module's, their number), by how each event begins.
+
+    The first event and the last always stay, so that what is left is a list if the chunk was one.
+    """
+    begins = _BEGINS.search(chunk)
+    if begins is None:
+        return chunk, 0
+    first, *events, last = chunk.split(between) if between in chunk else (chunk, b"")
+    call = begins[1]
+    module = call + _MODULE_CALL
+    kept = [event for event in events if not event.startswith(call) or event.startswith(module)]
+    if len(kept) == len(events):
+        return chunk, 0
+    return between.join([first, *kept, last]), len(events) - len(kept)
 
 
 def loads(text: bytes) -> Any:

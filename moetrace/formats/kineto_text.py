@@ -193,17 +193,17 @@ class Layout:
     """What stands between two events in this file, learned from a cut that is certain."""
 
     def __init__(self) -> None:
-        self._between = b""
+        self.between = b""  # a closing brace, a comma and an opening one; empty as long as it is not known
         self._left = 0
 
     def learn(self, text: bytes, comma: int) -> None:
         """Takes over what stands around a comma between events, or nothing if these are no objects."""
         left = _LEFT.search(text, max(0, comma - _MARGIN), comma)
         right = _RIGHT.match(text, comma, comma + _MARGIN)
-        self._between = left[0] + right[0] if left and right else b""
+        self.between = left[0] + right[0] if left and right else b""
         self._left = len(left[0]) if left else 0
 
     def guess(self, text: bytes) -> int:
         """The comma behind the last event that seems whole; -1 for none."""
-        found = text.rfind(self._between) if self._between else -1
+        found = text.rfind(self.between) if self.between else -1
         return found + self._left if found >= 0 else -1

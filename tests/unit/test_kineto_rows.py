@@ -47,7 +47,7 @@ ODD = st.sampled_from(
 def said(rows: Rows) -> tuple[Any, ...]:
     events = rows.builder.build()
     columns = {name: getattr(events, name).tolist() for name in COLUMNS}
-    return columns, events.texts, events.tensor_sets, rows.count, rows.damaged
+    return columns, events.texts, events.tensor_sets, rows.count, rows.damaged, rows.skipped
 
 
 @settings(max_examples=300, deadline=None)
@@ -58,12 +58,38 @@ def said(rows: Rows) -> tuple[Any, ...]:
 @example(
     [{"ph": "X", "cat": "cpu_op", "name": "k", "ts": 1, "args": {"Input Dims": None, "Input dims": [[2]]}}], 0
 )
-def test_both_ways_say_the_same(events: list[Any], cut: int) -> None:
-    by_type, one_by_one = Rows(), Rows()
+def test_all_ways_say_the_same(events: list[Any], cut: int) -> None:
+    by_type, skipping, one_by_one = Rows(), Rows(), Rows()
     for part in (events[:cut], events[cut:]):
         by_type.add(json.dumps(part).encode()[1:-1])
+        skipping.add(json.dumps(part).encode()[1:-1], b"}, {")
         one_by_one.add_each(json.loads(json.dumps(part)))
-    assert said(by_type) == said(one_by_one)
+    assert said(by_type) == said(one_by_one) == said(skipping)
+
+
+@pytest.mark.parametrize("indent", [None, 1, 4])
+def test_calls_of_python_are_counted_and_not_decoded(
+    monkeypatch: pytest.MonkeyPatch, indent: int | None
+) -> None:
+    """Between kernels whose names look like such an event, and calls of modules, which are kept."""
+    call = {"ph": "X", "cat": "python_function", "name": "f", "ts": 1, "args": {"Python id": 1}}
+    trap = json.dumps(call) + "}, {" + json.dumps(call)
+    kept = [{"ph": "X", "cat": "kernel", "name": trap, "ts": 1}, {**call, "name": "nn.Module: Block_1"}]
+    events = [*kept, call, *kept, call, call, *kept]
+    chunk = json.dumps(events, indent=indent).encode()[1:-1]
+    decoded: list[bytes] = []
+    plain = kineto_rows._EVENTS
+
+    class Told:
+        def decode(self, text: bytes) -> Any:
+            decoded.append(text)
+            return plain.decode(text)
+
+    monkeypatch.setattr(kineto_rows, "_EVENTS", Told())
+    rows, step = Rows(), "\n" + " " * (indent or 0)
+    rows.add(chunk, f"{step}}},{step}{{".encode() if indent else b"}, {")
+    assert len(rows.builder.build().cls) == 6 and (rows.count, rows.damaged) == (9, 0)
+    assert rows.skipped["python_function"] == 6 and len(json.loads(decoded[0])) == 6
 
 
 def test_usual_events_are_not_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
