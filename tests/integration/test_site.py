@@ -26,3 +26,17 @@ def test_the_site_builds_and_its_references_are_whole(tmp_path: Path) -> None:
     names = (tmp_path / "site" / "api.html").read_text()
     listed = {f"{module}.{name}" for module, name in moetrace._PUBLIC.values()}
     assert [name for name in listed if f'id="{name}"' not in names] == []
+    methods = {
+        f"{m}.{n}.{method}"
+        for m, n in moetrace._PUBLIC.values()
+        for method in _methods(getattr(moetrace, n, None))
+    }
+    assert len(methods) > 30
+    assert [name for name in methods if f'id="{name}"' not in names] == []
+
+
+def _methods(value: object) -> list[str]:
+    """The public methods that a value's own class defines."""
+    if not isinstance(value, type) or issubclass(value, Exception):
+        return []
+    return [name for name, found in vars(value).items() if not name.startswith("_") and callable(found)]
