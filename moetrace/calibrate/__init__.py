@@ -8,7 +8,7 @@ coefficients, `profile` writes them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
-from moetrace.calibrate.fit import Fit, Interval, Problem, fit, held_out, interval
-from moetrace.calibrate.measured import Measured
+from moetrace.calibrate.fit import Fit, Problem, fit, held_out
+from moetrace.calibrate.interval import WITHIN, Coverage, Interval, interval, on_other_half
+from moetrace.calibrate.measured import Measured, family_of
 from moetrace.calibrate.tables import read_measurements
 from moetrace.errors import CalibrationError
-from moetrace.hardware import ANY_ENGINE, FORM_OF, Hardware, coefficient_family, load_hardware
+from moetrace.hardware import ANY_ENGINE, FORM_OF, Hardware, load_hardware
 from moetrace.machines.forms import Cache
 from moetrace.machines.gpu import memory_share, tokens_of
 from moetrace.machines.seen import ranges
@@ -47,6 +48,7 @@ class Group:
     mean: float
     median: float
     interval: Interval
+    coverage: tuple[Coverage, ...]  # of intervals drawn from the other half of the shapes
     by_kernel: Mapping[str, tuple[float, float]]
     seen: Mapping[str, tuple[float, float]]  # least and most of each size of the rows: see machines/seen
 
@@ -84,9 +86,9 @@ def calibrate(
     tables = [read_measurements(Path(path), hw.base or hw.name) for path in measurements]
     groups: list[Group] = []
     refused: dict[str, str] = {}
-    for key, form, rows in _groups(Measured.join(tables), hw, max_tokens, max_rows):
+    for key, form, rows, beyond in _groups(Measured.join(tables), hw, max_tokens, max_rows):
         try:
-            groups.append(_fitted(key, form, rows, hw, cache, max_tokens))
+            groups.append(_fitted(key, form, rows, beyond, hw, cache, max_tokens))
         except CalibrationError as error:
             refused[key] = str(error)
     if not groups:
@@ -98,31 +100,33 @@ def calibrate(
 
 def _groups(
     table: Measured, hw: Hardware, max_tokens: int, max_rows: int
-) -> Iterator[tuple[str, str, Measured]]:
-    """(key, form, rows) of each op family, element type and engine, then of all engines together."""
+) -> Iterator[tuple[str, str, Measured, Measured]]:
+    """(key, form, rows to fit, larger ones) of each op family, element type and engine, then of all engines together."""
     size = np.full(len(table), np.nan)
     for name in ("tokens", "m", "batch"):
         size = np.where(np.isnan(size), table.ops.column(name), size)
     small = np.isnan(size) | (size <= max_tokens)
     names = []
     for op in table.ops.types:
-        own = op.kind if op.kind in FORM_OF else coefficient_family(op.kind, work_of.family(op.kind))
-        family, weights = own, op.weight_dtype
+        family, weights = family_of(op.kind), op.weight_dtype
         names.append(family if weights in ("bf16", "fp16") else f"{family}:{weights}")
     of_type = np.array(names)[table.ops.code]
     for name in sorted(set(of_type.tolist())):
         form = FORM_OF.get(name.split(":")[0], "generic")
         mine = small & (of_type == name)
         engines = [e for e in sorted(set(table.engine[mine].tolist())) if e != ANY_ENGINE]
-        parts = []
+        parts, larger = [], []
         for engine in engines:
             kernel = _main_kernel(table, mine & (table.engine == engine))
             these = (table.engine == engine) & (table.kernel == kernel)
-            above = _sample(these & (of_type == name) & ~small, int(max_rows * _ABOVE.get(form, 0.0)))
-            parts.append(np.concatenate([_sample(mine & these, max_rows), above]))
-            yield f"{name}@{engine}", form, table.take(parts[-1])
+            above = _sample(these & (of_type == name) & ~small, max_rows)
+            fitted = int(max_rows * _ABOVE.get(form, 0.0))
+            parts.append(np.concatenate([_sample(mine & these, max_rows), above[:fitted]]))
+            larger.append(above[fitted : fitted + max_rows // 4])
+            yield f"{name}@{engine}", form, table.take(parts[-1]), table.take(larger[-1])
         if not engines:
-            yield name, form, table.take(_sample(mine, max_rows))
+            beyond = _sample((of_type == name) & ~small, max_rows // 4)
+            yield name, form, table.take(_sample(mine, max_rows)), table.take(beyond)
         else:
             each = max_rows // len(parts)
             # What any engine takes is not drawn by an engine's second kernel (ENGINE_KERNEL), by a bare library's, nor by one
@@ -132,7 +136,10 @@ def _groups(
             firsts = [part for part in first.values() if not _beats_datasheet(table.take(part), hw)]
             firsts = firsts or list(first.values())
             pooled = [part[: min(each, *(p.size for p in parts))] for part in firsts]
-            yield name, form, table.take(np.concatenate(pooled))
+            beyond = np.concatenate([
+                more for part, more in zip(parts, larger, strict=True) if any(part is one for one in firsts)
+            ])  # fmt: skip
+            yield name, form, table.take(np.concatenate(pooled)), table.take(beyond)
 
 
 def _beats_datasheet(rows: Measured, hw: Hardware) -> bool:
@@ -158,13 +165,15 @@ def _sample(rows: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.int64]:
     return np.asarray(index[:most], dtype=np.int64)
 
 
-def _fitted(key: str, form: str, rows: Measured, hw: Hardware, cache: Cache, max_tokens: int) -> Group:
+def _fitted(
+    key: str, form: str, rows: Measured, beyond: Measured, hw: Hardware, cache: Cache, max_tokens: int
+) -> Group:
+    """The fit to `rows`; how far off it is of `beyond`, which it has not seen, only widens the interval of larger ops."""
     problem = Problem.of(form, rows, hw, cache)
     own = hw.families.get(key)
     start = dict(own.value) if own is not None and own.form == form and own.provenance != "assumed" else {}
     errors = held_out(problem, start)
     found = fit(problem, start)
-    share = memory_share(problem.form.seconds(found.value, problem.works, problem.at))
     small = ~(tokens_of(problem.works) > max_tokens)  # the score is of these, the interval of larger ones too
     off, kernel = np.abs(np.expm1(errors))[small], rows.kernel[small]
     if off.mean() > _HOPELESS:
@@ -174,9 +183,15 @@ def _fitted(key: str, form: str, rows: Measured, hw: Hardware, cache: Cache, max
         )
     kernels = sorted(set(kernel.tolist()))
     by_kernel = {k: (float(off[kernel == k].mean()), float(np.median(off[kernel == k]))) for k in kernels}
+    whole = Measured.join([rows, beyond])
+    every = Problem.of(form, whole, hw, cache)
+    errors = np.concatenate([errors, every.log_error(found.value)[len(rows) :]])
+    share = memory_share(every.form.seconds(found.value, every.works, every.at))
+    drawn = replace(interval(errors, every.works, share), error=float(np.quantile(off, WITHIN)))
+    told = on_other_half(errors, every.works, share, whole.shape)
     return Group(
         key, form, found, len(rows), int(np.unique(rows.shape).size), tuple(kernels), float(off.mean()),
-        float(np.median(off)), interval(errors, problem.works, share), by_kernel, ranges(rows.ops),
+        float(np.median(off)), drawn, told, by_kernel, ranges(rows.ops),
     )  # fmt: skip
 
 
@@ -197,6 +212,7 @@ def summary(found: Calibration) -> dict[str, Any]:
                 "held_out_mean": g.mean,
                 "held_out_median": g.median,
                 **asdict(g.interval),
+                "coverage": [asdict(one) for one in g.coverage],
                 "by_kernel": {k: list(v) for k, v in g.by_kernel.items()},
                 "coefficients": dict(g.fit.value),
                 "fitted": list(g.fit.fitted),

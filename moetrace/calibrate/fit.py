@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
+from moetrace.calibrate.interval import MIN_ROWS
 from moetrace.calibrate.measured import Measured
 from moetrace.errors import CalibrationError
 from moetrace.hardware import Hardware, Parameter
 from moetrace.machines.forms import FORMS, Cache, Form, Setting
-from moetrace.machines.gpu import few_experts, peaks, tokens_of
+from moetrace.machines.gpu import peaks
 from moetrace.op import FloatArray, Works
 
-MIN_ROWS, MIN_SHAPES = 30, 3
+MIN_SHAPES = 3
 _FOLDS = 10  # more shapes than that are left out in groups
 _SCALE = 0.05  # error at which the loss turns from square to linear
 _PRIOR_SHARE = 0.01  # of the rows that the prior is worth, at an error of _SCALE each
@@ -32,7 +33,6 @@ _UNDETERMINED = (
 _NOTHING = 1e-9  # information about a logarithm: none
 _TOGETHER = 10.0  # rows of one shape that count as one, at most
 _EVALUATIONS = 60
-_WITHIN = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,54 +186,3 @@ def _range(parameter: Parameter, start: Mapping[str, float]) -> tuple[float, flo
     least = parameter.low or parameter.start * 1e-3
     begin = float(np.clip(begin, least * 1.001, parameter.high * 0.999))
     return float(np.log(least)), float(np.log(begin)), float(np.log(parameter.high))
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """What a Family says of its error, so that it holds 80 % of the held-out rows."""
-
-    error: float
-    error_decades: tuple[float, ...]
-    error_memory: tuple[float, ...]
-    error_few: float | None
-
-
-def interval(errors: FloatArray, works: Works, memory: FloatArray) -> Interval:
-    """The interval that holds 80 % of the held-out `errors` (logarithms), overall and by size.
-
-    Within a decade of tokens the error is a line in `memory`, the share of the time that is memory's: streaming is better
-    known than what is fixed. The line is the one of the least loss of an 80 % quantile; a decade of few rows takes the
-    line of all. Ranks of few experts have an error of their own where they were measured.
-    """
-    size, few = np.abs(errors), few_experts(works)
-    decade = np.floor(np.log10(np.maximum(np.nan_to_num(tokens_of(works), nan=1.0), 1.0)))
-    usual = ~few if (~few).sum() >= MIN_ROWS else np.ones_like(few)
-    every = _line(size[usual], memory[usual])
-    lines = []
-    for i in range(int(decade.max()) + 1):
-        inside = usual & (decade == i)
-        lines.append(_line(size[inside], memory[inside]) if inside.sum() >= MIN_ROWS else every)
-    fixed, streaming = (tuple(np.expm1(side).tolist()) for side in zip(*lines, strict=True))
-    own = (
-        float(np.expm1(np.quantile(size[few], _WITHIN)))
-        if few.sum() >= MIN_ROWS and not usual.all()
-        else None
-    )
-    return Interval(float(np.expm1(np.quantile(size, _WITHIN))), fixed, streaming, own)
-
-
-def _line(size: FloatArray, memory: FloatArray) -> tuple[float, float]:
-    """(at memory 0, at memory 1) of the 80 % quantile of `size` as a line in `memory`, neither below a tenth of it."""
-    from scipy.optimize import minimize
-
-    middle = float(np.quantile(size, _WITHIN))
-
-    def loss(ends: FloatArray) -> float:
-        over = size - ((1 - memory) * abs(ends[0]) + memory * abs(ends[1]))
-        return float(np.mean(np.maximum(_WITHIN * over, (_WITHIN - 1) * over)))
-
-    found = minimize(loss, np.array([middle, middle]), method="Nelder-Mead", options={"maxiter": 300}).x
-    low, high = (max(abs(float(end)), middle / 10) for end in found)
-    # Rescaled so that exactly 80 % lie within.
-    scale = float(np.quantile(size / ((1 - memory) * low + memory * high), _WITHIN))
-    return low * scale, high * scale

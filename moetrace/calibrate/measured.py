@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moetrace import ops as work_of
+from moetrace.hardware import FORM_OF, coefficient_family
 from moetrace.op import FloatArray, OpColumns
 
 TextArray = npt.NDArray[np.str_]
@@ -31,6 +33,7 @@ class Measured:
     shape: TextArray
     hardware: TextArray
     weight: FloatArray
+    row: npt.NDArray[np.int64]  # of the table it was read from, the first is 0
     source: str
 
     def __len__(self) -> int:
@@ -41,7 +44,7 @@ class Measured:
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
         return Measured(
             self.ops.take(index), self.seconds[index], self.engine[index], self.kernel[index], self.shape[index],
-            self.hardware[index], self.weight[index], self.source,
+            self.hardware[index], self.weight[index], self.row[index], self.source,
         )  # fmt: skip
 
     @classmethod
@@ -54,7 +57,12 @@ class Measured:
         dims = {name: np.concatenate([t.ops.column(name) for t in tables]) for name in names}
         texts = {
             name: np.concatenate([getattr(t, name) for t in tables])
-            for name in ("seconds", "engine", "kernel", "shape", "hardware", "weight")
+            for name in ("seconds", "engine", "kernel", "shape", "hardware", "weight", "row")
         }
         source = ", ".join(dict.fromkeys(t.source for t in tables))
         return cls(ops=OpColumns(types, code, dims), source=source, **texts)
+
+
+def family_of(kind: str) -> str:
+    """The family that ops of a kind are fitted and scored as."""
+    return kind if kind in FORM_OF else coefficient_family(kind, work_of.family(kind))

@@ -52,7 +52,11 @@ def _entry(group: Group) -> dict[str, Any]:
         "error": _short(group.interval.error),
         "error_decades": [_short(min(e, MAX_ERROR)) for e in group.interval.error_decades],
         "error_memory": [_short(min(e, MAX_ERROR)) for e in group.interval.error_memory],
-        **({} if group.interval.error_few is None else {"error_few": _short(group.interval.error_few)}),
+        **(
+            {"error_apart": [_short(min(e, MAX_ERROR)) for e in group.interval.error_apart]}
+            if group.interval.error_apart
+            else {}
+        ),
         "rows": group.rows,
         "shapes": group.shapes,
         "held_out": f"mean {group.mean:.1%} median {group.median:.1%}; by kernel: {by_kernel}",

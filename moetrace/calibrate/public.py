@@ -160,11 +160,12 @@ def _measured(
         shape=shape.astype(str),
         hardware=table["system"].map(lambda name: SYSTEMS.get(name, name)).to_numpy(dtype=str),
         weight=np.ones(len(table)),
+        row=table.index.to_numpy(dtype=np.int64),
         source=path.name,
     )
 
 
-# Columns that tell a public table, and its reader.
+# Columns that tell a public table, beside framework and kernel_source, and its reader.
 TABLES: tuple[tuple[frozenset[str], Callable[[pd.DataFrame, Path], Measured]], ...] = (
     (frozenset({"gemm_dtype", "m", "n", "k", "latency"}), gemm),
     (frozenset({"num_key_value_heads", "head_dim", "step", "latency"}), attention),

@@ -39,10 +39,20 @@ def read_measurements(path: Path, hardware: str) -> Measured:
     if path.is_dir():
         return _of_run(path)
     table = _read(path)
-    reader = next((read for needs, read in PUBLIC if needs <= set(table.columns)), None)
+    reader = _public(table)
     if reader is not None:
         return reader(_clean(table, path, hardware), path)
     return _own(table, path, hardware)
+
+
+def read_public(table: pd.DataFrame, path: Path) -> Measured | None:
+    """All rows of a public table whose type of op is known, flagged ones too; None if it is no such table."""
+    reader = _public(table)
+    return None if reader is None else reader(_plain(table).reset_index(drop=True), path)
+
+
+def _public(table: pd.DataFrame) -> Callable[[pd.DataFrame, Path], Measured] | None:
+    return next((read for needs, read in PUBLIC if needs | {"kernel_source"} <= set(table.columns)), None)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -53,10 +63,12 @@ def _read(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise CalibrationError(f"{path}: cannot be read as CSV or Parquet: {error}") from error
-    for name in table.columns:
-        if str(table[name].dtype) == "category":
-            table[name] = table[name].astype(str)
-    return table
+    return _plain(table)
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with texts where it has categories."""
+    return table.astype({name: str for name in table.columns if str(table[name].dtype) == "category"})
 
 
 def _clean(table: pd.DataFrame, path: Path, hardware: str) -> pd.DataFrame:
@@ -134,6 +146,7 @@ def measured(
         shape=shape.to_numpy(dtype=str),
         hardware=system.to_numpy(dtype=str),
         weight=np.ones(len(table)),
+        row=table.index.to_numpy(dtype=np.int64),
         source=path.name,
     )
 
@@ -169,7 +182,8 @@ def _own(table: pd.DataFrame, path: Path, hardware: str) -> Measured:
     return Measured(
         ops, table["seconds"].to_numpy(dtype=np.float64), text("engine", any_engine), text("kernel", any_engine),
         text("shape", _shapes(ops)), text("hardware", [hardware] * len(table)),
-        table["weight"].to_numpy(dtype=np.float64) if "weight" in table else np.ones(len(table)), path.name,
+        table["weight"].to_numpy(dtype=np.float64) if "weight" in table else np.ones(len(table)),
+        np.arange(len(table)), path.name,
     )  # fmt: skip
 
 
@@ -207,6 +221,7 @@ def _of_run(path: Path) -> Measured:
         np.array(_shapes(ops)),
         np.array(here),
         np.ones(some.size),
+        some,
         path.name,
     )
 

@@ -109,7 +109,8 @@ class Family:
     `error` is such that 80 % of held-out measurements lie within ``/ (1 + error)`` and ``x (1 + error)``; `error_decades`
     says the same by size, for ops of 1-9 tokens, 10-99 and so on (the last holds beyond), and is empty where it was not
     found apart; `error_memory` is that of an op whose time is all memory's, `error_decades` then of one with none of it
-    (in between a line); `error_few` that of MoE ops on ranks of at most 4 of more experts. `seen` has the least and the most
+    (in between a line); `error_apart` is by decade that of MoE ops on ranks of at most 4 of more experts, of exchanges of low
+    latency and of eager all-reduces. `seen` has the least and the most
     of each size that the fit saw, empty where that is not said. `source` says where all this is from.
     """
 
@@ -120,7 +121,7 @@ class Family:
     source: str
     error_decades: tuple[float, ...] = ()
     error_memory: tuple[float, ...] = ()
-    error_few: float | None = None
+    error_apart: tuple[float, ...] = ()
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
@@ -128,17 +129,16 @@ class Family:
 
     def widened(self, factor: float) -> Family:
         """The same coefficients, all errors ``(1 + error) factor - 1``."""
-        decades, memory = (
+        decades, memory, apart = (
             tuple((1 + error) * factor - 1 for error in errors)
-            for errors in (self.error_decades, self.error_memory)
+            for errors in (self.error_decades, self.error_memory, self.error_apart)
         )
-        few = None if self.error_few is None else (1 + self.error_few) * factor - 1
         return replace(
             self,
             error=(1 + self.error) * factor - 1,
             error_decades=decades,
             error_memory=memory,
-            error_few=few,
+            error_apart=apart,
         )
 
     def with_fixed_times(self, factor: float) -> Family:

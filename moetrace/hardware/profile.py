@@ -33,7 +33,7 @@ _WAFER_ONLY = {"cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s"}
 _ERROR = (0, 20)
 # What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
 _ABOUT_FIT = {
-    "form", "error_decades", "error_memory", "error_few", "source", "rows",
+    "form", "error_decades", "error_memory", "error_apart", "source", "rows",
     "shapes", "kernels", "held_out", "kept", "covariance", "seen"
 }  # fmt: skip
 _TABLES = {"fitted", "assumed", "transferred", "match"}
@@ -184,7 +184,9 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
         name: reader.number(entry, where, name, p.low, p.high) if name in entry else p.default
         for name, p in parameters.items()
     }
-    decades, memory = (_errors(reader, entry, where, key) for key in ("error_decades", "error_memory"))
+    decades, memory, apart = (
+        _errors(reader, entry, where, key) for key in ("error_decades", "error_memory", "error_apart")
+    )
     if memory and len(memory) != len(decades):
         raise reader.error(
             f"{where}.error_memory", list(memory), f"{len(decades)} numbers, as many as error_decades"
@@ -197,7 +199,7 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
         source=entry.get("source", source),
         error_decades=decades,
         error_memory=memory,
-        error_few=reader.number(entry, where, "error_few", *_ERROR) if "error_few" in entry else None,
+        error_apart=apart,
         seen=_seen(reader, entry, where),
     )
 

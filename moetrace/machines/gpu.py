@@ -25,6 +25,7 @@ IntArray = npt.NDArray[np.int64]
 Found: TypeAlias = "Sequence[tuple[str, Family]]"
 UNKNOWN_WORK = "unknown: its dims did not suffice"
 _FEW = 4  # experts on a rank
+_EXCHANGES = ("moe_dispatch", "moe_collect")
 _TOKEN_DIMS = ("tokens", "m", "batch")  # what an op's size is told by, best first
 
 
@@ -53,7 +54,7 @@ def cost(
         compute_s[rows], memory_s[rows] = parts.compute_s, parts.memory_s
         fixed_s[rows], expected_s[rows] = parts.fixed_s, parts.expected_s
         network_s[rows] = 0.0 if parts.network_s is None else parts.network_s
-        error[rows] = errors(family, some, parts)
+        error[rows] = errors(family, some, memory_share(parts))
     lower_s = np.maximum(works["bytes_min"] / hw.memory.bytes_per_s, works["flops"] / peak)
     if sent.any():
         lower_s[sent] = _certain(works.take(np.flatnonzero(sent)), hw)
@@ -116,25 +117,36 @@ def _by_coefficients(found: Found, word: IntArray) -> Iterator[tuple[Family, Row
             yield coefficients[key], rows
 
 
-def errors(family: Family, works: Works, parts: Parts) -> FloatArray:
-    """The error of each op, [ops]: by the decade of its tokens and memory's share where that was found, else the family's."""
+def errors(family: Family, works: Works, memory: FloatArray) -> FloatArray:
+    """The error of each op, [ops]: by the decade of its tokens and `memory`, the share of its time that is memory's, where
+    that was found, else the family's."""
     if not family.error_decades:
         return np.full(len(works), family.error)
     tokens = tokens_of(works)
-    decade = np.floor(np.log10(np.maximum(np.nan_to_num(tokens, nan=1.0), 1.0)))
-    place = np.minimum(decade, len(family.error_decades) - 1).astype(np.int64)
+    place = np.minimum(decade_of(tokens), len(family.error_decades) - 1)
     found = np.array(family.error_decades)[place]
     if family.error_memory:
-        memory = memory_share(parts)
         found = found + memory * (np.array(family.error_memory)[place] - found)
-    if family.error_few is not None:
-        found = np.where(few_experts(works), family.error_few, found)
+    if family.error_apart:
+        place = np.minimum(decade_of(tokens), len(family.error_apart) - 1)
+        found = np.where(apart(works), np.array(family.error_apart)[place], found)
     return np.where(np.isnan(tokens), family.error, found)
 
 
-def few_experts(works: Works) -> npt.NDArray[np.bool_]:
-    """Whether a rank holds few of many experts, [ops]: kernels are then chosen among unusual ones."""
-    return (works.dim("local_experts") <= _FEW) & (works.dim("experts") > _FEW)
+def decade_of(tokens: FloatArray) -> IntArray:
+    """0 for 1-9 tokens, 1 for 10-99 and so on, [ops]; 0 where an op has none."""
+    return np.floor(np.log10(np.maximum(np.nan_to_num(tokens, nan=1.0), 1.0))).astype(np.int64)
+
+
+def apart(works: Works) -> npt.NDArray[np.bool_]:
+    """Whether an op runs in its family's other way, whose error is its own, [ops].
+
+    A rank holds few of many experts (kernels are then chosen among unusual ones), an exchange is of low latency (it names no
+    processors that send, dim `sms`), an all-reduce is called eagerly.
+    """
+    few = (works.dim("local_experts") <= _FEW) & (works.dim("experts") > _FEW)
+    exchanges = works.ops.by_type([1.0 if op.kind in _EXCHANGES else 0.0 for op in works.ops.types]) > 0
+    return np.asarray(few | (exchanges & ~(works.dim("sms") > 0)) | (works.dim("eager") > 0))
 
 
 def memory_share(parts: Parts) -> FloatArray:

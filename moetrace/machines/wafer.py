@@ -31,7 +31,7 @@ from moetrace.errors import ProfileError, unknown
 from moetrace.hardware import Hardware, Wafer
 from moetrace.machines.forms.base import Parts
 from moetrace.machines.forms.generic import EXPERT_GEMMS
-from moetrace.machines.gpu import errors, families_of, finish, peaks, tokens_of
+from moetrace.machines.gpu import errors, families_of, finish, memory_share, peaks, tokens_of
 from moetrace.op import Costs, FloatArray, Works
 
 PLACEMENTS = ("spread", "own", "whole")
@@ -103,7 +103,7 @@ def cost(
     parts = Parts(first_s + later_s, memory_s, fixed_s, expected_s, network_s)
     error = np.zeros(len(works))
     for at, (_, family) in enumerate(chosen):
-        error = np.where(works.ops.code == at, errors(family, works, parts), error)
+        error = np.where(works.ops.code == at, errors(family, works, memory_share(parts)), error)
     lower_s = np.maximum(works["bytes_min"] / (hw.memory.bytes_per_s * count), works["flops"] / peak)
     parts_s = (parts.compute_s, memory_s, network_s, fixed_s)
     return finish(works.known, parts_s, expected_s, lower_s, error, words, works.ops.code)

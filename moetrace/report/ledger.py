@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from moetrace.report.tables import (
     DASH,
+    INTERVAL_HEADER,
     Block,
     Facts,
     Table,
     clean,
+    interval_row,
     number,
     percent,
     plural,
@@ -38,7 +40,36 @@ def ledger_report(facts: Facts) -> list[Block]:
         _table(title, [facts["all"]]),
         *(_table(_TITLES[name], _telling(name, rows)) for name, rows in facts["groups"].items()),
         Table("Not simulated, and why", ("rows", "why"), reasons, left=2),
+        *_measured(facts),
     ]
+
+
+def _measured(facts: Facts) -> list[Block]:
+    """Of measured ops: whether intervals hold, and what beats its lower bound; nothing where none were given."""
+    blocks: list[Block] = []
+    if facts["intervals"]:
+        rows = tuple(interval_row(one["family"], one) for one in facts["intervals"])
+        title = "80 % intervals of measured ops by family and tokens; widths over the median error"
+        blocks.append(Table(title, ("family", *INTERVAL_HEADER), rows, left=2))
+        beaten = tuple(
+            (
+                clean(b["source"]),
+                clean(b["hardware"]),
+                clean(b["family"]),
+                number(b["rows"]),
+                f"{b['least']:.2f}",
+                clean(b["why"]),
+            )
+            for b in facts["beaten"]
+        )
+        if beaten:
+            title = "Rows that beat a lower bound though their bytes exceed the cache"
+            blocks.append(
+                Table(title, ("source", "hardware", "family", "rows", "least", "why"), beaten, left=3)
+            )
+        else:
+            blocks.append("No row whose bytes exceed the cache beats its lower bound")
+    return blocks
 
 
 def _table(title: str, groups: Sequence[Facts]) -> Table:

@@ -372,3 +372,14 @@ def _beat(count: int) -> str:
 def _suspect(op: Facts) -> str:
     measured, bound = seconds(op["measured_s"]), seconds(op["lower_bound_s"])
     return f"{clean(op['op'])}: {number(op['count'])} x, median {measured} measured, lower bound {bound}"
+
+
+INTERVAL_HEADER = ("tokens", "rows", "within", "half-width", "80 % of errors", "median error")
+
+
+def interval_row(name: str, one: Facts) -> tuple[str, ...]:
+    """A row of how an interval does in one decade of tokens (`calibrate.interval.Coverage`)."""
+    decade = one["decade"]
+    tokens = "all" if decade is None else f"{10**decade:,} to {10 ** (decade + 1) - 1:,}"
+    told = (f"{one['width']:.1f}", f"{one['spread']:.1f}", percent(one["median"]))
+    return clean(name), tokens, number(one["rows"]), percent(one["covered"]), *told

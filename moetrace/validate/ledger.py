@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from moetrace.calibrate.interval import coverage
+from moetrace.machines.gpu import decade_of
 from moetrace.validate.entry import NOT_SIMULATED, PREDICTED, STATEMENTS, Entry
 
 SCHEMA = "moetrace.ledger/1"
@@ -18,6 +21,8 @@ LEDGER_SCHEMA = pa.schema(
         ("id", _TEXT), ("kind", _TEXT), ("source", _TEXT), ("model", _TEXT), ("hardware", _TEXT), ("setting", _TEXT),
         ("metric", _TEXT), ("unit", _TEXT), ("printed", _TEXT), ("measured", _NUMBER), ("predicted", _NUMBER),
         ("low", _NUMBER), ("high", _NUMBER), ("error", _NUMBER), ("within", pa.bool_()), ("verdict", _TEXT), ("note", _TEXT),
+        # of measured ops alone; `lower_bound` in the row's unit
+        ("family", _TEXT), ("tokens", _NUMBER), ("lower_bound", _NUMBER), ("warm", pa.bool_()), ("beaten", pa.bool_()),
     ]
 )  # fmt: skip
 GROUPS = ("source", "model", "hardware")
@@ -76,7 +81,45 @@ def summary(ledger: pa.Table) -> dict[str, Any]:
         "all": _group("all", rows),
         "groups": groups,
         "reasons": [{"rows": count, "why": why} for why, count in reasons.most_common()],
+        "intervals": _intervals(ledger),
+        "beaten": _beaten(ledger),
     }
+
+
+def _intervals(ledger: pa.Table) -> list[dict[str, Any]]:
+    """Whether the 80 % intervals hold, by op family and decade of tokens, of the measured ops that are not marked."""
+    rows = ledger.select(["family", "tokens", "predicted", "high", "error", "verdict", "note"]).to_pandas()
+    rows = rows[
+        (rows["verdict"] == PREDICTED) & ~rows["note"].str.startswith("marked ") & (rows["family"] != "")
+    ]
+    out = []
+    for family, part in rows[rows["family"].notna()].groupby("family", sort=True):
+        stated = part["high"].to_numpy() / part["predicted"].to_numpy() - 1.0
+        decade = decade_of(part["tokens"].to_numpy(dtype=float))
+        for one in coverage(decade, np.log1p(part["error"].to_numpy()), stated):
+            out.append({"family": str(family), **asdict(one)})
+    return out
+
+
+def _beaten(ledger: pa.Table) -> list[dict[str, Any]]:
+    """The rows that beat a lower bound they cannot beat, by family, machine and cause; marked ones are left out."""
+    rows = ledger.select(
+        ["family", "hardware", "source", "measured", "lower_bound", "beaten", "note"]
+    ).to_pandas()
+    rows = rows[(rows["beaten"] == True) & ~rows["note"].str.startswith("marked ")]  # noqa: E712, as it may be null
+    rows = rows.assign(ratio=rows["measured"] / rows["lower_bound"])
+    groups = rows.groupby(["source", "hardware", "family", "note"], sort=True)
+    return [
+        {
+            "source": s,
+            "hardware": h,
+            "family": f,
+            "rows": len(part),
+            "least": float(part["ratio"].min()),
+            "why": note,
+        }
+        for (s, h, f, note), part in groups
+    ]
 
 
 def _group(name: str, rows: Any) -> dict[str, Any]:

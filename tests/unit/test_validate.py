@@ -228,6 +228,93 @@ def test_measured_ops_are_scored_by_row_and_flagged_ones_marked(tmp_path: Path) 
         measured_table(path)
 
 
+PUBLIC = {
+    "framework": "SGLang",
+    "kernel_source": "k",
+    "system": "h100_sxm",
+    "quality_flag": 0,
+    "latency": 0.5,
+}
+DEEPEP = {"node_num": 2, "hidden_size": 7168, "num_token": 64, "num_topk": 8, "num_experts": 256}
+TABLES = {
+    "moe_perf": ({
+        "moe_dtype": "bfloat16", "num_tokens": 16, "hidden_size": 2048, "inter_size": 768, "topk": 8, "num_experts": 128,
+        "moe_tp_size": 1, "moe_ep_size": 1, "distribution": "balanced", "aic_version": "0.5",
+    }, ["experts"]),
+    "attention": ({
+        "batch_size": 4, "isl": 1, "step": 1023, "num_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "kv_cache_dtype": "bfloat16", "window_size": 0.0,
+    }, ["attention"]),
+    "bmm": ({"bmm_dtype": "bfloat16", "op_name": "mla_gen_pre", "num_heads": 16, "num_tokens": 8}, ["dense_gemm"]),
+    "nccl": ({"nccl_dtype": "half", "op_name": "all_gather", "num_gpus": 8, "message_size": 4096}, ["all_gather"]),
+    "custom": ({"allreduce_dtype": "bfloat16", "num_gpus": 8, "message_size": 4096}, ["all_reduce"]),
+    "deepep": ({**DEEPEP, "dispatch_avg_t_us": 20.0, "combine_avg_t_us": 30.0}, ["moe_dispatch", "moe_collect"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_public_tables_are_scored_as_they_are_calibrated_on(name: str, tmp_path: Path) -> None:
+    row, families = TABLES[name]
+    rows = [{**PUBLIC, **row}, {**PUBLIC, **row, "quality_flag": 2}, {**PUBLIC, **row, "system": "tpu_v5"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    ledger = measured_table(tmp_path / f"{name}.parquet")
+    assert ledger.schema == LEDGER_SCHEMA and ledger.num_rows == 3 * len(families)
+    scored = [r for r in ledger.to_pylist() if r["verdict"] == PREDICTED]
+    assert sorted({r["family"] for r in scored}) == sorted(families) and len(scored) == 2 * len(families)
+    assert all(
+        0 <= r["lower_bound"] < r["predicted"] and r["low"] < r["predicted"] < r["high"] for r in scored
+    )
+    found = summary(ledger)
+    assert found["all"]["marked"] == len(families)
+    assert [one["family"] for one in found["intervals"] if one["decade"] is None] == sorted(families)
+    assert all(one["rows"] == 1 for one in found["intervals"])
+
+
+def test_a_row_that_beats_its_bound_is_reported_with_its_cause_unless_it_is_warm(tmp_path: Path) -> None:
+    row = {**PUBLIC, **TABLES["moe_perf"][0], "moe_dtype": "fp8_block", "latency": 1e-6}
+    big = {**row, "hidden_size": 7168, "inter_size": 2048, "num_experts": 256}
+    small = {**row, "moe_tp_size": 8, "num_tokens": 1}
+    pq.write_table(pa.Table.from_pylist([big, small, {**big, "quality_flag": 1}]), tmp_path / "moe.parquet")
+    ledger = measured_table(tmp_path / "moe.parquet")
+    assert [(r["warm"], r["beaten"]) for r in ledger.to_pylist()] == [
+        (False, True),
+        (True, False),
+        (False, True),
+    ]
+    (one,) = summary(ledger)["beaten"]
+    assert (
+        (one["rows"], one["family"]) == (1, "experts") and "grouped top-k" in one["why"] and one["least"] < 1
+    )
+    from moetrace.report.ledger import ledger_report
+
+    titles = [getattr(block, "title", "") for block in ledger_report(summary(ledger))]
+    assert any("beat a lower bound" in title for title in titles)
+
+
+def test_rows_of_types_that_are_not_known_stay_in_the_ledger(tmp_path: Path) -> None:
+    rows = [{**PUBLIC, **TABLES["moe_perf"][0], "moe_dtype": dtype} for dtype in ("bfloat16", "fp3")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "moe.parquet")
+    assert [r["verdict"] for r in measured_table(tmp_path / "moe.parquet").to_pylist()] == [
+        PREDICTED,
+        NOT_SIMULATED,
+    ]
+
+
+def test_a_table_of_ones_own_has_seconds(tmp_path: Path) -> None:
+    own = {
+        "kind": ["gemm"],
+        "dtype": ["bf16"],
+        "m": [8],
+        "n": [64],
+        "k": [64],
+        "seconds": [1e-5],
+        "hardware": ["h100-sxm"],
+    }
+    pq.write_table(pa.table(own), tmp_path / "own.parquet")
+    (row,) = measured_table(tmp_path / "own.parquet").to_pylist()
+    assert row["measured"] == pytest.approx(0.01) and row["family"] == "dense_gemm" and row["tokens"] == 8
+
+
 def test_cells_that_do_not_fit_are_left_out() -> None:
     """MIB-0017: 32 Mixtral experts of full width are 360 GB in 16 bits, four H100s have 320."""
     bench = figure(id="MIB-17", model="Mixtral-8x7B variant", hw="H100-SXM5-80GB", n_gpus="4")

@@ -1,0 +1,34 @@
+"""Why public measurements beat a bound that nothing can beat: they did not do what their columns say, as far as is known."""
+
+from __future__ import annotations
+
+from moetrace.op import OpColumns
+
+UNKNOWN = "no cause is known"
+GROUPED_TOPK = (
+    "likely grouped top-k, which sends balanced logits to half of the experts that the routing names"
+)
+NARROW_VALUES = "likely values of 128 beside keys of 192: five sixths of the bytes that one head_dim says"
+PARTLY_READ = "TensorRT-LLM's attention cannot have read all of the cache that its row names; what it left out is not known"
+
+
+def cause(ops: OpColumns, engine: str, row: int) -> str:
+    """The cause of one row in words, from its op and engine."""
+    op = ops[row]
+    if (
+        op.kind == "moe_module"
+        and engine == "sglang"
+        and op.weight_dtype == "fp8_block"
+        and op.has("distinct")
+    ):
+        return GROUPED_TOPK
+    if (
+        op.kind == "attention"
+        and engine.startswith("sglang")
+        and op.has("head_dim")
+        and op["head_dim"] == 192
+    ):
+        return NARROW_VALUES
+    if op.kind == "attention" and engine == "trtllm":
+        return PARTLY_READ
+    return UNKNOWN

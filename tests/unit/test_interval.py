@@ -1,0 +1,56 @@
+"""Intervals drawn from held-out errors: they hold 80 % by decade and way of running, and say how wide they are for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moetrace import ops
+from moetrace.calibrate.interval import coverage, interval, on_other_half
+from moetrace.op import Op, Works
+
+RANDOM = np.random.default_rng(0)
+
+
+def works(tokens: list[int], **dims: int) -> Works:
+    return ops.works([Op.of("gemm", "bf16", m=t, n=4096, k=4096, **dims) for t in tokens])
+
+
+def test_each_decade_holds_its_share() -> None:
+    tokens = [5] * 400 + [50] * 400
+    scale = np.repeat([0.02, 0.2], 400)
+    off = RANDOM.normal(0, 1, 800) * scale
+    memory = np.ones(800)
+    found = interval(off, works(tokens), memory)
+    told = coverage(np.repeat([0, 1], 400), off, found.of(works(tokens), memory))
+    assert [(c.decade, c.rows) for c in told] == [(None, 800), (0, 400), (1, 400)]
+    assert all(0.78 <= c.covered <= 0.82 for c in told)
+    assert all(1.7 < c.width < 2.1 and 1.7 < c.spread < 2.1 for c in told[1:])  # errors are normal: 1.9
+    assert told[2].median == pytest.approx(0.2 * 0.67, rel=0.2)
+
+
+def test_a_decade_of_few_rows_takes_the_nearest_of_its_neighbours() -> None:
+    tokens = [5] * 100 + [50] * 100 + [500] * 3
+    off = np.concatenate([RANDOM.normal(0, 0.01, 100), RANDOM.normal(0, 0.3, 100), np.zeros(3)])
+    found = interval(off, works(tokens), np.zeros(203))
+    assert found.error_decades[2] > 0.5 * found.error_decades[1] > 5 * found.error_decades[0]
+
+
+def test_ops_that_run_another_way_have_errors_of_their_own() -> None:
+    exchange = [Op.of("moe_dispatch", "bf16", tokens=4, topk=8, hidden=64, experts=64, bytes=1, ranks=8)]
+    normal = [exchange[0].with_dims(sms=24)]
+    both = ops.works(exchange * 100 + normal * 100)
+    off = np.concatenate([RANDOM.normal(0, 0.2, 100), RANDOM.normal(0, 0.02, 100)])
+    found = interval(off, both, np.zeros(200))
+    stated = found.of(both, np.zeros(200))
+    assert len(found.error_apart) == 1 and stated[0] > 5 * stated[-1]
+    assert interval(off[:100], ops.works(exchange * 100), np.zeros(100)).error_apart == ()
+
+
+def test_intervals_are_scored_on_shapes_that_they_were_not_drawn_from() -> None:
+    """A shape is off as a whole: an interval of some shapes holds fewer rows of the others than of its own."""
+    shape = np.repeat([f"s{i}" for i in range(6)], 50)
+    off = np.repeat(RANDOM.normal(0, 0.2, 6), 50) + RANDOM.normal(0, 0.01, 300)
+    tokens, memory = works([5] * 300), np.zeros(300)
+    (every, one) = on_other_half(off, tokens, memory, shape)
+    assert every.rows == one.rows == 300 and every.covered == one.covered < 0.78
