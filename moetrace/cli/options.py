@@ -121,9 +121,9 @@ def reading_options(command: Command) -> Command:
             ),
             click.option(
                 "--capture-trace",
-                metavar="FILE",
+                metavar="FILE|DIR",
                 type=PATH,
-                help="Trace of the graph capture, to name the kernels of a replayed graph.",
+                help="Trace of the graphs' capture, or a folder of such, to name the kernels of replayed graphs.",
             ),
             click.option(
                 "--kv-len",

@@ -13,6 +13,7 @@ from moetrace.errors import TraceError
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # a Path has one slash fewer
 _TRACES = re.compile(r".*\.(json|trace|tmp|sqlite|nsys-rep|qdrep)(\.gz|\.zst)?", re.IGNORECASE)
+_NO_TRACES = ("run.json", "recording.json")  # what moetrace itself writes beside traces
 _SHOWN = 3
 
 
@@ -114,9 +115,31 @@ def located(path: Path) -> Path | Remote:
 def trace_in(folder: Path) -> Path:
     """The one trace file in a folder. Raises TraceError if there is none or several."""
     found = [
-        p for p in folder.iterdir() if p.is_file() and _TRACES.fullmatch(p.name) and p.name != "run.json"
+        p for p in folder.iterdir() if p.is_file() and _TRACES.fullmatch(p.name) and p.name not in _NO_TRACES
     ]
     return _one(found, f"{folder} holds", "a folder")
+
+
+def traces_at(path: Path) -> list[Path | Remote]:
+    """All trace files that a path means: those in a folder, those that a pattern matches, ascending; else the one file.
+
+    Raises TraceError where a folder or pattern has none, or a URL cannot be opened.
+    """
+    if (url := url_of(path)) is not None:
+        files: list[Path | Remote] = [f for f in files_at(url) if _TRACES.fullmatch(f.name)]
+        return files or [_remote(url)]
+    if path.is_dir():
+        found = path.iterdir()
+    elif not path.exists() and glob.has_magic(str(path)):
+        found = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
+    else:
+        return [path]
+    traces = sorted(
+        p for p in found if p.is_file() and _TRACES.fullmatch(p.name) and p.name not in _NO_TRACES
+    )
+    if not traces:
+        raise TraceError(f"{path} holds no trace file")
+    return list(traces)
 
 
 def _one(found: list[Path], said: str, what: str) -> Path:

@@ -18,6 +18,7 @@ import orjson
 from moetrace import formats
 from moetrace.errors import RunError, TraceError
 from moetrace.files import is_run
+from moetrace.formats.remote import traces_at
 from moetrace.hardware import load_hardware
 from moetrace.model import ModelSpec, load_model
 from moetrace.model.config import is_whole
@@ -71,9 +72,9 @@ def parse(
     """The Run of a PyTorch-profiler trace file, or of a directory that `moetrace record` wrote.
 
     `model` (a built-in name or a config.json) supplies what a trace cannot; without it the recording's own model is
-    taken, or the one catalogue entry that fits what is seen. `capture_trace` is the trace of the graph's capture,
-    `kv_len` the KV tokens per sequence where annotations have none, `ran_tp` and `ran_ep` the sizes of tensor and expert
-    parallelism where a rank's shapes do not show them, `hardware` the profile of the machine it ran on, `routing` which
+    taken, or the one catalogue entry that fits what is seen. `capture_trace` is the trace of the graphs' capture (or a
+    folder of such), `kv_len` the KV tokens per sequence where annotations have none, `ran_tp` and `ran_ep` the sizes of tensor
+    and expert parallelism where shapes do not show them, `hardware` the profile of the machine it ran on, `routing` which
     experts were chosen, in place of what lies beside the trace, `comm_table` a file of names
     of communication kernels that go before the built-in ones (docs/formats.md), `place` the rank and the number of ranks where
     it says neither.
@@ -91,7 +92,7 @@ def parse(
     if hardware is not None:
         load_hardware(hardware)
     names = comm_table if isinstance(comm_table, Names | None) else communication_names(Path(comm_table))
-    captured = formats.read_whole(formats.located(Path(capture_trace))) if capture_trace is not None else None
+    captures = traces_at(Path(capture_trace)) if capture_trace is not None else []
     events = formats.read(file, progress, formats.Spill(scratch))
     if place is not None:
         events = formats.placed(events, *place)
@@ -105,7 +106,7 @@ def parse(
         recording,
         recorded if routing is None else routing,
         asked,
-        captured,
+        captures,
     )
 
 

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from moetrace import ops
 from moetrace.errors import TraceError
 from moetrace.formats.events import Events
-from moetrace.parse.graphs import COPIED, Graph, captured_graphs
+from moetrace.parse.captured import Captured
+from moetrace.parse.graphs import COPIED, Graph
 from moetrace.parse.nesting import IntArray, lookup
 from moetrace.parse.rows import CAPTURE, Rows
 
@@ -57,10 +58,10 @@ class _Answer:
 class Captures:
     """The graphs of a capture-time trace, and what they give to replayed rows. Each distinct sequence is matched once."""
 
-    def __init__(self, events: Events, capture: Events, tokens: Sequence[int | None]) -> None:
+    def __init__(self, events: Events, capture: Captured, tokens: Sequence[int | None]) -> None:
         """`events` has the texts and tensor sets of the trace, which get what they lack; `tokens` are those of each step."""
         self._events, self._capture, self._tokens = events, capture, tokens
-        self._graphs = captured_graphs(capture, events.texts)
+        self._graphs = capture.graphs
         self._texts = _Codes(events.texts, capture.texts)
         self._sets = _Codes(events.tensor_sets, capture.tensor_sets)
         self._solved: dict[bytes, _Answer] = {}
@@ -149,7 +150,7 @@ def _replay(
     )
 
 
-def _solve(replay: _Replay, graphs: Sequence[Graph], events: Events, capture: Events) -> _Answer:
+def _solve(replay: _Replay, graphs: Sequence[Graph], events: Events, capture: Captured) -> _Answer:
     """What the captures say of one replay: of those that fit equally well, what they agree on."""
     sizes = _by_size(graphs, replay.tokens)
     if not sizes:
@@ -186,7 +187,7 @@ def _exact(replay: _Replay, graph: Graph) -> IntArray | str:
     return np.arange(len(graph.kernel)) if np.array_equal(replay.kernel, graph.kernel) else _NO_FIT
 
 
-def _in_place(replay: _Replay, graph: Graph, events: Events, capture: Events) -> IntArray | str:
+def _in_place(replay: _Replay, graph: Graph, events: Events, capture: Captured) -> IntArray | str:
     """The launch of each kernel by its place alone, where the kinds of kernels and operators bear it out, else why not."""
     if len(graph.kernel) != len(replay.kernel):
         return _NO_FIT
@@ -206,7 +207,7 @@ def _in_place(replay: _Replay, graph: Graph, events: Events, capture: Events) ->
 
 
 def _sides(
-    replay: _Replay, graph: Graph, events: Events, capture: Events
+    replay: _Replay, graph: Graph, events: Events, capture: Captured
 ) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.str_]]:
     """For each pair what the kernel and what the operator is by its name, as broadly as both names can say."""
 

@@ -6,8 +6,9 @@ and the third makes the ops. A short trace is one batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from moetrace.op import Op
 from moetrace.ops.columns import record_columns
 from moetrace.parse import aside, capture, facts
 from moetrace.parse.build import Ops, Placed, attended_halves, sources
+from moetrace.parse.captured import captured_in
 from moetrace.parse.gather import Gathered, gather
 from moetrace.parse.kinds import Kinds
 from moetrace.parse.nesting import IntArray
@@ -69,12 +71,12 @@ def resolved(
     recording: Mapping[str, Any],
     routing: Routing | RoutingLog | None,
     asked: Asked,
-    captured: Events | None,
+    captures: Sequence[Path | formats.Remote],
 ) -> Run:
-    """The run of a trace's events; `recording` is what its recorder noted, `captured` the events of its graphs' capture."""
+    """The run of a trace's events; `recording` is what its recorder noted, `captures` the traces of its graphs' capture."""
     head = events if isinstance(events, Events) else events.head
     recording = recording or head.metadata
-    stages = _Stages(head, gather(events), path, recording, routing, asked, captured)
+    stages = _Stages(head, gather(events), path, recording, routing, asked, captures)
     return stages.run(source, None if isinstance(events, Events) else events.spill)
 
 
@@ -83,7 +85,7 @@ class _Stages:
 
     def __init__(
         self, events: Events, gathered: Gathered, path: object, recording: Mapping[str, Any],
-        routing: Routing | RoutingLog | None, asked: Asked, captured: Events | None,
+        routing: Routing | RoutingLog | None, asked: Asked, captures: Sequence[Path | formats.Remote],
     ) -> None:  # fmt: skip
         self.events, self.path, self.recording, self.routing, self.asked = (
             events,
@@ -98,7 +100,9 @@ class _Stages:
         self.seen = facts.Seen(events)
         self.labels = list(gathered.marks.labels)
         self.captures = (
-            capture.Captures(events, captured, [n.tokens for n in self.names]) if captured else None
+            capture.Captures(events, captured_in(captures, events), [n.tokens for n in self.names])
+            if captures
+            else None
         )
         self.notes: list[str] = []
         self._span_ns = np.full(len(self.names), np.nan)

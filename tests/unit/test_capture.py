@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from moetrace import formats
 from moetrace.errors import TraceError
 from moetrace.parse import capture, parse
+from moetrace.parse.captured import captured_in
 from moetrace.parse.doctor import diagnose
 from moetrace.parse.graphs import COPIED, FOREIGN, UNNAMED, captured_graphs
 from moetrace.parse.rows import op_rows
@@ -124,6 +125,43 @@ def test_a_recording_brings_its_own_capture(tmp_path):
     (tmp_path / "recording.json").write_text('{"schema": 1}')
     named = parse(tmp_path, model="gpt-oss-20b", kv_len=100).to_pandas()
     assert set(named.op_source) == {"capture"}
+
+
+def test_a_folder_of_captures_one_per_batch_size(tmp_path):
+    """Each step finds the capture of its own size, whichever file holds it."""
+    folder = tmp_path / "captures"
+    folder.mkdir()
+    for batch in (16, 32, 64):
+        one = Captures().graph(launches(batch), f"capture_{batch}_FULL")
+        write(folder / f"capture_{batch}.json", one.events)
+    (folder / "notes.txt").write_text("no trace")
+    for batch, rows in ((16, 16), (32, 32), (33, 64)):
+        trace = write(tmp_path / f"{batch}.json", replay(batch=batch))
+        frame = parse(trace, capture_trace=folder, model="gpt-oss-20b").to_pandas(["op"])
+        assert frame.op[0] == f"qkv_proj bf16 m={rows} n=5120 k=2880"
+    pattern = parse(trace, capture_trace=folder / "capture_*.json", model="gpt-oss-20b")
+    assert pattern.column("op").to_pylist() == frame.op.tolist()
+
+
+def test_of_several_ranks_captures_those_of_its_own(tmp_path):
+    folder = tmp_path / "captures"
+    folder.mkdir()
+    for rank, width in enumerate((5120, 2560)):
+        made = [("aten::mm", [[32, 2880], [2880, width]], "nvjet_qkv"), *launches(32)[1:]]
+        one = Captures().graph(made, "capture_32_FULL")
+        write(folder / f"rank{rank}.json", one.events, distributedInfo={"rank": rank, "world_size": 2})
+    for rank, width in enumerate((5120, 2560)):
+        said = {"rank": rank, "world_size": 2}
+        trace = write(tmp_path / "t.json", replay(), distributedInfo=said)
+        run = parse(trace, capture_trace=folder, model="gpt-oss-20b")
+        assert run.column("op").to_pylist()[0] == f"qkv_proj bf16 m=32 n={width} k=2880"
+
+
+def test_a_folder_without_a_trace_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    trace = write(tmp_path / "t.json", replay())
+    with pytest.raises(TraceError, match="holds no trace file"):
+        parse(trace, capture_trace=tmp_path / "empty")
 
 
 def test_the_next_larger_graph_is_taken_for_a_step_in_between_and_said(tmp_path):
@@ -305,7 +343,7 @@ def test_many_graphs_and_many_replays_are_matched_quickly(tmp_path):
     for batch in (64, 48, 40, 33, 32, 24):
         captures.graph(launches(batch) * layers, f"capture_{batch}_FULL")
     kernels = list(KERNELS * layers)
-    given = formats.read(write(tmp_path / "c.json", captures.events))
+    given = write(tmp_path / "c.json", captures.events)
     events = formats.read(write(tmp_path / "t.json", replay(kernels, steps=40)))
     short = formats.read(write(tmp_path / "s.json", replay(kernels[:300] + kernels[302:], steps=1)))
     began = time.perf_counter()
@@ -313,7 +351,7 @@ def test_many_graphs_and_many_replays_are_matched_quickly(tmp_path):
         rows = op_rows(trace)
         step = np.searchsorted(np.arange(steps) * 1000 * 1000, rows.launch - rows.launch.min(), "right") - 1
         rows.step = step.clip(0)
-        captures = capture.Captures(trace, given, [32] * steps)
+        captures = capture.Captures(trace, captured_in([given], trace), [32] * steps)
         captures.serve(rows)
         (note,) = captures.remarks()
         assert f"{len(rows)} of {len(rows)}" in note
