@@ -36,7 +36,7 @@ site: $(VENV)/dev.stamp  ## build the documentation as a site in site/, failing 
 	PYTHONPATH="$(CURDIR)" $(BIN)/mkdocs build --strict -q -d site
 
 docs: $(VENV)/dev.stamp  ## write docs/schema.md and the output of every example in README.md and docs/ anew
-	$(BIN)/python -m moetrace.report.schema > docs/schema.md.part && mv docs/schema.md.part docs/schema.md
+	$(BIN)/python -m moetrace.cli.tables > docs/schema.md.part && mv docs/schema.md.part docs/schema.md
 	$(BIN)/python -m tests.examples
 
 clean:  ## remove the environment and all that was made

@@ -25,6 +25,15 @@ _OURS = frozenset({*RUN_FILES, "attribution.parquet", "timeline.json"})
 _STALE = re.compile(r"\.(.+)\.\d+\.part")  # what `write_whole` leaves if it is killed
 
 
+def table_facts(table: str, version: int, minor: int = 0) -> dict[str, str]:
+    """What a Parquet file says of itself: the name of its table and its version.
+
+    Columns may be added within a version, which raises `minor`; readers take any minor version. Another meaning is another
+    version, which older readers refuse.
+    """
+    return {"moetrace.table": table, "moetrace.version": str(version), "moetrace.minor": str(minor)}
+
+
 def write_parquet(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> None:
     """Writes a table as zstd Parquet, beside and renamed into place."""
     merged = {**(table.schema.metadata or {}), **{k.encode(): v.encode() for k, v in metadata.items()}}

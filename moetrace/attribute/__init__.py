@@ -21,7 +21,7 @@ from moetrace import markup, ops
 from moetrace.attribute.summary import FLAGS, Summary
 from moetrace.cost import PriceContext, price
 from moetrace.errors import ProfileError
-from moetrace.files import write_parquet, write_whole
+from moetrace.files import table_facts, write_parquet, write_whole
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.op import BOUNDS, PARTS, Costs, Op
 from moetrace.parse.nesting import exposed_by
@@ -160,9 +160,7 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _facts(hardware: str) -> dict[str, str]:
-    return {
-        "moetrace.table": "attribution", "moetrace.version": str(ATTRIBUTION_VERSION), "moetrace.hardware": hardware
-    }  # fmt: skip
+    return {**table_facts("attribution", ATTRIBUTION_VERSION), "moetrace.hardware": hardware}
 
 
 @dataclass(frozen=True, slots=True)

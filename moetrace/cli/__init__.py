@@ -21,6 +21,6 @@ VERBS: dict[str, str] = {
     "export": "Write a run's timeline for a viewer such as Perfetto.",
     "profiles": "List the machines that --hw knows.",
     "models": "List the models that --model knows.",
-    "schema": "List the columns of a RUN's Parquet files: type, unit, what null says, meaning.",
+    "schema": "List the columns of all Parquet files: type, unit, what null says, meaning.",
     "knobs": "List what --set can change.",
 }

@@ -91,7 +91,7 @@ def show_grid(
 def _show(asked: GridAsked, root: Path, ask: Ask, force: bool, as_json: bool) -> None:
     import time
 
-    from moetrace.files import write_parquet
+    from moetrace.files import table_facts, write_parquet
     from moetrace.replay.grid.choose import Limits, front, read_budget, read_slo
     from moetrace.replay.grid.store import open_grid, run_grid
     from moetrace.report import grid as report
@@ -108,7 +108,7 @@ def _show(asked: GridAsked, root: Path, ask: Ask, force: bool, as_json: bool) ->
     best, met = front(grid.parts(), limits)
     written = asked.root if asked.root is not None else None
     if asked.pareto and best is not None and written is not None:
-        write_parquet(best, root / "pareto.parquet", {"moetrace.table": "pareto", "moetrace.version": "1"})
+        write_parquet(best, root / "pareto.parquet", table_facts("scenarios", 1))
     facts = report.grid_facts(grid.plan, before, took, met, best, limits, asked.pareto, written)
     if as_json:
         terminal.show_json(facts)

@@ -26,10 +26,10 @@ def validate(files: tuple[Path, ...], output: Path | None, force: bool, as_json:
 
     Every shipped figure has a row: measured, predicted, 80 % interval and error, or why it is not simulated.
     """
-    from moetrace.files import check_output, write_parquet
+    from moetrace.files import check_output, table_facts, write_parquet
     from moetrace.report import terminal
     from moetrace.report.ledger import ledger_report
-    from moetrace.validate import summary
+    from moetrace.validate import LEDGER_VERSION, summary
     from moetrace.validate import validate as recompute
 
     if output is not None:
@@ -38,7 +38,7 @@ def validate(files: tuple[Path, ...], output: Path | None, force: bool, as_json:
         ledger = recompute(files, tell)
     found = summary(ledger)
     if output is not None:
-        write_parquet(ledger, output, {"schema": found["schema"]})
+        write_parquet(ledger, output, table_facts("ledger", LEDGER_VERSION))
     if as_json:
         terminal.show_json({**found, "rows": ledger.to_pylist(), "written": str(output) if output else None})
         return

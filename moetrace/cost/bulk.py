@@ -18,11 +18,11 @@ from moetrace.cost.price import PriceContext, price
 from moetrace.cost.reading import batches
 from moetrace.cost.table import OpTable, columns_of, read_ops
 from moetrace.errors import ScenarioError
-from moetrace.files import write_whole
+from moetrace.files import table_facts, write_whole
 from moetrace.hardware import ANY_ENGINE, Hardware, load_hardware
 from moetrace.machines.forms import Cache
 from moetrace.op import BOUNDS, PARTS, Costs, OpColumns
-from moetrace.run import nullable, text_column
+from moetrace.run import TEXT, nullable, text_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,23 @@ if TYPE_CHECKING:
 IntArray = npt.NDArray[np.int64]
 TableLike: TypeAlias = "pa.Table | pd.DataFrame | Mapping[str, Any] | Path | str"
 TIMES = ("time_s", "low_s", "high_s")
-MADE = (*TIMES, *PARTS, "lower_bound_s", "bound", "provenance", "anchor", "problem")
+_BAD = "null: the row has a problem"
+# name, type, meaning: what is added to the columns that came.
+COST_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("time_s", pa.float64(), f"expected seconds; {_BAD}"),
+    ("low_s", pa.float64(), f"low end of the 80 % interval; {_BAD}"),
+    ("high_s", pa.float64(), f"high end of the 80 % interval; {_BAD}"),
+    ("memory_s", pa.float64(), f"seconds for its bytes; parts may overlap; {_BAD}"),
+    ("compute_s", pa.float64(), f"seconds for its FLOPs; {_BAD}"),
+    ("network_s", pa.float64(), f"seconds for its messages; {_BAD}"),
+    ("fixed_s", pa.float64(), f"seconds of launch, per-expert and latency terms; {_BAD}"),
+    ("lower_bound_s", pa.float64(), f"what no correct measurement can beat, by the datasheet's rates; {_BAD}"),
+    ("bound", TEXT, f"the largest part: memory, compute, network or fixed; {_BAD}"),
+    ("provenance", TEXT, f"where the coefficients come from, and what routing was taken; {_BAD}"),
+    ("anchor", pa.int64(), "with --anchor alone: row of the anchor table that it is relative to, from 1; null: none serves"),
+    ("problem", TEXT, "with --keep-going alone: what is wrong with the row; null: nothing"),
+)  # fmt: skip
+MADE = tuple(name for name, _, _ in COST_COLUMNS)
 _CHUNK = 1 << 14  # rows priced at once: their columns together fit a core's cache
 _NAMED = 5  # bad rows that a failure names
 
@@ -90,7 +106,10 @@ def cost_file(source: Path, output: Path, how: Pricing, progress: Callable[[floa
         try:
             for batch in batches(source, progress):
                 priced, routing_s = _priced(batch, how, tally.rows)
-                writer = writer or pq.ParquetWriter(part, priced.schema, compression="zstd")
+                about = priced.schema.with_metadata(
+                    {**(priced.schema.metadata or {}), **table_facts("cost", 1)}
+                )
+                writer = writer or pq.ParquetWriter(part, about, compression="zstd")
                 writer.write_table(priced.cast(writer.schema))
                 tally.rows += batch.num_rows
                 tally.bad += priced.column("time_s").null_count

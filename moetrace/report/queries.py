@@ -1,4 +1,4 @@
-"""Example queries for each table of a RUN, the same question in pandas, DuckDB and Polars; the tests run and compare them.
+"""Example queries for each table, the same question in pandas, DuckDB and Polars; the tests run and compare them.
 
 Each names its result `answer`: groups, and a number for each, largest first.
 """
@@ -78,4 +78,117 @@ print(answer)
 """,
 }
 
-QUERIES: Mapping[str, Mapping[str, str]] = {"ops": _OPS, "attribution": _ATTRIBUTION, "routing": _ROUTING}
+
+def _queries(question: str, pandas: str, duckdb: str, polars: str) -> Mapping[str, str]:
+    """One question as three programs; `pandas` and `polars` are the lines that make `answer`."""
+    return {
+        "pandas": f"# {question}\nimport pandas as pd\n\n{pandas}\nprint(answer)\n",
+        "duckdb": duckdb + "\n",
+        "polars": f"import polars as pl\n\n{polars}\nprint(answer)\n",
+    }
+
+
+_TOKENS = _queries(
+    "How often each expert was chosen first, over all layers and steps",
+    """\
+rows = pd.read_parquet("rec/routing_tokens.parquet")
+answer = rows[rows.rank_of_choice == 1].groupby("expert").size().sort_values(ascending=False)""",
+    """\
+SELECT expert, count(*) AS tokens FROM 'rec/routing_tokens.parquet'
+WHERE rank_of_choice = 1 GROUP BY expert ORDER BY tokens DESC;""",
+    """\
+rows = pl.scan_parquet("rec/routing_tokens.parquet").filter(pl.col("rank_of_choice") == 1)
+answer = rows.group_by("expert").agg(pl.len().alias("tokens")).sort("tokens", descending=True).collect()""",
+)
+
+_RANKS = _queries(
+    "How long each rank waited for others, over all steps, in ns",
+    """\
+rows = pd.read_parquet("out/ranks.parquet", columns=["rank", "wait_ns"])
+answer = rows[rows.wait_ns.notna()].groupby("rank").wait_ns.sum().sort_values(ascending=False)""",
+    """\
+SELECT rank, sum(wait_ns)::DOUBLE AS wait_ns FROM 'out/ranks.parquet'
+WHERE wait_ns IS NOT NULL GROUP BY rank ORDER BY wait_ns DESC;""",
+    """\
+rows = pl.scan_parquet("out/ranks.parquet").drop_nulls("wait_ns")
+answer = rows.group_by("rank").agg(pl.col("wait_ns").sum()).sort("wait_ns", descending=True).collect()""",
+)
+
+_SCENARIOS = _queries(
+    "Most output tokens per second and device at each batch, of the scenarios that fit",
+    """\
+rows = pd.read_parquet("grid/scenarios", columns=["batch", "fits", "output_per_gpu_per_s"])
+rows = rows[rows.fits.fillna(False).astype(bool)]
+answer = rows.groupby("batch").output_per_gpu_per_s.max().sort_values(ascending=False)""",
+    """\
+SELECT batch, max(output_per_gpu_per_s) AS best FROM 'grid/scenarios/*.parquet'
+WHERE fits GROUP BY batch ORDER BY best DESC;""",
+    """\
+rows = pl.scan_parquet("grid/scenarios/*.parquet").filter(pl.col("fits"))
+best = rows.group_by("batch").agg(pl.col("output_per_gpu_per_s").max().alias("best"))
+answer = best.sort("best", descending=True).collect()""",
+)
+
+_BREAKDOWN = _queries(
+    "Seconds of each op family in the decode step, mean over all scenarios",
+    """\
+rows = pd.read_parquet("grid/breakdown", columns=["family", "decode_s"])
+answer = rows.groupby("family", observed=True).decode_s.mean().sort_values(ascending=False)""",
+    """\
+SELECT family, avg(decode_s) AS decode_s FROM 'grid/breakdown/*.parquet'
+GROUP BY family ORDER BY decode_s DESC;""",
+    """\
+rows = pl.scan_parquet("grid/breakdown/*.parquet").group_by("family").agg(pl.col("decode_s").mean())
+answer = rows.sort("decode_s", descending=True).collect()""",
+)
+
+_COST = _queries(
+    "Time of all ops by what bounds them",
+    """\
+rows = pd.read_parquet("costs.parquet", columns=["bound", "time_s"])
+answer = rows.groupby("bound", observed=True).time_s.sum().sort_values(ascending=False)""",
+    """\
+SELECT bound, sum(time_s) AS time_s FROM 'costs.parquet'
+WHERE bound IS NOT NULL GROUP BY bound ORDER BY time_s DESC;""",
+    """\
+rows = pl.scan_parquet("costs.parquet").drop_nulls("bound").group_by("bound").agg(pl.col("time_s").sum())
+answer = rows.sort("time_s", descending=True).collect()""",
+)
+
+_LEDGER = _queries(
+    "Mean absolute error by source",
+    """\
+rows = pd.read_parquet("ledger.parquet", columns=["source", "error"]).dropna()
+answer = rows.error.abs().groupby(rows.source).mean().sort_values(ascending=False)""",
+    """\
+SELECT source, avg(abs(error)) AS error FROM 'ledger.parquet'
+WHERE error IS NOT NULL GROUP BY source ORDER BY error DESC;""",
+    """\
+rows = pl.scan_parquet("ledger.parquet").drop_nulls("error")
+answer = rows.group_by("source").agg(pl.col("error").abs().mean()).sort("error", descending=True).collect()""",
+)
+
+_LOADS = _queries(
+    "Distinct experts on the busiest rank, by tokens, mean over all that was worked out",
+    """\
+rows = pd.read_parquet("routing.parquet")
+answer = rows.groupby("tokens").distinct.mean().sort_values(ascending=False)""",
+    """\
+SELECT tokens, avg("distinct") AS experts FROM 'routing.parquet' GROUP BY tokens ORDER BY experts DESC;""",
+    """\
+rows = pl.scan_parquet("routing.parquet").group_by("tokens").agg(pl.col("distinct").mean())
+answer = rows.sort("distinct", descending=True).collect()""",
+)
+
+QUERIES: Mapping[str, Mapping[str, str]] = {
+    "ops": _OPS,
+    "attribution": _ATTRIBUTION,
+    "routing": _ROUTING,
+    "routing_tokens": _TOKENS,
+    "ranks": _RANKS,
+    "scenarios": _SCENARIOS,
+    "breakdown": _BREAKDOWN,
+    "cost": _COST,
+    "ledger": _LEDGER,
+    "loads": _LOADS,
+}

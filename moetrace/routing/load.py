@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from moetrace.errors import ScenarioError
-from moetrace.files import write_parquet
+from moetrace.files import table_facts, write_parquet
 from moetrace.routing.distinct import IntArray, ep_max_distinct, uniform_distinct, uniform_spread
 from moetrace.routing.drawn import power_law_counts
 
@@ -29,6 +30,19 @@ _SEED = 1
 _POWER_LAW = re.compile(r"power_law[:_]([0-9]*\.?[0-9]+)")
 _MOST_CHOICES = 4_000_000  # of a token and an expert, up to which uniform routing is drawn token by token
 _CACHE_COLUMNS = ("distinct", "distinct_spread", "rows", "rows_spread")
+# name, type, meaning.
+LOADS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("routing", pa.string(), "how tokens choose: uniform, balanced or power_law:ALPHA"),
+    ("experts", pa.int64(), "n_e of the layer"),
+    ("topk", pa.int64(), "n_a: experts that a token chooses"),
+    ("tokens", pa.int64(), "tokens that choose"),
+    ("ep", pa.int64(), "ranks that hold the experts in contiguous blocks"),
+    ("ties", pa.string(), "where what rounding leaves of a power law goes: spread or first"),
+    ("distinct", pa.float64(), "distinct experts of the rank that has most rows, mean of the draws"),
+    ("distinct_spread", pa.float64(), "their standard deviation over the draws"),
+    ("rows", pa.float64(), "rows that the busiest rank multiplies, mean of the draws"),
+    ("rows_spread", pa.float64(), "their standard deviation over the draws"),
+)
 
 _Key = tuple[str, int, int, int, int, str]
 _known: dict[_Key, tuple[float, float, float, float]] = {}
@@ -109,18 +123,16 @@ def padded_rows(rows: FloatArray, distinct: FloatArray, tile: float) -> FloatArr
 
 def save_loads(path: Path) -> None:
     """Writes every load worked out so far as Parquet, for `read_loads` of a later process."""
-    import pyarrow as pa
-
     keys = list(_known)
     names = ("routing", "experts", "topk", "tokens", "ep", "ties")
     columns: dict[str, list[object]] = {name: [key[i] for key in keys] for i, name in enumerate(names)}
     columns |= {name: [_known[key][i] for key in keys] for i, name in enumerate(_CACHE_COLUMNS)}
-    write_parquet(pa.table(columns), path, {"moetrace.table": "routing-loads", "moetrace.version": "1"})
+    schema = pa.schema([(name, kind) for name, kind, _ in LOADS_COLUMNS])
+    write_parquet(pa.table(columns, schema=schema), path, table_facts("loads", 1))
 
 
 def read_loads(path: Path) -> int:
     """Takes over the loads of a file of `save_loads`; their number. Raises ScenarioError if it is none."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:

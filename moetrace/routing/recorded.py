@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.errors import OutputError, RunError, ScenarioError
+from moetrace.files import table_facts
 from moetrace.routing.distinct import FloatArray, IntArray, ep_blocks
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -189,6 +190,7 @@ class Routing:
         """The counts as an Arrow table of ROUTING_SCHEMA, with version and experts in its metadata."""
         columns = [pa.array(getattr(self, name), type=kind) for name, kind, _ in ROUTING_COLUMNS]
         stamp = {
+            **table_facts("routing", ROUTING_VERSION),
             "moetrace.routing.version": str(ROUTING_VERSION),
             "moetrace.routing.experts": str(self.experts),
             "moetrace.routing.chosen": str(self.chosen),

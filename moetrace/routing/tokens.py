@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moetrace.files import table_facts
 from moetrace.routing.distinct import IntArray
 
 # name, type, meaning. The order is the order on disk. "Token" is a position in the batch, never what stood there.
@@ -28,7 +29,9 @@ def save_token_routing(
     path: Path, experts: int, parts: Iterable[tuple[int, int, IntArray, IntArray]]
 ) -> None:
     """Write (step, layer, tokens [n], expert ids [n, k]) parts as Parquet, one after the other."""
-    schema = _SCHEMA.with_metadata({"moetrace.routing.experts": str(experts)})
+    schema = _SCHEMA.with_metadata(
+        {**table_facts("routing_tokens", 1), "moetrace.routing.experts": str(experts)}
+    )
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for step, layer, tokens, ids in parts:
             n, k = ids.shape

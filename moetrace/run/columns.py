@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moetrace.errors import RunError
+from moetrace.files import table_facts
 
 RUN_VERSION = 1
-TABLE_FACTS = {"moetrace.table": "ops", "moetrace.version": str(RUN_VERSION)}
+TABLE_FACTS = table_facts("ops", RUN_VERSION)
 TEXT = pa.dictionary(pa.int32(), pa.string())
 # verify: a decode step that computes several tokens of a sequence, most of them drafted; draft: the draft model's own step.
 PHASES = ("prefill", "decode", "verify", "mixed", "draft")

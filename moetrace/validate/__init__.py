@@ -14,11 +14,11 @@ import pyarrow as pa
 from moetrace.errors import MoetraceError
 from moetrace.validate import figure
 from moetrace.validate.entry import Entry, refused
-from moetrace.validate.ledger import LEDGER_SCHEMA, summary, table_of
+from moetrace.validate.ledger import LEDGER_COLUMNS, LEDGER_SCHEMA, LEDGER_VERSION, summary, table_of
 from moetrace.validate.measured import measured_table
 from moetrace.validate.sources import SOURCES
 
-__all__ = ["LEDGER_SCHEMA", "entries", "summary", "validate"]
+__all__ = ["LEDGER_COLUMNS", "LEDGER_SCHEMA", "LEDGER_VERSION", "entries", "summary", "validate"]
 
 
 def validate(

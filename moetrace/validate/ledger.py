@@ -16,15 +16,40 @@ from moetrace.validate.entry import NOT_SIMULATED, PREDICTED, STATEMENTS, Entry
 
 SCHEMA = "moetrace.ledger/1"
 _TEXT, _NUMBER = pa.string(), pa.float64()
-LEDGER_SCHEMA = pa.schema(
-    [
-        ("id", _TEXT), ("kind", _TEXT), ("source", _TEXT), ("model", _TEXT), ("hardware", _TEXT), ("setting", _TEXT),
-        ("metric", _TEXT), ("unit", _TEXT), ("printed", _TEXT), ("measured", _NUMBER), ("predicted", _NUMBER),
-        ("low", _NUMBER), ("high", _NUMBER), ("error", _NUMBER), ("within", pa.bool_()), ("verdict", _TEXT), ("note", _TEXT),
-        # of measured ops alone; `lower_bound` in the row's unit
-        ("family", _TEXT), ("tokens", _NUMBER), ("lower_bound", _NUMBER), ("warm", pa.bool_()), ("beaten", pa.bool_()),
-    ]
-)  # fmt: skip
+LEDGER_VERSION = 1
+LEDGER_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("id", _TEXT, "id of the figure, or of the first of the two that a ratio is made of"),
+    ("kind", _TEXT, "what made the figure: the letters of its id"),
+    ("source", _TEXT, "paper, page or file that it stands in"),
+    ("model", _TEXT, "model; empty: the source does not say"),
+    ("hardware", _TEXT, "profile that was simulated, or the source's word where none was"),
+    ("setting", _TEXT, "what `moetrace simulate` was asked, or the op; empty: not simulated"),
+    ("metric", _TEXT, "what was measured"),
+    ("unit", _TEXT, "unit of measured, predicted, low and high; `ratio` of what is made of two figures"),
+    ("printed", _TEXT, "the value as the source has it; empty for what is made of two"),
+    ("measured", _NUMBER, "the value as a number, in `unit`; null: a statement without one"),
+    ("predicted", _NUMBER, "what moetrace predicts, in `unit`; null: not simulated"),
+    ("low", _NUMBER, "low end of the 80 % interval, in `unit`; null: no interval is worked out"),
+    ("high", _NUMBER, "high end of the 80 % interval, in `unit`; null: no interval is worked out"),
+    ("error", _NUMBER, "predicted / measured - 1; null: one of them is missing"),
+    (
+        "within",
+        pa.bool_(),
+        "whether the interval holds what was measured; null: no interval, or nothing measured",
+    ),
+    ("verdict", _TEXT, "predicted, reproduced, partly, contradicted, carried or not simulated"),
+    ("note", _TEXT, "marks of the source, what was taken where it says nothing, or why it is not simulated"),
+    ("family", _TEXT, "op family of a measured op; null: no measured op"),
+    ("tokens", _NUMBER, "tokens of a measured op; null: no measured op, or it has none"),
+    (
+        "lower_bound",
+        _NUMBER,
+        "what no correct measurement of the op can beat, in `unit`; null: no measured op",
+    ),
+    ("warm", pa.bool_(), "whether the bytes of the op fit the last-level cache; null: no measured op"),
+    ("beaten", pa.bool_(), "whether what was measured beats the lower bound; null: no measured op"),
+)
+LEDGER_SCHEMA = pa.schema([(name, kind) for name, kind, _ in LEDGER_COLUMNS])
 GROUPS = ("source", "model", "hardware")
 RATIO = "ratio"  # the unit of what is made of two figures
 # Rows of a source that tells nothing of this are left out of the errors: they are queue-bound or outliers by its own account.

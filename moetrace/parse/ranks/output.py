@@ -13,12 +13,12 @@ import orjson
 import pyarrow as pa
 
 from moetrace.errors import OutputError
-from moetrace.files import RANKS_SUMMARY, check_directory, is_run, write_parquet, write_whole
+from moetrace.files import RANKS_SUMMARY, check_directory, is_run, table_facts, write_parquet, write_whole
 from moetrace.formats.remote import file_system, url_of
 from moetrace.ranks import FOLDER, TABLE
 from moetrace.run import Run
 
-_TABLE_FACTS = {"moetrace.table": "ranks", "moetrace.version": "1"}
+_TABLE_FACTS = table_facts("ranks", 1)
 _STAGE = ".moetrace-ranks-"
 _MADE = ("attribution.parquet", "timeline.json")  # what other verbs put beside
 Facts = Mapping[str, Any]

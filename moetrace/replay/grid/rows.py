@@ -16,16 +16,60 @@ from moetrace.replay.grid.vector import ECONOMICS, MEASURED, Answers, Together, 
 from moetrace.replay.measures import MEASURES
 from moetrace.replay.scenario import Scenario
 from moetrace.replay.simulation import simulate
-from moetrace.run import nullable
+from moetrace.run import TEXT, nullable
 from moetrace.synthesize import Workload
 
 _ENDS = ("", "_low", "_high")
 Part = tuple[Case, int, int]
+BREAKDOWN_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("scenario", pa.int64(), "number of the scenario, as in scenarios"),
+    ("family", TEXT, "op family, such as experts, attention, communication"),
+    ("decode_s", pa.float64(), "seconds of the family's ops in the mean decode step"),
+    ("prefill_s", pa.float64(), "seconds of the family's ops in the prefill step"),
+)
 
 
 def measure_column(name: str, end: str = "") -> str:
     """The column of a measure or of an end of its interval: ``tpot_s``, ``tpot_low_s``, ``throughput_per_s``."""
     return f"{name}{end}_{'s' if MEASURES[name][0] == 's' else 'per_s'}"
+
+
+def scenario_columns() -> tuple[tuple[str, pa.DataType, str], ...]:
+    """(name, type, meaning) of what each row of `scenarios` has, whatever knobs were set."""
+    bad = "null: the scenario cannot be, see problem"
+    measures = [
+        (
+            measure_column(name, end),
+            pa.float64(),
+            f"{said}{MEASURES[name][1]}; {bad}, or it has no such measure",
+        )
+        for name in MEASURED
+        for end, said in zip(_ENDS, ("", "low end of the 80 % interval of: ", "high end of: "), strict=True)
+    ]
+    return (
+        ("scenario", pa.int64(), "number of the scenario in its grid, from 0"),
+        ("model", TEXT, "model that was simulated"),
+        ("hardware", TEXT, "machine, by its profile's name"),
+        ("gpus", pa.int32(), "devices of the machine"),
+        *measures,
+        ("output_per_gpu_per_s", pa.float64(), f"output tokens per second and device; {bad}"),
+        ("tokens_per_joule", pa.float64(), f"output tokens per joule; {bad}, or its power is not known"),
+        (
+            "cost_per_million_tokens",
+            pa.float64(),
+            f"of output, at the price of a device; {bad}, or no price was said",
+        ),
+        ("needed_bytes", pa.float64(), f"memory that one device needs; {bad}, or not known"),
+        ("largest_batch", pa.int64(), f"largest batch that fits; {bad}, or not known"),
+        ("wafers", pa.int64(), f"wafers that hold the model; {bad}, or the machine is none"),
+        ("fits", pa.bool_(), f"whether model and cache fit; {bad}, or not known"),
+        (
+            "beyond_fit",
+            TEXT,
+            "by phase, what the coefficients were not calibrated on; null: nothing",
+        ),
+        ("problem", TEXT, "why the scenario cannot be; null: it can"),
+    )
 
 
 def tables(ask: Ask, task: Task) -> tuple[pa.Table, pa.Table]:

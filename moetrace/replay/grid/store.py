@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.errors import OutputError
-from moetrace.files import write_parquet, write_whole
+from moetrace.files import table_facts, write_parquet, write_whole
 from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
 from moetrace.replay.grid.rows import tables
 
@@ -51,9 +51,8 @@ class Grid:
     def keep(self, made: Made) -> None:
         """Writes what a task gave."""
         place, scenarios, breakdown = made
-        about = {"moetrace.table": "grid", "moetrace.version": "1"}
-        write_parquet(breakdown, self.part("breakdown", place), about)
-        write_parquet(scenarios, self.part("scenarios", place), about)
+        write_parquet(breakdown, self.part("breakdown", place), table_facts("breakdown", 1))
+        write_parquet(scenarios, self.part("scenarios", place), table_facts("scenarios", 1))
 
 
 def open_grid(root: Path, ask: Ask, force: bool = False) -> Grid:
