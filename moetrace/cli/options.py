@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from moetrace.formats import Export
     from moetrace.hardware import Hardware
     from moetrace.run import Run
 
@@ -150,7 +151,7 @@ def reading_options(command: Command) -> Command:
 
 
 def open_source(
-    source: Path, *, routing: Path | None = None, output: Path | None = None, **options: Any
+    source: Path | Export, *, routing: Path | None = None, output: Path | None = None, **options: Any
 ) -> Run:
     """The run of a RUN directory, or of a trace that is parsed first, with the options of `parse`; temporary files lie
     beside `output`.

@@ -21,6 +21,7 @@ from moetrace.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from moetrace.formats import Export
     from moetrace.parse.ranks import Found
 
 
@@ -69,20 +70,28 @@ def parse(
     TRACE is a PyTorch profiler (Kineto) trace (.json, .json.gz, .json.zst), an Nsight Systems report
     (.sqlite, or .nsys-rep where nsys is installed), or a directory that 'moetrace record' wrote.
 
-    A directory, a quoted pattern or the URL of either with the traces of several ranks gives a directory of RUNs, rank-0,
-    rank-1, ..., which every verb takes as one RUN, and a comparison: clocks, who waits for whom, skew, stragglers.
+    A directory, a quoted pattern or the URL of either with the traces of several ranks, and an Nsight Systems file of several
+    GPUs, give a directory of RUNs, rank-0, rank-1, ..., which every verb takes as one RUN, and a comparison: clocks, who waits
+    for whom, skew, stragglers.
     """
-    from moetrace.parse.ranks import rank_files
+    from moetrace.parse.ranks import ranks_of
 
-    if ranks := rank_files(trace):
-        _parse_ranks(ranks, output, options, (jobs, scheduler), force, as_json)
-    elif scheduler is not None:
-        raise click.UsageError(f"--scheduler is for the ranks of a run: {trace} is one trace")
-    else:
-        _parse_one(trace, output, options, force, as_json)
+    with ranks_of(trace) as (source, ranks):
+        if ranks:
+            if scheduler is not None and not isinstance(source, Path):
+                raise click.UsageError(
+                    f"--scheduler: workers cannot see what {trace} expands to: give the .sqlite itself"
+                )
+            _parse_ranks(ranks, output, options, (jobs, scheduler), force, as_json)
+        elif scheduler is not None:
+            raise click.UsageError(f"--scheduler is for the ranks of a run: {trace} is one trace")
+        else:
+            _parse_one(source, output, options, force, as_json)
 
 
-def _parse_one(trace: Path, output: Path | None, options: dict[str, Any], force: bool, as_json: bool) -> None:
+def _parse_one(
+    trace: Path | Export, output: Path | None, options: dict[str, Any], force: bool, as_json: bool
+) -> None:
     """One trace, kept in `output` or only summed up."""
     from moetrace.errors import OutputError
     from moetrace.files import check_directory

@@ -14,18 +14,21 @@ import numpy as np
 from moetrace.errors import TraceError
 from moetrace.formats import kineto, nsys
 from moetrace.formats.events import GROUP, Events, Stored, Tensors
-from moetrace.formats.nsys_file import REPORTS
+from moetrace.formats.nsys_file import REPORTS, Export, exported
 from moetrace.formats.piles import Block, Spill
 from moetrace.formats.remote import Remote, located, trace_in
 
 
 def read(
-    path: Path | Remote, progress: Callable[[float], object] | None = None, spill: Spill | None = None
-) -> Events | Stored:
+    path: Path | Remote | Export, progress: Callable[[float], object] | None = None, spill: Spill | None = None,
+    gpu: int | None = None,
+) -> Events | Stored:  # fmt: skip
     """The events of a trace file of any known format; with a `spill`, stored there if they are many.
 
-    Raises TraceError if the file is missing or of no known format.
+    `gpu`: which of the ranks that an nsys export holds. Raises TraceError if the file is missing or of no known format.
     """
+    if isinstance(path, Export):
+        return _sound(nsys.read(path, progress, spill, gpu), path)
     known = ", ".join((*kineto.SUFFIXES[:2], *nsys.SUFFIXES))
     if not path.exists():
         raise TraceError(f"{path} does not exist")
@@ -33,14 +36,13 @@ def read(
         raise TraceError(f"{path} is not a file: expected a trace ({known}) or a moetrace run")
     if isinstance(path, Remote):
         return _read_remote(path, progress, spill)
-    if path.suffix in REPORTS:
-        return sound(nsys.read(path, progress), path)
-    head = _head(path)
+    head = b"" if path.suffix in REPORTS else _head(path)
+    if path.suffix in REPORTS or nsys.sniff(head):
+        return _sound(nsys.read(path, progress, spill, gpu), path)
+    if gpu is not None:
+        raise TraceError(f"{path}: a GPU can be chosen in an nsys export that holds several; this is none")
     if kineto.sniff(head):
-        events = kineto.read(path, progress, spill)
-        return sound(events, path) if isinstance(events, Events) else _sound_stored(events, path)
-    if nsys.sniff(head):
-        return sound(nsys.read(path, progress), path)
+        return _sound(kineto.read(path, progress, spill), path)
     raise TraceError(
         f"{path} is not a PyTorch profiler trace (JSON beginning with '{{' or '[') and not an nsys export (SQLite): "
         f"expected {known}"
@@ -56,8 +58,19 @@ def _read_remote(
             f"{path} is not a PyTorch profiler trace: expected {', '.join(kineto.SUFFIXES[:2])} (an nsys export must be copied "
             "here first)"
         )
-    events = kineto.read(path, progress, spill)
-    return sound(events, path) if isinstance(events, Events) else _sound_stored(events, path)
+    return _sound(kineto.read(path, progress, spill), path)
+
+
+def nsys_ranks(path: Path | Export) -> int:
+    """How many ranks an nsys export or report holds: one per process and GPU. Raises TraceError if it cannot be read."""
+    return len(nsys.ranks(path))
+
+
+def is_nsys(path: Path | Remote) -> bool:
+    """Whether a file is an nsys export or report. Raises TraceError for one that is empty or damaged."""
+    if isinstance(path, Remote) or not path.is_file():
+        return False
+    return path.suffix in REPORTS or nsys.sniff(_head(path))
 
 
 def read_whole(path: Path | Remote) -> Events:
@@ -94,7 +107,9 @@ def sound(events: Events, path: object) -> Events:
     return replace(events, **columns, tensor_sets=[_sound_tensors(t) for t in events.tensor_sets])
 
 
-def _sound_stored(events: Stored, path: object) -> Stored:
+def _sound(events: Events | Stored, path: object) -> Events | Stored:
+    if isinstance(events, Events):
+        return sound(events, path)
     events.head = sound(events.head, path)
     events.clean = _sound_columns
     return events
@@ -143,19 +158,13 @@ def remarks(events: Events | Stored) -> list[str]:
     """Sentences on what the reader of a format counted: how far ranges reach, what was left out, what it holds together."""
     count = events.counts
     said = _losses(count)
-    if "kernels" not in count:
+    if "nvtx" not in count:
         return said
-    if count["kernels"]:
+    if count.get("strays"):
         said.append(
-            f"{count['kernels_in_ranges']:,} of {count['kernels']:,} kernels lie in an NVTX range, by their launch; "
-            f"the launch of {count['kernels_launched']:,} was recorded"
+            f"{count['strays']:,} copies and sets on GPUs on which their process ran no kernel are left out"
         )
-    if count["processes"] > 1 or count["gpus"] > 1:
-        said.append(
-            f"the file holds {count['processes']} process(es) on {count['gpus']} GPU(s): all are taken together as rank 0, "
-            "told apart by the column device"
-        )
-    if count["whole_graphs"]:
+    if count.get("whole_graphs"):
         said.append(
             f"{count['whole_graphs']:,} replays of CUDA graphs were traced as wholes, without their kernels: record with "
             "--cuda-graph-trace=node"
@@ -199,10 +208,14 @@ def _percent(share: float) -> str:
 
 __all__ = [
     "Events",
+    "Export",
     "Remote",
     "Spill",
     "Stored",
+    "exported",
+    "is_nsys",
     "located",
+    "nsys_ranks",
     "placed",
     "read",
     "read_whole",

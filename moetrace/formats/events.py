@@ -18,7 +18,7 @@ BoolArray = npt.NDArray[np.bool_]
 # Times beyond are damage: the year 2043 in ns, so that sums and differences of times stay within 64 bits.
 FAR = 1 << 61
 # Classes of events
-KERNEL, MEMCPY, MEMSET, LAUNCH, OPERATOR, RANGE, DEVICE_RANGE, MODULE = range(8)
+KERNEL, MEMCPY, MEMSET, LAUNCH, OPERATOR, RANGE, DEVICE_RANGE, MODULE, NODE = range(9)
 DEVICE_CLASSES = (KERNEL, MEMCPY, MEMSET)
 
 
@@ -39,8 +39,9 @@ class Events:
     """All events of one file. Arrays have one entry per event; -1 stands for absent ids.
 
     `lane` is the host thread for host events and the stream for device events; `thread` codes are dense and per file.
-    `name` indexes `texts`, `launched` too (the kernel a launch names, where the format says it), `tensors` indexes
-    `tensor_sets`. Times are ns: `start` and `dur`.
+    `name` indexes `texts`, `launched` too (the kernel a launch names, where the format says it; of a kernel, what the node of
+    its graph was annotated with), `tensors` indexes `tensor_sets`. `node` is the graph node that a kernel is a replay of,
+    by number: a NODE event of that number tells where and when the node was made. Times are ns: `start` and `dur`.
     """
 
     cls: npt.NDArray[np.int8]
@@ -54,6 +55,7 @@ class Events:
     tensors: IntArray
     nbytes: IntArray
     launched: IntArray
+    node: IntArray
     texts: list[str]
     tensor_sets: list[Tensors]
     rank: int = 0
@@ -80,10 +82,11 @@ COLUMNS = (
     "tensors",
     "nbytes",
     "launched",
+    "node",
 )
 _FLUSH = 1 << 14  # rows added one by one are held as tuples until there are so many
 IN_MEMORY = 1 << 18  # events above which a trace goes by way of piles
-GROUP = (0, 0, 0, *range(LAUNCH, MODULE + 1))  # the pile of each class: ops on the device have one together
+GROUP = (0, 0, 0, *range(LAUNCH, NODE + 1))  # the pile of each class: ops on the device have one together
 
 
 class Codes(dict[Any, int]):
@@ -119,17 +122,23 @@ class EventsBuilder:
         args = -1 if tensors is None else self.tensor_sets[tensors]
         kernel = -1 if launched is None else self.texts[launched]
         self._rows.append(
-            (cls, self.texts[name], start, dur, lane, device, correlation, external, args, nbytes, kernel)
+            (cls, self.texts[name], start, dur, lane, device, correlation, external, args, nbytes, kernel, -1)
         )
         if len(self._rows) >= _FLUSH:
             self._flush()
 
     def extend(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-        """A block of events: every column of COLUMNS, texts and tensors by their codes in `texts` and `tensor_sets`."""
+        """A block of events: the columns of COLUMNS, texts and tensors by their codes in `texts` and `tensor_sets`.
+
+        A column of codes may be left out: it says that there are none.
+        """
         self._flush()
-        for name in COLUMNS:
-            self._blocks[name].append(columns[name])
         start, size = columns["start"], len(columns["cls"])
+        for name in COLUMNS:
+            values = columns.get(name)
+            self._blocks[name].append(
+                np.full(size, 0 if name == "nbytes" else -1, dtype=np.int64) if values is None else values
+            )
         if size:
             low, high = self._reach
             self._reach = (min(low, int(start.min())), max(high, int(start.max())))

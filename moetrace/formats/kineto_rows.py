@@ -26,6 +26,7 @@ from moetrace.formats.events import (
     MEMCPY,
     MEMSET,
     MODULE,
+    NODE,
     OPERATOR,
     RANGE,
     Codes,
@@ -45,7 +46,7 @@ _CLASS = {
 # Categories that tell of the profiler itself: calls of Python (stacks were recorded), and what it says that it cost.
 _CALL = "python_function"
 _TOLD = (_CALL, "overhead")
-_OTHER = MODULE + 1  # classes that are not read
+_OTHER = NODE + 1  # classes that are not read
 _EXACT = float(1 << 51)  # us that a float holds, in ns still far within 64 bits
 _LONG = 8_796_000_000_000  # us from which (2^43) a float does not hold every ns: three months, or an absolute time
 _DECIMALS = re.compile(rb'"ts"[ \t\r\n]*:[ \t\r\n]*-?\d{13,}\.\d*[1-9]')

@@ -1,63 +1,69 @@
 """Nsight Systems traces: the SQLite that `nsys export` writes (2022 to 2026), plain or gzip; `.nsys-rep` through nsys itself.
 
 Any table and any column may be absent, and whatever is there may be damaged: only known columns of real tables are read,
-each value checked for its type, from a read-only connection. Read whole: memory grows with the rows of the tables below.
-Not read: the environment (TARGET_INFO_SYSTEM_ENV), NVTX marks and payloads, graph node creation, samples, OS calls.
+each value checked for its type, from a read-only connection, some thousand rows at a time. What one process did on one GPU
+is read as one rank. Not read: the environment (TARGET_INFO_SYSTEM_ENV), NVTX marks, samples, OS calls.
 Times are ns since the session's start plus its UTC epoch, where the file has one.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import orjson
+import numpy.typing as npt
 
 from moetrace.errors import TraceError
+from moetrace.formats import nsys_graphs, nsys_nccl
+from moetrace.formats.events import FAR as LATEST
 from moetrace.formats.events import (
     KERNEL,
     LAUNCH,
     MEMCPY,
     MEMSET,
+    NODE,
     OPERATOR,
     RANGE,
     BoolArray,
+    Codes,
     Events,
+    EventsBuilder,
     IntArray,
-    Tensors,
+    Stored,
 )
-from moetrace.formats.nsys_file import ABSENT, STRINGS, Database, opened
+from moetrace.formats.nsys_file import ABSENT, STRINGS, Database, Export, integer, opened
+from moetrace.formats.nsys_names import Names, api, emitted
+from moetrace.formats.nsys_ranks import (
+    API,
+    CUDA_DEVICE,
+    DEVICE_TABLES,
+    FAR,
+    GRAPHS,
+    NVTX,
+    Rank,
+    Survey,
+    survey_of,
+)
+from moetrace.formats.piles import Spill
 
 SUFFIXES = (".sqlite", ".sqlite.gz")
+WHOLE_GRAPH = "whole CUDA graph"
 
 _MAGIC = b"SQLite format 3\x00"
-_NVTX, _API = "NVTX_EVENTS", "CUPTI_ACTIVITY_KIND_RUNTIME"
-_DEVICE_TABLES = {
-    "CUPTI_ACTIVITY_KIND_KERNEL": KERNEL, "CUPTI_ACTIVITY_KIND_MEMCPY": MEMCPY, "CUPTI_ACTIVITY_KIND_MEMSET": MEMSET,
-    "CUPTI_ACTIVITY_KIND_GRAPH_TRACE": KERNEL,
-}  # fmt: skip
-_GRAPHS = "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
-_GPU, _CUDA_DEVICE, _SESSION = "TARGET_INFO_GPU", "TARGET_INFO_CUDA_DEVICE", "TARGET_INFO_SESSION_START_TIME"
-_TABLES = (_NVTX, _API, STRINGS, *_DEVICE_TABLES, _GPU, _CUDA_DEVICE, _SESSION)
+_GPU, _SESSION = "TARGET_INFO_GPU", "TARGET_INFO_SESSION_START_TIME"
+_TABLES = (
+    NVTX, API, STRINGS, *DEVICE_TABLES, _GPU, CUDA_DEVICE, _SESSION, *nsys_graphs.TABLES, nsys_nccl.ENTRIES,
+)  # fmt: skip
 
 _KERNEL_NAMES = ("demangledName", "shortName", "mangledName")
 _COPIES = {1: "HtoD", 2: "DtoH", 8: "DtoD", 9: "HtoH", 10: "PtoP", 11: "HtoD", 12: "DtoH", 13: "DtoD"}
-_WHOLE_GRAPH = "whole CUDA graph"
 _PUSH_POP, _START_END = 59, 60
-
-_FAR = 1 << 53  # ns: 104 days of capture; times beyond are damage (and bytes)
-_LAST_GPU = (1 << 31) - 1
-
-_VERSION = re.compile(r"_v\d{4,5}(?:_ptsz)?$")  # cudaLaunchKernel_v7000
-# What torch's emit_nvtx appends to an operator's name; older torch without op_id.
-_MARK = re.compile(r"(?<=.), (?:seq|op_id|sizes) = ", re.DOTALL)
-_EMITTED = re.compile(
-    r"(, seq = -?\d+)?(?:, op_id = \d+)?(?:, sizes = (\[[\d\[\], ]*\]))?(?:, input_op_ids = .*)?", re.DOTALL
-)
+_MOST_IDS = 1 << 62
+_MOST_THREADS = 1 << 16
+_MOST_GPUS = 1 << 10
 
 
 def sniff(head: bytes) -> bool:
@@ -65,255 +71,259 @@ def sniff(head: bytes) -> bool:
     return head.startswith(_MAGIC)
 
 
-def read(path: Path, progress: Callable[[float], object] | None = None) -> Events:
-    """All events of an export or report. Raises TraceError with one line if it is none, is damaged, or has nothing to show."""
+def ranks(path: Path | Export) -> list[Rank]:
+    """The ranks in an export or report, by GPU and process. Raises TraceError if it is none or is damaged."""
     with opened(path, _TABLES) as db:
-        return _Reader(db, progress).events()
+        return survey_of(db).ranks
+
+
+def read(
+    path: Path | Export,
+    progress: Callable[[float], object] | None = None,
+    spill: Spill | None = None,
+    gpu: int | None = None,
+) -> Events | Stored:
+    """The events of an export or report with one rank, or of rank `gpu` of several; stored in `spill` if they are many.
+
+    Raises TraceError with one line if it is none, is damaged, has nothing to show, or holds several ranks and none is said.
+    """
+    with opened(path, _TABLES) as db:
+        survey = survey_of(db)
+        gpu = path.gpu if isinstance(path, Export) and gpu is None else gpu
+        count = len(survey.ranks)
+        if gpu is None and count > 1:
+            raise TraceError(
+                f"{db.path} holds {count} ranks ({survey.processes} process(es), {survey.gpus} GPU(s)): "
+                "'moetrace parse FILE -o DIR' makes a RUN of each, give one of these (in Python: parse(FILE, gpu=0))"
+            )
+        if gpu is not None and not 0 <= gpu < max(1, count):
+            raise TraceError(f"{db.path} holds {count} rank(s): there is no number {gpu}, they count from 0")
+        return _Reader(db, survey, gpu or 0, progress, spill).events()
 
 
 @dataclass(slots=True)
 class _Reader:
-    """Puts the columns of the events together, table by table."""
+    """Puts the events of one rank together, table by table and piece by piece."""
 
     db: Database
+    survey: Survey
+    gpu: int
     progress: Callable[[float], object] | None
-    parts: list[dict[str, Any]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: {"events": 0, "damaged": 0, "unclosed": 0})
+    spill: Spill | None
+    builder: EventsBuilder = field(init=False)
+    nodes: nsys_graphs.GraphNodes = field(init=False)
+    rank: Rank | None = field(init=False)
+    lanes: Codes = field(default_factory=Codes)
+    launching: set[int] = field(default_factory=set)  # threads
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("events", "damaged", "unclosed"), 0)
+    )
+    found: dict[int, int] = field(default_factory=dict)  # events of each class
+    _read: int = field(init=False, default=0)
+    _total: int = field(init=False, default=1)
 
-    def events(self) -> Events:
+    def __post_init__(self) -> None:
+        self.builder = EventsBuilder(self.spill)
+        self.rank = self.survey.ranks[self.gpu] if self.survey.ranks else None
+
+    def events(self) -> Events | Stored:
         db = self.db
-        if not {_NVTX, _API, *_DEVICE_TABLES} & set(db.columns):
-            raise TraceError(
-                f"{db.path} is an SQLite file but no nsys export: it has neither {_NVTX} nor CUPTI_ACTIVITY tables"
-            )
-        for i, (table, cls) in enumerate(_DEVICE_TABLES.items()):
-            self._told(i)
+        self._total = max(1, sum(db.count(table) for table in (*DEVICE_TABLES, API, NVTX)))
+        self.nodes = nsys_graphs.graph_nodes(db, *self.survey.of_process(self.rank))
+        for table, cls in DEVICE_TABLES.items():
             self._device(table, cls)
-        self._told(len(_DEVICE_TABLES))
         self._api()
-        self._told(len(_DEVICE_TABLES) + 1)
+        self._node_events()
         self._nvtx()
-        columns = {key: np.concatenate([part[key] for part in self.parts]) for key in self.parts[0]}
-        names, texts = db.names(), _Texts()
-        self._name(columns, names, texts)
-        self._check(columns, texts.code(_WHOLE_GRAPH))
-        return self._built(columns, texts)
+        self._messages()
+        self._check()
+        return self._built()
 
-    def _told(self, done: int) -> None:
+    # -- pieces ------------------------------------------------------------------------------------------------------
+    def _pieces(
+        self, table: str, columns: Sequence[str], names: Sequence[str], where: str, values: Sequence[int]
+    ) -> Iterator[tuple[dict[str, IntArray], tuple[str | int | None, ...]]]:
+        """(whole numbers by column, names) of some rows at a time, telling progress."""
+        before, most = self._read, self.db.count(table)
+        read = 0
+        for chunk in self.db.rows(table, self.db.selection(table, columns, names), where, values):
+            *numbers, raw = zip(*chunk, strict=True)
+            matrix = np.array(numbers, dtype=np.int64)
+            read += len(chunk)
+            self._tell(before + min(read, most))
+            yield dict(zip(columns, matrix, strict=True)), raw
+        self._tell(before + most)
+        self._read = before + most
+
+    def _tell(self, rows: int) -> None:
         if self.progress is not None:
-            self.progress(done / (len(_DEVICE_TABLES) + 2))
+            self.progress(min(1.0, rows / self._total))
 
     def _add(
-        self, cls: int, table: dict[str, IntArray], good: BoolArray | None = None, **more: IntArray
+        self, cls: int, rows: Mapping[str, IntArray], said: IntArray, good: BoolArray, **more: IntArray
     ) -> None:
-        """One part: the rows of a table whose times are sound (and that are `good`)."""
-        start, end = table["start"], table["end"]
-        sound = (start > -_FAR) & (start <= end) & (end < _FAR)
+        """The rows whose times are sound and that are `good`; `said` is what `Names` made of their names."""
+        start, end = rows["start"], rows["end"]
+        sound = (start > -FAR) & (start <= end) & (end < FAR)
         self.counts["events"] += len(start)
-        self.counts["damaged"] += int((~sound & (True if good is None else good)).sum())
-        sound = sound if good is None else sound & good
-        none = np.full(len(start), -1, dtype=np.int64)
-        columns = {
-            "cls": none * 0 + cls, "name": table["name"], "start": start, "dur": end - start, "lane": none, "device": none,
-            "process": none, "correlation": none, "nbytes": none * 0, **more,
+        self.counts["damaged"] += int((~sound & good).sum())
+        sound &= good
+        if not sound.any():
+            return
+        classes = np.where(said[:, 0] >= 0, said[:, 0], cls).astype(np.int8)
+        columns: dict[str, npt.NDArray[Any]] = {
+            "cls": classes, "name": said[:, 1], "tensors": said[:, 2], "start": start, "dur": end - start, **more,
         }  # fmt: skip
-        self.parts.append({key: values[sound] for key, values in columns.items()})
+        kept = {name: values[sound] for name, values in columns.items()}
+        for code, number in zip(*np.unique(kept["cls"], return_counts=True), strict=True):
+            self.found[int(code)] = self.found.get(int(code), 0) + int(number)
+        self.builder.extend(kept)
 
+    def _lane(self, threads: IntArray) -> IntArray:
+        """Dense numbers for threads."""
+        used, inverse = np.unique(threads, return_inverse=True)
+        codes = [self.lanes[t] for t in used.tolist()]
+        if len(self.lanes) > _MOST_THREADS:
+            raise TraceError(f"{self.db.path} is damaged: it names more than {_MOST_THREADS:,} threads")
+        return np.array(codes, dtype=np.int64)[inverse.reshape(-1)]
+
+    # -- tables ------------------------------------------------------------------------------------------------------
     def _device(self, table: str, cls: int) -> None:
-        columns = ("start", "end", "deviceId", "streamId", "correlationId", "globalPid", "bytes", "copyKind")
-        rows = self.db.read(table, columns, _KERNEL_NAMES if table != _GRAPHS and cls == KERNEL else ())
-        if cls == MEMCPY:
-            kinds, inverse = np.unique(rows["copyKind"], return_inverse=True)
-            rows["name"] = self._codes([f"Memcpy {_COPIES.get(k, '')}".strip() for k in kinds.tolist()])[
-                inverse
-            ]
-        elif cls == MEMSET or table == _GRAPHS:
-            fixed = self._codes(["Memset" if cls == MEMSET else _WHOLE_GRAPH])
-            rows["name"] = np.repeat(fixed, len(rows["start"]))
-        if table == _GRAPHS:
-            self.counts["whole_graphs"] = len(rows["start"])
-        written = (rows["start"] != 0) | (rows["end"] != 0)  # 0, 0: a graph node that nsys has no time of
-        self.counts["damaged"] += int((~written).sum())
-        self._add(
-            cls, rows, written, lane=np.maximum(rows["streamId"], 0), device=self._gpus(rows), process=rows["globalPid"],
-            correlation=rows["correlationId"], nbytes=np.clip(rows["bytes"], 0, _FAR),
-        )  # fmt: skip
-
-    def _codes(self, texts: Sequence[str]) -> IntArray:
-        seen = self.db.seen
-        return np.array([seen.setdefault(text, len(seen)) for text in texts], dtype=np.int64)
-
-    def _gpus(self, rows: dict[str, IntArray]) -> IntArray:
-        """The GPU of each row: a process may see its GPUs under other numbers, which newer exports resolve."""
-        known = self.db.read(_CUDA_DEVICE, ("pid", "cudaId", "gpuId"))
-        table = zip(*(known[key].tolist() for key in ("pid", "cudaId", "gpuId")), strict=True)
-        gpu = {(pid, cuda): gpu for pid, cuda, gpu in table}
-        device = np.clip(rows["deviceId"], 0, _LAST_GPU)
-        if not gpu or not len(device):
-            return device
-        pairs, inverse = np.unique(np.stack([rows["globalPid"], device]), axis=1, return_inverse=True)
-        found = [gpu.get((pid >> 24 & 0xFFFFFF, cuda), cuda) for pid, cuda in pairs.T.tolist()]
-        return np.clip(np.array(found, dtype=np.int64), 0, _LAST_GPU)[inverse.reshape(-1)]
+        columns = (
+            "start",
+            "end",
+            "deviceId",
+            "streamId",
+            "correlationId",
+            "globalPid",
+            "bytes",
+            "copyKind",
+            "graphNodeId",
+        )
+        named = cls == KERNEL and table != GRAPHS
+        where, values = self.survey.on_device(self.db, table, self.rank)
+        names = Names(self.db, self.builder)
+        fixed = WHOLE_GRAPH if table == GRAPHS else "Memset"
+        for rows, raw in self._pieces(table, columns, _KERNEL_NAMES if named else (), where, values):
+            written = (rows["start"] != 0) | (rows["end"] != 0)  # 0, 0: a graph node that nsys has no time of
+            self.counts["damaged"] += int((~written).sum())
+            if table == GRAPHS:
+                self.counts["whole_graphs"] = self.counts.get("whole_graphs", 0) + len(raw)
+            if cls == MEMCPY:
+                raw = tuple(f"Memcpy {_COPIES.get(k, '')}".strip() for k in rows["copyKind"].tolist())
+            said = names.of(raw if named or cls == MEMCPY else (fixed,) * len(raw))
+            gpu = self.rank.gpu if self.rank is not None else 0
+            self._add(
+                cls, rows, said, written, lane=np.maximum(rows["streamId"], 0), device=np.full(len(raw), gpu),
+                correlation=_ids(rows["correlationId"]), nbytes=np.clip(rows["bytes"], 0, FAR),
+                node=self.nodes.of(rows["graphNodeId"]),
+            )  # fmt: skip
 
     def _api(self) -> None:
-        rows = self.db.read(_API, ("start", "end", "globalTid", "correlationId"), ("nameId", "name"))
-        thread = rows["globalTid"]
-        self._add(LAUNCH, rows, lane=thread, process=thread & -(1 << 24), correlation=rows["correlationId"])
+        names = Names(self.db, self.builder, api)
+        columns = ("start", "end", "globalTid", "correlationId")
+        for rows, raw in self._pieces(API, columns, ("nameId", "name"), *self.survey.of_process(self.rank)):
+            self.launching |= set(np.unique(rows["globalTid"]).tolist())
+            everyone = np.ones(len(raw), dtype=bool)
+            lane = self._lane(rows["globalTid"])
+            self._add(
+                LAUNCH, rows, names.of(raw), everyone, lane=lane, correlation=_ids(rows["correlationId"])
+            )
+
+    def _node_events(self) -> None:
+        """Where and when the nodes were made that kernels replay."""
+        made = np.flatnonzero(self.nodes.made)
+        if not len(made):
+            return
+        start = self.nodes.start[made]
+        said = np.tile(Names(self.db, self.builder).of(("graph node",)), (len(made), 1))
+        lane = self._lane(self.nodes.thread[made])
+        self._add(
+            NODE, {"start": start, "end": start}, said, np.ones(len(made), dtype=bool), lane=lane, node=made
+        )
 
     def _nvtx(self) -> None:
-        typed = "eventType" in self.db.columns.get(_NVTX, ())
-        where = f'WHERE "eventType" IN ({_PUSH_POP}, {_START_END})' if typed else ""
+        """Ranges: push/pop, and start/end on one thread, lie on their thread; others on all that launch."""
+        typed = "eventType" in self.db.columns.get(NVTX, ())
+        where, values = self.survey.of_process(self.rank)
+        if typed:
+            where = f'{where or "WHERE 1"} AND "eventType" IN ({_PUSH_POP}, {_START_END})'
+        names = Names(self.db, self.builder, emitted)
         columns = ("start", "end", "globalTid", "endGlobalTid")
-        rows = self.db.read(_NVTX, columns, ("text", "textId"), where)
-        closed = rows["end"] != ABSENT
-        own = (rows["endGlobalTid"] == ABSENT) | (rows["endGlobalTid"] == rows["globalTid"])
-        self.counts["unclosed"] = int((~closed).sum())
-        self._add(RANGE, rows, closed & own, lane=rows["globalTid"])
+        for rows, raw in self._pieces(NVTX, columns, ("text", "textId"), where, values):
+            closed, said = rows["end"] != ABSENT, names.of(raw)
+            self.counts["unclosed"] += int((~closed).sum())
+            across = (rows["endGlobalTid"] != ABSENT) & (rows["endGlobalTid"] != rows["globalTid"]) & closed
+            self._add(RANGE, rows, said, closed & ~across, lane=self._lane(rows["globalTid"]))
+            for i in np.flatnonzero(across).tolist():
+                self._across({name: values[i : i + 1] for name, values in rows.items()}, said[i : i + 1])
 
-    def _name(self, columns: dict[str, Any], names: list[str], texts: _Texts) -> None:
-        """Final names, classes and tensors: one decision per distinct name."""
-        cls, raw = columns["cls"], columns["name"]
-        columns["tensors"] = np.full(len(cls), -1, dtype=np.int64)
-        for kind in (KERNEL, MEMCPY, MEMSET, LAUNCH, RANGE):
-            at = np.flatnonzero(cls == kind)
-            used, inverse = np.unique(raw[at], return_inverse=True)
-            told = [
-                _emitted(names[c]) if kind == RANGE else _Told(kind, names[c], None) for c in used.tolist()
-            ]
-            if kind == LAUNCH:
-                told = [_Told(kind, _VERSION.sub("", t.name), None) for t in told]
-            facts = np.array([(t.cls, texts.code(t.name), texts.tensor(t.tensors)) for t in told], np.int64)
-            cls[at], raw[at], columns["tensors"][at] = facts.reshape(-1, 3)[inverse.reshape(-1)].T
+    def _across(self, row: Mapping[str, IntArray], said: IntArray) -> None:
+        """A range that ends on another thread than it began: it is of the process, so of each thread that launches."""
+        threads = sorted(self.launching | set(row["globalTid"].tolist()))
+        rows = {name: np.repeat(values, len(threads)) for name, values in row.items()}
+        counts = dict(self.counts)
+        lane = self._lane(np.array(threads, dtype=np.int64))
+        said = np.repeat(said, len(threads), axis=0)
+        self._add(RANGE, rows, said, np.ones(len(threads), dtype=bool), lane=lane)
+        lost = self.counts["damaged"] > counts["damaged"]
+        self.counts |= {**counts, "damaged": counts["damaged"] + lost}  # it is one event, counted already
 
-    def _check(self, columns: dict[str, Any], whole_graph: int) -> None:
-        """Codes for threads and correlations, and what was covered."""
-        cls, process, correlation = columns["cls"], columns["process"], columns["correlation"]
-        on_device = np.isin(cls, (KERNEL, MEMCPY, MEMSET))
-        ranges, launch = np.isin(cls, (RANGE, OPERATOR)), cls == LAUNCH
-        if not (on_device | launch | (cls == OPERATOR)).any():
+    def _messages(self) -> None:
+        """The calls of NCCL once more, as operators that say what is sent."""
+        if not self.found.get(KERNEL):
+            return
+        ids = nsys_nccl.nccl_names(self.db, STRINGS)
+        builder = self.builder
+        sent = 0
+        for m in nsys_nccl.messages(self.db, NVTX, ids, *self.survey.of_process(self.rank)):
+            sent += 1
+            builder.add(OPERATOR, m.name, m.start, m.end - m.start, self.lanes[m.thread], tensors=m.tensors)
+        if sent:
+            self.counts["nccl_messages"] = sent
+
+    def _check(self) -> None:
+        """Raises TraceError where there is nothing to parse."""
+        if not set(self.found) & {KERNEL, MEMCPY, MEMSET, LAUNCH, OPERATOR}:
             raise TraceError(
-                f"{self.db.path} holds {int(ranges.sum())} NVTX range(s) and no GPU work: there is nothing to attribute "
+                f"{self.db.path} holds {self.found.get(RANGE, 0)} NVTX range(s) and no GPU work: there is nothing to attribute "
                 "(record with nsys profile -t cuda,nvtx --cuda-graph-trace=node)"
             )
-        linked = on_device | launch
-        owners = np.unique(process[linked & (process != ABSENT)])
-        if len(owners) == 1:  # a schema that names no process in some table: it is the one there is
-            process[linked & (process == ABSENT)] = owners[0]
-        columns["correlation"] = _joint(process, np.where(correlation > 0, correlation, ABSENT))
-        host = ~on_device
-        columns["lane"][host] = np.unique(columns["lane"][host], return_inverse=True)[1].reshape(-1)
-        kernel = (cls == KERNEL) & (columns["name"] != whole_graph)
-        start, end = columns["start"], columns["start"] + columns["dur"]
-        inside = _covered(columns["lane"], start, end, np.flatnonzero(launch), np.flatnonzero(ranges))
-        key = columns["correlation"]
-        self.counts |= {
-            "kernels": int(kernel.sum()),
-            "kernels_launched": int((kernel & (key >= 0) & np.isin(key, key[launch])).sum()),
-            "kernels_in_ranges": int((kernel & (key >= 0) & np.isin(key, key[inside])).sum()),
-            "processes": len(np.unique(process[on_device])),
-            "gpus": len(np.unique(columns["device"][on_device])),
-        }
+        self.counts |= {"nvtx": 1, "graph_nodes": len(self.nodes), "strays": self.survey.strays}
 
-    def _built(self, columns: dict[str, Any], texts: _Texts) -> Events:
-        session = self.db.read(_SESSION, ("utcEpochNs",))["utcEpochNs"]
-        epoch = int(session[0]) if len(session) and 0 < session[0] < 1 << 61 else 0
-        none = np.full(len(columns["cls"]), -1, dtype=np.int64)
-        del columns["process"]
-        columns["start"] = columns["start"] + epoch
-        columns["cls"] = columns["cls"].astype(np.int8)
-        return Events(
-            **columns, external=none, launched=none.copy(), texts=list(texts.codes), tensor_sets=list(texts.tensors),
-            devices=self._devices(), world_size=max(1, self.counts["gpus"]), counts=self.counts,
-        )  # fmt: skip
+    def _built(self) -> Events | Stored:
+        epoch = 0
+        if "utcEpochNs" in self.db.columns.get(_SESSION, set()):
+            for chunk in self.db.rows(_SESSION, [integer("utcEpochNs")], tail="LIMIT 1"):
+                epoch = chunk[0][0] if 0 < chunk[0][0] < LATEST else 0
+        counts = {
+            name: count
+            for name, count in self.counts.items()
+            if count or name in ("events", "damaged", "unclosed")
+        }
+        return self.builder.build(
+            epoch,
+            rank=self.gpu,
+            world_size=max(1, len(self.survey.ranks)),
+            devices=self._devices(),
+            counts=counts,
+        )
 
     def _devices(self) -> tuple[Mapping[str, Any], ...]:
         """The GPUs of the machine, under the keys that Kineto gives them."""
-        rows = self.db.read(_GPU, ("id", "totalMemory", "smCount"), ("name",))
-        names = self.db.names()
-        return tuple(
-            {"id": i, "name": names[name], "totalGlobalMem": memory or None, "numSms": sms or None}
-            for i, memory, sms, name in zip(
-                rows["id"].tolist(), np.maximum(rows["totalMemory"], 0).tolist(), np.maximum(rows["smCount"], 0).tolist(),
-                rows["name"].tolist(), strict=True,
-            )
-        )  # fmt: skip
+        found: list[Mapping[str, Any]] = []
+        for chunk in self.db.rows(_GPU, self.db.selection(_GPU, ("id", "totalMemory", "smCount"), ("name",))):
+            texts = EventsBuilder()
+            codes = Names(self.db, texts).of([row[3] for row in chunk])[:, 1].tolist()
+            names = list(texts.texts)
+            for (i, memory, sms, _), code in zip(chunk, codes, strict=True):
+                sizes = {"totalGlobalMem": max(memory, 0) or None, "numSms": max(sms, 0) or None}
+                found.append({"id": i, "name": names[code], **sizes})
+            if len(found) > _MOST_GPUS:
+                break
+        return tuple(found[:_MOST_GPUS])
 
 
-class _Told(NamedTuple):
-    """What a name says of its event."""
-
-    cls: int
-    name: str
-    tensors: Tensors | None
-
-
-@dataclass(slots=True)
-class _Texts:
-    """Codes of distinct texts and of distinct input tensors."""
-
-    codes: dict[str, int] = field(default_factory=dict)
-    tensors: dict[Tensors, int] = field(default_factory=dict)
-
-    def code(self, text: str) -> int:
-        return self.codes.setdefault(text, len(self.codes))
-
-    def tensor(self, tensors: Tensors | None) -> int:
-        return -1 if tensors is None else self.tensors.setdefault(tensors, len(self.tensors))
-
-
-def _emitted(text: str) -> _Told:
-    """A range by its text: torch's emit_nvtx writes ``aten::mm, op_id = 3, sizes = [[2, 4], [4, 8]]`` for an operator.
-
-    It writes the user's own record_function ranges likewise: those lack a namespace, a sequence number and inputs.
-    """
-    mark = _MARK.search(text)
-    at = mark.start() if mark else len(text)
-    found, name = _EMITTED.fullmatch(text, at), text[:at]
-    if found is None:
-        return _Told(RANGE, text, None)
-    operator = "::" in name if at < len(text) else name.startswith("aten::")
-    if not operator and not found[1] and not found[2]:
-        return _Told(RANGE, name, None)
-    return _Told(OPERATOR, name, _tensors(found[2]) if found[2] else None)
-
-
-def _tensors(sizes: str) -> Tensors | None:
-    """Shapes as emit_nvtx prints them, a list of tensors as its members; it prints no element types."""
-    try:
-        shapes = orjson.loads(sizes)
-    except orjson.JSONDecodeError:
-        return None
-    flat: list[tuple[int, ...]] = []
-    for shape in shapes:
-        members = shape if isinstance(shape, list) and shape and isinstance(shape[0], list) else [shape]
-        for member in members:
-            if not isinstance(member, list) or not all(
-                isinstance(n, int) and 0 <= n < 1 << 48 for n in member
-            ):
-                return None
-            flat.append(tuple(member))
-    return Tensors(tuple(flat), ("",) * len(flat))
-
-
-def _joint(process: IntArray, correlation: IntArray) -> IntArray:
-    """One code per (process, correlation id), as ids are unique within a process only; -1 without an id."""
-    owner = np.unique(process, return_inverse=True)[1].reshape(-1)
-    ids, code = np.unique(correlation, return_inverse=True)
-    return np.where(correlation == ABSENT, -1, owner * len(ids) + code.reshape(-1))
-
-
-def _covered(lane: IntArray, start: IntArray, end: IntArray, asked: IntArray, ranges: IntArray) -> IntArray:
-    """Which of the events `asked` lie wholly in at least one of the `ranges` of their thread: a sweep per thread."""
-    asked, ranges = (at[np.lexsort((start[at], lane[at]))] for at in (asked, ranges))
-    lanes = np.unique(lane[asked])
-    groups = [np.split(at, np.searchsorted(lane[at], lanes))[1:] for at in (asked, ranges)]
-    found = [np.zeros(0, np.int64)]
-    for which, mine, over in zip(lanes.tolist(), *groups, strict=True):
-        over = over[
-            : np.searchsorted(lane[over], which, side="right")
-        ]  # the last group runs on past its thread
-        if len(over):
-            reach = np.maximum.accumulate(end[over])
-            before = np.searchsorted(start[over], start[mine], side="right") - 1
-            found.append(mine[(before >= 0) & (reach[np.maximum(before, 0)] >= end[mine])])
-    return np.concatenate(found)
+def _ids(correlation: IntArray) -> IntArray:
+    """Correlation ids; -1 where there is none."""
+    return np.where((correlation > 0) & (correlation < _MOST_IDS), correlation, -1)

@@ -1,58 +1,96 @@
 """The SQLite file behind an nsys trace, and its columns: nothing of it is trusted.
 
 A report (`.nsys-rep`) is exported by the user's own nsys and a compressed export is expanded, both into a temporary file.
-The connection is read-only; known columns of real tables are read, each value with its type checked. Views, generated
-columns and functions of the file are never run.
+The connection is read-only; known columns of real tables are read in pieces, each value with its type checked. Views,
+generated columns, indexes and functions of the file are never run. A query that takes long can be interrupted.
 """
 
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import sqlite3
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moetrace.errors import TraceError
-from moetrace.formats.events import IntArray
 
 REPORTS = (".nsys-rep", ".qdrep")
 EXPORT = "nsys export --type sqlite -f true -o OUT.sqlite"
 STRINGS = "StringIds"
 ABSENT = -(1 << 62)  # stands for NULL, for a value of another type and for a column that is not there
 
-_CHUNK = 65536  # rows fetched at a time
-_LONGEST = 65536  # characters kept of a text
+_CHUNK = 2048  # rows fetched at a time: so many of the longest texts are what one fetch holds at the most
+_LONGEST = 16384  # characters kept of a text
 _LARGEST = 1 << 24  # bytes of one value: beyond, SQLite refuses it (from Python 3.11 on)
 _LEAST_ROW = 4  # bytes that a row takes in the file at the least: more rows than that are a damaged tree
 _EXPANSION = 100  # exports shrink 4 to 12 times with gzip; what shrinks more than this is none
+_PATIENCE = 100_000  # SQLite's own steps between two looks at whether the user wants to stop
+_CACHE_KIB = 8192  # of pages, and of what a sort holds before it goes to disk
+_ASKED = 500  # ids looked up with one query
+_INTERRUPTED = "interrupted"  # SQLite's word for a query that the progress handler ended
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An export as an SQLite file that stays while it is read: of `path`, the user's own, or of one of the ranks in it.
+
+    It has those of a Path's methods that a reader needs.
+    """
+
+    path: Path
+    file: Path
+    gpu: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.gpu is None else f"{self.path} (rank {self.gpu})"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def is_file(self) -> bool:
+        return self.file.is_file()
+
+    def stat(self) -> os.stat_result:
+        """That of the SQLite file."""
+        return self.file.stat()
+
+    def resolve(self) -> Export:
+        """The same by absolute paths."""
+        return Export(self.path.resolve(), self.file.resolve(), self.gpu)
 
 
 @contextmanager
-def opened(path: Path, tables: Sequence[str]) -> Iterator[Database]:
+def opened(path: Path | Export, tables: Sequence[str]) -> Iterator[Database]:
     """These tables of an export or report. Raises TraceError if it cannot be exported, expanded or read, then or later."""
-    with _exported(path) as file:
+    shown = path.path if isinstance(path, Export) else path
+    with exported(path) as file:
         try:
             with closing(_connect(file)) as connection:
-                yield Database(connection, path, file.stat().st_size, tables)
+                yield Database(connection, shown, file.stat().st_size, tables)
         except (sqlite3.Error, UnicodeDecodeError) as err:  # the latter: its message quotes damaged bytes
+            if str(err) == _INTERRUPTED:
+                raise KeyboardInterrupt from None
             said = " ".join(str(err).split())[:200]
             raise TraceError(
-                f"{path} is a damaged SQLite file ({said}): copy it again, or export again with {EXPORT}"
+                f"{shown} is a damaged SQLite file ({said}): copy it again, or export again with {EXPORT}"
             ) from err
 
 
 @contextmanager
-def _exported(path: Path) -> Iterator[Path]:
+def exported(path: Path | Export) -> Iterator[Path]:
     """The SQLite file of a trace: itself, or a temporary one that is gone on any exit."""
+    if isinstance(path, Export):
+        yield path.file
+        return
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     if not zipped and path.suffix not in REPORTS:
@@ -102,39 +140,66 @@ def _connect(file: Path) -> sqlite3.Connection:
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
     if hasattr(connection, "setlimit"):
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST)
-    for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "query_only = ON"):
+    for pragma in (
+        "trusted_schema = OFF",
+        "cell_size_check = ON",
+        "query_only = ON",
+        f"cache_size = -{_CACHE_KIB}",
+        "mmap_size = 0",
+        "temp_store = FILE",
+    ):
         connection.execute(f"PRAGMA {pragma}")
+    # Python looks at signals only while it runs: an interrupt is raised in here, which ends the query.
+    connection.set_progress_handler(lambda: 0, _PATIENCE)
     return connection
 
 
 @dataclass(slots=True)
 class Database:
-    """The known tables of a file, read by column; `seen` numbers the names met so far: texts, or ids of StringIds."""
+    """The known tables of a file, read row by row."""
 
     connection: sqlite3.Connection
     path: Path
     size: int
     tables: Sequence[str]
     columns: dict[str, set[str]] = field(init=False)
-    seen: dict[str | int | None, int] = field(default_factory=dict)
+    _keyed: bool = field(init=False, default=False)  # whether ids of StringIds are found without a search
 
     def __post_init__(self) -> None:
         marks = ", ".join("?" * len(self.tables))
-        query = f"SELECT name, type, rootpage FROM sqlite_master WHERE name IN ({marks})"  # noqa: S608  marks only
+        query = f"SELECT name, type, rootpage, sql FROM sqlite_master WHERE name IN ({marks})"  # noqa: S608  marks only
         self.columns = {}
-        for name, kind, page in self.connection.execute(query, tuple(self.tables)).fetchall():
+        for name, kind, page, sql in self.connection.execute(query, tuple(self.tables)).fetchall():
             if kind == "index":
                 continue
             if kind != "table" or not page:
                 raise TraceError(f"{self.path} is no nsys export: its {name} is not a table of its own")
-            self.columns[name] = {row[1] for row in self.connection.execute(f'PRAGMA table_info("{name}")')}
+            told = self.connection.execute(f'PRAGMA table_info("{name}")').fetchall()
+            self.columns[name] = {row[1] for row in told}
+            if name == STRINGS:
+                keys = [(row[1], str(row[2]).upper()) for row in told if row[5]]
+                self._keyed = keys == [("id", "INTEGER")] and "WITHOUT" not in str(sql).upper()
 
-    def rows(self, table: str, select: Sequence[str], where: str = "") -> Iterator[list[tuple[Any, ...]]]:
+    def count(self, table: str) -> int:
+        """About how many rows a table has, at once: the largest row number."""
+        if table not in self.columns:
+            return 0
+        try:
+            found = self.connection.execute(f'SELECT max(rowid) FROM "{table}"').fetchone()[0]  # noqa: S608
+        except sqlite3.OperationalError:  # a table that numbers no rows
+            return 0
+        return min(found, self.size // _LEAST_ROW) if isinstance(found, int) and found > 0 else 0
+
+    def rows(
+        self, table: str, select: Sequence[str], where: str = "", values: Sequence[Any] = (), tail: str = ""
+    ) -> Iterator[list[tuple[Any, ...]]]:
         """The table's rows, many at a time; nothing if there is no such table."""
         if table not in self.columns:
             return
-        # Names and expressions are this file's own constants; no text of the trace gets into a query.
-        cursor = self.connection.execute(f'SELECT {", ".join(select)} FROM "{table}" {where}')  # noqa: S608
+        # Names and expressions are this package's own constants; no text of the trace gets into a query. An index could say
+        # anything.
+        query = f'SELECT {", ".join(select)} FROM "{table}" NOT INDEXED {where} {tail}'  # noqa: S608
+        cursor = self.connection.execute(query, tuple(values))
         read = 0
         while chunk := cursor.fetchmany(_CHUNK):
             read += len(chunk)
@@ -144,41 +209,39 @@ class Database:
                 )
             yield chunk
 
-    def read(
-        self, table: str, integers: Sequence[str], names: Sequence[str] = (), where: str = ""
-    ) -> dict[str, IntArray]:
-        """Integer columns by name, `ABSENT` where there is no integer; under "name" the code of the first name there is."""
+    def selection(self, table: str, integers: Iterable[str], names: Iterable[str] = ()) -> list[str]:
+        """What to select: whole numbers, `ABSENT` where there is none, then one name, an id of StringIds or a text."""
         have = self.columns.get(table, set())
-        select = [_integer(c) if c in have else str(ABSENT) for c in integers]
-        named = [_name(c) for c in names if c in have]
-        select.append(f"COALESCE({', '.join(named)}, NULL)" if named else "NULL")
-        numbers, codes = [], []
-        for chunk in self.rows(table, select, where):
-            *values, texts = zip(*chunk, strict=True)
-            numbers.append(np.array(values, dtype=np.int64).reshape(len(integers), len(chunk)))
-            codes.append(np.array([self.seen.setdefault(t, len(self.seen)) for t in texts], dtype=np.int64))
-        matrix = np.concatenate(numbers, axis=1) if numbers else np.zeros((len(integers), 0), np.int64)
-        name = np.concatenate(codes) if codes else np.zeros(0, np.int64)
-        return {**dict(zip(integers, matrix, strict=True)), "name": name}
+        select = [integer(c) if c in have else str(ABSENT) for c in integers]
+        named = [text_or_id(c) for c in names if c in have]
+        return [*select, f"COALESCE({', '.join(named)}, NULL)" if named else "NULL"]
 
-    def names(self) -> list[str]:
-        """The texts of all names seen, by code."""
-        ids = {value for value in self.seen if isinstance(value, int)}
-        strings: dict[int, str] = {}
-        if {"id", "value"} <= self.columns.get(STRINGS, set()):
-            for chunk in self.rows(STRINGS, (_integer("id"), _name("value"))):
-                strings.update((i, str(v)) for i, v in chunk if i in ids and v is not None)
-        return [
-            value if isinstance(value, str) else "" if value is None else strings.get(value, f"name {value}")
-            for value in self.seen
-        ]
+    def strings(self, ids: Sequence[int]) -> Mapping[int, str]:
+        """The texts of these ids of StringIds."""
+        if not ids or not {"id", "value"} <= self.columns.get(STRINGS, set()):
+            return {}
+        select = (integer("id"), text_or_id("value"))
+        found: dict[int, str] = {}
+        if self._keyed:
+            for low in range(0, len(ids), _ASKED):
+                some = ids[low : low + _ASKED]
+                query = f"WHERE id IN ({', '.join('?' * len(some))})"
+                for chunk in self.rows(STRINGS, select, query, some):
+                    found.update((i, str(v)) for i, v in chunk if v is not None)
+            return found
+        asked = set(ids)
+        for chunk in self.rows(STRINGS, select):
+            found.update((i, str(v)) for i, v in chunk if i in asked and v is not None)
+        return found
 
 
-def _integer(column: str) -> str:
+def integer(column: str) -> str:
+    """An expression for a column's whole number, `ABSENT` where it holds something else."""
     return f"""CASE typeof("{column}") WHEN 'integer' THEN "{column}" ELSE {ABSENT} END"""
 
 
-def _name(column: str) -> str:
+def text_or_id(column: str) -> str:
+    """An expression for a column's whole number or the beginning of its text; NULL where it holds something else."""
     return (
         f"""CASE typeof("{column}") WHEN 'integer' THEN "{column}" WHEN 'text' """
         f"""THEN substr("{column}", 1, {_LONGEST}) END"""

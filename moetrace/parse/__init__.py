@@ -40,11 +40,13 @@ _IN_RECORDING = (
 _CAPTURE = "capture.json.gz"  # and the trace of its graph's capture, if it replayed one
 
 
-def open_run(path: str | os.PathLike[str], **options: Any) -> Run:
+def open_run(path: str | os.PathLike[str] | formats.Export, **options: Any) -> Run:
     """The run at a path: a RUN directory, of one rank or of many, is loaded, anything else is parsed (options as in `parse`).
 
     Raises RunError where an option about reading a trace is given with a RUN, which is read already.
     """
+    if isinstance(path, formats.Export):
+        return parse(path, **options)
     root = Path(path)
     if not is_run(root):
         return parse(root, **options)
@@ -55,7 +57,7 @@ def open_run(path: str | os.PathLike[str], **options: Any) -> Run:
 
 
 def parse(
-    trace: str | os.PathLike[str],
+    trace: str | os.PathLike[str] | formats.Export,
     *,
     model: str | ModelSpec | None = None,
     capture_trace: str | os.PathLike[str] | None = None,
@@ -68,6 +70,7 @@ def parse(
     progress: Progress | None = None,
     scratch: Path | None = None,
     place: tuple[int, int] | None = None,
+    gpu: int | None = None,
 ) -> Run:
     """The Run of a PyTorch-profiler trace file, or of a directory that `moetrace record` wrote.
 
@@ -77,7 +80,7 @@ def parse(
     and expert parallelism where shapes do not show them, `hardware` the profile of the machine it ran on, `routing` which
     experts were chosen, in place of what lies beside the trace, `comm_table` a file of names
     of communication kernels that go before the built-in ones (docs/formats.md), `place` the rank and the number of ranks where
-    it says neither.
+    it says neither, `gpu` which of the ranks of an nsys export that holds several (from 0, by GPU and process).
     A long trace is sorted in temporary files without a name, in the folder `scratch` or the system's, and so is its table of
     ops until it is saved.
     Raises TraceError, ModelError or ProfileError with one line.
@@ -85,7 +88,8 @@ def parse(
     for option, number in (("kv_len", kv_len), ("ran_tp", ran_tp), ("ran_ep", ran_ep)):
         if number is not None and not is_whole(number, 1):
             raise TraceError(f"{option} is {number}: expected a whole number from 1 that a run could have")
-    file, recording, recorded = _locate(formats.located(Path(trace)))
+    located = trace if isinstance(trace, formats.Export) else formats.located(Path(trace))
+    file, recording, recorded = _locate(located)
     if capture_trace is None and recording and isinstance(file, Path) and file.with_name(_CAPTURE).is_file():
         capture_trace = file.with_name(_CAPTURE)
     given = model if isinstance(model, ModelSpec) else load_model(model) if model else None
@@ -93,7 +97,7 @@ def parse(
         load_hardware(hardware)
     names = comm_table if isinstance(comm_table, Names | None) else communication_names(Path(comm_table))
     captures = traces_at(Path(capture_trace)) if capture_trace is not None else []
-    events = formats.read(file, progress, formats.Spill(scratch))
+    events = formats.read(file, progress, formats.Spill(scratch), gpu)
     if place is not None:
         events = formats.placed(events, *place)
     own = isinstance(file, Path) and file.name in _IN_RECORDING
@@ -111,8 +115,8 @@ def parse(
 
 
 def _locate(
-    path: Path | formats.Remote,
-) -> tuple[Path | formats.Remote, Mapping[str, Any], Routing | None]:
+    path: Path | formats.Remote | formats.Export,
+) -> tuple[Path | formats.Remote | formats.Export, Mapping[str, Any], Routing | None]:
     """(trace file, the recorder's metadata, the recorded routing) of a file, a recording's directory or one with a trace."""
     if not isinstance(path, Path) or not path.is_dir():
         return path, {}, None

@@ -20,7 +20,7 @@ from moetrace.ops.moe import FUSED
 from moetrace.parse.facts import Split
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.order import ATTENTION, DRAFT
-from moetrace.parse.rows import CAPTURE, MODEL, NAME, NONE, PERIOD, SHAPES, SOURCES, Rows
+from moetrace.parse.rows import ANNOTATION, CAPTURE, MODEL, NAME, NONE, PERIOD, SHAPES, SOURCES, Rows
 from moetrace.parse.steps import Attended, StepName
 from moetrace.routing import Routing
 
@@ -71,8 +71,7 @@ class Ops:
         window = _windows(placed.layer, self._model)
         columns = (
             placed.kind_index, rows.kernel, rows.operator, rows.tensors, rows.message, rows.nbytes,
-            placed.role, placed.part, window, halves, _step_facts(placed.step, self._steps),
-            (rows.source == PERIOD).astype(np.int64),
+            placed.role, placed.part, window, halves, _step_facts(placed.step, self._steps), rows.source.astype(np.int64),
         )  # fmt: skip
         first, inverse = distinct_rows(*columns)
         index = np.zeros(len(first), dtype=np.int64)
@@ -219,10 +218,8 @@ def _source(op: Op, rows: Rows, row: int) -> int:
         return NONE
     if not op.dims:
         return NAME
-    if rows.tensors[row] >= 0 and any(op.kind.startswith(p) for p in ("moe_", "topk")):
-        return CAPTURE if rows.source[row] == CAPTURE else SHAPES
     if rows.tensors[row] >= 0 or rows.nbytes[row] or rows.message[row] >= 0:
-        return CAPTURE if rows.source[row] == CAPTURE else SHAPES
+        return int(rows.source[row]) if rows.source[row] in (CAPTURE, ANNOTATION) else SHAPES
     return PERIOD if rows.source[row] == PERIOD else MODEL
 
 

@@ -19,6 +19,7 @@ from moetrace.formats.events import (
     KERNEL,
     LAUNCH,
     MODULE,
+    NODE,
     OPERATOR,
     RANGE,
     BoolArray,
@@ -29,7 +30,9 @@ from moetrace.formats.events import (
 from moetrace.formats.piles import ROWS, Block, Pile
 from moetrace.parse.aside import CAPTURE_CALL
 from moetrace.parse.nesting import IntArray
+from moetrace.parse.nodes import Nodes
 from moetrace.parse.parts import Marks
+from moetrace.parse.reach import Reach
 from moetrace.parse.rows import (
     Rows,
     blind,
@@ -37,6 +40,7 @@ from moetrace.parse.rows import (
     device_calls,
     doubts,
     link,
+    made_nodes,
     op_rows,
     resolve,
     shared,
@@ -82,6 +86,8 @@ class Gathered:
     batches: Batches
     steps: list[StepName]
     marks: Marks
+    nodes: Nodes
+    reach: Reach
     outside: int  # rows of no step
     doubts: list[str]
     notes: list[str]
@@ -93,18 +99,29 @@ def gather(events: Events | Stored) -> Gathered:
         marks = Marks(events.texts)
         for cls in (RANGE, MODULE):
             marks.saw(cls, events.name[events.where(cls)])
-        rows, places = op_rows(events), Places(events)
+        rows, places, nodes, reach = op_rows(events), Places(events), Nodes(), Reach(events)
         marks.place(rows, events)
         places.captured(*_captures(events))
         places.weigh(rows)
+        reach.saw(rows, events)
+        _learn(nodes, marks, made_nodes(events), events)
         step_of, names, said = places.choose()
         rows.step = step_of(rows)
         used, rows.step = _renumbered(rows.step, names)
         outside = int((rows.step < 0).sum()) if names else 0
         if not names:
             rows.step = np.zeros(len(rows), dtype=np.int64)
-        return _gathered(Batches([rows], rows.on_cpu), names, used, said, marks, outside, doubts(events), 1)
+        known = (marks, nodes, reach)
+        return _gathered(Batches([rows], rows.on_cpu), names, used, said, known, outside, doubts(events), 1)
     return _Long(events).gather()
+
+
+def _learn(nodes: Nodes, marks: Marks, made: Block, events: Events) -> None:
+    """Resolves nodes of graphs by what was around where they were made."""
+    if len(made["start"]):
+        rows = resolve(made, events)
+        marks.place(rows, events)
+        nodes.learn(rows)
 
 
 def _renumbered(step: IntArray, names: Sequence[StepName]) -> tuple[IntArray, IntArray]:
@@ -116,8 +133,8 @@ def _renumbered(step: IntArray, names: Sequence[StepName]) -> tuple[IntArray, In
 
 
 def _gathered(
-    batches: Batches, names: Sequence[StepName], used: IntArray, said: list[str], marks: Marks, outside: int,
-    doubtful: list[str], pieces: int,
+    batches: Batches, names: Sequence[StepName], used: IntArray, said: list[str], known: tuple[Marks, Nodes, Reach],
+    outside: int, doubtful: list[str], pieces: int,
 ) -> Gathered:  # fmt: skip
     steps = [names[i] for i in used.tolist()]
     if not names:
@@ -128,7 +145,7 @@ def _gathered(
         said = []
     if outside:
         said = [*said, f"{outside} op(s) lie outside of every step and are left out of the steps"]
-    return Gathered(batches, steps, marks, outside, doubtful, said)
+    return Gathered(batches, steps, *known, outside, doubtful, said)
 
 
 _PIECES = "the trace is cut into {} pieces of like numbers of ops, which stand for steps"
@@ -139,7 +156,7 @@ class _Long:
 
     def __init__(self, events: Stored) -> None:
         self._events = events
-        self._marks = Marks(events.head.texts)
+        self._marks, self._nodes, self._reach = Marks(events.head.texts), Nodes(), Reach(events.head)
         self._ids = self._twice = self._calls = 0
         self._on_cpu = not events.count(KERNEL)
 
@@ -165,7 +182,8 @@ class _Long:
             if len(used)
             else self._pieces(pile)
         )
-        return _gathered(batches, names, used, said, self._marks, outside, doubtful, len(batches))
+        known = (self._marks, self._nodes, self._reach)
+        return _gathered(batches, names, used, said, known, outside, doubtful, len(batches))
 
     def _steps(self) -> Events:
         """The ranges that may be steps, in memory; takes note of what ranges are called on the way."""
@@ -223,6 +241,7 @@ class _Long:
         """The rows, with operators, layers and parts, in no order."""
         events, out = self._events, Pile(self._events.spill)
         edges = self._edges()
+        made = self._made(edges)
         host = self._windows(edges)
         if self._on_cpu:
             for _ in linked:
@@ -232,7 +251,7 @@ class _Long:
             windows = self._by_time(linked, edges)
         carried: Block = {}
         parental: BoolArray = np.zeros(0, dtype=bool)
-        for i, (own, ops) in enumerate(zip(host, windows, strict=True)):
+        for i, (own, ops, nodes) in enumerate(zip(host, windows, made, strict=True)):
             until = int(edges[i]) if i < len(edges) else None
             columns = joined([block for block in (carried, own) if block])
             part = events.with_columns(columns)
@@ -243,6 +262,7 @@ class _Long:
                 self._put(out, rows, part, places)
             for block in ops:
                 self._put(out, resolve(block, part), part, places)
+            _learn(self._nodes, self._marks, made_nodes(events.with_columns(nodes)), part)
             if until is not None:
                 open_ = np.flatnonzero(part.start + part.dur > until)
                 parental = np.isin(open_, called)
@@ -252,7 +272,17 @@ class _Long:
     def _put(self, out: Pile, rows: Rows, part: Events, places: Places) -> None:
         self._marks.place(rows, part)
         places.weigh(rows)
+        self._reach.saw(rows, part)
         out.append(rows.columns())
+
+    def _made(self, edges: IntArray) -> list[Block]:
+        """The nodes of graphs that were made in each window."""
+        nodes = joined(list(self._events.blocks(NODE)))
+        self._events.free(NODE)
+        if not nodes:
+            return [{} for _ in range(len(edges) + 1)]
+        window = np.searchsorted(edges, nodes["start"], side="left")
+        return [_where(nodes, window == i) for i in range(len(edges) + 1)]
 
     def _edges(self) -> IntArray:
         """Times, in ns, between which about as many host events begin as are worked on at once."""

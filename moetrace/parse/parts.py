@@ -19,6 +19,9 @@ from moetrace.parse.rows import Rows
 
 _LAYER = re.compile(r"moetrace\.layer#(\d{1,4})(?!\d)")  # a deeper model is damage (model.config.MAX_LAYERS)
 _PART = re.compile(r"moetrace\.part:(\w+)")
+_LISTED = re.compile(
+    r"\blayers?[._](\d{1,4})\b"
+)  # model.layers.3.mlp, in what a graph's nodes were annotated with
 _MODULE_LAYER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|Block|TransformerLayer)_(\d{1,9})(?!\d)")
 
 _SIMPLE = {
@@ -49,6 +52,12 @@ class Marks:
         if aside := [code for code, text in enumerate(texts) if RANGE_NAME.fullmatch(text)]:
             self.aside = labels.setdefault(_ASIDE, len(labels))
             self.part[aside] = self.aside
+        noted = [_LAYER.search(text) or _LISTED.search(text) for text in texts]
+        self._noted_layer = np.array([int(m[1]) if m else -1 for m in noted], dtype=np.int64)
+        noted = [_PART.search(text) for text in texts]
+        self._noted_part = np.array(
+            [labels.setdefault(m[1], len(labels)) if m else -1 for m in noted], dtype=np.int64
+        )
         self.labels = list(labels)
         self._layers = False
         self._modules: IntArray = np.zeros(0, dtype=np.int64)
@@ -70,7 +79,8 @@ class Marks:
     def place(self, rows: Rows, events: Events) -> None:
         """Puts into the rows the layer and the part of the innermost range around each one's launch; -1 for none.
 
-        Modules are numbered by their own number's place among all.
+        Modules are numbered by their own number's place among all. What the node of a replayed graph was annotated with
+        goes before.
         """
         rows.part = _covered(events, rows, self.part, RANGE)
         if self._layers:
@@ -78,6 +88,13 @@ class Marks:
         elif len(self._modules):
             found = _covered(events, rows, self._module, MODULE)
             rows.layer = np.where(found >= 0, np.searchsorted(self._modules, found), -1)
+        if (rows.note >= 0).any():
+            layer, part = lookup(self._noted_layer, rows.note), lookup(self._noted_part, rows.note)
+            rows.layer, rows.part = (
+                np.where(layer >= 0, layer, rows.layer),
+                np.where(part >= 0, part, rows.part),
+            )
+            self._layers |= bool((layer >= 0).any())
 
 
 def _numbers(texts: Sequence[str], pattern: re.Pattern[str]) -> IntArray:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops
-from moetrace.formats.events import DEVICE_CLASSES, LAUNCH, MEMCPY, MEMSET, OPERATOR, BoolArray, Events
+from moetrace.formats.events import DEVICE_CLASSES, LAUNCH, MEMCPY, MEMSET, NODE, OPERATOR, BoolArray, Events
 from moetrace.formats.piles import Block
 from moetrace.parse.nesting import IntArray, Ranges, last_before, lookup, outermost, parents, sort_ranges
 
@@ -44,10 +44,13 @@ class Rows:
     step: IntArray = field(init=False)
     layer: IntArray = field(init=False)  # by annotation
     part: IntArray = field(init=False)  # code of the annotated part
+    node: IntArray = field(init=False)  # number of the graph node that it replays
+    note: IntArray = field(init=False)  # code of what that node was annotated with
 
     def __post_init__(self) -> None:
         self.source = np.where(self.tensors >= 0, SHAPES, NONE).astype(np.int8)
-        self.step, self.layer, self.part = (np.full(len(self.start), -1, dtype=np.int64) for _ in range(3))
+        for name in ("step", "layer", "part", "node", "note"):
+            setattr(self, name, np.full(len(self.start), -1, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.start)
@@ -69,7 +72,8 @@ class Rows:
             **{f.name: sorted_by[f.name] for f in fields(cls) if f.init and f.name != "on_cpu"}, on_cpu=on_cpu
         )
         rows.source = sorted_by["source"].astype(np.int8)
-        rows.step, rows.layer, rows.part = (sorted_by[name] for name in ("step", "layer", "part"))
+        for name in ("step", "layer", "part", "node", "note"):
+            setattr(rows, name, sorted_by[name])
         return rows
 
 
@@ -106,6 +110,8 @@ def link(events: Events) -> Block:
         "stream": events.lane[device],
         "correlation": events.correlation[device],
         "external": events.external[device],
+        "node": events.node[device],
+        "note": events.launched[device],
         "launch": lookup(events.start, launch),
         "host_lane": lookup(events.lane, launch),
         "launch_external": lookup(events.external, launch),
@@ -117,18 +123,46 @@ def resolve(linked: Block, events: Events) -> Rows:
     """The rows of linked ops, with the operators among `events` that they belong to."""
     operator = _operators(events, linked)
     operator[linked["by_graph"] & _enclosing(events, operator, linked)] = -1
-    return Rows(
+    tensors = lookup(events.tensors, operator)
+    sent = np.array(
+        [t.nbytes > 0 for t in events.tensor_sets] + [False], dtype=bool
+    )  # a call that says its message
+    rows = Rows(
         **{
             name: linked[name]
-            for name in ("start", "dur", "kernel", "message", "nbytes", "launch", "host_lane")
+            for name in (
+                "start",
+                "dur",
+                "kernel",
+                "nbytes",
+                "launch",
+                "host_lane",
+                "device",
+                "stream",
+                "copied",
+            )
         },
-        **{name: linked[name] for name in ("device", "stream", "copied")},
+        message=np.where((linked["message"] < 0) & sent[tensors], tensors, linked["message"]),
         operator=lookup(events.name, operator),
-        tensors=lookup(events.tensors, operator),
+        tensors=np.where(sent[tensors], -1, tensors),
         host_time=linked["launch"],
         graph=np.where(linked["by_graph"], linked["correlation"], -1),
         on_cpu=False,
     )
+    rows.node, rows.note = linked["node"], linked["note"]
+    return rows
+
+
+def made_nodes(events: Events) -> Block:
+    """The nodes of graphs as ops that ran where and when they were made, as columns like those of `link`."""
+    at = events.where(NODE)
+    none, start = np.full(len(at), -1, dtype=np.int64), events.start[at]
+    return {
+        **dict.fromkeys(("message", "device", "stream", "correlation", "external", "launch_external", "note"), none),
+        **dict.fromkeys(("copied", "by_graph"), np.zeros(len(at), dtype=bool)),
+        "start": start, "launch": start, "dur": none + 1, "nbytes": none + 1, "kernel": events.name[at],
+        "host_lane": events.lane[at], "node": events.node[at],
+    }  # fmt: skip
 
 
 def _launches(events: Events) -> IntArray:

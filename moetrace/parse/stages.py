@@ -113,7 +113,8 @@ class _Stages:
         strays, layers = self._first_look()
         left = self._set_aside()
         names, asked = self.names, self.asked
-        notes = formats.remarks(self.events) + self.gathered.doubts
+        notes = self.gathered.reach.remarks() + formats.remarks(self.events) + self.gathered.doubts
+        notes += self.gathered.nodes.remarks()
         notes += self.captures.remarks() if self.captures else []
         notes += [*self.gathered.notes, *_few(strays), *sorted({n.note for n in names if n.note})]
         notes += unused_kv(names, asked.kv_len) + verifying(names)
@@ -169,6 +170,7 @@ class _Stages:
                 self._span_ns[i] = rows.end[at].max() - rows.start[at].min()
             if self.captures:
                 self.captures.serve(rows)
+            self.gathered.nodes.serve(rows)
             kinds = self.kinds.of(rows)
             self.seen.saw(rows, kinds, self.kinds.names)
             layers[0] = max(layers[0], int(order.place(rows, kinds).layer.max(initial=-1)) + 1)
@@ -257,7 +259,13 @@ class _Stages:
             engine=facts.engine_of(self.events, self.recording),
             routing=provenance if model is not None and model.experts else "none",
             notes=tuple(notes),
-            facts={**self.events.counts, "ops": table.ops, "outside_steps": table.outside, **left_out},
+            facts={
+                **self.events.counts,
+                **self.gathered.reach.counts(),
+                "ops": table.ops,
+                "outside_steps": table.outside,
+                **left_out,
+            },
         )
 
 

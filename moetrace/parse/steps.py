@@ -15,7 +15,7 @@ import numpy as np
 
 from moetrace.formats.events import DEVICE_RANGE, RANGE, Events
 from moetrace.grouping import rows_of_groups
-from moetrace.parse.nesting import IntArray, Ranges, exposed, outermost
+from moetrace.parse.nesting import IntArray, Ranges, exposed, lookup, outermost
 from moetrace.parse.rows import Rows
 from moetrace.run import GENERATING
 
@@ -246,11 +246,20 @@ def _covering(events: Events, steps: IntArray, moment: IntArray, lane: IntArray 
     """Which of the steps covers each moment, on its lane or on whichever; -1 for none."""
     on = events.lane[steps] if lane is not None else np.zeros(len(steps), np.int64)
     ranges = Ranges(on, events.start[steps], events.start[steps] + events.dur[steps])
-    return ranges.covering(lane if lane is not None else np.zeros(len(moment), np.int64), moment)
+    found = ranges.covering(lane if lane is not None else np.zeros(len(moment), np.int64), moment)
+    return lookup(_first_alike(events, steps), found)
+
+
+def _first_alike(events: Events, steps: IntArray) -> IntArray:
+    """The place of the first of the steps that is the same one: a range of several threads stands on each of them."""
+    same = np.stack([events.name[steps], events.start[steps], events.dur[steps]])
+    _, first, inverse = np.unique(same, axis=1, return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)]
 
 
 def _apart(events: Events, steps: IntArray) -> bool:
     """Whether the time alone tells steps apart: those of several threads do not overlap."""
+    steps = steps[np.unique(_first_alike(events, steps))]
     start, none = events.start[steps], np.zeros(len(steps), np.int64)
     one = len(np.unique(events.lane[steps])) == 1
     return one or bool(outermost(none, start, start + events.dur[steps]).all())

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from moetrace.errors import TraceError
-from moetrace.formats import Remote
+from moetrace.formats import Export, Remote
 from moetrace.parse.ranks.compare import RANKS_COLUMNS, compare
-from moetrace.parse.ranks.find import Found, rank_files
+from moetrace.parse.ranks.find import Found, rank_files, ranks_of
 from moetrace.parse.ranks.gathered import Gathered
 from moetrace.parse.ranks.output import Bucket, Folder, output_at
 from moetrace.parse.ranks.work import Results, Task, on_cluster, on_cores
@@ -28,7 +28,7 @@ Progress = Callable[[float], object]
 
 
 def parse_ranks(
-    files: Mapping[int, Path | Remote],
+    files: Mapping[int, Path | Remote | Export],
     output: Path | None = None,
     *,
     options: Mapping[str, Any] | None = None,
@@ -40,7 +40,8 @@ def parse_ranks(
     """Parses every rank's trace into `output` (a folder or URL; None: nothing is kept) and compares them; returns the
     summary, JSON-able.
 
-    `files` are those of `rank_files`; `options` go to `parse`. `jobs` processes work at a time (default: as many as there are
+    `files` are those of `rank_files` or `ranks_of`; `options` go to `parse`.
+    `jobs` processes work at a time (default: as many as there are
     cores), or the workers of the Dask cluster of `scheduler`, which must reach the files and `output` under the same names.
     Raises TraceError if a file cannot be read or two hold the same rank, OutputError if something is in the way.
     """
@@ -65,7 +66,7 @@ def parse_ranks(
 
 
 def _parsed(
-    files: Mapping[int, Path | Remote],
+    files: Mapping[int, Path | Remote | Export],
     task: Task,
     place: Folder | Bucket | None,
     jobs: int | None,
@@ -75,7 +76,7 @@ def _parsed(
 ) -> Iterator[Gathered]:
     """What comparing needs of each rank, as they come; where the RUN of each was made goes to `made`."""
     given: Results = on_cluster(scheduler, task) if scheduler else on_cores(jobs or os.cpu_count() or 1, task)
-    source: dict[int, Path | Remote] = {}
+    source: dict[int, Path | Remote | Export] = {}
     sizes = {at: file.stat().st_size for at, file in files.items()}
     done = 0
     with closing(given):
@@ -106,4 +107,4 @@ def _told(raw: dict[str, Any], own: Mapping[str, Any], count: int) -> dict[str, 
     return {**raw, "notes": [*raw["notes"], note], "facts": {**raw["facts"], "ranks": count}}
 
 
-__all__ = ["RANKS_COLUMNS", "Found", "parse_ranks", "rank_files"]
+__all__ = ["RANKS_COLUMNS", "Found", "parse_ranks", "rank_files", "ranks_of"]

@@ -46,11 +46,13 @@ def compare(ranks: Iterable[Gathered]) -> tuple[pa.Table, dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="moetrace-") as folder:
         steps: dict[int, dict[str, IntArray]] = {}
         loads, world, arrivals = Loads(), 1, Arrivals(Path(folder))
+        reach = np.zeros(3, dtype=np.int64)
         for one in ranks:
             world = max(world, one.rank + 1, one.world)
             steps[one.rank] = one.steps
             arrivals.add(one)
             loads.add(one)
+            reach += one.reach
         found = arrivals.compared(world)
     table = pa.concat_tables(
         [
@@ -58,7 +60,18 @@ def compare(ranks: Iterable[Gathered]) -> tuple[pa.Table, dict[str, Any]]:
             for rank in sorted(steps)
         ]
     )
-    return table, _summary(table, found, loads, world, sorted(steps))
+    facts = _summary(table, found, loads, world, sorted(steps))
+    facts["notes"] += _reached(*reach.tolist())
+    return table, facts
+
+
+def _reached(covered: int, kernels: int, launched: int) -> list[str]:
+    """How far the NVTX ranges of all ranks together reach, where their traces have such."""
+    if not kernels:
+        return []
+    return [
+        f"{covered:,} of {kernels:,} kernels lie in an NVTX range, by their launch; the launch of {launched:,} was recorded"
+    ]
 
 
 def _rows(rank: int, steps: Mapping[str, IntArray], found: Compared, routed: IntArray | None) -> pa.Table:

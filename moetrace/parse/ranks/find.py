@@ -1,18 +1,22 @@
-"""Which files are the ranks of one run: by the names that torch, vLLM and SGLang give them, else in the order of names."""
+"""Which files are the ranks of one run: by the names that torch, vLLM and SGLang give them, else in the order of names.
+
+One nsys file may hold several ranks by itself.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from glob import glob, has_magic  # a pattern may be absolute, which Path.glob refuses
 from pathlib import Path
 
 from moetrace.errors import TraceError
 from moetrace.files import is_run
-from moetrace.formats import Remote, kineto, nsys
+from moetrace.formats import Export, Remote, exported, is_nsys, kineto, located, nsys, nsys_ranks
 from moetrace.formats.remote import files_at, url_of
 
-Found = dict[int, Path | Remote]
+Found = dict[int, Path | Remote | Export]
 _SUFFIXES = (*kineto.SUFFIXES, *nsys.SUFFIXES, ".nsys-rep")
 # In the order in which they are believed: dp0_pp0_tp1_ep1_rank1.<time>.pt.trace.json.gz, <time>-TP-1-DECODE.trace.json.gz.
 _RANK = (
@@ -27,6 +31,27 @@ _OTHER = (
     "ranks",
     "run",
 )  # JSON files of moetrace's own, and traces of a graph's capture
+
+
+@contextmanager
+def ranks_of(source: Path) -> Iterator[tuple[Path | Export, Found]]:
+    """(what to parse, its ranks if it holds several): the files of a folder or a pattern, or the ranks of one nsys file.
+
+    A report, and an export that is compressed, lies beside as an SQLite file until the end, so that it is made only once.
+    Raises TraceError as `rank_files` does, and for an nsys file that cannot be read.
+    """
+    if files := rank_files(source):
+        yield source, files
+        return
+    path = source if source.is_dir() or url_of(source) is not None else located(source)
+    if not isinstance(path, Path) or not is_nsys(path):
+        yield source, {}
+        return
+    with exported(path) as file:
+        whole = Export(path, file)
+        count = nsys_ranks(whole)
+        ranks: Found = {i: Export(path, file, i) for i in range(count)} if count > 1 else {}
+        yield (path if file == path else whole), ranks
 
 
 def rank_files(source: Path) -> Found:
@@ -79,4 +104,4 @@ def _by_rank(files: Sequence[Path | Remote]) -> Found:
                 )
             found[rank] = path
         return found
-    return dict(enumerate(files))
+    return Found(enumerate(files))

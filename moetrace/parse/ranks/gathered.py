@@ -29,7 +29,8 @@ class Gathered:
     place of the step, start, end, place of its name in `texts` (`matched_name`), ranks of the group (0: all there are), stride
     of the group (0: not stated). `experts_ns` [layers] are the experts' ops in steps. `routed` [n, 4]: place of the step,
     layer, rank of experts, and the choices of tokens that fell on that rank's experts; empty where routing was not recorded or
-    experts are not shared out.
+    experts are not shared out. `reach`: kernels in an NVTX range, all kernels, those whose launch was recorded; 0 where ranges
+    are the profiler's own.
     """
 
     rank: int
@@ -40,6 +41,7 @@ class Gathered:
     texts: tuple[str, ...]
     experts_ns: IntArray
     routed: IntArray
+    reach: tuple[int, int, int] = (0, 0, 0)
 
 
 def gathered(run: Run, rank: int) -> Gathered:
@@ -57,7 +59,9 @@ def gathered(run: Run, rank: int) -> Gathered:
     talk = np.concatenate(sums.talk, axis=1) if sums.talk else np.zeros((6, 0), np.int64)
     ep = run.meta.ep
     routed = _routed(run.routing, place, ep) if run.routing is not None and ep > 1 else np.zeros((0, 4), int)
-    return Gathered(rank, run.meta.gpus, ep, steps, talk, tuple(sums.texts), sums.experts, routed)
+    facts = run.meta.facts
+    reach = facts.get("kernels_in_ranges", 0), facts.get("kernels", 0), facts.get("kernels_launched", 0)
+    return Gathered(rank, run.meta.gpus, ep, steps, talk, tuple(sums.texts), sums.experts, routed, reach)
 
 
 class _Sums:

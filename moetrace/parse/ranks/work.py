@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moetrace.errors import TraceError
-from moetrace.formats import Remote
+from moetrace.formats import Export, Remote
 from moetrace.formats.remote import url_of
 from moetrace.parse.ranks.gathered import Gathered, gathered
 
@@ -27,7 +27,7 @@ class Task:
     """Traces by place, where their RUNs go (a folder or URL, in it one by the name of the place; None: nowhere), and the
     options of `parse`."""
 
-    files: Mapping[int, Path | Remote]
+    files: Mapping[int, Path | Remote | Export]
     stage: str | None
     options: Mapping[str, Any]
 
@@ -35,7 +35,7 @@ class Task:
         """Where the RUN of a place goes."""
         return None if self.stage is None else f"{self.stage}/{place}"
 
-    def arguments(self, place: int) -> tuple[str, str | None, tuple[int, int], dict[str, Any]]:
+    def arguments(self, place: int) -> tuple[str | Export, str | None, tuple[int, int], dict[str, Any]]:
         """Those of `parse_one`; paths are absolute, for a worker may be elsewhere, and URLs are as they are."""
         options = {k: _absolute(v) if isinstance(v, Path) else v for k, v in self.options.items()}
         return (
@@ -46,13 +46,17 @@ class Task:
         )
 
 
-def _absolute(path: Path | Remote) -> str:
+def _absolute(path: Path | Remote | Export) -> str | Export:
+    if isinstance(path, Export):
+        return path.resolve()
     if isinstance(path, Remote):
         return path.url
     return url_of(path) or str(path.resolve())
 
 
-def parse_one(file: str, target: str | None, place: tuple[int, int], options: Mapping[str, Any]) -> Gathered:
+def parse_one(
+    file: str | Export, target: str | None, place: tuple[int, int], options: Mapping[str, Any]
+) -> Gathered:
     """Parses one rank's trace into a RUN at `target`; its rank is `place` (rank, world) where the trace has none."""
     from moetrace.parse import parse
     from moetrace.parse.ranks.output import write_run
