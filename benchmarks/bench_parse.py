@@ -213,8 +213,8 @@ PEERS = {"hta": "HolisticTraceAnalysis", "tracelens": ""}  # what PyPI calls the
 WHOLE = {*PEERS, "json", "floor"}  # hold all of a file in memory
 MODEL = "MOETRACE_BENCH_MODEL"
 _NO_TRACELENS = (
-    "tracelens is left out: AMD's TraceLens is not on PyPI, where another project has its name; to include it make a virtual "
-    "environment {} with 'pip install git+https://github.com/AMD-AGI/TraceLens'"
+    "tracelens is left out: AMD's TraceLens is not on PyPI, where an evaluation framework for AI agents has its name; to "
+    "include it make a virtual environment {} with 'pip install git+https://github.com/AMD-AGI/TraceLens'"
 )
 
 

@@ -65,6 +65,9 @@ class _Args(msgspec.Struct, gc=False, frozen=True):
     stream: _Int = _ABSENT
     bytes: _Int | str = 0
     kernel: str | None = None
+    node: _Int = msgspec.field(default=0, name="graph node id")
+    marked: str | None = msgspec.field(default=None, name="str")
+    annotation: str | None = None
     dims: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Input Dims")
     dims_2021: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Input dims")
     types: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Input type")
@@ -226,7 +229,13 @@ class Rows:
         texts = self.builder.texts
         name, launched = [], []
         for c, said, a in zip(cls, names, args, strict=True):
-            launched.append(texts[a.kernel] if a.kernel is not None and c == LAUNCH else -1)
+            if c == LAUNCH:
+                more = a.kernel
+            else:  # what torch's annotation tool wrote to the kernels of a graph
+                more = (
+                    (a.marked if a.marked is not None else a.annotation) if c <= MEMSET and a.node else None
+                )
+            launched.append(texts[more] if more is not None else -1)
             name.append(texts[said])
         return np.array(name, dtype=np.int64), np.array(launched, dtype=np.int64)
 
@@ -290,6 +299,7 @@ class Rows:
         add, dur = self.builder.add, max(0, dur)
         if cls in (KERNEL, MEMCPY, MEMSET):
             lane, device = whole(args.get("stream", event.get("tid"))), whole(args.get("device"))
+            marked = args.get("str", args.get("annotation")) if whole(args.get("graph node id")) else None
             add(
                 cls,
                 name,
@@ -301,6 +311,7 @@ class Rows:
                 external,
                 message_of(args),
                 whole(args.get("bytes")),
+                marked if isinstance(marked, str) else None,
             )
             return True
         lane = self._lanes[str(event.get("pid")), str(event.get("tid"))]

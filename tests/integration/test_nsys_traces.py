@@ -16,6 +16,8 @@ from moetrace import formats
 from moetrace.errors import TraceError
 from moetrace.formats.events import DEVICE_CLASSES, KERNEL, LAUNCH, OPERATOR, RANGE
 from moetrace.parse import parse, summary
+from moetrace.parse.ranks import parse_ranks, ranks_of
+from moetrace.run import Run
 
 FOLDER = Path(os.environ.get("MOETRACE_TRACES", Path(__file__).parents[3] / "shared" / "traces"))
 pytestmark = pytest.mark.skipif(
@@ -38,18 +40,26 @@ def queried(name: str, query: str, folder: Path) -> list[tuple]:
         connection.close()
 
 
-def test_two_h100_for_a_second():
-    run = parse(export("2026.2-h100-2gpu-1s"))
-    facts = run.meta.facts
-    assert (facts["kernels"], facts["kernels_launched"], facts["kernels_in_ranges"]) == (3442, 1632, 1632)
-    assert any("1,632 of 3,442 kernels lie in an NVTX range" in note for note in summary(run)["notes"])
-    assert any("2 process(es) on 2 GPU(s)" in note for note in run.meta.notes)
-    assert run.num_rows == 3442 + 904 + 22
-    frame = run.to_pandas(["device", "kernel", "start_ns", "launch_ns"])
-    assert frame.device.value_counts().index.tolist() == [0, 1]
-    assert (frame.launch_ns.dropna() <= frame.start_ns[frame.launch_ns.notna()]).all()
-    assert frame.start_ns.min() > 1_779_630_014_975_716_426
-    assert summary(run)["coverage"]["named_share"] == pytest.approx(1, abs=1e-3)
+def both(name: str) -> list[Run]:
+    """The runs of a file's two ranks."""
+    assert formats.nsys_ranks(export(name)) == 2
+    return [parse(export(name), gpu=i) for i in range(2)]
+
+
+def test_two_h100_for_a_second(tmp_path):
+    with ranks_of(export("2026.2-h100-2gpu-1s")) as (_, ranks):
+        facts = parse_ranks(ranks, tmp_path / "out", jobs=1)
+    assert any("1,632 of 3,442 kernels lie in an NVTX range" in note for note in facts["notes"])
+    runs = [Run.load(tmp_path / "out" / f"rank-{i}") for i in range(2)]
+    counted = [[r.meta.facts[n] for r in runs] for n in ("kernels", "kernels_launched", "kernels_in_ranges")]
+    assert [sum(n) for n in counted] == [3442, 1632, 1632]
+    assert sum(run.num_rows for run in runs) == 3442 + 904 + 22
+    for i, run in enumerate(runs):
+        frame = run.to_pandas(["rank", "device", "start_ns", "launch_ns"])
+        assert set(frame["rank"]) == set(frame.device) == {i}
+        assert (frame.launch_ns.dropna() <= frame.start_ns[frame.launch_ns.notna()]).all()
+        assert frame.start_ns.min() > 1_779_630_014_975_716_426
+        assert summary(run)["coverage"]["named_share"] == pytest.approx(1, abs=1e-3)
 
 
 def test_every_kernel_has_the_operator_that_a_quadratic_join_finds(tmp_path):
@@ -68,35 +78,40 @@ def test_every_kernel_has_the_operator_that_a_quadratic_join_finds(tmp_path):
     assert len(expected) > 80
     from moetrace.parse.rows import op_rows
 
-    events = formats.read(export(name))
-    rows = op_rows(events)
-    found = {
-        (int(start), int(device)): events.texts[operator] if operator >= 0 else None
-        for start, device, operator in zip(
-            rows.start - 1_779_630_014_975_716_426, rows.device, rows.operator, strict=True
-        )
-    }
+    found = {}
+    for gpu in range(2):
+        events = formats.read(export(name), gpu=gpu)
+        rows = op_rows(events)
+        start = rows.start - 1_779_630_014_975_716_426
+        for at, device, operator in zip(
+            start.tolist(), rows.device.tolist(), rows.operator.tolist(), strict=True
+        ):
+            found[at, device] = events.texts[operator] if operator >= 0 else None
     assert {key: found[key] for key in expected} == expected
 
 
 def test_correlation_ids_are_joined_within_their_process(tmp_path):
     name = "2026-2gpu-nccl-nvtx"
-    events = formats.read(export(name))
-    kernels, launches = events.where(KERNEL), events.where(LAUNCH)
-    keys = events.correlation[launches].tolist()
-    pairs = sum(keys.count(key) for key in events.correlation[kernels].tolist() if key >= 0)
-    assert (len(kernels), pairs) == (4010, 3986)
+    kernels = pairs = 0
+    for gpu in range(2):
+        events = formats.read(export(name), gpu=gpu)
+        ran, launches = events.where(KERNEL), events.where(LAUNCH)
+        keys = events.correlation[launches].tolist()
+        kernels += len(ran)
+        pairs += sum(keys.count(key) for key in events.correlation[ran].tolist() if key >= 0)
+    assert (kernels, pairs) == (4010, 3986)
     careless = """SELECT COUNT(*) FROM CUPTI_ACTIVITY_KIND_KERNEL k JOIN CUPTI_ACTIVITY_KIND_RUNTIME r
                   ON r.correlationId = k.correlationId"""
     assert queried(name, careless, tmp_path) == [(4280,)]
-    run = parse(export(name))
-    assert run.meta.facts["kernels_launched"] == 3986
-    families = {f["family"]: f["share"] for f in summary(run)["families"]}
-    assert families["communication"] > 0.04
+    runs = both(name)
+    assert sum(run.meta.facts["kernels_launched"] for run in runs) == 3986
+    for run in runs:
+        families = {f["family"]: f["share"] for f in summary(run)["families"]}
+        assert families["communication"] > 0.02
 
 
 def test_nccl_ranges_stay_ranges_and_operators_become_operators():
-    events = formats.read(export("2026-2gpu-nccl-nvtx"))
+    events = formats.read(export("2026-2gpu-nccl-nvtx"), gpu=0)
     ranges = {events.texts[c] for c in events.name[events.where(RANGE)]}
     operators = {events.texts[c] for c in events.name[events.where(OPERATOR)]}
     assert {"ncclSend", "ncclRecv", "ncclGroupEnd"} <= ranges
@@ -130,7 +145,7 @@ def test_ranges_without_a_gpu_are_nothing_to_attribute(name):
 )
 def test_every_file_is_read_or_says_why_not(path):
     try:
-        events = formats.read(path)
+        events = formats.read(path, gpu=0)
     except TraceError as err:
         assert "\n" not in str(err) and str(path) in str(err)
     else:

@@ -13,6 +13,7 @@ from moetrace.formats import kineto_rows
 from moetrace.formats.events import COLUMNS, Events
 from moetrace.formats.kineto_rows import Rows
 from moetrace.formats.kineto_values import ns
+from tests.made import event
 
 IDS = st.integers(-3, 9) | st.integers(-(2**65), 2**65)
 TIMES = st.integers(0, 2**43 * 1000 - 1).map(lambda n: n / 1000) | st.integers(-5, 2**51)
@@ -155,3 +156,18 @@ def test_shapes_are_decoded_once_per_text(monkeypatch: pytest.MonkeyPatch) -> No
     assert [bytes(c) for c in calls] == [b"[[1]]", b"[[2]]", b"[[3]]", b"[[4]]", b"[[1]]"]
     events: Events = rows.builder.build()
     assert [events.tensor_sets[i].shapes for i in events.tensors] == [((n,),) for n in (1, 1, 2, 3, 4, 1)]
+
+
+def test_what_torch_marked_a_graphs_nodes_with_is_read_both_ways() -> None:
+    kernels = [
+        event("k", "kernel", 1, 1, tid=7, **{"graph node id": 1 << 40, "str": "moetrace.layer#3"}),
+        event("k", "kernel", 2, 1, tid=7, **{"graph node id": 5, "annotation": "model.layers.4.mlp"}),
+        event("k", "kernel", 3, 1, tid=7, **{"graph node id": 0, "str": "not of a graph"}),
+        event("k", "kernel", 4, 1, tid=7, **{"graph node id": 6}),
+    ]
+    for odd in ([], [event("odd", "kernel", "5", 1, tid=7)]):
+        rows = Rows()
+        rows.add(json.dumps([*kernels, *odd])[1:-1].encode())
+        made = rows.builder.build()
+        said = [made.texts[c] if c >= 0 else None for c in made.launched[:4].tolist()]
+        assert said == ["moetrace.layer#3", "model.layers.4.mlp", None, None]
