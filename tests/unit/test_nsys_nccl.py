@@ -94,21 +94,17 @@ def test_registered_names_and_a_column_of_hexadecimal_text(tmp_path):
 
 
 def group(peers, end=(200, 210)):
-    sends = [
-        span(102 + 4 * i, 103 + 4 * i, "ncclSend", binaryData=packed(PEER, size(1000), rank(p)))
-        for i, p in enumerate(peers)
-    ]
-    gets = [
-        span(104 + 4 * i, 105 + 4 * i, "ncclRecv", binaryData=packed(PEER, size(1000), rank(p)))
-        for i, p in enumerate(peers)
-    ]
+    data = [packed(PEER, size(1000), rank(peer)) for peer in peers]
+    sends = [span(102 + 4 * i, 103 + 4 * i, "ncclSend", binaryData=d) for i, d in enumerate(data)]
+    gets = [span(104 + 4 * i, 105 + 4 * i, "ncclRecv", binaryData=d) for i, d in enumerate(data)]
     return [INIT, span(100, 101, "ncclGroupStart"), *sends, *gets, span(*end, "ncclGroupEnd")]
 
 
 def test_a_group_is_launched_at_its_end(tmp_path):
     name = "ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)"
     assert parsed(tmp_path, group(range(4)), name) == "all_to_all bf16 bytes=4000 ranks=4"
-    assert parsed(tmp_path / "..", group([1]), name) == "send_recv bf16 bytes=1000 ranks=4"
+    (tmp_path / "one").mkdir()
+    assert parsed(tmp_path / "one", group([1]), name) == "send_recv bf16 bytes=1000 ranks=4"
 
 
 def test_nested_groups_are_one(tmp_path):
@@ -126,11 +122,12 @@ def test_a_group_of_several_kinds_says_nothing(tmp_path):
     assert "bytes" not in parsed(tmp_path, mixed, "ncclDevKernel_SendRecv")
 
 
-def test_another_thread_and_another_process_have_their_own_groups(tmp_path):
-    ranges = [INIT, span(200, 210, "ncclAllReduce", thread=2, binaryData=packed(CALL, size(8)))]
-    assert "bytes" not in parsed(tmp_path, ranges)
-    ranges = [INIT, span(200, 210, "ncclAllReduce", process=2, binaryData=packed(CALL, size(8)))]
-    assert "bytes" not in parsed(tmp_path, ranges, **{API: [call(205, 5), call(205, 5, process=2)]})
+def test_another_thread_and_another_process_have_their_own_calls(tmp_path):
+    for i, where in enumerate(({"thread": 2}, {"process": 2})):
+        (folder := tmp_path / str(i)).mkdir()
+        ranges = [INIT, span(200, 210, "ncclAllReduce", binaryData=packed(CALL, size(8)), **where)]
+        calls = {API: [call(205, 5), call(205, 5, process=2)]}
+        assert "bytes" not in parsed(folder, ranges, **calls)
 
 
 @given(st.binary(max_size=80) | st.text(max_size=30) | st.integers() | st.none())
