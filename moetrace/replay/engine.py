@@ -24,6 +24,7 @@ from moetrace.replay.anchor import Priced, price_cells
 from moetrace.replay.assumptions import assumptions_of
 from moetrace.replay.distinct import settle
 from moetrace.replay.draft import Draft
+from moetrace.replay.intervals import narrowed
 from moetrace.replay.knobs import KNOBS
 from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.summary import Outcome, Tally
@@ -127,10 +128,11 @@ def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> N
     start, alone = laid[0][0], exposed_by(line.segment[draft.rows], laid[0][0], laid[0][0] + dur)[0]
     crossing = np.array(crossing_ns(draft, need), dtype=np.int64)
     of_step = draft.base.step[_first_rows(draft)]
-    spans, low, high = (
+    expected, fast_end, slow_end = (
         shares.stretched(draft, line.segment[draft.rows], d, span) + crossing[of_step]
         for (_, span), d in zip(laid, ends, strict=True)
     )
+    spans, low, high = narrowed(draft, line.segment[draft.rows], ends, (expected, fast_end, slow_end))
     begin = _begins(draft, spans, gaps, whole)
     assumptions = (*scenario.notes, *draft.notes, *assumptions_of(draft, source, priced, measured, dur))
     steps = _steps(draft, begin, spans)

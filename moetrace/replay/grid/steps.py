@@ -16,6 +16,7 @@ from moetrace.replay.engine import context_of, crossing_ns
 from moetrace.replay.grid.load import spread
 from moetrace.replay.grid.shape import Shape
 from moetrace.replay.grid.times import Pricing, Times
+from moetrace.replay.intervals import errs_by_family, together
 from moetrace.replay.lanes import Axis
 
 FloatArray = npt.NDArray[np.float64]
@@ -46,24 +47,23 @@ class Steps:
         """Takes the times of the ops, once all are gathered."""
         self.times = self.pricing.on(self.shape.draft.hw, self.context)
         names, steps = sorted(set(self.family.tolist())), len(self.shape.draft.steps)
-        self.ns = np.zeros((steps, 3, self.space.size))
-        self.of_family = {name: np.zeros((steps, self.space.size)) for name in names}
-        self.sent = np.zeros((steps, 3, self.space.size))
+        self.of_family = {name: np.zeros((steps, 3, self.space.size)) for name in names}
         for axis, members in self.groups.values():
             at = np.array(members)
             rows = self.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
             taken, index = self.times.ns[:, rows], slice(None) if axis is None else axis.index
-            self.ns += np.matmul(self.count[:, at], taken).transpose(1, 0, 2)[:, :, index]
             for name in dict.fromkeys(self.family[at].tolist()):
                 own = self.family[at] == name
-                ends = taken[:, own] if name == _SENT and self.shape.draft.shares else taken[:1, own]
-                summed = np.matmul(self.count[:, at[own]], ends)[:, :, index]
-                self.of_family[name] += summed[0]
-                if len(summed) == 3:
-                    self.sent += summed.transpose(1, 0, 2)
+                summed = np.matmul(self.count[:, at[own]], taken[:, own])[:, :, index]
+                self.of_family[name] += summed.transpose(1, 0, 2)
+        self.ns = np.zeros((steps, 3, self.space.size))
+        for ns in self.of_family.values():
+            self.ns += ns
         self.alone = self.ns[:, 0]
         if self.shape.draft.shares:
             self._share_out()
+        if errs_by_family(self.shape.draft):
+            self._narrow()
         crossing = crossing_ns(self.shape.draft, self.need)
         self.ns = self.ns + np.stack([spread(ns, self.space) for ns in crossing])[:, None]
 
@@ -72,9 +72,17 @@ class Steps:
         shares = self.shape.draft.shares
         self.times_of = np.stack([spread(share.times, self.space) for share in shares])
         self.halves = np.stack([spread(share.halves, self.space) > 0 for share in shares])
-        rest = self.ns - self.sent
-        both = np.maximum(np.maximum(2 * rest, 2 * self.sent), rest + self.sent)
+        sent = self.of_family.get(_SENT, np.zeros(1))
+        rest = self.ns - sent
+        both = np.maximum(np.maximum(2 * rest, 2 * sent), rest + sent)
         self.ns = np.rint(np.where(self.halves[:, None], both, self.ns) * self.times_of[:, None])
+
+    def _narrow(self) -> None:
+        """The ends of the interval with families' errors independent: `intervals.narrowed`, for every scenario."""
+        span = self.ns[:, 0]
+        for end in (1, 2):
+            off = np.stack([np.abs(ns[:, end] - ns[:, 0]) for ns in self.of_family.values()])
+            self.ns[:, end] = span + np.rint((self.ns[:, end] - span) * together(off))
 
     @property
     def seconds(self) -> FloatArray:
@@ -84,8 +92,9 @@ class Steps:
     def families(self) -> dict[str, FloatArray]:
         """Expected seconds of each family, [steps, scenarios], which add up to the step: `simulation.families_by_step`."""
         span = self.ns[:, 0]
-        out = {name: ns for name, ns in self.of_family.items() if name != _SENT}
-        rest = self.alone - self.of_family.get(_SENT, 0.0)
+        expected = {name: ns[:, 0] for name, ns in self.of_family.items()}
+        out = {name: ns for name, ns in expected.items() if name != _SENT}
+        rest = self.alone - expected.get(_SENT, 0.0)
         if self.shape.draft.hw.device_class == "wafer":
             out[_SENT] = span - rest
         else:
@@ -94,7 +103,7 @@ class Steps:
                 one = span / np.maximum(self.alone, 1e-3)
                 factor = np.where(self.halves, np.minimum(2.0, span / np.maximum(rest, 1e-3)), one)
             out = {name: ns * factor for name, ns in out.items()}
-            if _SENT in self.of_family:
+            if _SENT in expected:
                 out[_SENT] = np.maximum(span - rest * factor, 0.0)
         return {name: ns / 1e9 for name, ns in out.items()}
 

@@ -1,0 +1,40 @@
+"""How sure a step is, from how sure its ops are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrace.model import load_model
+from moetrace.replay import Scenario, simulate
+from moetrace.replay.intervals import together
+from moetrace.synthesize import Workload
+
+OFF = st.lists(st.integers(0, 10**9), min_size=1, max_size=8)  # ns
+
+
+@given(OFF)
+def test_independent_deviations_are_less_than_their_sum_and_more_than_the_largest(off: list[int]) -> None:
+    share = float(together(np.array(off, dtype=float)[:, None])[0])
+    total = sum(off)
+    assert share * total <= total * (1 + 1e-12)
+    assert share * total >= max(off) * (1 - 1e-12)
+
+
+@given(st.floats(1.0, 1e9), st.integers(1, 9))
+def test_equal_deviations_grow_with_the_root_of_their_number(off: float, families: int) -> None:
+    assert together(np.full((families, 1), off))[0] == pytest.approx(families**-0.5)
+
+
+def test_a_step_is_surer_than_its_ops_at_their_ends_at_once_but_not_on_a_wafer() -> None:
+    for machine, at_once in (("h100-sxm", False), ("cs3", True)):
+        done = simulate(load_model("olmoe-1b-7b"), Workload(16, 128, 2), machine, Scenario.of())
+        table = done.run.table(["step", "dur_ns", "error"]).to_pandas()
+        last = table[table.step == table.step.max()]
+        ends = (last.dur_ns * (1 + last.error.fillna(0))).sum() / last.dur_ns.sum()
+        expected, _, high = done.prediction.step_s[-1]
+        found = float(high / expected)
+        assert bool(found == pytest.approx(ends, rel=2e-3)) is at_once
+        assert 1 < found < ends * 1.01
