@@ -85,7 +85,7 @@ class Page:
         code = compile(block.body, block.name, "exec")
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
-            provide(re.findall(r"\"([\w.-]+)\"", block.body), self.folder)
+            provide(re.findall(r"\"([\w./-]+)\"", block.body), self.folder)
             self.names |= names(set(code.co_names) - set(self.names))
             exec(code, self.names)
         return text.getvalue()
