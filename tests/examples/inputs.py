@@ -139,7 +139,8 @@ def _script(folder: Path) -> None:
 
 
 FILES: dict[str, Callable[[Path], None]] = {
-    "run": _run, "before": _before, "after": _after, "traces": _traces, "hw_profiles": _profiles, "trace.json.gz": _trace, "rank-traces": _ranks,
+    "run": _run, "before": _before, "after": _after, "traces": _traces, "hw_profiles": _profiles, "trace.json.gz": _trace,
+    "rank-traces": _ranks,
     "routing.parquet": _routing, "out.sqlite": _sqlite, "ops.parquet": _ops, "mine.csv": _measured,
     "moe_perf.parquet": _module_table, "figures.csv": _figures, "config.json": _config, "tiny.json": _tiny,
     "generate.py": _script,
