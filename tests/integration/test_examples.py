@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.examples.pages import COMMAND, PAGES, blocks, sessions
-from tests.examples.run import Page, kept, same
+from tests.examples.run import Failed, Page, kept, same
 
 pytest.importorskip("torch", reason="needs the record extra")
 
@@ -54,3 +54,28 @@ def test_a_block_says_what_it_is(page: Path) -> None:
     ]
     assert hidden == []
     assert {b.language for b in blocks(page)} <= {"", "text", "sh", "python", "toml", "sql", "json"}
+
+
+def test_a_page_that_shows_something_else_or_hides_a_command_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    fence = "```"
+    page.write_text(f"{fence}python\nprint(6 * 7)\n{fence}\n\n{fence}text\n41\n{fence}\n")
+    with pytest.raises(AssertionError, match=r"page\.md:5"):
+        compare(page, tmp_path)
+    page.write_text(f"{fence}sh\nrm -r everything\n{fence}\n")
+    with pytest.raises(Failed, match="not a command that the tests run"):
+        compare(page, tmp_path)
+    page.write_text(f"{fence}sh\nmoetrace parse nowhere -o run\n{fence}\n")
+    with pytest.raises(Failed, match="ends with 2"):
+        compare(page, tmp_path)
+    page.write_text(f"*not run here: it takes a GPU*\n\n{fence}sh\nrm -r everything\n{fence}\n")
+    compare(page, tmp_path)
+    assert [b.not_run for b in blocks(page)] == ["it takes a GPU"]
+
+
+def test_speed_is_not_compared_and_dots_stand_for_the_rest() -> None:
+    assert same(["worked out in 254.8 ms", "x"], ["worked out in 1.2 s", "..."])
+    assert not same(["worked out in 254.8 ms"], ["worked out at 1.2 s"])
