@@ -34,7 +34,10 @@ class Base:
 
 @lru_cache(maxsize=2)
 def base_of(run: Run) -> Base:
-    """The rows of a run that lie in a step. Raises ScenarioError if none do."""
+    """The rows of a run that lie in a step. Raises ScenarioError if none do, or a rank's lie on several devices.
+
+    What one rank did is laid out as one device's work, which several devices did at the same time.
+    """
     step, rank, start = (run.numpy(name).astype(np.int64) for name in ("step", "rank", "start_ns"))
     place = np.full(max([s.index for s in run.meta.steps], default=-1) + 2, -1, dtype=np.int64)
     place[[s.index for s in run.meta.steps]] = np.arange(len(run.meta.steps))
@@ -43,6 +46,13 @@ def base_of(run: Run) -> Base:
     if not inside.size:
         raise ScenarioError("the run has no op inside a step, so there is nothing to replay")
     row = inside[np.lexsort((start[inside], rank[inside], step[inside]))]
+    devices = np.unique(np.stack([rank[inside], run.numpy("device").astype(np.int64)[inside]]), axis=1).shape[
+        1
+    ]
+    if devices > (ranks := np.unique(rank[inside]).size):
+        raise ScenarioError(
+            f"{devices} devices were recorded as {ranks} rank(s), which replay cannot tell apart: record a trace for each rank"
+        )
     new = (np.diff(step[row], prepend=-1) != 0) | (np.diff(rank[row], prepend=-2) != 0)
     index, ops = run.distinct_ops
     layer, dur = (run.numpy(name).astype(np.int64)[row] for name in ("layer", "dur_ns"))

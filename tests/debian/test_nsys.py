@@ -179,3 +179,22 @@ def test_no_environment_path_or_user_is_in_the_export(recording: Path) -> None:
         socket.gethostname(),
     ):
         assert secret.encode() not in kept
+
+
+def test_a_report_is_exported_by_the_real_nsys(tmp_path: Path) -> None:
+    """Without a GPU it holds ranges alone: that they are counted shows that its export was read."""
+    nsys = shutil.which("nsys")
+    assert nsys, "no nsys on the PATH: run make test-all"
+    script = "import nvtx\nfor i in range(7):\n    with nvtx.annotate(f'range {i}'):\n        pass\n"
+    flags = ["-t", "nvtx", "--sample=none", "--cpuctxsw=none", "-f", "true", "-o", "r"]
+    profile = [nsys, "profile", *flags, sys.executable, "-c", script]
+    done = subprocess.run(profile, cwd=tmp_path, capture_output=True, text=True)
+    report = tmp_path / "r.nsys-rep"
+    assert report.is_file(), done.stdout + done.stderr
+    command = [sys.executable, "-m", "moetrace", "parse", report.name]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"Error: r\.nsys-rep holds 7 NVTX range\(s\) and no GPU work: .*\n", done.stderr)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.nsys-rep"]

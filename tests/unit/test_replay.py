@@ -14,9 +14,11 @@ from moetrace.cost import PriceContext
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.op import Op
+from moetrace.parse import parse
 from moetrace.replay import Prediction, Scenario, replay, scenarios
 from moetrace.replay.anchor import price_ops
 from moetrace.run import Run, Step
+from tests.made import decode_trace, write
 from tests.unit.replay_runs import H100, build, decode_run, olmoe, span_ns
 
 A100 = load_hardware("a100-sxm")
@@ -341,3 +343,12 @@ def test_a_two_layer_recording_says_that_it_is_not_the_whole_model(run: Run) -> 
     said = "2 of the model's 16 layers were recorded"
     assert any(said in a for a in turned(run, H100).summary["assumptions"])
     assert not any(said in a for a in turned(run, H100, "layers=native").summary["assumptions"])
+
+
+def test_several_devices_of_one_rank_are_refused(tmp_path):
+    events = decode_trace()
+    kernels = [e for e in events if e["cat"] == "kernel"]
+    kernels[-1]["args"]["device"] = 1
+    run = parse(write(tmp_path / "t.json", events))
+    with pytest.raises(ScenarioError, match=r"2 devices were recorded as 1 rank\(s\)"):
+        replay(run, "h100-sxm")

@@ -7,7 +7,7 @@ from typing import Any
 from moetrace.errors import MoetraceError
 from moetrace.hardware import load_hardware
 from moetrace.replay import Scenario, replay
-from moetrace.report.facts.whatif import SCALE_BASE, check_ranks, is_cut, machine_row, sampled
+from moetrace.report.facts.whatif import SCALE_BASE, is_cut, machine_row, sampled
 from moetrace.run import Run
 
 RANKS = (1, 2, 4, 8)
@@ -28,7 +28,6 @@ def cluster(run: Run) -> list[dict[str, Any]]:
         for ep in (1, ranks) if experts and ranks > 1 else (1,):
             settings = [f"tp={ranks}"] * (ranks > 1) + [f"ep={ep}"] * (ep > 1)
             try:
-                check_ranks(part)
                 hw = load_hardware((own or SCALE_BASE) + (f"-x{ranks}" if ranks > 1 else ""))
                 found = machine_row(replay(part, hw, Scenario.of(*depth, *settings)), hw, 0.0)
             except MoetraceError:  # a device without a link has no nodes; heads may not divide

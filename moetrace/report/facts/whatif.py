@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moetrace.attribute import attribute
-from moetrace.errors import MoetraceError, ScenarioError
+from moetrace.errors import MoetraceError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.model.accuracy import known_accuracy
 from moetrace.replay import Prediction, Scenario, replay
@@ -62,7 +62,6 @@ def what_ifs(
     for name in machines:
         try:
             hw = load_hardware(name)
-            check_ranks(part)
             base = replay(part, hw, _scenario(depth, hw, run))
             rows.append(machine_row(base, hw, waits))
             if fewer is not None:
@@ -85,15 +84,6 @@ def what_ifs(
             for p in known_accuracy(run.meta.model.name if run.meta.model else None)
         ],
     }
-
-
-def check_ranks(run: Run) -> None:
-    """Raises ScenarioError where several devices share a rank: replay takes what one rank did as one device's work."""
-    ranks, devices = (np.unique(run.numpy(name)).size for name in ("rank", "device"))
-    if devices > ranks:
-        raise ScenarioError(
-            f"{devices} devices were recorded as {ranks} rank(s), which replay cannot tell apart: record a trace for each rank"
-        )
 
 
 def is_cut(run: Run) -> bool:
@@ -157,7 +147,6 @@ def machine_row(base: Prediction, hw: Hardware, waits: float) -> dict[str, Any]:
 
 __all__ = [
     "SCALE_BASE",
-    "check_ranks",
     "default_machines",
     "is_cut",
     "machine_row",
