@@ -27,7 +27,7 @@ from moetrace.replay.draft import Draft
 from moetrace.replay.intervals import narrowed
 from moetrace.replay.knobs import KNOBS
 from moetrace.replay.scenario import Scenario, machine_of
-from moetrace.replay.summary import Outcome, Tally
+from moetrace.replay.summary import Outcome, Tally, as_html
 from moetrace.run import (
     OPS_SCHEMA,
     TABLE_FACTS,
@@ -58,6 +58,10 @@ class Prediction:
     run: Run
     summary: dict[str, Any]
     step_s: FloatArray
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a step of each phase with its interval, and the op families of the mean decode step."""
+        return as_html(self.summary)
 
 
 def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Prediction:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from moetrace import markup, units
 from moetrace import ops as work_of
 from moetrace.cost import PriceContext
 from moetrace.cost.beyond import beyond, said
@@ -285,3 +287,22 @@ def _source(op: Op, draft: Draft) -> str:
     if op.get("distinct_est") is None:
         return "uniform formula"
     return "estimate from the recording" if draft.run.routing is not None else "uniform formula, worst rank"
+
+
+def as_html(summary: Mapping[str, Any]) -> str:
+    """A prediction's summary as two small tables for a notebook, everything in them escaped."""
+    phases = [
+        (
+            phase,
+            *(units.seconds(p[end]) for end in ("step_s", "low_s", "high_s")),
+            f"{p['tokens_per_s']:,.0f}" if p["tokens_per_s"] else "-",
+        )
+        for phase, p in summary["phases"].items()
+    ]
+    families = [
+        (f["family"], units.seconds(f["step_s"]), units.percent(f["share"]), f["bound"] or "-")
+        for f in summary["families"]
+    ]
+    title = f"{summary['label']} on {summary['hardware']}: {summary['anchored']}"
+    steps = markup.table(title, ("phase", "step", "80 % low", "80 % high", "tokens/s"), phases)
+    return steps + markup.table("Where that step goes", ("family", "time", "share", "bound"), families)

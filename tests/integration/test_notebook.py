@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 import moetrace
+from moetrace import units
 from tests.conftest import REPO
 from tests.reports import SCRIPT
 
@@ -34,6 +35,21 @@ def test_what_a_notebook_renders_is_escaped() -> None:
     run = moetrace.load(REPO / "traces" / "kineto" / "olmoe-1b-7b-l2-b16-cpu")
     hostile = run.with_meta(hardware=SCRIPT)
     assert SCRIPT not in hostile._repr_html_() and "&lt;script&gt;" in hostile._repr_html_()
+
+
+def test_a_prediction_renders_what_its_summary_says() -> None:
+    run = moetrace.load(REPO / "traces" / "kineto" / "olmoe-1b-7b-l2-b16-cpu")
+    found = moetrace.replay(run.with_meta(source=SCRIPT), "h100-sxm", moetrace.Scenario.of("n_a=6"))
+    shown = found._repr_html_()
+    assert "n_a=6 on h100-sxm: unanchored" in shown and SCRIPT not in shown
+    for phase, facts in found.summary["phases"].items():
+        assert (
+            phase in shown
+            and units.seconds(facts["step_s"]) in shown
+            and units.seconds(facts["high_s"]) in shown
+        )
+    for family in found.summary["families"]:
+        assert f"<td>{family['family']}</td><td>{units.seconds(family['step_s'])}</td>" in shown
 
 
 def test_figures_show_the_run_and_name_a_phase_that_is_not_there() -> None:

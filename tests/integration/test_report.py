@@ -15,7 +15,7 @@ from moetrace.report.terminal import show as print_blocks
 from tests.conftest import REPO, Answer
 from tests.made import decode_trace, write
 from tests.numbers import micro
-from tests.reports import facts_of, hostile_events
+from tests.reports import facts_of
 from tests.unit.test_terminal import Terminal
 
 Call = Callable[..., Answer]
@@ -100,12 +100,3 @@ def test_bad_use_is_one_line_and_leaves_nothing(arguments, said, run_dir, tmp_pa
     answer = call(*(a.format(run=run, trace=trace, tmp=tmp_path) for a in arguments))
     assert answer.status == 2 and len(answer.error_lines) == 1 and said in answer.err
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
-
-
-def test_a_hostile_trace_breaks_nothing_in_the_terminal(tmp_path, process: Call):
-    trace = write(tmp_path / "t.json", hostile_events(decode_trace(), long=10_000_000))
-    for by in ("family", "kernel", "step"):
-        answer = process("show", trace, "--hw", "h100-sxm", "--compare", "h100-sxm", "--by", by)
-        assert answer.status == 0, answer.err
-        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]", answer.out)
-        assert max(map(len, answer.out.splitlines())) < 600

@@ -110,9 +110,10 @@ def _experts(facts: Facts) -> dict[str, Any] | None:
     kind = facts["attribution"]["run"]["kind"]
     sure = f"time as {kind}; {percent(unexplained)} of the step is expert time that the law does not explain"
     what = "decode" if name == "decode" else "the step"
-    return _answer(
-        "experts", "breakdown", f"What share of {what} is expert weights?", percent(row["share"]), lines, sure
-    )  # fmt: skip
+    short = percent(row["share"])
+    if weights["expert_bytes"]:
+        short += f" of the time, {percent(weights['share'])} of the bytes"
+    return _answer("experts", "breakdown", f"What share of {what} is expert weights?", short, lines, sure)
 
 
 def _skew(facts: Facts) -> dict[str, Any] | None:
@@ -120,7 +121,11 @@ def _skew(facts: Facts) -> dict[str, Any] | None:
     if routing is None:
         if not facts["what_if"]["native_n_a"]:
             return None
-        how = "routing was not recorded; 'moetrace record' counts it, and a RUN keeps it as routing.parquet"
+        how = (
+            "a prediction at another depth, batch or n_a keeps no routing: ask the recording that it was made from"
+            if facts["attribution"]["run"]["kind"] == "predicted"
+            else "routing was not recorded; 'moetrace record' counts it, and a RUN keeps it as routing.parquet"
+        )
         return _answer("skew", "routing", question, "not recorded", [], how)
     rows = sorted(routing["layers"], key=lambda r: -r["skew"])
     worst = rows[0]
@@ -170,7 +175,7 @@ def _rerouted(rows: Sequence[Facts]) -> str:
     low = min((r["rerouted_low"] for r in rows if r["rerouted_low"] is not None), default=None)
     high = max((r["rerouted_high"] for r in rows if r["rerouted_high"] is not None), default=None)
     if low is None or high is None:
-        return "and routing is uniform at both, as none was recorded: what text would choose is not in them"
+        return "and what tokens choose changes as the uniform formula has it: no routing is there to say more"
     return (
         "and tokens keep their first choices as recorded, or choose anew by each expert's popularity "
         f"({change(low).removesuffix(' %')} to {change(high)} of the step)"

@@ -171,14 +171,14 @@ def _labels(series: Sequence[Series], py: Callable[[float], float]) -> list[str]
     for y, s in at:
         y = max(min(y, room), free)
         free, room = y + 16, room + 16
-        x = _WIDTH - _RIGHT + 10
+        x = _WIDTH - _RIGHT + 14
         if s.mark == "dots":
             out.append(f'<circle class="dot {s.css}" cx="{x + 8}" cy="{y:.1f}" r="5"/>')
         else:
             out.append(
                 f'<line class="line {s.mark} {s.css}" x1="{x}" x2="{x + 16}" y1="{y:.1f}" y2="{y:.1f}"/>'
             )
-        out.append(f'<text class="name" x="{x + 22}" y="{y + 4:.1f}">{escape(s.name)}</text>')
+        out.append(f'<text class="name" x="{x + 21}" y="{y + 4:.1f}">{escape(s.name)}</text>')
     return out
 
 
