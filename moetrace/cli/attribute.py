@@ -67,7 +67,7 @@ def attribute(
     from moetrace import attribute as explain
     from moetrace import load_hardware
     from moetrace.errors import ProfileError
-    from moetrace.report import tables, terminal
+    from moetrace.report import attributed, terminal
 
     run = open_source(
         source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
@@ -83,7 +83,7 @@ def attribute(
     if as_json:
         terminal.show_json(dict(result.summary))
     else:
-        terminal.show([*tables.attribute_report(result.summary, by, ROWS[by], phase, top), said])
+        terminal.show([*attributed.attribute_report(result.summary, by, ROWS[by], phase, top), said])
 
 
 def _save(result: Attribution, path: Path, force: bool) -> str:

@@ -15,7 +15,12 @@ def knobs(as_json: bool) -> None:
     from moetrace.report import tables, terminal
 
     if as_json:
-        terminal.show_json([{"name": n, "meaning": m, "grammar": g} for n, m, g in knob_table()])
+        terminal.show_json(
+            {
+                "schema": "moetrace.knobs/1",
+                "knobs": [{"name": n, "meaning": m, "grammar": g} for n, m, g in knob_table()],
+            }
+        )
         return
     rows = tuple((n, g, m) for n, m, g in knob_table())
     terminal.show(

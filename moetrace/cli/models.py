@@ -16,6 +16,6 @@ def models(as_json: bool) -> None:
 
     specs = [load_model(name) for name in model_names()]
     if as_json:
-        terminal.show_json([spec.to_dict() for spec in specs])
+        terminal.show_json({"schema": "moetrace.models/1", "models": [spec.to_dict() for spec in specs]})
     else:
         terminal.show(catalogue.models_report(specs))

@@ -16,6 +16,11 @@ def profiles(as_json: bool) -> None:
 
     machines = [load_hardware(name) for name in profile_names()]
     if as_json:
-        terminal.show_json([catalogue.profile_facts(machine) for machine in machines])
+        terminal.show_json(
+            {
+                "schema": "moetrace.profiles/1",
+                "profiles": [catalogue.profile_facts(machine) for machine in machines],
+            }
+        )
     else:
         terminal.show(catalogue.profiles_report(machines))

@@ -89,7 +89,10 @@ def _told(output: Path, recording: dict[str, Any]) -> str:
 
 def _said(facts: dict[str, Any], as_json: bool, line: str) -> None:
     """The program's output is its own: a line of ours goes to stderr."""
-    click.echo(json.dumps(facts) if as_json else f"moetrace: {line}", err=not as_json)
+    click.echo(
+        json.dumps({"schema": "moetrace.record/1", **facts}) if as_json else f"moetrace: {line}",
+        err=not as_json,
+    )
 
 
 def _show_end(error: BaseException | None) -> None:

@@ -81,7 +81,7 @@ def _server(url: str, output: Path, force: bool, as_json: bool, options: dict[st
     what = Attachment(url, options={name: value for name, _, value in pairs}, **options)
     facts = record_server(what, output, force=force, progress=_progress)
     if as_json:
-        click.echo(json.dumps({"output": str(output), **facts}))
+        click.echo(json.dumps({"schema": "moetrace.record/1", "output": str(output), **facts}))
         return
     click.echo(
         f"{output}: recorded {facts['engine']} {facts['engine_version']}; next: moetrace parse {output}"
@@ -97,7 +97,7 @@ def _workload(output: Path, force: bool, as_json: bool, options: dict[str, Any])
 
     told = run_workload(Workload(**options), output, force=force, progress=_progress)
     if as_json:
-        click.echo(json.dumps({"output": str(output), **told}))
+        click.echo(json.dumps({"schema": "moetrace.record/1", "output": str(output), **told}))
         return
     steps = options["steps"] + options["prefill"]
     click.echo(f"{output}: recorded {steps} steps; next: moetrace parse {output}")

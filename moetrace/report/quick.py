@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moetrace.report import tables
+from moetrace.report import attributed, tables
 from moetrace.report.tables import Block, Facts, Table, clean
 
 SCHEMA = "moetrace.show/1"
@@ -14,7 +14,7 @@ SCHEMA = "moetrace.show/1"
 def show_report(facts: Facts, by: str, table: str, phase: str | None, top: int) -> list[Block]:
     """Blocks for the facts of a report: who and what, the answers, the rows of one table, what was left out."""
     held = facts["attribution"]
-    rows, what = tables.rows_of(held, table, phase)
+    rows, what = attributed.rows_of(held, table, phase)
     blocks: list[Block] = [
         tables.coverage_line(held["coverage"], tables.device_word(held["run"])),
         tables.identity(held["run"]),
@@ -22,9 +22,9 @@ def show_report(facts: Facts, by: str, table: str, phase: str | None, top: int) 
     blocks.append(_answers(facts["answers"]))
     blocks += ["How sure:", *(f"  {clean(a['question'])} {clean(a['sure'])}" for a in facts["answers"])]
     if by == "step":
-        blocks.append(tables.step_table(rows[:top]))
+        blocks.append(attributed.step_table(rows[:top]))
     else:
-        blocks.append(tables.bound_table(what, held["hardware"], by, rows[:top]))
+        blocks.append(attributed.bound_table(what, held["hardware"], by, rows[:top]))
     if len(rows) > top:
         blocks.append(f"{len(rows) - top} more rows: --top {len(rows)} shows all")
     return [*blocks, *tables.notes(held)]
@@ -42,7 +42,7 @@ def _answers(answers: Sequence[Facts]) -> Table:
 def show_facts(facts: Facts, table: str, phase: str | None, top: int) -> dict[str, Any]:
     """What `show_report` says, JSON-able: answers with their lines, the rows of the table, coverage and the run."""
     held = facts["attribution"]
-    rows, what = tables.rows_of(held, table, phase)
+    rows, what = attributed.rows_of(held, table, phase)
     return {
         "schema": SCHEMA,
         "run": held["run"],

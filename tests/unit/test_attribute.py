@@ -14,7 +14,7 @@ from moetrace.attribute import ATTRIBUTION_SCHEMA, attribute
 from moetrace.hardware import load_hardware
 from moetrace.parse import parse
 from moetrace.parse import summary as coverage
-from moetrace.report import tables
+from moetrace.report import attributed, tables
 from moetrace.run import Step
 from tests.made import decode_trace, event, write
 from tests.unit.replay_runs import build
@@ -291,7 +291,7 @@ def test_each_device_has_busy_idle_and_exposed_time_of_its_own(tmp_path):
     assert any(note.startswith("2 devices") for note in result["notes"])
     (facts,) = coverage(run)["steps"]
     assert facts["busy_s"] == pytest.approx(100e-6)
-    text = tables.attribute_report(result, "family", "families", None, 10)
+    text = attributed.attribute_report(result, "family", "families", None, 10)
     assert any(isinstance(b, tables.Table) and b.title.startswith("Device by device") for b in text)
 
 
@@ -316,7 +316,7 @@ def test_time_between_steps_is_reported(tmp_path):
     assert summary["between_steps"]["share"] == pytest.approx(1800 / 2100)
     (line,) = [
         b
-        for b in tables.attribute_report(summary, "family", "families", None, 10)
+        for b in attributed.attribute_report(summary, "family", "families", None, 10)
         if isinstance(b, str) and b.startswith("between steps")
     ]
     assert "900.0 us" in line and "85.7 %" in line
