@@ -51,6 +51,7 @@ class Group:
     coverage: tuple[Coverage, ...]  # of intervals drawn from the other half of the shapes
     by_kernel: Mapping[str, tuple[float, float]]
     seen: Mapping[str, tuple[float, float]]  # least and most of each size of the rows: see machines/seen
+    alone: bool = False  # of `any`: one engine's coefficients, no set holds for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,27 @@ def calibrate(
         try:
             groups.append(_fitted(key, form, rows, beyond, hw, cache, max_tokens))
         except CalibrationError as error:
-            refused[key] = str(error)
+            fastest = _fastest(groups, key, rows, hw, cache)
+            if fastest is None:
+                refused[key] = str(error)
+            else:
+                groups.append(fastest)
     if not groups:
         why = "; ".join(f"{key}: {text}" for key, text in refused.items()) or "no row has a known kind"
         raise CalibrationError(f"nothing was fitted: {why}")
     named = ", ".join(dict.fromkeys(table.source for table in tables))
     return Calibration(hw, tuple(groups), refused, named, f"{datetime.now(timezone.utc):%Y-%m-%d}")
+
+
+def _fastest(groups: Sequence[Group], key: str, rows: Measured, hw: Hardware, cache: Cache) -> Group | None:
+    """What `any` takes where kernels are too far apart for one set: those of the engine that is fastest on the rows of all."""
+    found = [g for g in groups if g.key.startswith(f"{key}@")]
+    if not found:
+        return None
+    problem = Problem.of(found[0].form, rows, hw, cache)
+    return replace(
+        min(found, key=lambda g: float(problem.log_error(g.fit.value).mean())), key=key, alone=True
+    )
 
 
 def _groups(
@@ -214,6 +230,7 @@ def summary(found: Calibration) -> dict[str, Any]:
                 **asdict(g.interval),
                 "coverage": [asdict(one) for one in g.coverage],
                 "by_kernel": {k: list(v) for k, v in g.by_kernel.items()},
+                "alone": g.alone,
                 "coefficients": dict(g.fit.value),
                 "fitted": list(g.fit.fitted),
                 "kept": list(g.fit.kept),

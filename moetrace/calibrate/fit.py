@@ -103,7 +103,8 @@ def fit(problem: Problem, start: Mapping[str, float]) -> Fit:
     The prior draws what the rows leave open; it is no evidence. What is determined, and how well, is told from the rows alone.
     """
     parameters = problem.form.schema.parameters
-    free, kept = list(parameters), list[str]()
+    free = [name for name, parameter in parameters.items() if not parameter.given]
+    kept = [name for name in parameters if name not in free]
     # Rows of one shape err together, so that each counts for less than one.
     together = min(_TOGETHER, np.sqrt(len(problem) / np.unique(problem.shape).size))
     while True:

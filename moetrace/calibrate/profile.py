@@ -46,6 +46,7 @@ def write_profile(found: Calibration, base: str, path: Path, source: str = "") -
 
 def _entry(group: Group) -> dict[str, Any]:
     by_kernel = ", ".join(f"{k} {m:.1%} {d:.1%}" for k, (m, d) in group.by_kernel.items())
+    only = "of the fastest kernel alone, others are too far off for one set: " if group.alone else ""
     return {
         "form": group.form,
         **{name: _short(value) for name, value in group.fit.value.items()},
@@ -59,7 +60,7 @@ def _entry(group: Group) -> dict[str, Any]:
         ),
         "rows": group.rows,
         "shapes": group.shapes,
-        "held_out": f"mean {group.mean:.1%} median {group.median:.1%}; by kernel: {by_kernel}",
+        "held_out": f"{only}mean {group.mean:.1%} median {group.median:.1%}; by kernel: {by_kernel}",
         "kept": list(group.fit.kept),
         "seen": {name: list(ends) for name, ends in group.seen.items()},
         "covariance": {

@@ -25,6 +25,7 @@ class Parameter:
     default: float
     meaning: str
     spread: float = 1.0  # a fit's weak prior: standard deviation around `start`, of the logarithm
+    given: bool = False  # a fact of the kernel or of its benchmark, which no fit changes
 
     @property
     def is_fixed_time(self) -> bool:
@@ -88,6 +89,7 @@ ATTENTION = Schema.of(
     Parameter(
         "per_tile_s", "s/wave", 0, 1e-4, 2e-6, 0, "start and end of one tile of width 128 on a processor", 2.0
     ),
+    Parameter("per_row_s", "s/wave", 0, 1e-5, 1e-8, 0, "the same for each of its rows, queries x heads", 2.0),
     Parameter(
         "per_block_s", "s/block", 0, 1e-4, 1e-6, 0, "serial time per block of KV tokens of one tile", 2.0
     ),
@@ -96,10 +98,40 @@ ATTENTION = Schema.of(
     Parameter("max_splits", "parts", 1, 4096, 64, 64, "parts into which a sequence's KV is cut at most", 2.0),
     Parameter("odd_head_s", "s", 0, 1e-3, 1e-7, 0, "more where the head is no power of two wide"),
     Parameter(
-        "tile_rows", "rows", 1, 1024, 64, 64, "rows of a kernel's tile; of the kernel, not fitted", 0.01
+        "tile_rows", "rows", 1, 1024, 64, 64, "rows of a kernel's tile; of the kernel, not fitted", given=True
     ),
     Parameter(
-        "block_tokens", "tokens", 1, 4096, 192, 192, "KV tokens of a block; of the kernel, not fitted", 0.01
+        "block_tokens",
+        "tokens",
+        1,
+        4096,
+        192,
+        192,
+        "KV tokens of a block 128 wide, fewer the wider; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter(
+        "grouped_rows",
+        "heads",
+        1,
+        1024,
+        1024,
+        1024,
+        "query heads of a KV head that one kernel takes together; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter(
+        "alone", "share", 0.01, 10, 1, 1, "tiles of the kernel for heads that are alone take so much longer"
+    ),
+    Parameter(
+        "fetched",
+        "share",
+        0.1,
+        1,
+        1,
+        1,
+        "of the bytes, what memory gave while they were measured; of the benchmark, not fitted",
+        given=True,
     ),
     replace(_ETA_BW, start=0.85, spread=0.5),
     replace(_ETA_FLOPS, start=0.3, spread=1.5),
@@ -153,6 +185,7 @@ EXCHANGE = Schema.of(
     Parameter("normal_latency_s", "s", 0, 1, 2.5e-5, 1e-4, "floor of an exchange in normal mode"),
     Parameter("normal_row_s", "s", 0, 1, 5e-7, 0, "per square root of the tokens of a rank"),
     Parameter("normal_hidden_s", "s/element", 0, 1e-6, 1e-9, 0, "per element of a row"),
+    Parameter("normal_copy_s", "s/element", 0, 1e-7, 2e-10, 0, "the same for each copy of the row", 2.0),
     Parameter("normal_efficiency", "share", 1e-3, 2, 0.8, 1, "of the link, however many processors send"),
     Parameter(
         "sm_bytes_per_s", "bytes/s", 1e8, 1e13, 1.4e10, 1.4e10, "what one processor sends over the link"

@@ -141,6 +141,14 @@ class Family:
             error_apart=apart,
         )
 
+    def at_clock(self, from_hz: float | None, to_hz: float | None) -> Family:
+        """The same on a chip of another clock: launches, loops and latencies take as many cycles, whatever the memory's rate.
+
+        Scored between H100 and A100, in both directions, it is better than seconds that stay (docs/hardware.md). Unchanged
+        where either clock is not known.
+        """
+        return self if not from_hz or not to_hz else self.with_fixed_times(from_hz / to_hz)
+
     def with_fixed_times(self, factor: float) -> Family:
         """The same with every time that no faster resource saves multiplied by `factor`."""
         parameters = schema(self.form).parameters
@@ -153,8 +161,9 @@ class Hardware:
     """One machine, by value. `peaks` are dense FLOP/s by dtype; all figures are per device, also for a node of `gpus`.
 
     `law` names the timing law; `base` the profile that a node repeats. `sources` maps a table of
-    the profile to where its figures come from. `multiprocessors` is 1 where the profile does not say. `power_w` is the most
-    that one device draws (a wafer: the whole system), `domain_gpus` how many devices the fast links join.
+    the profile to where its figures come from. `multiprocessors` is 1 where the profile does not say, `clock_hz`, their
+    highest, None. `power_w` is the most that one device draws (a wafer: the whole system), `domain_gpus` how many devices
+    the fast links join.
     """
 
     name: str
@@ -169,6 +178,7 @@ class Hardware:
     families: Mapping[str, Family]
     sources: Mapping[str, str] = field(default_factory=dict)
     multiprocessors: float = 1.0
+    clock_hz: float | None = None
     power_w: float | None = None
     domain_gpus: int = 8
 

@@ -26,6 +26,7 @@ _DATASHEET = {
     "cores": (1, 1e8),
     "fabric_bytes_per_s": (1e9, 1e19),
     "off_wafer_bytes_per_s": (1e6, 1e15),
+    "clock_hz": (1e8, 1e11),
     "power_w": (1, 1e6),
     "domain_gpus": (1, 1e5),
 }
@@ -75,7 +76,7 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
     sheet = table[ceilings]
     required = {"source", "peak_flops", "memory_bytes", "memory_bytes_per_s", "cache_bytes"}
     extra = _WAFER_ONLY if law == "wafer" else set()
-    optional = {"multiprocessors", "link_bytes_per_s", "network_bytes_per_s", "power_w", "domain_gpus"}
+    optional = set(_DATASHEET) - required - _WAFER_ONLY
     reader.keys(sheet, ceilings, required | extra, optional)
     value = {key: reader.number(sheet, ceilings, key, *_DATASHEET[key]) for key in sheet if key in _DATASHEET}
     if value["cache_bytes"] > value["memory_bytes"]:
@@ -113,6 +114,7 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
         families=families,
         sources=MappingProxyType({ceilings: reader.text(sheet, ceilings, "source"), **sources}),
         multiprocessors=value.get("multiprocessors", 1.0),
+        clock_hz=value.get("clock_hz"),
         power_w=value.get("power_w"),
         domain_gpus=int(value.get("domain_gpus", 8)),
     )
@@ -158,7 +160,8 @@ def _coefficients(reader: Reader, table: Mapping[str, Any]) -> tuple[Mapping[str
     families: dict[str, Family] = {}
     sources: dict[str, str] = {}
     if "transferred" in table:
-        families, sources["transferred"] = _transferred(reader, table["transferred"])
+        clock_hz = _clock(reader, table)
+        families, sources["transferred"] = _transferred(reader, table["transferred"], clock_hz)
     scalars = {"crossing_s", "hop_s"}
     for kind in ("assumed", "fitted"):
         part = table.get(kind)
@@ -222,8 +225,16 @@ def _errors(reader: Reader, entry: Mapping[str, Any], where: str, key: str) -> t
     return tuple(reader.number({key: error}, where, key, *_ERROR) for error in errors)
 
 
-def _transferred(reader: Reader, table: object) -> tuple[dict[str, Family], str]:
-    """The fitted coefficients of another profile, their error widened: ``(1 + error)(1 + widen) - 1``."""
+def _clock(reader: Reader, table: Mapping[str, Any]) -> float | None:
+    """The datasheet's clock, None where it gives none."""
+    sheet = reader.table(table, "", "datasheet")
+    if "clock_hz" not in sheet:
+        return None
+    return reader.number(sheet, "datasheet", "clock_hz", *_DATASHEET["clock_hz"])
+
+
+def _transferred(reader: Reader, table: object, clock_hz: float | None) -> tuple[dict[str, Family], str]:
+    """Another profile's fitted coefficients, at this clock, errors widened: ``(1 + error)(1 + widen) - 1``."""
     table = reader.keys(table, "transferred", {"from", "widen", "source"})
     donor_path, donor_table = read_profile(reader.text(table, "transferred", "from"))
     if "transferred" in donor_table or "fitted" not in donor_table:
@@ -232,8 +243,13 @@ def _transferred(reader: Reader, table: object) -> tuple[dict[str, Family], str]
     families, _ = _coefficients(Reader(donor_path), {"fitted": donor_table["fitted"]})
     source = reader.text(table, "transferred", "source")
     label = f"transferred from {donor_path.stem}"
+    donor_hz = _clock(Reader(donor_path), donor_table)
     moved = {
-        key: replace(f.widened(1 + widen), provenance=label, source=f"{source}; {f.source}")
+        key: replace(
+            f.at_clock(donor_hz, clock_hz).widened(1 + widen),
+            provenance=label,
+            source=f"{source}; {f.source}",
+        )
         for key, f in families.items()
     }
     return moved, source

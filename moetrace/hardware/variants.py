@@ -41,7 +41,7 @@ def node_of(one: Hardware, gpus: int) -> Hardware:
 def variant_of(
     reader: Reader, table: Mapping[str, Any], one: Hardware, bounds: Mapping[str, Any]
 ) -> Hardware:
-    """`one` with another datasheet and its coefficients' errors widened: ``(1 + error)(1 + widen) - 1``."""
+    """`one` with another datasheet, its fixed times at that clock, errors widened: ``(1 + error)(1 + widen) - 1``."""
     reader.keys(table, "", {"like", "title", "datasheet", "widen", "source"}, {"match"})
     sheet = reader.keys(
         table["datasheet"],
@@ -58,8 +58,11 @@ def variant_of(
             value.get("link_bytes_per_s", link.bytes_per_s),
             value.get("network_bytes_per_s", link.network_bytes_per_s),
         )
+    clock_hz = value.get("clock_hz", one.clock_hz)
     families = {
-        name: f if f.provenance == "assumed" else replace(f.widened(1 + widen), provenance=label)
+        name: f
+        if f.provenance == "assumed"
+        else replace(f.at_clock(one.clock_hz, clock_hz).widened(1 + widen), provenance=label)
         for name, f in one.families.items()
     }
     memory = Memory(
@@ -92,6 +95,7 @@ def variant_of(
         families=MappingProxyType(families),
         sources=MappingProxyType({**one.sources, **told}),
         multiprocessors=value.get("multiprocessors", one.multiprocessors),
+        clock_hz=clock_hz,
         power_w=value.get("power_w", one.power_w),
         domain_gpus=int(value.get("domain_gpus", one.domain_gpus)),
     )

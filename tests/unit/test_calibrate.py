@@ -79,6 +79,18 @@ def test_what_is_determined_is_told_by_the_rows_alone(
     assert set(fit(problem, {}).fitted) <= set(one.fitted)  # a strong prior is no row
 
 
+def test_any_takes_the_fastest_kernel_where_one_set_holds_for_none(tmp_path: Path) -> None:
+    rows = table()
+    slow = rows.assign(engine="sglang", kernel="slow", seconds=rows["seconds"] * 20)
+    pd.concat([slow, rows.assign(engine="vllm", kernel="fast")]).to_csv(tmp_path / "two.csv", index=False)
+    found = {group.key: group for group in calibrate([tmp_path / "two.csv"], "h100-sxm").groups}
+    assert set(found) == {"experts", "experts@sglang", "experts@vllm"}
+    one = found["experts"]
+    assert one.alone and one.kernels == ("fast",) and one.fit == found["experts@vllm"].fit
+    write_profile(calibrate([tmp_path / "two.csv"], "h100-sxm"), "h100-sxm", tmp_path / "mine.toml", "a test")
+    assert "of the fastest kernel alone" in (tmp_path / "mine.toml").read_text()
+
+
 def test_too_little_is_not_fitted(tmp_path: Path) -> None:
     few = table()
     few[few["hidden"] == 2048].to_parquet(tmp_path / "few.parquet")

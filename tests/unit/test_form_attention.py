@@ -19,7 +19,7 @@ BASE = load_hardware("h100-sxm")
 TOLD = {
     "t0_s": 7e-6, "per_tile_s": 2e-6, "per_block_s": 1e-6, "split_s": 3e-6, "per_split_s": 1e-7, "max_splits": 32.0,
     "odd_head_s": 5e-6, "eta_bw": 0.5, "eta_flops": 0.5, "blend": 1.0, "cached": 0.5,
-    "tile_rows": 64.0, "block_tokens": 192.0,
+    "tile_rows": 64.0, "block_tokens": 192.0, "per_row_s": 0.0, "grouped_rows": 1024.0, "alone": 1.0, "fetched": 1.0,
 }  # fmt: skip
 
 
@@ -113,6 +113,37 @@ def test_a_warm_cache_helps_what_fits_and_serving_knows_none() -> None:
     assert cost(hw, big, "warm").memory_s[0] == cost(hw, big, "cold").memory_s[0]
 
 
+def test_query_heads_that_share_a_kv_head_cost_their_rows() -> None:
+    """1000 tiles over 100 processors, ten of each processor's; 32 rows of width 128 each."""
+    some, many = (cost(told(per_row_s=r), decode(500, 10, 64, 2)).fixed_s[0] for r in (0.0, 1e-8))
+    assert many - some == pytest.approx(10 * 32 * 1e-8)
+
+
+def test_a_wider_head_has_fewer_tokens_in_a_block() -> None:
+    """192 tokens are one block of width 128 and two of width 256, half a block of width 64."""
+    narrow, one, wide = (
+        cost(told(split_s=1e-2, per_tile_s=0.0), decode(1, 193, 4, 1, d)).fixed_s[0] for d in (64, 128, 256)
+    )
+    assert one - narrow == pytest.approx(1e-6) and wide - one == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize(("heads", "alone"), [(1, True), (2, False), (32, False), (33, True), (64, True)])
+def test_heads_that_do_not_share_or_are_too_many_take_the_other_kernel(heads: int, alone: bool) -> None:
+    """100 sequences of one KV head: one turn of tiles, or one for each query head at a quarter of the time."""
+    hw = told(grouped_rows=32.0, alone=0.25, split_s=1e-2)
+    start_s = heads * (2e-6 + 1e-6) * 0.25 if alone else 3e-6
+    assert cost(hw, decode(100, 10, heads, 1)).fixed_s[0] == pytest.approx(7e-6 + start_s, rel=1e-3)
+
+
+def test_what_a_benchmark_did_not_fetch_is_fetched_in_serving() -> None:
+    hw, whole, op = told(fetched=0.5), told(), decode(64, 16384)
+    assert cost(hw, op, "warm").memory_s[0] == pytest.approx(cost(whole, op, "warm").memory_s[0] / 2)
+    assert cost(hw, op).memory_s[0] == cost(whole, op).memory_s[0]
+
+
+# Every term of the form at work, for what must hold whatever the coefficients.
+ALL = {"per_row_s": 1e-8, "grouped_rows": 32.0, "alone": 0.3, "fetched": 0.5}
+
 attentions = st.builds(
     lambda b, c, g, k, d: decode(b, c, g * k, k, d),
     st.integers(1, 512), st.integers(1, 100_000), st.sampled_from([1, 4, 16, 128]), st.sampled_from([1, 2, 8]),
@@ -122,7 +153,7 @@ attentions = st.builds(
 
 @given(attentions, st.floats(1, 8), st.sampled_from(["memory", "peak", "processors", "cache"]))
 def test_never_slower_with_more_of_a_resource(op: Op, more: float, what: str) -> None:
-    hw = told()
+    hw = told(**ALL)
     faster = {
         "memory": replace(hw, memory=replace(hw.memory, bytes_per_s=hw.memory.bytes_per_s * more)),
         "cache": replace(hw, memory=replace(hw.memory, cache_bytes=hw.memory.cache_bytes * more)),
@@ -135,7 +166,7 @@ def test_never_slower_with_more_of_a_resource(op: Op, more: float, what: str) ->
 
 @given(attentions, st.floats(1e-9, 1e-5))
 def test_continuous_in_the_machine(op: Op, step: float) -> None:
-    hw = told()
+    hw = told(**ALL)
     near = replace(
         hw, multiprocessors=hw.multiprocessors * (1 + step),
         memory=replace(hw.memory, cache_bytes=50e6 * (1 + step), bytes_per_s=2e12 * (1 + step)),
@@ -146,7 +177,7 @@ def test_continuous_in_the_machine(op: Op, step: float) -> None:
 
 @given(attentions)
 def test_twice_the_rates_halve_their_parts_and_leave_the_rest(op: Op) -> None:
-    hw = told()
+    hw = told(**ALL)
     twice = replace(hw, memory=replace(hw.memory, bytes_per_s=4e12), peaks={"bf16": 2e15})
     one, two = cost(hw, op), cost(twice, op)
     assert two.memory_s[0] == one.memory_s[0] / 2 and two.compute_s[0] == one.compute_s[0] / 2

@@ -89,6 +89,8 @@ def test_a_variant_borrows_coefficients_with_a_wider_error(name: str) -> None:
     assert hw.law == other.law and hw.base is None and hw.power_w
     for key, family in hw.families.items():
         own = other.families[key]
+        if family.provenance != "assumed":
+            own = own.at_clock(other.clock_hz, hw.clock_hz)
         assert family.value == own.value and family.error >= own.error
         assert family.provenance == own.provenance == "assumed" or other.name in family.provenance
     assert "not measured on this machine" in hw.sources["transferred"] or name in ("wse2", "l40s")
@@ -120,6 +122,31 @@ def test_peaks_fall_back_only_along_documented_lines() -> None:
         h100.peak("fp12")
     with pytest.raises(ProfileError, match="fp64"):
         load_hardware("cs3").peak("fp64")
+
+
+def test_fixed_times_take_as_many_cycles_on_a_chip_of_another_clock(tmp_path: Path) -> None:
+    """Half the clock: launches and loops twice as long, shares of the datasheet as they were; no clock, no change."""
+    text = """title = "mine"
+like = "h100-sxm"
+widen = 0.5
+source = "a guess"
+[datasheet]
+source = "a sheet"
+memory_bytes_per_s = 1e12
+clock_hz = 0.99e9
+"""
+    base, half = load_hardware("h100-sxm"), load_hardware(write(tmp_path, text))
+    old, new = base.families["experts"], half.families["experts"]
+    assert half.clock_hz == 0.99e9 and new["t0_s"] == pytest.approx(2 * old["t0_s"])
+    assert new["serial_s"] == pytest.approx(2 * old["serial_s"]) and new["eta_bw"] == old["eta_bw"]
+    assert old.at_clock(None, 1e9) is old and old.at_clock(1e9, None) is old
+    heir = tmp_path / "heir.toml"
+    b200 = Path(__file__).parents[2] / "hw_profiles" / "b200.toml"
+    heir.write_text(b200.read_text().replace("clock_hz = 1.98e9", "clock_hz = 3.96e9"))
+    moved = load_hardware(str(heir)).families["experts"]
+    assert moved["t0_s"] == pytest.approx(old["t0_s"] / 2) and moved["eta_flops"] == old["eta_flops"]
+    with pytest.raises(ProfileError, match="clock_hz"):
+        load_hardware(write(tmp_path, text.replace("0.99e9", "0")))
 
 
 def test_transferred_coefficients_are_the_donors_with_a_wider_error() -> None:

@@ -129,8 +129,8 @@ def test_an_all_reduce_takes_the_best_algorithm_by_size_and_steps_nowhere() -> N
 def test_an_exchange_waits_for_links_network_or_one_experts_rows() -> None:
     hw = told(
         "exchange", latency_s=1e-5, efficiency=0.5, per_expert_byte_s=2e-10, between_nodes_s=4e-6, node_s=5e-6,
-        network_efficiency=1.0, normal_latency_s=2e-5, normal_row_s=1e-6, normal_hidden_s=1e-9, normal_efficiency=1.0,
-        sm_bytes_per_s=1e10, normal_between_nodes_s=0.0, normal_node_s=0.0, normal_network_efficiency=1.0,
+        network_efficiency=1.0, normal_latency_s=2e-5, normal_row_s=1e-6, normal_hidden_s=1e-9, normal_copy_s=1e-10,
+        normal_efficiency=1.0, sm_bytes_per_s=1e10, normal_between_nodes_s=0.0, normal_node_s=0.0, normal_network_efficiency=1.0,
         sm_network_bytes_per_s=1e10,
     )  # fmt: skip
     size = 128 * 8 * 7168.0
@@ -145,7 +145,10 @@ def test_an_exchange_waits_for_links_network_or_one_experts_rows() -> None:
     copies = size / 8 * 8 * (1 - (7 / 8) ** 8)
     normal = cost(Op.of("moe_dispatch", **known, sms=4), hw).expected_s[0]
     slow, fast = copies / 40e9, copies / 400e9
-    assert normal == pytest.approx(2e-5 + 1e-6 * np.sqrt(128) + 7168e-9 + (slow**4 + fast**4) ** 0.25)
+    row_s = 7168 * (
+        1e-9 + 8 * (1 - (7 / 8) ** 8) * 1e-10
+    )  # of one row, and of each copy of it that is added up
+    assert normal == pytest.approx(2e-5 + 1e-6 * np.sqrt(128) + row_s + (slow**4 + fast**4) ** 0.25)
 
 
 @pytest.mark.parametrize(

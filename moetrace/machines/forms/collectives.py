@@ -5,7 +5,8 @@
                  size; eager: never under what the host takes, and the buffer is copied twice
     exchange   = dispatch and collect of DeepEP (github.com/deepseek-ai/DeepEP). Low latency: latency + max-like(wire / link,
                  one expert's rows in turn). Normal (dim `sms`, the processors that send): each row goes once to each rank that
-                 has an expert of it, at the rate of the link or of the processors, whichever is less
+                 has an expert of it, at the rate of the link or of the processors, whichever is less; to collect adds these
+                 copies up, a row at a time
 
 The root is the pipeline's: chunks grow with the buffer, and filling it with a chunk is what mid-sized messages pay.
 Beyond `domain_gpus` ranks, what leaves the node crosses the network, whose rate per device is a datasheet's. Only exchanges
@@ -87,7 +88,8 @@ def exchange(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     )
     normal_s = (
         c["normal_latency_s"] + c["normal_row_s"] * np.sqrt(works.dim("tokens", 0.0))
-        + c["normal_hidden_s"] * works.dim("hidden", 0.0) + c["normal_between_nodes_s"] * second
+        + works.dim("hidden", 0.0) * (c["normal_hidden_s"] + c["normal_copy_s"] * _reached(n, topk))
+        + c["normal_between_nodes_s"] * second
         + c["normal_node_s"] * doublings
     )  # fmt: skip
     moved_s = smoothmax(_OVERLAP, local_s, abroad * far)

@@ -1,0 +1,105 @@
+"""Scores what a machine's coefficients are worth on another of which only the datasheet is known: H100 to A100 and back, bf16.
+
+    python benchmarks/score_transfer.py FOLDER
+
+FOLDER holds the public tables of make_profiles.py. Every engine's coefficients of one machine, fixed times at the other's
+clock, price the other's rows (decode sizes, unflagged, L2 warm as they were measured). Mean / median absolute error in percent:
+with fixed times as they are, at the other's clock, and at that clock from the same op's measurement on the first machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from moetrace import ops
+from moetrace.calibrate.measured import Measured
+from moetrace.calibrate.tables import read_measurements
+from moetrace.cost.anchors import anchored_s
+from moetrace.hardware import FORM_OF, Family, Hardware, coefficient_family, load_hardware
+from moetrace.machines.forms import FORMS, Setting
+from moetrace.machines.gpu import peaks, tokens_of
+from moetrace.op import FloatArray
+
+TABLES = (
+    "moe_perf", "gemm_perf", "generation_attention_perf", "generation_mla_perf", "nccl_perf", "custom_allreduce_perf",
+)  # fmt: skip
+NAMES = ("h100-sxm", "a100-sxm")
+MOST_TOKENS = 512
+
+
+def priced(rows: Measured, family: Family, hw: Hardware) -> tuple[FloatArray, FloatArray]:
+    """(seconds by the law, share of them that no faster resource saves) of rows on `hw`, [rows]."""
+    works = ops.works(rows.ops)
+    at = Setting(hw, peaks(works, hw, [""] * len(rows.ops.types)), "warm")
+    parts = FORMS[family.form].seconds(family.value, works, at)
+    return parts.expected_s, np.clip(parts.fixed_s / parts.expected_s, 0.0, 1.0)
+
+
+def groups(tables: dict[str, Measured]) -> Iterator[tuple[str, dict[str, Measured]]]:
+    """(family, rows by machine) of every family and engine that both machines were measured with, 16-bit types alone."""
+    found: dict[str, dict[str, Measured]] = {}
+    for name, table in tables.items():
+        size = tokens_of(ops.works(table.ops))
+        small = np.isnan(size) | (size <= MOST_TOKENS)
+        for code, op in enumerate(table.ops.types):
+            if op.weight_dtype not in ("bf16", "fp16"):
+                continue
+            own = op.kind if op.kind in FORM_OF else coefficient_family(op.kind, ops.family(op.kind))
+            rows = small & (table.ops.code == code)
+            for engine in sorted(set(table.engine[rows].tolist())):
+                mine = rows & (table.engine == engine)
+                kernels, count = np.unique(table.kernel[mine], return_counts=True)
+                mine &= table.kernel == kernels[count.argmax()]
+                found.setdefault(f"{own}@{engine}", {})[name] = table.take(mine)
+    yield from ((key, both) for key, both in sorted(found.items()) if len(both) == len(NAMES))
+
+
+def error(predicted: FloatArray, measured: FloatArray) -> str:
+    off = np.abs(predicted / measured - 1)[np.isfinite(predicted)]
+    return f"{100 * off.mean():5.1f} / {100 * np.median(off):4.1f}" if off.size else "   -   "
+
+
+def matched(one: Measured, two: Measured) -> tuple[list[int], list[int]]:
+    """Rows of both that are the same op, each once."""
+    names = sorted(set(one.ops.dims) | set(two.ops.dims))
+    keys = [
+        list(zip(*(np.nan_to_num(t.ops.column(n), nan=-1.0).round(3).tolist() for n in names), strict=True))
+        for t in (one, two)
+    ]
+    there = {key: at for at, key in enumerate(keys[0])}
+    pairs = [(there[key], at) for at, key in enumerate(keys[1]) if key in there]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    machine = {name: load_hardware(name) for name in NAMES}
+    tables = {
+        name: Measured.join([read_measurements(folder / f"{table}.parquet", name) for table in TABLES])
+        for name in NAMES
+    }
+    print(f"{'':34s}{'rows':>7s}  {'as they are':>13s}  {'at the clock':>13s}  {'measured there':>14s}")
+    for key, rows in groups(tables):
+        for source, target in (NAMES, NAMES[::-1]):
+            own = machine[source].families.get(key)
+            if own is None or own.provenance != "fitted":
+                continue
+            here, there = rows[target], rows[source]
+            moved = own.at_clock(machine[source].clock_hz, machine[target].clock_hz)
+            still, _ = priced(here, own, machine[target])
+            found, _ = priced(here, moved, machine[target])
+            a, b = matched(there, here)
+            law_there, floor = priced(there, own, machine[source])
+            anchored = anchored_s(there.seconds[a], law_there[a], floor[a], found[b])
+            print(
+                f"{key:24s}{source[:4]}->{target[:4]}{len(here):7d}  {error(still, here.seconds):>13s}  "
+                f"{error(found, here.seconds):>13s}  {error(anchored, here.seconds[b]):>14s}"
+            )
+
+
+if __name__ == "__main__":
+    main()
