@@ -130,8 +130,8 @@ def test_an_exchange_waits_for_links_network_or_one_experts_rows() -> None:
     hw = told(
         "exchange", latency_s=1e-5, efficiency=0.5, per_expert_byte_s=2e-10, between_nodes_s=4e-6, node_s=5e-6,
         network_efficiency=1.0, normal_latency_s=2e-5, normal_row_s=1e-6, normal_hidden_s=1e-9, normal_copy_s=1e-10,
-        normal_efficiency=1.0, sm_bytes_per_s=1e10, normal_between_nodes_s=0.0, normal_node_s=0.0, normal_network_efficiency=1.0,
-        sm_network_bytes_per_s=1e10,
+        normal_efficiency=1.0, sm_bytes_per_s=1e10, normal_between_nodes_s=0.0, normal_node_s=0.0,
+        normal_network_efficiency=1.0, sm_network_bytes_per_s=1e10,
     )  # fmt: skip
     size = 128 * 8 * 7168.0
     known = {"bytes": size, "ranks": 8, "tokens": 128, "topk": 8, "hidden": 7168}
