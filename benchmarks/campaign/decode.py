@@ -52,8 +52,8 @@ class Built:
         ]
         return {
             "seconds": float(np.median(kept)),
-            "low_s": float(np.quantile(kept, 0.1)),
-            "high_s": float(np.quantile(kept, 0.9)),
+            "p10_s": float(np.quantile(kept, 0.1)),
+            "p90_s": float(np.quantile(kept, 0.9)),
             "repeats": len(kept),
             "n_a": n_a,
             "n_e": self.experts,

@@ -39,6 +39,14 @@ from moetrace.cli.options import PATH, force_option, json_option, output_option,
     type=PATH,
     help="Table of measured ops with a column seconds: ops of their shapes are predicted relative to them.",
 )
+@click.option("--model", metavar="NAME|FILE", help="On a wafer: the model whose layers share its cores.")
+@click.option(
+    "--placement",
+    type=click.Choice(["spread", "own", "whole"]),
+    default="spread",
+    show_default=True,
+    help="On a wafer: experts over all cores of their layer, on cores of their own, or every matrix over all cores.",
+)
 @click.option(
     "--routing-cache",
     metavar="FILE",
@@ -56,6 +64,8 @@ def cost(
     cache: str,
     keep_going: bool,
     anchor: Path | None,
+    model: str | None,
+    placement: str,
     routing_cache: Path | None,
     output: Path,
     force: bool,
@@ -68,9 +78,9 @@ def cost(
     Columns of other names are passed through.
     """
     import time
-    from typing import Any
+    from typing import Literal
 
-    from moetrace.cost import PriceContext, Pricing, cost_file, read_anchors
+    from moetrace.cost import Pricing, context_for, cost_file, read_anchors
     from moetrace.files import check_output
     from moetrace.hardware import load_hardware
     from moetrace.report import terminal
@@ -79,10 +89,11 @@ def cost(
     from moetrace.units import seconds
 
     check_output(output, force)
-    context: dict[str, Any] = {"engine": engine, "cache": cache}
+    state: Literal["warm", "cold"] = "warm" if cache == "warm" else "cold"
     if routing_cache is not None and routing_cache.exists():
         read_loads(routing_cache)
-    hw, said = load_hardware(machine), PriceContext(**context)
+    hw = load_hardware(machine)
+    said = context_for(hw, engine, state, model, placement)
     how = Pricing(hw, said, keep_going, read_anchors(anchor, hw, said) if anchor is not None else None)
     begin = time.perf_counter()
     with terminal.progress(f"pricing {table.name}") as tell:

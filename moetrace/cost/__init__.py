@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from moetrace.cost.anchors import read_anchors
-from moetrace.cost.bulk import Pricing, Tally, cost, cost_file
+from moetrace.cost.bulk import Pricing, Tally, context_for, cost, cost_file
 from moetrace.cost.price import DEFAULT, PriceContext, price
 
-__all__ = ["DEFAULT", "PriceContext", "Pricing", "Tally", "cost", "cost_file", "price", "read_anchors"]
+__all__ = [
+    "DEFAULT",
+    "PriceContext",
+    "Pricing",
+    "Tally",
+    "context_for",
+    "cost",
+    "cost_file",
+    "price",
+    "read_anchors",
+]

@@ -21,6 +21,7 @@ from moetrace.errors import ScenarioError
 from moetrace.files import table_facts, write_whole
 from moetrace.hardware import ANY_ENGINE, Hardware, load_hardware
 from moetrace.machines.forms import Cache
+from moetrace.model import ModelSpec, load_model
 from moetrace.op import BOUNDS, PARTS, Costs, OpColumns
 from moetrace.run import TEXT, nullable, text_column
 
@@ -69,6 +70,8 @@ def cost(
     cache: Cache = "warm",
     keep_going: bool = False,
     anchor: TableLike | None = None,
+    model: ModelSpec | str | None = None,
+    placement: str = "spread",
 ) -> pa.Table:
     """The table with the cost of each row's op: seconds with an 80 % interval, its parts, its lower bound and provenance.
 
@@ -76,9 +79,11 @@ def cost(
     are those of docs/cost.md, and others are passed through. `engine` chooses among coefficients fitted apart; `cache` is
     ``warm`` for an op that is repeated alone, as micro-benchmarks do, ``cold`` for one among others. Raises ScenarioError
     that names the first bad rows; with `keep_going` these have a `problem` and no times. `anchor` is a table of measured ops
-    (with `seconds`), relative to which ops of their shapes are predicted: see `anchors`.
+    (with `seconds`), relative to which ops of their shapes are predicted: see `anchors`. `model` and `placement` are for wafers
+    (see `context_for`).
     """
-    hw, context = load_hardware(hw), PriceContext(engine=engine, cache=cache)
+    hw = load_hardware(hw)
+    context = context_for(hw, engine, cache, model, placement)
     measured = None if anchor is None else read_anchors(anchor, hw, context)
     how = Pricing(hw, context, keep_going, measured)
     parts, at = [], 0
@@ -86,6 +91,30 @@ def cost(
         parts.append(_priced(batch, how, at)[0])
         at += batch.num_rows
     return pa.concat_tables(parts).unify_dictionaries()
+
+
+def context_for(
+    hw: Hardware, engine: str, cache: Cache, model: ModelSpec | str | Path | None, placement: str
+) -> PriceContext:
+    """What the machine's law must know beside the ops of a table.
+
+    On a wafer an op runs on the cores that hold its weights, so that its time depends on the `model` (a name or config.json)
+    whose layers share them, and on the `placement` of experts. Raises ScenarioError on a wafer without
+    a model, or elsewhere with one.
+    """
+    plain = PriceContext(engine=engine, cache=cache)
+    if hw.law != "wafer":
+        if model is not None or placement != plain.placement:
+            raise ScenarioError(
+                f"model and placement say where a wafer keeps its weights; {hw.name} is none: leave them out"
+            )
+        return plain
+    if model is None:
+        raise ScenarioError(
+            f"{hw.name}: an op runs on the cores that hold its weights, and how many these are follows from the model: name it "
+            "(--model NAME or config.json; model= in Python)"
+        )
+    return plain.of_model(model if isinstance(model, ModelSpec) else load_model(str(model)), placement)
 
 
 @dataclass(slots=True)

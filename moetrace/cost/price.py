@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moetrace import ops
 from moetrace.hardware import ANY_ENGINE, Hardware
 from moetrace.machines import gpu, wafer
 from moetrace.machines.forms import Cache
+from moetrace.model import ModelSpec
 from moetrace.op import Costs, FloatArray, Works
 
 
@@ -28,6 +29,17 @@ class PriceContext:
     engine: str = ANY_ENGINE
     cache: Cache = "cold"
     token_flops: float = 0.0
+
+    def of_model(self, model: ModelSpec, placement: str = "spread") -> PriceContext:
+        """The same with what a wafer law must know of a model whose weights, without KV cache, lie on the machine."""
+        flops = 2.0 * model.active_params(embedding=False)
+        return replace(
+            self,
+            model_bytes=model.weight_bytes(),
+            layers=model.layers,
+            placement=placement,
+            token_flops=flops,
+        )
 
 
 DEFAULT = PriceContext()

@@ -24,8 +24,8 @@ NOT_DIMS = {
     "kind",
     "dtype",
     "seconds",
-    "low_s",
-    "high_s",
+    "p10_s",
+    "p90_s",
     "repeats",
     "engine",
     "kernel",
@@ -90,7 +90,7 @@ def test_every_op_is_one_whose_work_is_known_with_its_time_and_spread(made: Path
         dims = {k: v for k, v in row.items() if k not in NOT_DIMS and v == v}
         needed = work(Op.of(row["kind"], row["dtype"], **dims))
         assert needed.flops + needed.act_write_bytes > 0
-        assert 0 < row["low_s"] <= row["seconds"] <= row["high_s"]
+        assert 0 < row["p10_s"] <= row["seconds"] <= row["p90_s"]
     experts = frame[frame.kind == "moe_gate_up"]
     assert sorted(set(experts.distinct)) == [1, 2, 4, 8]
     assert (experts.tokens >= experts.distinct).all()
@@ -108,7 +108,7 @@ def test_every_decode_point_has_its_setting_and_distinct_experts(made: Path) -> 
     assert 512 in set(frame.expert_width)
     alone = frame[(frame.batch == 1) & (frame.n_a == 2)]
     assert (alone.distinct == 2).all()
-    assert ((frame.low_s <= frame.seconds) & (frame.seconds <= frame.high_s) & (frame.low_s > 0)).all()
+    assert ((frame.p10_s <= frame.seconds) & (frame.seconds <= frame.p90_s) & (frame.p10_s > 0)).all()
 
 
 def test_the_traces_it_keeps_are_recordings(made: Path) -> None:

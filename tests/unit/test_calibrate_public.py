@@ -105,8 +105,8 @@ def test_every_family_with_a_form_of_its_own_names_one_that_is_there() -> None:
 def test_what_the_campaign_writes_beside_an_op_is_no_dim(tmp_path: Path) -> None:
     path = tmp_path / "ops.parquet"
     told = {
-        "low_s": 9e-6,
-        "high_s": 2e-5,
+        "p10_s": 9e-6,
+        "p90_s": 2e-5,
         "repeats": 7,
         "engine": "torch",
         "kernel": "linear",

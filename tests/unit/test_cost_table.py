@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from moetrace import cost, ops
 from moetrace.cost import PriceContext, bulk, price
 from moetrace.cost.table import read_ops
-from moetrace.errors import ProfileError, ScenarioError
+from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.op import Op, OpColumns
 from moetrace.routing import rank_load
@@ -198,8 +198,26 @@ def test_things_that_are_no_table() -> None:
         cost(3, H100)  # type: ignore[arg-type]
     with pytest.raises(ScenarioError, match="ends in"):
         cost("ops.xlsx", H100)
-    with pytest.raises(ProfileError, match="model's bytes"):
-        cost({"op": [str(OPS[0])]}, "cs3")
+
+
+def test_a_wafer_prices_the_ops_of_a_model_that_shares_its_cores() -> None:
+    table = {
+        "op": [
+            "qkv_proj bf16 m=1 n=5120 k=2048",
+            "moe_experts bf16 tokens=1 hidden=2048 inter=768 experts=128 topk=8",
+        ]
+    }
+    with pytest.raises(ScenarioError, match="follows from the model: name it"):
+        cost(table, "cs3")
+    with pytest.raises(ScenarioError, match="h100-sxm is none"):
+        cost(table, H100, model="qwen3-30b-a3b")
+    spread, own = (
+        cost(table, "cs3", model="qwen3-30b-a3b", placement=where).to_pandas() for where in ("spread", "own")
+    )
+    assert (spread.time_s > spread.lower_bound_s).all() and spread.provenance.str.contains(
+        "2 wafers, spread"
+    ).all()
+    assert own.time_s[1] > spread.time_s[1]
 
 
 @pytest.mark.parametrize(
