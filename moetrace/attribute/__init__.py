@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
@@ -127,6 +127,16 @@ class Attribution:
             return self.rows
         self.rows.seek(0)
         return pq.read_table(self.rows)
+
+    def parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of the table in the parts in which the run comes (`Run.parts`)."""
+        if isinstance(self.rows, pa.Table):
+            yield self.rows.select(list(columns))
+            return
+        self.rows.seek(0)
+        file = pq.ParquetFile(self.rows)
+        for i in range(file.num_row_groups):
+            yield file.read_row_group(i, columns=list(columns))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the table as Parquet, whole or not at all."""

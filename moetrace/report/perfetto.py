@@ -3,8 +3,9 @@
 One process per rank; in it a track of steps, a track of layers, and one track per stream with an event per
 op; above them counters (perfetto_counters). Times are microseconds with ns kept as decimals, counted from the first event of
 each run, so that runs side by side begin together; a run beside the first has processes of its own, numbered after those of
-the ranks before. The ops are put together column by column, so a trace with millions of them takes seconds. Not written: flows
-from launches to kernels.
+the ranks before. The ops are put together column by column, so a trace with millions of them takes seconds, and part by
+part, so that memory does not grow with the run: rates do not add up ops of one part and those of the next that still run
+beside them. Not written: flows from launches to kernels.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
     from moetrace.attribute import Attribution
 
 STEP_TRACK, LAYER_TRACK, FIRST_STREAM = 1, 2, 3
-_BATCH = 1 << 17
+_BATCH = 1 << 14  # ops that are put together at once
+_PLACES = ("rank", "stream", "start_ns", "dur_ns")
+_BYTES = ("flops", "weight_bytes", "kv_bytes", "act_bytes", "net_bytes")
+_COLUMNS = (*_PLACES, "step", "layer", "kind", "family", "op", "kernel", "provenance", *_BYTES)
 Ints = npt.NDArray[np.int64]
 
 
@@ -68,26 +73,19 @@ def _write(
     out.write(b'{"displayTimeUnit":"ns","otherData":' + orjson.dumps(other) + b',"traceEvents":[\n')
     count, first_pid = 0, 0
     for one, held in ((run, attribution), *((other, None) for other in beside)):
-        for event in _events(one, held, first_pid):
+        tracks = _Tracks(one, first_pid)
+        for event in _events(one, held, tracks):
             out.write((b",\n" if count else b"") + event)
             count += 1
-        first_pid += int(one.numpy("rank", 0).max(initial=0)) + 1
+        first_pid = tracks.next_pid
     out.write(b"\n]}\n")
     return count
 
 
-def _events(run: Run, attribution: Attribution | None, first_pid: int) -> Iterator[bytes]:
-    rank, stream = first_pid + run.numpy("rank", 0).astype(np.int64), run.numpy("stream", 0).astype(np.int64)
-    start, dur = run.numpy("start_ns", 0).astype(np.int64), run.numpy("dur_ns", 0).astype(np.int64)
-    origin = min(
-        [int(start.min(initial=np.iinfo(np.int64).max)), *(s.start_ns for s in run.meta.steps)], default=0
-    )
-    tracks, track = np.unique(
-        np.column_stack([rank, stream, _lane(rank, stream, start, start + dur)]), axis=0, return_inverse=True
-    )
-    tid = FIRST_STREAM + track.reshape(-1)
-    yield from _names(run, tracks, first_pid)
-    for number in np.unique(rank).tolist():
+def _events(run: Run, held: Attribution | None, tracks: _Tracks) -> Iterator[bytes]:
+    """All events of a run, part by part: a long one is never in memory as a whole."""
+    yield from _names(run, tracks)
+    for number in tracks.ranks:
         for step in run.meta.steps:
             args = {
                 "phase": step.phase,
@@ -99,27 +97,88 @@ def _events(run: Run, attribution: Attribution | None, first_pid: int) -> Iterat
                 number,
                 STEP_TRACK,
                 f"step {step.index}: {step.name}",
-                step.start_ns - origin,
+                step.start_ns - tracks.origin,
                 step.end_ns - step.start_ns,
                 args,
             )
-    yield from _layers(run, rank, start - origin, dur)
-    yield from counters(run, rank, start - origin, dur)
-    yield from _ops(run, attribution, rank, tid, start - origin, dur)
+    layers, lanes = _Layers(), _Lanes()
+    bounds = held.parts(["bound"]) if held is not None else repeat(None)
+    for part, bound in zip(run.parts(_COLUMNS), bounds, strict=False):
+        rank, stream, start, dur = tracks.columns(part)
+        tid = tracks.tid(rank, stream, lanes.of(rank, stream, start, start + dur))
+        start = start - tracks.origin
+        yield from layers.spans(part, rank, start, dur)
+        yield from counters(part, rank, start, dur)
+        yield from _ops(part, bound, rank, tid, start, dur)
+    yield from layers.rest()
 
 
-def _names(run: Run, tracks: npt.NDArray[np.int64], first_pid: int) -> Iterator[bytes]:
+class _Tracks:
+    """The tracks of a run's streams, as a first look at its ops tells; `origin` is its first moment, `ranks` its processes."""
+
+    def __init__(self, run: Run, first_pid: int) -> None:
+        self.first_pid = first_pid
+        self.origin = min((s.start_ns for s in run.meta.steps), default=np.iinfo(np.int64).max)
+        found, lanes, ranks = set[tuple[int, int, int]](), _Lanes(), set[int]()
+        for part in run.parts(_PLACES):
+            rank, stream, start, dur = self.columns(part)
+            self.origin = min(self.origin, int(start.min(initial=self.origin)))
+            places = np.column_stack([rank, stream, lanes.of(rank, stream, start, start + dur)])
+            found |= set(map(tuple, np.unique(places, axis=0).tolist()))
+        ranks |= {rank for rank, _, _ in found}
+        self.ranks, self.tracks = sorted(ranks), sorted(found)
+        self._tid = {track: FIRST_STREAM + i for i, track in enumerate(self.tracks)}
+
+    @property
+    def next_pid(self) -> int:
+        """The first process number that is free behind this run's."""
+        return max(self.ranks, default=self.first_pid) + 1
+
+    def columns(self, part: Run) -> tuple[Ints, Ints, Ints, Ints]:
+        """Process, stream, start and duration of each op, in ns since the epoch."""
+        rank, stream, start, dur = (part.numpy(name, 0).astype(np.int64) for name in _PLACES)
+        return rank + self.first_pid, stream, start, dur
+
+    def tid(self, rank: Ints, stream: Ints, lane: Ints) -> Ints:
+        """The thread number of each op's track."""
+        places, inverse = np.unique(np.column_stack([rank, stream, lane]), axis=0, return_inverse=True)
+        numbers = np.array([self._tid[tuple(place)] for place in places.tolist()], dtype=np.int64)
+        return numbers[inverse.reshape(-1)] if len(numbers) else np.zeros(0, dtype=np.int64)
+
+
+def _names(run: Run, tracks: _Tracks) -> Iterator[bytes]:
     where = run.meta.hardware or run.meta.device or "unknown device"
     model = run.meta.model.name if run.meta.model else "unknown model"
-    for rank in np.unique(tracks[:, 0]).tolist():
-        yield _label(
-            rank, 0, "process_name", f"rank {rank - first_pid}: {model} on {where} ({run.meta.kind})"
-        )
+    for rank in tracks.ranks:
+        name = f"rank {rank - tracks.first_pid}: {model} on {where} ({run.meta.kind})"
+        yield _label(rank, 0, "process_name", name)
         yield _label(rank, STEP_TRACK, "thread_name", "steps")
         yield _label(rank, LAYER_TRACK, "thread_name", "layers")
-    for place, (rank, stream, lane) in enumerate(tracks.tolist()):
+    for place, (rank, stream, lane) in enumerate(tracks.tracks):
         more = f" (overlapping {lane})" if lane else ""
         yield _label(rank, FIRST_STREAM + place, "thread_name", f"stream {stream}{more}")
+
+
+class _Lanes:
+    """The lanes of ops that come part by part: an op that still runs as the next part begins keeps its lane to itself."""
+
+    def __init__(self) -> None:
+        self._ends: dict[
+            tuple[int, int], dict[int, int]
+        ] = {}  # process and stream -> lane -> when its last op ends
+
+    def of(self, rank: Ints, stream: Ints, start: Ints, end: Ints) -> Ints:
+        """The lane of each op of the next part."""
+        lane = _lane(rank, stream, start, end)
+        places, inverse = np.unique(np.column_stack([rank, stream]), axis=0, return_inverse=True)
+        inverse = inverse.reshape(-1)
+        for i, (pid, number) in enumerate(places.tolist()):
+            here, ends = np.flatnonzero(inverse == i), self._ends.setdefault((pid, number), {})
+            begin = int(start[here].min())
+            lane[here] += max((one for one, until in ends.items() if until > begin), default=-1) + 1
+            for one in np.unique(lane[here]).tolist():
+                ends[one] = max(ends.get(one, begin), int(end[here][lane[here] == one].max()))
+        return lane
 
 
 def _lane(rank: Ints, stream: Ints, start: Ints, end: Ints) -> Ints:
@@ -156,25 +215,41 @@ def _span(pid: int, tid: int, name: str, start_ns: int, dur_ns: int, args: dict[
     )
 
 
-def _layers(run: Run, rank: Ints, start: Ints, dur: Ints) -> Iterator[bytes]:
+class _Layers:
     """Spans of consecutive ops of one layer, cut where the next begins, so that none overlap on the track."""
-    layer, step = run.numpy("layer").astype(np.int64), run.numpy("step").astype(np.int64)
-    rows = np.flatnonzero(layer >= 0)
-    rows = rows[np.lexsort((start[rows], rank[rows]))]
-    if not rows.size:
-        return
-    keys = np.column_stack([rank[rows], step[rows], layer[rows]])
-    first = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
-    begin, end = start[rows][first], np.maximum.reduceat((start + dur)[rows], first)
-    same = np.r_[keys[first][1:, 0] == keys[first][:-1, 0], False]
-    end = np.where(same, np.minimum(end, np.r_[begin[1:], end[-1]]), end)
-    for (pid, _, number), at, until in zip(keys[first].tolist(), begin.tolist(), end.tolist(), strict=True):
-        yield _span(pid, LAYER_TRACK, f"layer {number}", at, until - at, {"layer": number})
+
+    def __init__(self) -> None:
+        self._last: dict[
+            int, tuple[int, int, int]
+        ] = {}  # process -> layer, begin, end of the span that is still open
+
+    def spans(self, part: Run, rank: Ints, start: Ints, dur: Ints) -> Iterator[bytes]:
+        """The spans that the ops of a part close."""
+        layer, step = part.numpy("layer").astype(np.int64), part.numpy("step").astype(np.int64)
+        rows = np.flatnonzero(layer >= 0)
+        rows = rows[np.lexsort((start[rows], rank[rows]))]
+        if not rows.size:
+            return
+        keys = np.column_stack([rank[rows], step[rows], layer[rows]])
+        first = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
+        begin, end = start[rows][first].tolist(), np.maximum.reduceat((start + dur)[rows], first).tolist()
+        for (pid, _, number), at, until in zip(keys[first].tolist(), begin, end, strict=True):
+            yield from self._close(pid, at)
+            self._last[pid] = number, at, until
+
+    def rest(self) -> Iterator[bytes]:
+        """The last span of each process."""
+        for pid in list(self._last):
+            yield from self._close(pid, None)
+
+    def _close(self, pid: int, next_begin: int | None) -> Iterator[bytes]:
+        if pid in self._last:
+            number, at, until = self._last.pop(pid)
+            until = until if next_begin is None else max(at, min(until, next_begin))
+            yield _span(pid, LAYER_TRACK, f"layer {number}", at, until - at, {"layer": number})
 
 
-def _ops(
-    run: Run, attribution: Attribution | None, rank: Ints, tid: Ints, start: Ints, dur: Ints
-) -> Iterator[bytes]:
+def _ops(run: Run, bounds: pa.Table | None, rank: Ints, tid: Ints, start: Ints, dur: Ints) -> Iterator[bytes]:
     kind, kinds = run.codes("kind")
     kernel, kernels = run.codes("kernel")
     name = np.where(
@@ -187,15 +262,12 @@ def _ops(
         (',"kernel":', kernel, kernels),
         (',"provenance":', *run.codes("provenance")),
     ]
-    if attribution is not None:
-        pieces.append((',"bound":', *codes_of(attribution.table.column("bound"))))
+    if bounds is not None:
+        pieces.append((',"bound":', *codes_of(bounds.column("bound"))))
     coded = [
         (head, np.where(index < 0, len(texts), index), _json_texts(texts)) for head, index, texts in pieces
     ]
-    numbers = [
-        (f',"{n}":', run.numpy(n, np.nan))
-        for n in ("flops", "weight_bytes", "kv_bytes", "act_bytes", "net_bytes")
-    ]
+    numbers = [(f',"{n}":', run.numpy(n, np.nan)) for n in _BYTES]
     for low in range(0, len(start), _BATCH):
         rows = slice(low, low + _BATCH)
         parts: list[Any] = []
