@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
+
+from moetrace.run import OPS_SCHEMA, TABLE_FACTS, Run, TableParts
 
 LAYER = ("vllm::rms_norm_kernel", "nvjet_qkv", "vllm::rotary_embedding_kernel", "reshape_and_cache_flash", "flash_fwd_kernel",
          "nvjet_o", "vllm::rms_norm_kernel", "nvjet_router", "vllm::moe::topkGating<8>", "moe_align_block_size_kernel",
@@ -139,3 +142,12 @@ def write(path, events, **top):
         json.dumps({"traceEvents": events, "baseTimeNanoseconds": 1_700_000_000_000_000_000, **top})
     )
     return path
+
+
+def in_parts(run: Run, size: int) -> Run:
+    """The same run, in a file whose parts have so many ops: whole steps, if that is what a step has, or a multiple."""
+    table = run.table()
+    parts = TableParts(OPS_SCHEMA.with_metadata(TABLE_FACTS), tempfile.TemporaryFile)
+    for low in range(0, run.num_rows, size):
+        parts.write(table.slice(low, size))
+    return Run(run.meta, None, run.routing, file=parts.finish())

@@ -128,15 +128,16 @@ class Attribution:
         self.rows.seek(0)
         return pq.read_table(self.rows)
 
-    def parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Columns of the table in the parts in which the run comes (`Run.parts`)."""
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The table, or some columns of it, in the parts in which the run comes (`Run.parts`)."""
+        names = list(columns) if columns else None
         if isinstance(self.rows, pa.Table):
-            yield self.rows.select(list(columns))
+            yield self.rows.select(names) if names else self.rows
             return
         self.rows.seek(0)
         file = pq.ParquetFile(self.rows)
         for i in range(file.num_row_groups):
-            yield file.read_row_group(i, columns=list(columns))
+            yield file.read_row_group(i, columns=names)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the table as Parquet, whole or not at all."""

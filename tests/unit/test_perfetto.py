@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from moetrace.attribute import attribute
 from moetrace.errors import OutputError
 from moetrace.hardware import load_hardware
 from moetrace.report.perfetto import write_timeline
-from moetrace.run import OPS_SCHEMA, TABLE_FACTS, Meta, Run, Step, TableParts, ops_table
+from moetrace.run import Meta, Run, Step, ops_table
+from tests.made import in_parts
 
 NASTY = 'void "k"<\\n, \x1b[31m, é>\n(int*)'
 EPOCH = 1_700_000_000_000_000_000
@@ -109,17 +109,6 @@ def test_nothing_is_left_where_writing_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [wall]
 
 
-def _in_parts(run: Run, size: int) -> Run:
-    """The same run, in a file whose parts have so many ops."""
-    table = run.table()
-    parts = TableParts(OPS_SCHEMA.with_metadata(TABLE_FACTS), tempfile.TemporaryFile)
-    for low in range(0, run.num_rows, size):
-        parts.write(table.slice(low, size))
-    made = parts.finish()
-    assert not isinstance(made, pa.Table)
-    return Run(run.meta, None, None, file=made)
-
-
 def test_a_run_in_parts_is_written_as_the_whole_one(tmp_path: Path) -> None:
     """Two ranks and streams, layers, bounds and another run beside it: the same events, whatever the parts."""
     ops = {
@@ -134,13 +123,13 @@ def test_a_run_in_parts_is_written_as_the_whole_one(tmp_path: Path) -> None:
         write_timeline(run, tmp_path / name, attribute(run, h100), (run,))
         return sorted(map(json.dumps, json.loads((tmp_path / name).read_bytes())["traceEvents"]))
 
-    assert written(_in_parts(whole, 8), "parts.json") == written(whole, "whole.json")
+    assert written(in_parts(whole, 8), "parts.json") == written(whole, "whole.json")
 
 
 def test_an_op_that_runs_on_into_the_next_part_shares_its_lane_with_none(tmp_path: Path) -> None:
     starts = [EPOCH + n for n in (0, 1000, 2000, 2500, 9000, 9500)]
     run = _run(list("abcdef"), start_ns=starts, dur_ns=[5000, 500, 400, 5000, 100, 100])
-    found = _ops(_events(_in_parts(run, 2), tmp_path / "t.json"))
+    found = _ops(_events(in_parts(run, 2), tmp_path / "t.json"))
     for tid in {e["tid"] for e in found}:
         mine = sorted((e["ts"], e["ts"] + e["dur"]) for e in found if e["tid"] == tid)
         assert all(end <= begin for (_, end), (begin, _) in pairwise(mine))

@@ -8,6 +8,8 @@ import pytest
 
 import moetrace
 from moetrace.attribute import attribute
+from moetrace.model import load_model
+from moetrace.parse import parse
 from moetrace.replay import Scenario, replay
 from moetrace.report.facts import report_facts
 from moetrace.report.facts.distinct_ops import distinct_ops
@@ -18,7 +20,7 @@ from moetrace.report.facts.waterfall import waterfalls
 from moetrace.report.facts.whatif import sampled, what_ifs
 from moetrace.routing import RoutingBuilder
 from tests.conftest import REPO
-from tests.made import decode_trace, write
+from tests.made import decode_trace, in_parts, write
 from tests.reports import tiled
 
 
@@ -286,3 +288,13 @@ def test_a_run_without_a_model_or_routing_still_has_answers(tmp_path):
     assert [line["value"] for line in experts["lines"]][1:] == ["not known"]
     errors = [m for m in facts["what_if"]["machines"] if "error" in m]
     assert [m["hardware"] for m in errors] == ["cs3"]  # the wafer must know the model's size
+
+
+def test_answers_do_not_depend_on_the_parts_in_which_a_run_comes(tmp_path):
+    path = write(tmp_path / "t.json", decode_trace(layers=3, steps=12))
+    whole = parse(path, model=load_model("olmoe-1b-7b").with_edits(layers=3), kv_len=100)
+    parts = in_parts(whole, 4 * whole.num_rows // 12)
+    one, other = (report_facts(run, "h100-sxm", ["h100-sxm"], short=True)[0] for run in (whole, parts))
+    for name in ("weights", "waterfall", "answers"):
+        assert json.dumps(one[name]) == json.dumps(other[name])
+    assert one["what_if"]["machines"][0]["step_s"] == pytest.approx(other["what_if"]["machines"][0]["step_s"])

@@ -20,7 +20,7 @@ from moetrace.report.facts.routing import routing_facts
 from moetrace.report.facts.waterfall import waterfalls
 from moetrace.report.facts.whatif import default_machines, what_ifs
 from moetrace.report.tables import of
-from moetrace.run import Run, codes_of
+from moetrace.run import Run
 from moetrace.run import main_phase as of_run
 
 SCHEMA = "moetrace.report/1"
@@ -73,18 +73,20 @@ def main_phase(phases: Sequence[str] | Any) -> str:
 
 def expert_weights(run: Run, held: Attribution) -> dict[str, Any]:
     """By phase: bytes of expert weights that must be read in a mean step, all bytes, and the share of one in the other."""
-    c = Columns(run, held.table)
-    family, names = codes_of(held.table.column("family"))
-    experts = family == (names.index("experts") if "experts" in names else -2)
-    weights = run.numpy("weight_bytes", 0.0)
+    steps = held.summary["steps"]
+    size = max((int(s["index"]) for s in steps), default=-1) + 1
+    mine, whole = np.zeros(size), np.zeros(size)
+    for part, table in zip(run.parts(), held.parts(), strict=True):
+        c = Columns(part, table)
+        family, names = part.codes("family")
+        experts = family == (names.index("experts") if "experts" in names else -2)
+        mine += c.total(c.step, part.numpy("weight_bytes", 0.0) * experts, size)
+        whole += c.total(c.step, c.work.nbytes, size)
     out: dict[str, Any] = {}
     for phase in held.summary["phases"]:
-        here = c.only([s["index"] for s in held.summary["steps"] if (s["phase"] or "unknown") == phase])
-        steps = int(held.summary["phases"][phase]["steps"])
-        zero = np.zeros(len(c.step), dtype=np.int64)
-        mine = float(here.total(zero, weights * experts, 1)[0]) / steps
-        whole = float(here.total(zero, c.work.nbytes, 1)[0]) / steps
-        out[phase] = {"expert_bytes": mine, "bytes": whole, "share": mine / whole if whole else None}
+        here = [int(s["index"]) for s in steps if (s["phase"] or "unknown") == phase]
+        weights, moved = (float(by_step[here].mean()) for by_step in (mine, whole))
+        out[phase] = {"expert_bytes": weights, "bytes": moved, "share": weights / moved if moved else None}
     return out
 
 

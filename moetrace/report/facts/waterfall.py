@@ -32,10 +32,14 @@ def waterfalls(run: Run, attribution: Attribution) -> dict[str, dict[str, Any]]:
     """By phase: `span_s`, `drops` (name, meaning, seconds; negative where ops beat the floor), `floor` by memory, compute and
     network, `lower_bound_s`, their sum, and `most_s`, the highest that the sum from the span down gets. All are means over the
     steps of the phase: span = drops + floor."""
-    c = Columns(run, attribution.table)
     steps: Sequence[Mapping[str, Any]] = attribution.summary["steps"]
     size = max([int(s["index"]) for s in steps], default=-1) + 1
-    floors, waits = _floors(c, size), _imbalance(c, size)
+    floors, waits = {name: np.zeros(size) for name in FLOOR}, np.zeros(size)
+    for part, table in zip(run.parts(), attribution.parts(), strict=True):  # of whole steps
+        c = Columns(part, table)
+        for name, seconds in _floors(c, size).items():
+            floors[name] += seconds
+        waits += _imbalance(c, size)
     out: dict[str, dict[str, Any]] = {}
     for phase in dict.fromkeys(s["phase"] or "unknown" for s in steps):
         mine = [s for s in steps if (s["phase"] or "unknown") == phase]

@@ -39,8 +39,9 @@ def sampled(run: Run) -> Run:
     steps.sort(key=lambda s: s.start_ns)
     places = np.unique(np.linspace(0, len(steps) - 1, min(SAMPLE, len(steps))).round().astype(int))
     kept = [steps[i] for i in places.tolist()]
-    chosen = pc.is_in(run.column("step"), value_set=pa.array([s.index for s in kept], pa.int32()))
-    cut = Run(run.meta, run.table().filter(chosen), run.routing, run.path)
+    chosen = pa.array([s.index for s in kept], pa.int32())
+    tables = [part.table().filter(pc.is_in(part.column("step"), value_set=chosen)) for part in run.parts()]
+    cut = Run(run.meta, pa.concat_tables(tables), run.routing, run.path)
     return cut.with_meta(steps=tuple(kept))
 
 
