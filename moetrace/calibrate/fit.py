@@ -130,8 +130,11 @@ def _inverse(information: FloatArray) -> FloatArray:
     return np.asarray((vectors / np.maximum(values, _NOTHING)) @ vectors.T, dtype=np.float64)
 
 
-def held_out(problem: Problem, start: Mapping[str, float]) -> FloatArray:
-    """log(predicted / measured) of each row by a fit that has not seen its shape. Raises CalibrationError below 3 shapes."""
+def held_out(problem: Problem, start: Mapping[str, float], most: int | None = None) -> FloatArray:
+    """log(predicted / measured) of each row by a fit that has not seen its shape, to at most `most` rows of the others.
+
+    Raises CalibrationError below 3 shapes.
+    """
     shapes = np.unique(problem.shape)
     if len(problem) < MIN_ROWS or shapes.size < MIN_SHAPES:
         raise CalibrationError(
@@ -142,7 +145,8 @@ def held_out(problem: Problem, start: Mapping[str, float]) -> FloatArray:
     out = np.full(len(problem), np.nan)
     for fold in np.array_split(order, min(_FOLDS, shapes.size)):
         inside = np.isin(problem.shape, fold)
-        value = fit(problem.take(np.flatnonzero(~inside)), start).value
+        others = np.random.default_rng(0).permutation(np.flatnonzero(~inside))[:most]
+        value = fit(problem.take(np.sort(others)), start).value
         out[inside] = problem.take(np.flatnonzero(inside)).log_error(value)
     return out
 

@@ -11,6 +11,8 @@ What a measurement says of the law wears off with distance: of the ratio of that
 kept, d = |ln(law(op) / law(anchor))|, d0 = 2 + r ln r, r the larger of measured / law(anchor) and its inverse. Never below
 the op's lower bound; an anchor's own op comes back as measured.
 
+An op of another shape follows all anchors of its kind together (`pooled`).
+
 0.1 and 2 were chosen on public measurements of MoE modules on an H100, most of which the law had seen (eight engines and
 types, EP 1, TP up to 8; other token counts predicted from one; mean / median error, the median over the eight): 4.3 / 2.8 %
 from 1 token, 5.0 / 3.1 % from 16, 5.2 / 2.9 % from 64; by the law alone 5.2 / 3.3 %.
@@ -32,6 +34,7 @@ from moetrace.cost.table import OpTable, read_ops
 from moetrace.errors import ScenarioError
 from moetrace.grouping import distinct_rows
 from moetrace.hardware import Hardware, load_hardware
+from moetrace.machines.gpu import decade_of
 from moetrace.op import Costs, FloatArray, OpColumns
 
 IntArray = npt.NDArray[np.int64]
@@ -40,9 +43,14 @@ SIZES = frozenset(
     {"tokens", "m", "batch", "kv", "q", "pairs", "rows", "distinct", "distinct_est", "elements", "bytes"}
 )
 _HALF_FLOOR, _SHARPNESS, _REACH = 0.1, 2.0, 2.0
-# Between two chips half of either's error remains: kernels differ, and what one lost says little of the other. On one chip the
-# law's own error holds 70-85 % of the measurements that an anchor predicts.
+# Half of the law's error is taken to cancel in a ratio of two of its answers for one op, and between two chips half of either's
+# remains: kernels differ, and what one lost says little of the other. An assumption: anchored predictions of one kind of op
+# were off by 5-10 % where un-anchored ones were by 9-12 %. On one chip an anchor of another size leaves the law's own error:
+# it holds 70-85 % of the measurements so predicted.
 RATIO_ERROR = 0.5
+WITHIN = 0.8
+POOLED = -2
+_POOL = 3  # shapes that a family's ratio is drawn from, at least
 _SYSTEMS = {"h100_sxm": "h100-sxm", "a100_sxm": "a100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200"}
 
 
@@ -104,29 +112,77 @@ def read_anchors(table: object, hw: Hardware, context: PriceContext) -> Anchors:
         raise ScenarioError(
             f"anchors, row {int(np.flatnonzero(~known)[0]) + 1}: the machine has no price for it"
         )
-    chips = {name: _chip(hw if name == hw.name else load_hardware(name)) for name in set(machine)}
+    chips = {name: (hw if name == hw.name else load_hardware(name)).chip for name in set(machine)}
     return Anchors(
         read, seconds, law_s, np.clip(floor, 0.0, 1.0), error, tuple(chips[name] for name in machine)
     )
 
 
+def between_chips(error: FloatArray, other: FloatArray) -> FloatArray:
+    """The error of a time measured on one chip, told for another by the ratio of laws that are off by these."""
+    return np.asarray((1 + RATIO_ERROR * error) * (1 + RATIO_ERROR * other) - 1)
+
+
 def anchored(
     costs: Costs, read: OpTable, anchors: Anchors, hw: Hardware
 ) -> tuple[FloatArray, FloatArray, IntArray]:
-    """(seconds, error, the anchor used, -1 for none) of ops whose costs by the law are `costs`."""
+    """(seconds, error, the anchor used, -1 for none, POOLED for all of its kind) of ops whose costs by the law are `costs`.
+
+    Ops that no anchor serves by its shape follow what all anchors of their family say together (`pooled`).
+    """
     found = _nearest(costs.expected_s, read, anchors)
     at = np.maximum(found, 0)
     told = anchored_s(anchors.seconds[at], anchors.law_s[at], anchors.floor[at], costs.expected_s)
     told = np.maximum(told, np.minimum(costs.lower_bound_s, anchors.seconds[at]))
-    here = np.array([chip == _chip(hw) for chip in anchors.chip])[at]
-    far = (1 + RATIO_ERROR * costs.error) * (1 + RATIO_ERROR * anchors.error[at]) - 1
+    here = np.array([chip == hw.chip for chip in anchors.chip])[at]
+    far = between_chips(costs.error, anchors.error[at])
     error = np.where(here, costs.error, np.maximum(far, costs.error))
     use = (found >= 0) & np.isfinite(costs.expected_s)
+    shift, left = pooled(costs, read, anchors)
+    together = np.maximum(costs.expected_s * np.exp(shift), costs.lower_bound_s)
     return (
-        np.where(use, told, costs.expected_s),
-        np.where(use, error, costs.error),
-        np.where(use, found, -1),
+        np.where(use, told, together),
+        np.where(use, error, left),
+        np.where(use, found, np.where(shift != 0, POOLED, -1)),
     )
+
+
+def pooled(costs: Costs, read: OpTable, anchors: Anchors) -> tuple[FloatArray, FloatArray]:
+    """(logarithm of measured over law, error) of each op by all anchors of its kind, [ops]: 0 and the law's error without any.
+
+    The median over the shapes of the anchors (each its own median), by n / (n + 1) of n shapes; fewer than three say nothing.
+    Anchors of the same element types count whole; where there are none, those of other types by half, since another kernel
+    runs. In a regime that no anchor shows (a decade of tokens) the half counts too. What is taken off the shift is added to the
+    error, and so is, as an error of its own, what 80 % of the anchors leave.
+    """
+    shift, error = np.zeros(len(costs)), np.array(costs.error)
+    ratio = np.log(anchors.seconds / anchors.law_s)
+    shape = _shapes(anchors.read.ops, anchors.read.ops)[: ratio.size]
+    types = anchors.read.ops.types
+    decade, shown = _decades(read.ops), _decades(anchors.read.ops)
+    for code, op in enumerate(read.ops.types):
+        rows = read.ops.code == code
+        for same, others in ((True, [op]), (False, [o for o in types if o.kind == op.kind and o != op])):
+            mine = np.isin(anchors.read.ops.code, [i for i, o in enumerate(types) if o in others])
+            each = np.array([np.median(ratio[mine & (shape == one)]) for one in np.unique(shape[mine])])
+            if each.size < _POOL:
+                continue
+            middle = float(np.median(each)) * each.size / (each.size + 1)
+            part = np.where(np.isin(decade, np.unique(shown[mine])), 1.0, RATIO_ERROR) * (
+                1.0 if same else RATIO_ERROR
+            )
+            left = float(np.quantile(np.abs(ratio[mine] - middle), WITHIN))
+            widened = np.hypot(np.log1p(error), left) + (1.0 - part) * abs(middle)
+            shift, error = np.where(rows, part * middle, shift), np.where(rows, np.expm1(widened), error)
+            break
+    return shift, error
+
+
+def _decades(ops: OpColumns) -> IntArray:
+    size = np.full(len(ops), np.nan)
+    for name in ("tokens", "m", "batch"):
+        size = np.where(np.isnan(size), ops.column(name), size)
+    return decade_of(size)
 
 
 def _nearest(law_s: FloatArray, read: OpTable, anchors: Anchors) -> IntArray:
@@ -183,8 +239,3 @@ def _machines(table: pa.Table, hw: Hardware) -> list[str]:
         return [hw.name] * table.num_rows
     names: Mapping[object, str] = {None: hw.name, **dict(_SYSTEMS.items())}
     return [names.get(name, name) for name in table.column(column).to_pylist()]
-
-
-def _chip(hw: Hardware) -> str:
-    """The profile of one device: a node's base."""
-    return hw.base or hw.name

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace import ops
-from moetrace.cost.anchors import Anchors, anchored, read_anchors
+from moetrace.cost.anchors import POOLED, Anchors, anchored, read_anchors
 from moetrace.cost.price import PriceContext, price
 from moetrace.cost.reading import batches
 from moetrace.cost.table import OpTable, columns_of, read_ops
@@ -171,10 +171,9 @@ def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float
     used = np.full(len(read.ops), -1, dtype=np.int64)
     if how.anchors is not None:
         seconds, error, used = anchored(costs, read, how.anchors, how.hw)
-        words, word = (
-            [*words, *(f"{word}, from an anchor" for word in words)],
-            np.where(used >= 0, word + len(words), word),
-        )
+        ways = ("", ", from an anchor", ", by the anchors of its kind together")
+        word = word + len(words) * np.where(used >= 0, 1, np.where(used == POOLED, 2, 0))
+        words = [text + way for way in ways for text in words]
     columns = {
         "time_s": seconds,
         "low_s": seconds / (1.0 + error),

@@ -187,6 +187,11 @@ class Hardware:
         """``gpu``, ``wafer`` or ``cpu``: a measurement anchors a prediction only within one class."""
         return self.law
 
+    @property
+    def chip(self) -> str:
+        """The profile of one device: a node's base."""
+        return self.base or self.name
+
     def peak(self, dtype: str) -> float:
         """Dense FLOP/s of multiply-adds in `dtype`.
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from moetrace import ops as work_of
 from moetrace.cost import PriceContext, price
+from moetrace.cost.anchors import RATIO_ERROR, between_chips
 from moetrace.hardware import Hardware
 from moetrace.op import Costs, Op
 from moetrace.replay.copies import copy_error
@@ -37,9 +38,6 @@ WORDS = (
 ANCHORED = (SAME, SCALED, ADDED)
 COPIED = ", on another layer of its kind"
 
-# On one chip, half of the law's error is taken to cancel in a ratio of two of its answers for the same op. An assumption:
-# anchored predictions of one kind of op were off by 5-10 % where un-anchored ones were by 9-12 %, which is about this.
-RATIO_ERROR = 0.5
 # A profile whose coefficients are another's, widened by a mean error of transfer, is off by that much when anchored there;
 # 80 % of a normal error lies within 1.6 times its mean.
 TRANSFER_QUANTILE = 1.6
@@ -71,11 +69,6 @@ class Priced:
         return np.asarray(np.rint(chosen), dtype=np.int64)
 
 
-def chip(hw: Hardware) -> str:
-    """The profile of one device: a node's base."""
-    return hw.base or hw.name
-
-
 def price_cells(draft: Draft, source: Hardware | None, here: PriceContext, there: PriceContext) -> Priced:
     """What every cell takes on the draft's machine. `source` is the machine of the measurement, None if it anchors nothing.
 
@@ -102,7 +95,7 @@ def price_cells(draft: Draft, source: Hardware | None, here: PriceContext, there
         error = np.where(
             np.isin(how, (SCALED, ADDED)), _ratio_error(target, recorded, source, draft.hw), error
         )
-        kept = 0.0 if chip(source) == chip(draft.hw) else KEPT_ERROR
+        kept = 0.0 if source.chip == draft.hw.chip else KEPT_ERROR
         error = np.where(how == KEPT, kept, np.where(how == SAME, 0.0, error))
         other = np.array([at.layer != at.source_layer for at in draft.at])
         copied = other & np.isin(how, (*ANCHORED, KEPT))
@@ -128,11 +121,11 @@ def _ratio_error(target: Costs, recorded: Costs, source: Hardware, hw: Hardware)
     On the same chip half of the law's error. Between a profile and the one that its coefficients came from, the error of
     that transfer. Between any other two, half of both: kernels differ, and what one lost says little of the other.
     """
-    if chip(source) == chip(hw):
+    if source.chip == hw.chip:
         return np.asarray(target.error * RATIO_ERROR)
-    far = (1 + RATIO_ERROR * target.error) * (1 + RATIO_ERROR * recorded.error) - 1
+    far = between_chips(target.error, recorded.error)
     near = np.expm1(TRANSFER_QUANTILE * np.abs(np.log1p(target.error) - np.log1p(recorded.error)))
-    names = {chip(source), chip(hw)}
+    names = {source.chip, hw.chip}
     texts = zip(target.provenance, recorded.provenance, strict=True)
     linked = [
         any(f"{_TRANSFERRED} {name} " in f"{text} " for name in names for text in pair) for pair in texts
@@ -142,7 +135,7 @@ def _ratio_error(target: Costs, recorded: Costs, source: Hardware, hw: Hardware)
 
 def _how(draft: Draft, source: Hardware, unknown: npt.NDArray[np.bool_]) -> IntArray:
     """How each cell is found where the measurement anchors."""
-    same_chip, same_machine = chip(source) == chip(draft.hw), source.name == draft.hw.name
+    same_chip, same_machine = source.chip == draft.hw.chip, source.name == draft.hw.name
     out = []
     for op, origin, dark in zip(draft.ops, draft.origin, unknown.tolist(), strict=True):
         if origin is None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from moetrace import ops as work_of
 from moetrace.hardware import OF_BF16, Hardware
 from moetrace.op import Op
-from moetrace.replay.anchor import KEPT, UNPRICED, Priced, chip
+from moetrace.replay.anchor import KEPT, UNPRICED, Priced
 from moetrace.replay.copies import copy_error
 from moetrace.replay.distinct import UNIFORM
 from moetrace.replay.draft import EXPERTS, Draft
@@ -38,7 +38,7 @@ def assumptions_of(
         said.append(
             f"ops whose work is not known count as nothing, {dark} of the measured time: steps are too short by their part"
         )
-    if (how == KEPT).any() and source is not None and chip(source) != chip(hw):
+    if (how == KEPT).any() and source is not None and source.chip != hw.chip:
         said.append(
             f"ops whose work is not known, {kept} of the measured time, are kept as measured, within a factor of two"
         )

@@ -19,7 +19,7 @@ from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.model.accuracy import edited_accuracy
 from moetrace.op import BOUNDS, Op
-from moetrace.replay.anchor import ADDED, ANCHORED, KEPT, MODEL, SCALED, Priced, chip
+from moetrace.replay.anchor import ADDED, ANCHORED, KEPT, MODEL, SCALED, Priced
 from moetrace.replay.draft import Draft
 from moetrace.replay.memory import Need
 from moetrace.replay.parallel import NAMES
@@ -272,7 +272,7 @@ def _anchored_share(o: Outcome) -> float:
     if o.source is None:
         return 0.0
     fine = np.isin(o.priced.how, ANCHORED)
-    if chip(o.source) == chip(o.draft.hw):
+    if o.source.chip == o.draft.hw.chip:
         fine |= o.priced.how == KEPT
     total = int(o.dur.sum())
     return float(o.dur[fine[o.draft.cell]].sum()) / total if total else 1.0

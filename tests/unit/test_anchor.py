@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace.cost import PriceContext
+from moetrace.cost.anchors import RATIO_ERROR
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.op import Costs, Op
 from moetrace.replay import Scenario, replay
-from moetrace.replay.anchor import RATIO_ERROR, TRANSFER_QUANTILE, _ratio_error, price_ops
+from moetrace.replay.anchor import TRANSFER_QUANTILE, _ratio_error, price_ops
 from moetrace.run import Run
 from tests.unit.replay_runs import decode_run
 

@@ -110,3 +110,44 @@ def test_anchors_that_cannot_be_are_one_line(change: dict[str, float], words: st
     frame([16]).assign(**change).to_csv(path, index=False)
     with pytest.raises(ScenarioError, match=words):
         cost(frame([16]), "h100-sxm", anchor=path)
+
+
+def gemms(shapes: list[tuple[int, int]], rows: list[int], dtype: str = "bf16") -> pd.DataFrame:
+    made = [{"kind": "gemm", "dtype": dtype, "m": m, "n": n, "k": k} for n, k in shapes for m in rows]
+    return pd.DataFrame(made)
+
+
+def test_ops_of_other_shapes_follow_all_anchors_of_their_kind_together() -> None:
+    """A machine 1.3 times as slow as the law says: three shapes tell that of a fourth, one of them alone does not."""
+    shapes = [(4096, 2048), (2048, 4096), (8192, 1024), (1024, 8192)]
+    here, other = gemms(shapes[:3], [16, 64]), gemms(shapes[3:], [16, 32])
+    law = cost(here, "h100-sxm").to_pandas()
+    anchors = here.assign(seconds=law.time_s * 1.3)
+    plain, told = (cost(other, "h100-sxm", anchor=a).to_pandas() for a in (None, anchors))
+    assert told.anchor.isna().all() and told.provenance.str.contains("anchors of its kind").all()
+    assert (told.time_s / plain.time_s).tolist() == pytest.approx([1.3 ** (3 / 4)] * 2, rel=1e-6)
+    assert (told.high_s / told.time_s > plain.high_s / plain.time_s).all()  # anchors differ from their pool
+    few = cost(other, "h100-sxm", anchor=anchors[:4]).to_pandas()
+    assert few.time_s.tolist() == plain.time_s.tolist()
+
+
+def test_a_pool_counts_by_half_in_another_type_or_regime_and_widens_for_the_rest() -> None:
+    shapes = [(4096, 2048), (2048, 4096), (8192, 1024)]
+    here = gemms(shapes, [16, 64])
+    anchors = here.assign(seconds=cost(here, "h100-sxm").to_pandas().time_s * 2)
+    same, small, narrow, both = (
+        [cost(ops, "h100-sxm", anchor=a).to_pandas() for a in (None, anchors)]
+        for ops in (gemms([(1024, 8192)], [m], d) for d in ("bf16", "fp8") for m in (32, 1))
+    )
+    shift = [float(np.log(told.time_s[0] / plain.time_s[0])) for plain, told in (same, small, narrow, both)]
+    whole = np.log(2) * 3 / 4
+    assert shift == pytest.approx([whole, whole / 2, whole / 2, whole / 4], rel=1e-6)
+    left = [float(np.log(told.high_s[0] / told.time_s[0])) for _, told in (same, small)]
+    assert left[1] > left[0] + 0.2  # the half that was not taken
+
+
+def test_another_kind_says_nothing() -> None:
+    here = gemms([(4096, 2048), (2048, 4096), (8192, 1024)], [16])
+    anchors = here.assign(seconds=1e-3)
+    plain, told = (cost(frame([16]), "h100-sxm", anchor=a).to_pandas() for a in (None, anchors))
+    assert told.time_s.tolist() == plain.time_s.tolist() and told.high_s.tolist() == plain.high_s.tolist()

@@ -1,0 +1,143 @@
+"""Scores public tables of measured ops: row by row what beats its bound, and what ratios of held-out predictions are worth.
+
+    python benchmarks/score_silicon.py FOLDER [--hw h100-sxm] [--bounds | --ratios] [--rows beaten.csv]
+
+FOLDER holds NVIDIA AIConfigurator's public performance tables (Apache-2.0) as Parquet, with the columns `system` and
+`quality_flag`. Two parts:
+
+* bounds: every row without a flag that takes less than its lower bound though its bytes exceed the cache, with its cause.
+* ratios, of moe_perf: two rows that differ in one thing, predicted over measured ratio of their times, by coefficients that saw
+  neither's shape. Routing skew as it is. No two shapes of the tables differ in n_a alone or in n_e alone, so three quarters
+  of the tokens stand for n_a 8 -> 6 (as many choices among the same experts), and for n_e an expert parallelism of twice the
+  ranks (half of the experts and of the choices on a rank) and the one pair of shapes of equal expert width, 256 against 128
+  experts, whose hidden sizes differ too (3072 and 4096).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moetrace.calibrate.fit import Problem, held_out
+from moetrace.calibrate.measured import Measured
+from moetrace.calibrate.tables import read_measurements
+from moetrace.errors import CalibrationError
+from moetrace.hardware import Hardware, load_hardware
+from moetrace.validate.measured import measured_table
+
+TOKENS = 512
+FIT_ROWS = 1500
+SETTING = ["tokens", "hidden", "inter", "experts", "topk", "tp", "ep", "routing"]
+FEW_RANKS = 8  # of EP 1: what the bars are for
+
+
+def beaten(folder: Path) -> pd.DataFrame:
+    """The rows of all tables that beat their bound with no cache to explain it."""
+    found = []
+    for path in sorted(folder.glob("*.parquet")):
+        ledger = measured_table(path).to_pandas()
+        bad = ledger[(ledger["beaten"] == True) & ~ledger["note"].str.startswith("marked ")]  # noqa: E712, it may be null
+        print(
+            f"{path.name}: {len(ledger)} rows, {len(bad)} beat their bound though their bytes exceed the cache"
+        )
+        found.append(bad[["source", "hardware", "family", "setting", "measured", "lower_bound", "note"]])
+    return pd.concat(found)
+
+
+def predictions(path: Path, hw: Hardware) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(engine and type, rows of decode size with `off`, log of predicted over measured by a fit without their shape)."""
+    found = read_measurements(path, hw.name)
+    raw = pd.read_parquet(path).reset_index(drop=True)
+    raw = raw[
+        (raw["system"].astype(str).str.replace("_", "-") == hw.name) & (raw["quality_flag"] == 0)
+    ].reset_index(drop=True)
+    told = raw.loc[found.row, ["inter_size", "moe_tp_size", "moe_ep_size", "distribution"]].reset_index(
+        drop=True
+    )
+    types = np.array([op.weight_dtype for op in found.ops.types])[found.ops.code]
+    small = found.ops.column("tokens") <= TOKENS
+    for name in sorted(set(zip(found.engine.tolist(), types.tolist(), strict=True))):
+        rows = np.flatnonzero(small & (found.engine == name[0]) & (types == name[1]))
+        kernels, count = np.unique(found.kernel[rows], return_counts=True)
+        rows = rows[found.kernel[rows] == kernels[int(np.argmax(count))]]
+        part: Measured = found.take(rows)
+        try:
+            off = held_out(Problem.of("experts", part, hw, "warm"), {}, FIT_ROWS)
+        except CalibrationError as error:
+            print(f"{' '.join(name)}: not fitted: {error}")
+            continue
+        dims = {n: part.ops.column(n) for n in ("tokens", "hidden", "experts", "topk")}
+        mine = told.loc[rows].reset_index(drop=True)
+        frame = pd.DataFrame({
+            **dims, "inter": mine["inter_size"].astype(float), "tp": mine["moe_tp_size"].astype(float),
+            "ep": mine["moe_ep_size"].astype(float),
+            "routing": mine["distribution"].astype(str), "off": off,
+        })  # fmt: skip
+        yield " ".join(name), frame.groupby(SETTING, observed=True, as_index=False)["off"].median()
+
+
+def ratios(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Errors of predicted ratios, as shares, by what the two rows of a pair differ in."""
+    near = rows[(rows["ep"] == 1) & (rows["tp"] <= FEW_RANKS)]
+    skew = near[near["routing"] == "power_law_1.2"]
+    fewer = rows.assign(ep=rows["ep"] / 2)
+    half = {"hidden": 4096, "inter": 1536, "topk": 8, "experts": 128}
+    twice = {"hidden": 3072, "inter": 1536, "topk": 8, "experts": 256}
+    pick = [near[np.logical_and.reduce([near[k] == v for k, v in shape.items()])] for shape in (half, twice)]
+    return {
+        "skew 1.01 -> 1.2": _pairs(near[near["routing"] == "power_law_1.01"], skew, "routing"),
+        "balanced -> skew 1.2": _pairs(near[near["routing"] == "balanced"], skew, "routing"),
+        "tokens x 3/4 (for n_a 8 -> 6)": _pairs(near, near.assign(tokens=near["tokens"] * 4 / 3)),
+        "twice the EP (half of n_e)": _pairs(rows, fewer),
+        "n_e 128 -> 256, hidden too": _pairs(*pick, "experts", "hidden"),
+    }
+
+
+def _pairs(one: pd.DataFrame, two: pd.DataFrame, *free: str) -> np.ndarray:
+    """|predicted / measured - 1| of the ratio of rows that agree in all but `free`."""
+    both = one.merge(two, on=[name for name in SETTING if name not in free], suffixes=("_1", "_2"))
+    return np.abs(np.expm1((both["off_2"] - both["off_1"]).to_numpy()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--hw", default="h100-sxm", help="profile whose GPU's ratios are scored")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--bounds", action="store_true", help="only what beats its bound")
+    only.add_argument("--ratios", action="store_true", help="only the ratios")
+    parser.add_argument("--rows", type=Path, help="write the rows that beat their bound there, as CSV")
+    asked = parser.parse_args()
+    if not asked.ratios:
+        bad = beaten(asked.folder)
+        groups = bad.assign(ratio=bad["measured"] / bad["lower_bound"]).groupby(
+            ["source", "hardware", "note"]
+        )
+        print(groups["ratio"].agg(["count", "min", "max"]).round(2).to_string())
+        if asked.rows:
+            bad.to_csv(asked.rows, index=False)
+    if not asked.bounds:
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for name, rows in predictions(asked.folder / "moe_perf.parquet", load_hardware(asked.hw)):
+            found[name] = ratios(rows)
+            for what, off in found[name].items():
+                if off.size:
+                    print(
+                        f"{name:22} {what:32} {off.size:6} pairs  mean {off.mean():6.1%}  median {np.median(off):6.1%}"
+                    )
+        for what in next(iter(found.values())):
+            means = {n: float(f[what].mean()) for n, f in found.items() if f[what].size}
+            medians = [float(np.median(f[what])) for f in found.values() if f[what].size]
+            worst = max(means, key=lambda n: means[n])
+            told = f"mean {np.median(list(means.values())):.1%}  median {np.median(medians):.1%}"
+            print(f"{what:32} median over engines and types: {told}; worst {worst} {means[worst]:.1%}")
+
+
+if __name__ == "__main__":
+    main()
