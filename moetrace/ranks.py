@@ -106,13 +106,16 @@ class Ranks(Run):
         """A rank's rows of some steps, by the first rank's clock."""
         run = self._runs[rank]
         wanted = list(columns) if columns else None
-        need = list(dict.fromkeys([*wanted, "step"])) if wanted else None
+        need = list(dict.fromkeys([*wanted, "step"])) if wanted else None  # a step has one shift
         whole = low < 0 and high >= len(self.meta.steps)
         table = run.table(need) if whole else _between(run, need, self._places[rank], low, high)
         at = {name: table.column(name) for name in table.column_names}
+        moved = self._moved(rank, at["step"]) if {"start_ns", "launch_ns"} & set(at) else None
         for name in ("start_ns", "launch_ns"):
-            if name in at:
-                at[name] = self._by_first(rank, at[name])
+            if name in at and moved is not None:
+                null = pc.is_null(at[name]).to_numpy()
+                moment = pc.fill_null(at[name], 0).to_numpy() - moved
+                at[name] = pa.chunked_array([pa.array(moment, pa.int64(), mask=null)])
         if "step" in at:
             at["step"] = _taken(self._numbers[rank], at["step"])
         if "device" in at:
@@ -124,11 +127,17 @@ class Ranks(Run):
             {name: at[name] for name in names}, schema=pa.schema([table.schema.field(n) for n in names])
         )
 
-    def _by_first(self, rank: int, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Moments of a rank's clock by the first rank's."""
-        null = pc.is_null(column).to_numpy()
-        moment = pc.fill_null(column, 0).to_numpy()
-        return pa.chunked_array([pa.array(self.aligned(rank, moment), pa.int64(), mask=null)])
+    def _moved(self, rank: int, step: pa.ChunkedArray) -> IntArray:
+        """What to take off the moments of each row, ns: one shift per step, so that what was recorded within it stays to the
+        ns; rows of no step go with the first one."""
+        steps = self._runs[rank].meta.steps
+        start = np.array([s.start_ns for s in steps], dtype=np.int64)
+        shift = np.zeros(int(self._places[rank].max(initial=-1)) + 2, dtype=np.int64)
+        if len(steps):
+            shift[:] = (start - self.aligned(rank, start))[0]
+            shift[self._places[rank]] = start - self.aligned(rank, start)
+        own = pc.fill_null(step, -1).to_numpy()
+        return np.asarray(shift[np.minimum(own, len(shift) - 1)])
 
     def aligned(self, rank: int, moment: IntArray) -> IntArray:
         """Moments of a rank's clock, ns, by the first rank's."""
@@ -177,15 +186,14 @@ class Ranks(Run):
     def _all_steps(self) -> Iterator[Step]:
         """The steps of all ranks together, each from the first begin to the last end."""
         runs = list(self._runs.items())
-        starts, ends = (
-            np.stack(
-                [
-                    self.aligned(r, np.array([getattr(s, n) for s in run.meta.steps], np.int64))
-                    for r, run in runs
-                ]
-            )
-            for n in ("start_ns", "end_ns")
+        own = [
+            np.array([(s.start_ns, s.end_ns) for s in run.meta.steps], np.int64).reshape(-1, 2)
+            for _, run in runs
+        ]
+        starts = np.stack(
+            [self.aligned(rank, times[:, 0]) for (rank, _), times in zip(runs, own, strict=True)]
         )
+        ends = starts + np.stack([times[:, 1] - times[:, 0] for times in own])
         for i, step in enumerate(runs[0][1].meta.steps):
             alike = [run.meta.steps[i] for _, run in runs]
             batch, tokens, kv = (

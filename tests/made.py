@@ -95,11 +95,11 @@ def grid_traces(world, sends, clocks, work, steps=8, transfer=10.0, ranks=None, 
 
     def put(rank, name, start, dur, **args):
         ahead, drift = clocks[rank]
-        shown, until = (t + ahead + drift * t for t in (start, start + dur))
+        shown, until = (round(t + ahead + drift * t, 3) for t in (start, start + dur))
         number = len(events[rank]) + 1
         called = begin + ahead + drift * begin - 19 + 0.01 * (number % 1000)
         launch = event("cudaLaunchKernel", "cuda_runtime", called, 0.005, tid=1, correlation=number)
-        kernel = event(name, "kernel", round(shown, 3), round(until - shown, 3), correlation=number, tid=7, pid=rank,
+        kernel = event(name, "kernel", shown, round(until - shown, 3), correlation=number, tid=7, pid=rank,
                        stream=7, device=0, **args)  # fmt: skip
         events[rank] += [launch, kernel]
 

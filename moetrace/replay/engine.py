@@ -28,6 +28,7 @@ from moetrace.replay.intervals import narrowed
 from moetrace.replay.knobs import KNOBS
 from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.summary import Outcome, Tally, as_html
+from moetrace.replay.waits import waits_of
 from moetrace.run import (
     OPS_SCHEMA,
     TABLE_FACTS,
@@ -120,32 +121,42 @@ def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> N
     context = context_of(draft, need)
     priced = price_cells(draft, source, PriceContext(engine=context.engine), context)
     line, measured = _timeline(draft)
+    waits = waits_of(draft, gaps)
+    was = waits.recorded(draft.rows.size)
+    measured = measured - was
     dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
     error = np.nan_to_num(priced.error)[draft.cell]
     eager = launch_s(draft, source)
     off = schedule.HOST_LAUNCH_FACTOR
+
+    def lay_out(durations: IntArray, host: float) -> tuple[IntArray, IntArray, IntArray]:
+        return waits.laid_out(
+            durations,
+            lambda d, w: schedule.lay_out(line, draft.rows, draft.inserted, d, gaps, host, (was, w)),
+        )
+
     ends = [np.rint(d).astype(np.int64) for d in (dur, dur / (1 + error), dur * (1 + error))]
-    laid = [
-        schedule.lay_out(line, draft.rows, draft.inserted, d, gaps, host)
-        for d, host in zip(ends, (eager, eager / off, eager * off), strict=True)
-    ]
-    start, alone = laid[0][0], exposed_by(line.segment[draft.rows], laid[0][0], laid[0][0] + dur)[0]
+    laid = [lay_out(d, host) for d, host in zip(ends, (eager, eager / off, eager * off), strict=True)]
+    assumptions = (*scenario.notes, *draft.notes, *assumptions_of(draft, source, priced, measured, dur))
+    start, _, dur = laid[0]
+    wait = dur - ends[0]
+    alone = exposed_by(line.segment[draft.rows], start, start + dur)[0]
     crossing = np.array(crossing_ns(draft, need), dtype=np.int64)
     of_step = draft.base.step[_first_rows(draft)]
     expected, fast_end, slow_end = (
-        shares.stretched(draft, line.segment[draft.rows], d, span) + crossing[of_step]
-        for (_, span), d in zip(laid, ends, strict=True)
+        shares.stretched(draft, line.segment[draft.rows], d, span) + crossing[of_step] for _, span, d in laid
     )
     spans, low, high = narrowed(draft, line.segment[draft.rows], ends, (expected, fast_end, slow_end))
     begin = _begins(draft, spans, gaps, whole)
-    assumptions = (*scenario.notes, *draft.notes, *assumptions_of(draft, source, priced, measured, dur))
     steps = _steps(draft, begin, spans)
     meta = _meta(draft, steps, assumptions, context)
     table = _table(draft, priced, begin[line.segment[draft.rows]] + start, dur)
     span, fast, slow = (_per_step(draft, x) for x in (spans, low, high))
     worked = np.bincount(line.segment[draft.rows], alone, spans.size).astype(np.float64)
     busy = _per_step(draft, shares.worked(draft, worked, laid[0][1], spans - crossing[of_step])) + crossing
-    outcome = Outcome(draft, priced, source, dur, span, fast, slow, busy, need, context, assumptions)
+    outcome = Outcome(
+        draft, priced, source, dur, wait, was, span, fast, slow, busy, need, context, assumptions
+    )
     whole.add(meta, table, outcome, crossing)
 
 
@@ -196,8 +207,8 @@ def _check_parallelism(draft: Draft) -> None:
         return
     if max(meta.tp, meta.ep, meta.gpus) > 1 and gpus != meta.gpus:
         raise ScenarioError(
-            f"the recording is one rank of {meta.gpus} GPUs (tp={meta.tp} ep={meta.ep}) and {hw.name} has {gpus}: it can be "
-            f"replayed on a machine of {meta.gpus} GPUs"
+            f"the recording is {_ranks(draft)} of {meta.gpus} GPUs (tp={meta.tp} ep={meta.ep}) and {hw.name} has {gpus}: it "
+            f"can be replayed on a machine of {meta.gpus} GPUs"
         )
     if gpus == meta.gpus and draft.parallel == draft.ran:
         return
@@ -207,6 +218,11 @@ def _check_parallelism(draft: Draft) -> None:
         raise ScenarioError(
             f"ep={draft.parallel.ep}: the recording holds no expert op with its dims, so there is nothing to share out"
         )
+
+
+def _ranks(draft: Draft) -> str:
+    here = np.unique(draft.run.numpy("rank")).size
+    return "one rank" if here < 2 else f"all {here} ranks" if here == draft.run.meta.gpus else f"{here} ranks"
 
 
 def _source(run: Run, hw: Hardware) -> Hardware | None:

@@ -206,7 +206,7 @@ def _parallelism(
             notes.append(f"{hw.name} is one device: {' and '.join(NAMES)} do not apply to it")
         return [()]
     if not asked:
-        if meta.tp * meta.pp * meta.dp == gpus or meta.hardware == hw.name:
+        if gpus in (meta.gpus, meta.tp * meta.pp * meta.dp) or meta.hardware == hw.name:
             return [()]
         raise ScenarioError(f"{hw.name} has {gpus} GPUs: add --set tp={gpus} or --set ep={gpus}")
     found: list[tuple[Setting, ...]] = []

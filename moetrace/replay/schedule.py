@@ -76,6 +76,7 @@ def lay_out(
     dur: IntArray,
     gaps: bool = True,
     launch_s: float = 0.0,
+    waits: tuple[IntArray, IntArray] | None = None,
 ) -> tuple[IntArray, IntArray]:
     """(start of each row in ns from its segment's begin, ns that each segment takes) with new durations.
 
@@ -83,6 +84,8 @@ def lay_out(
     out. Where they are not consecutive, and round an `inserted` row (it names the row it follows), nothing overlaps.
     Without `gaps` all rows follow one another at once: how another class of device would overlap them is not known. With
     `launch_s` too, the host launches one row after another, each taking it so long, and a row waits for its launch.
+    `waits` [n] are what of the recorded and of the new durations is waiting for other ranks: what overlaps that does not move
+    with it.
     """
     segment = line.segment[rows]
     joint = np.ones(rows.size, dtype=bool)
@@ -90,7 +93,8 @@ def lay_out(
     own = gaps & ~inserted
     head = joint | (line.head[rows] & own)
     cluster, heads = np.cumsum(head) - 1, np.flatnonzero(head)
-    offset = _within_clusters(line, rows, inserted, dur, head, cluster)
+    none = np.zeros(rows.size, dtype=np.int64)
+    offset = _within_clusters(line, rows, inserted, dur, head, cluster, waits or (none, none))
     length = np.maximum.reduceat(offset + dur, heads)
     # Between clusters: end = max(end before, host) + wait + length, solved with a running maximum of what is left of
     # the host's time after all waits and lengths so far.
@@ -101,8 +105,8 @@ def lay_out(
     )[heads]
     step = np.where(own & line.head[rows], line.wait[rows], 0)[heads] + length
     total = _running_sum(step, seg)
-    waits = (own & line.launched[rows])[heads] if not pace else np.ones(heads.size, dtype=bool)
-    slack = np.where(waits, np.maximum(clock + step - total, 0), 0)
+    held = (own & line.launched[rows])[heads] if not pace else np.ones(heads.size, dtype=bool)
+    slack = np.where(held, np.maximum(clock + step - total, 0), 0)
     end = total + _running_max(slack, seg)
     spans = np.zeros(int(line.segment[-1]) + 1, dtype=np.int64)
     np.maximum.at(spans, seg, end)
@@ -110,13 +114,20 @@ def lay_out(
 
 
 def _within_clusters(
-    line: Timeline, rows: IntArray, inserted: BoolArray, dur: IntArray, head: BoolArray, cluster: IntArray
+    line: Timeline,
+    rows: IntArray,
+    inserted: BoolArray,
+    dur: IntArray,
+    head: BoolArray,
+    cluster: IntArray,
+    waits: tuple[IntArray, IntArray],
 ) -> IntArray:
     """Start of each row in ns from its cluster's."""
     if head.all():
         return np.zeros(rows.size, dtype=np.int64)
     was = line.dur[rows]
-    ratio = np.where((was > 0) & ~inserted, dur / np.maximum(was, 1), 1.0)
+    worked = was - waits[0]
+    ratio = np.where((worked > 0) & ~inserted, (dur - waits[1]) / np.maximum(worked, 1), 1.0)
     outer = line.outer[rows] | head
     here = np.arange(rows.size)
     parent = np.concatenate([[0], np.maximum.accumulate(np.where(outer, here, 0))[:-1]])
@@ -133,8 +144,10 @@ def _within_clusters(
         - 1
     )
     same = np.diff(group) == 0
-    stride = np.where(same, np.minimum(was[order][:-1], np.diff(start[order])), 0)
-    passed = np.concatenate([[0], np.rint(stride * ratio[order][:-1]).astype(np.int64)])
+    stride = np.diff(start[order])
+    part = np.rint(np.minimum(was[order][:-1], stride) * ratio[order][:-1])
+    stride = np.where(stride >= was[order][:-1], dur[order][:-1], part)  # it had ended, or is under way
+    passed = np.concatenate([[0], stride.astype(np.int64)])
     passed = _running_sum(np.where(np.concatenate([[False], same]), passed, 0), group)
     ready = passed + _running_max(offset[order] - passed, group)
     result = np.empty_like(offset)

@@ -34,12 +34,15 @@ _NUMBER = re.compile(r"[\d.,]+")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that a summary is made of. `dur` is ns by row; `span`, `low`, `high`, `busy` ns by step."""
+    """All that a summary is made of. `dur` is ns by row, of which `wait` is waiting for other ranks and `was` what that was as
+    recorded; `span`, `low`, `high`, `busy` ns by step."""
 
     draft: Draft
     priced: Priced
     source: Hardware | None
     dur: IntArray
+    wait: IntArray
+    was: IntArray
     span: IntArray
     low: IntArray
     high: IntArray
@@ -64,7 +67,10 @@ class Tally:
             str, list[tuple[float, ...]]
         ] = {}  # by phase, in ns: span, low, high, measured; idle, tokens
         self._busy: dict[str, dict[str, float]] = {}
-        self._in_focus = 0
+        self._in_focus = 0  # steps, each as often as it has ranks
+        self._ranks: dict[
+            int, npt.NDArray[np.float64]
+        ] = {}  # steps, ns of ops, of waiting, of waiting as recorded
         self._experts: Counter[tuple[Op, str]] = Counter()
         self._beyond: dict[str, dict[str, None]] = {}  # by phase: reasons
 
@@ -79,6 +85,7 @@ class Tally:
         self._anchored, self._total = self._anchored + _anchored_share(o) * total, self._total + total
         self._add_steps(o)
         self._add_families(o, crossing_ns)
+        self._add_ranks(o)
         self._add_distinct(o)
         self._add_beyond(o)
 
@@ -116,6 +123,7 @@ class Tally:
             "anchored": word,
             "families": self._families(),
             "distinct": self._distinct(),
+            "ranks": self._rank_rows(),
             "memory": {
                 "weight_bytes": need.weight_bytes,
                 "kv_bytes": need.kv_bytes,
@@ -170,7 +178,7 @@ class Tally:
     def _add_families(self, o: Outcome, crossing_ns: IntArray) -> None:
         rows, steps = self._rows(o.draft)
         busy = np.bincount(o.draft.cell[rows], o.dur[rows], len(o.draft.ops)) / 1e9
-        self._in_focus += len(steps)
+        self._in_focus += np.unique(o.draft.base.segment[o.draft.rows[rows]]).size
         for op, bound, seconds in zip(o.draft.ops, o.priced.bound.tolist(), busy.tolist(), strict=True):
             word = BOUNDS[bound] if bound >= 0 else "unknown"
             by_bound = self._busy.setdefault(work_of.family(op.kind), {})
@@ -178,6 +186,26 @@ class Tally:
         if crossing_ns.any():
             by_bound = self._busy.setdefault("communication", {})
             by_bound["network"] = by_bound.get("network", 0.0) + float(crossing_ns[steps].sum()) / 1e9
+
+    def _add_ranks(self, o: Outcome) -> None:
+        at, base = np.flatnonzero(self._rows(o.draft)[0]), o.draft.base
+        rank = o.draft.run.numpy("rank").astype(np.int64)[base.row[o.draft.rows[at]]]
+        for number in np.unique(rank).tolist():
+            mine = at[rank == number]
+            steps = np.unique(base.segment[o.draft.rows[mine]]).size
+            sums = [steps, *(float(x[mine].sum()) for x in (o.dur - o.wait, o.wait, o.was))]
+            self._ranks[number] = self._ranks.get(number, np.zeros(4)) + np.array(sums)
+
+    def _rank_rows(self) -> list[dict[str, Any]]:
+        """By rank, of a mean step: seconds of its ops without waiting, of waiting for others, and of that as recorded; none for
+        one rank."""
+        if len(self._ranks) < 2:
+            return []
+        rows = []
+        for rank, sums in sorted(self._ranks.items()):
+            work, wait, was = (sums[1:] / max(1.0, sums[0]) / 1e9).tolist()
+            rows.append({"rank": rank, "work_s": work, "wait_s": wait, "recorded_wait_s": was})
+        return rows
 
     def _families(self) -> list[dict[str, Any]]:
         """Busy seconds of a mean decode step by family, largest first, each with what bounds most of its time."""

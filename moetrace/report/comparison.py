@@ -51,10 +51,26 @@ def replay_report(predictions: Sequence[Facts], source: str) -> list[Block]:
     title = f"{clean(source)} replayed{edits}: one {what} step{_anchoring(predictions)}"
     return [
         Table(title, header, tuple(rows), left=5),
+        *_waiting_lines(predictions),
         *_capacity_lines(predictions),
         *accuracy_lines(predictions),
         *assumption_lines(predictions),
     ]
+
+
+def _waiting_lines(predictions: Sequence[Facts]) -> list[Block]:
+    """What ranks wait for each other, where several were recorded: of a mean step, the mean rank and the extremes."""
+    out: list[Block] = []
+    for index, facts in enumerate(predictions, 1):
+        if rows := facts["ranks"]:
+            waits, was = ([r[name] for r in rows] for name in ("wait_s", "recorded_wait_s"))
+            most, least = (choose(rows, key=lambda r: r["work_s"]) for choose in (max, min))
+            out.append(
+                f"row {index}: {len(rows)} ranks; a rank waits {seconds(sum(waits) / len(rows))} of a mean step for later "
+                f"ones (as recorded {seconds(sum(was) / len(rows))}); rank {most['rank']} works longest "
+                f"({seconds(most['work_s'])}), rank {least['rank']} shortest ({seconds(least['work_s'])})"
+            )
+    return out
 
 
 def _common_settings(predictions: Sequence[Facts]) -> list[str]:

@@ -196,5 +196,7 @@ def test_a_report_is_exported_by_the_real_nsys(tmp_path: Path) -> None:
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert re.fullmatch(r"moetrace: error: r\.nsys-rep holds 7 NVTX range\(s\) and no GPU work: .*\n", done.stderr)
+    assert re.fullmatch(
+        r"moetrace: error: r\.nsys-rep holds 7 NVTX range\(s\) and no GPU work: .*\n", done.stderr
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.nsys-rep"]

@@ -344,7 +344,7 @@ def test_widths_that_do_not_divide_are_refused() -> None:
 
 def test_a_recording_of_one_rank_of_many_keeps_its_parallelism() -> None:
     of_eight = decode_run(gpus=8, tp=8, hardware="node-x8")
-    assert "one rank of tp=8 ep=1" in refusal(of_eight, "tp=8", "ep=2", hw=NODE)
+    assert "share the model as tp=8 ep=1" in refusal(of_eight, "tp=8", "ep=2", hw=NODE)
     assert turned(of_eight, "tp=8", hw=NODE).ops == Draft.of(of_eight, NODE, Scenario()).ops
     assert "one rank of 8 GPUs" in refusal(of_eight, hw=H100)
     four = replace(NODE, name="node-x4", gpus=4)

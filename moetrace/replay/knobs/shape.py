@@ -256,8 +256,8 @@ def check_whole(draft: Draft, asked: str) -> None:
     meta = draft.run.meta
     if max(meta.tp, meta.ep, meta.pp, meta.dp) > 1:
         raise ScenarioError(
-            f"{asked}: the recording is one rank of tp={meta.tp} ep={meta.ep}; only one that holds the whole model can be "
-            "edited so"
+            f"{asked}: the recording's ranks share the model as tp={meta.tp} ep={meta.ep}, and what another sharing would "
+            "run was not recorded; only a recording that holds the whole model can be edited so: simulate the model instead"
         )
 
 
