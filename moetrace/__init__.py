@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from moetrace.replay import replay as replay
     from moetrace.replay import scenarios as scenarios
     from moetrace.replay import simulate as simulate
+    from moetrace.report.html import make_report as make_report
     from moetrace.report.html import write_report as write_report
     from moetrace.report.perfetto import write_timeline as write_timeline
     from moetrace.report.plot import plot_families as plot_families
@@ -67,6 +68,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "load": ("moetrace.parse", "open_run"),
     "load_hardware": ("moetrace.hardware", "load_hardware"),
     "load_model": ("moetrace.model", "load_model"),
+    "make_report": ("moetrace.report.html", "make_report"),
     "model_names": ("moetrace.model", "model_names"),
     "parse": ("moetrace.parse", "parse"),
     "plot_families": ("moetrace.report.plot", "plot_families"),
@@ -102,6 +104,7 @@ __all__ = [
     "load",
     "load_hardware",
     "load_model",
+    "make_report",
     "model_names",
     "parse",
     "plot_families",

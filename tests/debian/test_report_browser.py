@@ -268,7 +268,10 @@ FASTEST = """c => {
   }));
   const box = c.getBoundingClientRect();
   const move = i => c.dispatchEvent(new PointerEvent('pointermove', { clientX: box.left + 400 + i, clientY: box.top + 80 }));
-  return [fastest(3, () => c.moeDraw()), fastest(20, move)];
+  const panel = c.closest('section'), input = panel.querySelector('[data-filter]');
+  const head = panel.querySelector('table.sort th button'), words = ['m=1 n=16', 'o_proj m=40', ''];
+  const filter = i => { input.value = words[i]; input.dispatchEvent(new Event('input')); c.moeDraw(); };
+  return [fastest(3, () => c.moeDraw()), fastest(20, move), fastest(3, filter), fastest(4, () => head.click())];
 }"""
 
 
@@ -276,8 +279,8 @@ def test_a_hundred_thousand_ops_draw_and_answer_at_once(browser, reports):
     with Opened(browser, reports["wide"]) as opened:
         canvas = opened.canvas("roofline")
         assert "100,000 of 100,000 ops" in opened.page.locator("[data-count]").inner_text()
-        draw, move = canvas.evaluate(FASTEST)
-        assert draw < 1000 and move < 50
+        draw, move, filtered, sort = canvas.evaluate(FASTEST)
+        assert draw < 1000 and move < 50 and filtered < 1000 and sort < 100
 
 
 def test_a_run_is_chosen_of_several(browser, reports):
@@ -305,3 +308,15 @@ def test_hostile_names_are_shown_as_words(browser, reports):
         assert "<script>" in opened.page.locator(".tab:visible").inner_text()
         opened.canvas("timeline").press("ArrowRight")
         assert "step" in opened.tip() and opened.page.evaluate("window.hacked") is None and opened.said == []
+
+
+def test_a_notebook_shows_the_page_in_a_frame_of_its_own(browser, run, tmp_path):
+    shown = make_report(run, machines=["h100-sxm"])._repr_html_()
+    (tmp_path / "cell.html").write_text(f"<!doctype html><body>{shown}</body>")
+    with Opened(browser, tmp_path / "cell.html", wait=False) as opened:
+        frame = opened.page.frame_locator("iframe")
+        frame.locator("article[data-ready=true]").wait_for()
+        assert "62.9 %" in frame.locator("[data-answer=experts]").inner_text().replace("\xa0", " ")
+        frame.locator("#r0-breakdown").get_by_role("button", name="layer", exact=True).click()
+        assert frame.locator("#r0-t-1-layer").is_visible()
+        assert opened.said == []

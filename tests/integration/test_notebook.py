@@ -52,6 +52,15 @@ def test_a_prediction_renders_what_its_summary_says() -> None:
         assert f"<td>{family['family']}</td><td>{units.seconds(family['step_s'])}</td>" in shown
 
 
+def test_a_report_renders_as_its_page_in_a_frame() -> None:
+    run = moetrace.load(REPO / "traces" / "kineto" / "olmoe-1b-7b-l2-b16-cpu")
+    shown = moetrace.make_report(run.with_meta(source=SCRIPT), machines=[])._repr_html_()
+    assert (
+        shown.startswith('<iframe sandbox="allow-scripts"') and shown.count("<") == 2
+    )  # the frame's own tags
+    assert "&lt;!doctype html&gt;" in shown and "62.9\u00a0%" in shown
+
+
 def test_figures_show_the_run_and_name_a_phase_that_is_not_there() -> None:
     run = moetrace.load(REPO / "traces" / "kineto" / "olmoe-1b-7b-l2-b16-cpu")
     steps = moetrace.plot_steps(run).axes[0]

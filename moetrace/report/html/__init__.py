@@ -45,7 +45,10 @@ def write_page(reports: Sequence[Report], path: Path) -> int:
 def make_report(
     run: Run, hardware: Hardware | str | None = None, machines: Sequence[Hardware | str] | None = None
 ) -> Report:
-    """What the page needs of one run."""
+    """The report of one run, which a notebook shows as the page; `write_report` puts it into a file.
+
+    Held against `hardware` and predicted on `machines` as by `write_report`, and raises what that does.
+    """
     facts, held = report_facts(run, hardware, machines)
     return Report.of(run, facts, held)
 

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,11 @@ class Report:
     ops: Sequence[Mapping[str, Any]]
     points: Mapping[str, int]
     bulk: str
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page in a frame of its own, which reaches nothing outside of it."""
+        page = escape(render([self]), quote=True)
+        return f'<iframe sandbox="allow-scripts" style="width:100%;height:820px;border:0" srcdoc="{page}"></iframe>'
 
     @classmethod
     def of(cls, run: Run, facts: Mapping[str, Any], held: Attribution) -> Report:
