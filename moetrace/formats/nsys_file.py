@@ -31,10 +31,12 @@ _CHUNK = 2048  # rows fetched at a time: so many of the longest texts are what o
 _LONGEST = 16384  # characters kept of a text
 _LARGEST = 1 << 24  # bytes of one value: beyond, SQLite refuses it (from Python 3.11 on)
 _LEAST_ROW = 4  # bytes that a row takes in the file at the least: more rows than that are a damaged tree
+_BLOBS = "--include-blobs"  # of NVTX ranges, what NCCL says of its calls among them: an option of newer nsys
 _EXPANSION = 100  # exports shrink 4 to 12 times with gzip; what shrinks more than this is none
 _PATIENCE = 100_000  # SQLite's own steps between two looks at whether the user wants to stop
 _CACHE_KIB = 8192  # of pages, and of what a sort holds before it goes to disk
 _ASKED = 500  # ids looked up with one query
+_FEW = 1 << 16  # strings that are held where ids cannot be looked up
 _INTERRUPTED = "interrupted"  # SQLite's word for a query that the progress handler ended
 
 
@@ -128,11 +130,28 @@ def _export(path: Path, target: Path) -> None:
             f"{path} is an nsys report and no nsys is on the PATH to export it: where it was recorded, run "
             f"{EXPORT} {path.name}, and give the .sqlite file"
         )
-    command = [nsys, "export", "--type", "sqlite", "-f", "true", "-o", str(target), str(path.resolve())]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603  the user's own tool
+    told = _run([nsys, "export", "--help"])
+    more = [f"{_BLOBS}=true"] if _BLOBS in told.stdout else []
+    command = [
+        nsys,
+        "export",
+        "--type",
+        "sqlite",
+        "-f",
+        "true",
+        "-o",
+        str(target),
+        *more,
+        str(path.resolve()),
+    ]
+    done = _run(command)
     if done.returncode or not target.is_file():
         said = ((done.stderr or done.stdout).strip().splitlines() or ["no message"])[-1][:200]
         raise TraceError(f"{path} could not be exported by {nsys} (status {done.returncode}: {said})")
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603  the user's own
 
 
 def _connect(file: Path) -> sqlite3.Connection:
@@ -164,6 +183,7 @@ class Database:
     tables: Sequence[str]
     columns: dict[str, set[str]] = field(init=False)
     _keyed: bool = field(init=False, default=False)  # whether ids of StringIds are found without a search
+    _held: dict[int, str] | None = field(init=False, default=None)  # all of them, if they are few and are not
 
     def __post_init__(self) -> None:
         marks = ", ".join("?" * len(self.tables))
@@ -217,7 +237,7 @@ class Database:
         return [*select, f"COALESCE({', '.join(named)}, NULL)" if named else "NULL"]
 
     def strings(self, ids: Sequence[int]) -> Mapping[int, str]:
-        """The texts of these ids of StringIds."""
+        """The texts of these ids of StringIds, and of others perhaps."""
         if not ids or not {"id", "value"} <= self.columns.get(STRINGS, set()):
             return {}
         select = (integer("id"), text_or_id("value"))
@@ -229,9 +249,22 @@ class Database:
                 for chunk in self.rows(STRINGS, select, query, some):
                     found.update((i, str(v)) for i, v in chunk if v is not None)
             return found
+        if self._held is None:
+            self._held = self._few_strings(select)
+        if self._held:
+            return self._held
         asked = set(ids)
         for chunk in self.rows(STRINGS, select):
             found.update((i, str(v)) for i, v in chunk if i in asked and v is not None)
+        return found
+
+    def _few_strings(self, select: Sequence[str]) -> dict[int, str]:
+        """All strings; none if they are many."""
+        found: dict[int, str] = {}
+        for chunk in self.rows(STRINGS, select):
+            found.update((i, str(v)) for i, v in chunk if v is not None)
+            if len(found) > _FEW:
+                return {}
         return found
 
 

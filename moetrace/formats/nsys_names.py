@@ -16,7 +16,7 @@ from moetrace.errors import TraceError
 from moetrace.formats.events import OPERATOR, RANGE, EventsBuilder, IntArray, Tensors
 from moetrace.formats.nsys_file import Database
 
-_REMEMBERED = 1 << 16  # names
+_REMEMBERED = 1 << 14  # names
 _MAX_TEXTS = 256 << 20  # characters of distinct names: real traces have a few million
 
 _VERSION = re.compile(r"_v\d{4,5}(?:_ptsz)?$")  # cudaLaunchKernel_v7000

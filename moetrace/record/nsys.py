@@ -35,7 +35,7 @@ FLAGS = (
 _LAST_OLD_NVTX, _FIRST_NEW_NSYS = (0, 2, 11), 2024
 # What is copied out of an export. All else may name people, hosts, paths or hold the environment.
 _KEPT = re.compile(
-    r"NVTX_EVENTS|CUPTI_ACTIVITY_KIND_\w+|CUDA_GRAPH_\w+|TARGET_INFO_(GPU|CUDA_DEVICE|SESSION_START_TIME)"
+    r"NVTX_EVENTS|CUPTI_ACTIVITY_KIND_\w+|CUDA_GRAPH_\w+|TARGET_INFO_(GPU|CUDA_DEVICE|SESSION_START_TIME)|NVTX_PAYLOAD_SCHEMA_ENTRIES"
 )
 _TEXT_IDS = ("textId", "nameId", "name", "demangledName", "shortName", "mangledName")
 
@@ -124,7 +124,8 @@ def _keep(export: Path, target: Path) -> None:
         if "StringIds" in tables:
             ids = " UNION ".join(used)
             named = f"SELECT id, value FROM export.StringIds WHERE id IN ({ids})"  # noqa: S608
-            db.execute(f"CREATE TABLE StringIds AS {named}")
+            db.execute("CREATE TABLE StringIds (id INTEGER PRIMARY KEY, value TEXT)")  # a reader looks ids up
+            db.execute(f"INSERT INTO StringIds {named}")
         db.commit()
         if "NVTX_EVENTS" not in tables:
             raise MoetraceError(

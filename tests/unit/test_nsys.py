@@ -363,6 +363,12 @@ def test_a_report_is_exported_by_the_nsys_on_the_path(tmp_path, monkeypatch):
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     assert listed(formats.read(report), KERNEL) == [("nvjet_qkv", EPOCH + 120, 10)]
     tool.write_text(
+        f"#!{sys.executable}\nimport shutil, sys\nif '--help' in sys.argv:\n    print('  --include-blobs=')\nelse:\n"
+        f"    assert sys.argv[8:] == ['--include-blobs=true', {str(report)!r}]\n"
+        f"    shutil.copy({str(made)!r}, sys.argv[7])\n"
+    )
+    assert len(formats.read(report).where(KERNEL)) == 1
+    tool.write_text(
         f"#!{sys.executable}\nimport sys\nprint('one\\nImporter missing', file=sys.stderr)\nsys.exit(3)\n"
     )
     with pytest.raises(TraceError, match=r"status 3: Importer missing") as caught:

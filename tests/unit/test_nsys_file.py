@@ -201,3 +201,10 @@ def test_a_database_is_closed_whatever_happens(tmp_path, monkeypatch):
         formats.read(path)
     with pytest.raises(sqlite3.ProgrammingError):
         opened[-1].execute("SELECT 1")
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_strings_whose_ids_cannot_be_looked_up(tmp_path, monkeypatch, few):
+    monkeypatch.setattr(nsys_file, "_FEW", few)
+    events = formats.read(save(tmp_path / "t.sqlite", **small()))
+    assert sorted(events.texts)[1:] == ["execute_context_0(0)_generation_4(4)", "nvjet_qkv"]
