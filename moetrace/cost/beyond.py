@@ -64,8 +64,19 @@ def _of_type(op: Op, name: str, key: str, family: Family, hw: Hardware, engine: 
 
 def said(reasons: Mapping[str, Sequence[str]]) -> str:
     """The reasons of each phase as one text, such as ``decode: attention context above 16384; prefill: ...``; "" without."""
-    told = {phase: ", ".join(dict.fromkeys(sorted(why))) for phase, why in reasons.items() if why}
-    every = sorted(told)
-    if len(every) > 1 and len(set(told.values())) == 1:
-        return f"{' and '.join(every)}: {told[every[0]]}"
-    return "; ".join(f"{phase}: {told[phase]}" for phase in every)
+    out = ""
+    for phase in sorted(reasons):
+        out = with_phase(out, phase, reasons[phase])
+    return out
+
+
+def with_phase(text: str, phase: str, reasons: Sequence[str]) -> str:
+    """The text with one more phase, named beside the last where its reasons are the same."""
+    if not reasons:
+        return text
+    why = ", ".join(dict.fromkeys(sorted(reasons)))
+    first, _, last = text.rpartition("; ")
+    named, _, before = last.partition(": ")
+    if before == why:
+        return f"{first}; {named} and {phase}: {why}" if first else f"{named} and {phase}: {why}"
+    return f"{text}; {phase}: {why}" if text else f"{phase}: {why}"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from moetrace.op import Op
 from moetrace.replay.draft import EXPERTS, At, Draft
 from moetrace.replay.grammar import Kept
-from moetrace.replay.lanes import each
+from moetrace.replay.lanes import Lanes, each
 from moetrace.replay.stated import stated_routing
 from moetrace.routing import Routing, ep_max_distinct, popularity_distinct, uniform_distinct
 from moetrace.routing.skewed import shares
@@ -101,7 +101,9 @@ def _is_expert(op: Op) -> bool:
 
 
 def _same(op: Op, origin: Op) -> bool:
-    """Whether an edit left alone what decides the distinct experts of one rank."""
+    """Whether an edit left alone what decides the distinct experts of one rank; not, where n_a stands for many scenarios."""
+    if isinstance(op.get("topk"), Lanes):
+        return False  # to ask would part those of the recorded n_a, for the same answer
     return all(op.get(dim) == origin.get(dim) for dim in ("topk", "tokens", "experts", "local_experts"))
 
 

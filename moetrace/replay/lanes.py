@@ -6,7 +6,8 @@ the caller parts them by the decision and runs each part again. So whatever is c
 give, and what the code cannot do for many at once costs time, never truth.
 
 A number that follows from few settings has few values: Lanes hold the distinct ones, and an `Axis` says which of them each
-scenario has. Operations on two axes meet on the axis of both, which is worked out once.
+scenario has. Operations on two axes meet on the axis of both, which is worked out once. Equal numbers of one set of scenarios
+are one object, and what an operation gave for the very same numbers is kept: many cases ask for the same sums.
 """
 
 from __future__ import annotations
@@ -48,14 +49,33 @@ class Space:
         self.given: dict[str, Lanes] = {}
         self.places: dict[tuple[tuple[str, ...], tuple[str, ...]], IntArray] = {}
         self.answers: dict[tuple[Any, ...], tuple[Lanes, tuple[Any, ...]]] = {}
+        self.met: dict[tuple[tuple[str, ...], tuple[str, ...]], Axis] = {}
+        self.one: dict[tuple[Any, ...], Lanes] = {}  # which keeps all Lanes, and so their ids
+        self.done: dict[tuple[Any, ...], Lanes] = {}
         for name, values in columns.items():
             distinct, index = np.unique(values, return_inverse=True)
             axis = Axis(self, (name,), index.reshape(-1).astype(np.int64), distinct.size)
             self.axes[axis.roots] = axis
-            self.given[name] = Lanes(axis, distinct)
+            self.given[name] = self.lanes(axis, distinct)
+
+    def lanes(self, axis: Axis, values: Values) -> Lanes:
+        """The one object of these numbers."""
+        key = (axis.roots, values.dtype.char, values.tobytes())
+        found = self.one.get(key)
+        if found is None:
+            found = self.one[key] = Lanes(axis, values)
+        return found
 
     def joint(self, one: Axis, two: Axis) -> Axis:
         """The axis of all settings that either follows from."""
+        if one is two:
+            return one
+        met = self.met.get((one.roots, two.roots))
+        if met is None:
+            met = self.met[one.roots, two.roots] = self._joint(one, two)
+        return met
+
+    def _joint(self, one: Axis, two: Axis) -> Axis:
         roots = tuple(name for name in self.order if name in one.roots or name in two.roots)
         if roots not in self.axes:
             key = np.zeros(one.index.size, dtype=np.int64)
@@ -89,19 +109,37 @@ def _pair(name: str) -> Callable[[Lanes, Any], Any]:
 def _turned(name: str) -> Callable[[Lanes, Any], Any]:
     act = getattr(operator, name)
 
+    def turned(mine: Any, others: Any) -> Any:
+        return act(others, mine)
+
     def method(self: Lanes, other: Any) -> Any:
-        return self.with_other(other, lambda mine, others: act(others, mine))
+        return self.with_other(other, turned)
 
     return method
+
+
+def _rounded(values: Values) -> Values:
+    return np.rint(values).astype(np.int64)
+
+
+def _floor(values: Values) -> Values:
+    return np.floor(values).astype(np.int64)
+
+
+def _ceil(values: Values) -> Values:
+    return np.ceil(values).astype(np.int64)
 
 
 class Lanes:
     """One number for each scenario: `values` [axis.size], whichever of them `axis.index` says."""
 
-    __slots__ = ("axis", "values")
+    __slots__ = ("axis", "decided", "values")
 
     def __init__(self, axis: Axis, values: Values) -> None:
         self.axis, self.values = axis, values
+        self.decided: bool | None = (
+            None  # what they say in a condition, once asked, where they all say the same
+        )
 
     def on(self, axis: Axis) -> Values:
         """The values on an axis that follows from more settings; shape [axis.size]."""
@@ -112,18 +150,29 @@ class Lanes:
         return self.values[self.axis.index]
 
     def with_other(self, other: Any, act: Callable[[Any, Any], Any]) -> Any:
-        """`act` on these and other numbers, value by value; NotImplemented for what is no number."""
+        """`act` on these and other numbers, value by value; NotImplemented for what is no number.
+
+        What an `act` gave is kept, so it is a function that lives as long as the program.
+        """
+        space = self.axis.space
         if isinstance(other, Lanes):
-            if other.axis is self.axis:
-                return Lanes(self.axis, act(self.values, other.values))
-            axis = self.axis.space.joint(self.axis, other.axis)
-            return Lanes(axis, act(self.on(axis), other.on(axis)))
-        if not isinstance(other, int | float | np.number):
+            key: tuple[Any, ...] = (act, id(self), id(other))
+            if key not in space.done:
+                axis = space.joint(self.axis, other.axis)
+                space.done[key] = space.lanes(axis, act(self.on(axis), other.on(axis)))
+            return space.done[key]
+        if not isinstance(other, (int, float, np.number)):
             return NotImplemented
-        return Lanes(self.axis, act(self.values, other))
+        key = (act, id(self), other, type(other))
+        if key not in space.done:
+            space.done[key] = space.lanes(self.axis, act(self.values, other))
+        return space.done[key]
 
     def _each(self, act: Callable[[Values], Values]) -> Lanes:
-        return Lanes(self.axis, act(self.values))
+        space, key = self.axis.space, (act, id(self))
+        if key not in space.done:
+            space.done[key] = space.lanes(self.axis, act(self.values))
+        return space.done[key]
 
     def _agreed(self) -> Any:
         """The one value of all scenarios. Raises Diverged, those of the first value apart, where there are several."""
@@ -147,22 +196,22 @@ class Lanes:
 
     def __round__(self, digits: int | None = None) -> Lanes:
         if digits:
-            return self._each(lambda values: np.round(values, digits))
-        return self._each(lambda values: np.rint(values).astype(np.int64))
+            return self.axis.space.lanes(self.axis, np.round(self.values, digits))
+        return self._each(_rounded)
 
     def __floor__(self) -> Lanes:
-        return self._each(lambda values: np.floor(values).astype(np.int64))
+        return self._each(_floor)
 
     def __ceil__(self) -> Lanes:
-        return self._each(lambda values: np.ceil(values).astype(np.int64))
+        return self._each(_ceil)
 
     def __bool__(self) -> bool:
-        true = self.values != 0
-        if true.all():
-            return True
-        if not true.any():
-            return False
-        raise Diverged(true[self.axis.index])
+        if self.decided is None:
+            true = self.values != 0
+            if true.any() and not true.all():
+                raise Diverged(true[self.axis.index])
+            self.decided = bool(true.all())
+        return self.decided
 
     def __int__(self) -> int:
         return int(self._agreed())
@@ -219,7 +268,7 @@ def _each(function: Callable[..., float], lanes: Sequence[Lanes], numbers: Seque
     ]
     known: dict[tuple[Any, ...], float] = {}
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return Lanes(axis, np.array([_once(known, function, row) for row in rows], dtype=np.float64))
+    return axis.space.lanes(axis, np.array([_once(known, function, row) for row in rows], dtype=np.float64))
 
 
 def _once(known: dict[tuple[Any, ...], float], function: Callable[..., float], row: tuple[Any, ...]) -> float:

@@ -118,8 +118,10 @@ def _scenarios(plan: Plan, parts: Sequence[Part], found: Answers, ids: npt.NDArr
     for name, values in (("largest_batch", found.largest_batch), ("wafers", found.wafers)):
         out[name] = nullable(np.nan_to_num(values).astype(np.int64), np.isnan(values), pa.int64())
     out["fits"] = nullable(found.fits > 0, found.fits < 0, pa.bool_())
-    out["beyond_fit"] = _texts(found.beyond)
-    out["problem"] = _texts(found.problem)
+    for name, code in (("beyond_fit", found.beyond), ("problem", found.problem)):
+        out[name] = pa.DictionaryArray.from_arrays(
+            pa.array(code.astype(np.int32), mask=code == 0), pa.array(found.words, pa.string())
+        )
     return pa.table(out)
 
 
@@ -157,7 +159,7 @@ def _one_by_one(
                 case.model, Workload(1, 1, 1), case.hw, scenario, price_per_hour=price_per_hour
             ).summary
         except MoetraceError as error:
-            out.problem[at + row] = str(error)
+            out.problem[at + row] = out.word(str(error))
             continue
         _take(said, out, at + row)
 
@@ -175,7 +177,7 @@ def _take(said: Mapping[str, Any], out: Answers, row: int) -> None:
         column[row] = np.nan if value is None else value
     out.fits[row] = -1 if memory["fits"] is None else int(memory["fits"])
     out.gpus[row] = said["gpus"]
-    out.beyond[row] = said["beyond_fit"]
+    out.beyond[row] = out.word(said["beyond_fit"])
     for family in said["families"]:
         decode, prefill = out.families(family["family"])
         decode[row], prefill[row] = family["decode_s"], family["prefill_s"]
@@ -187,15 +189,6 @@ def _text(texts: Sequence[str | None], sizes: Sequence[int]) -> pa.Array:
     place = {word: i for i, word in enumerate(words)}
     code = np.repeat([-1 if text is None else place[text] for text in texts], sizes).astype(np.int32)
     return pa.DictionaryArray.from_arrays(pa.array(code, mask=code < 0), pa.array(words, pa.string()))
-
-
-def _texts(values: npt.NDArray[np.object_]) -> pa.Array:
-    """A column of few texts, null for the empty one."""
-    column = pa.array(values, pa.string()).dictionary_encode()
-    empty = np.asarray(values == "", dtype=bool)
-    return pa.DictionaryArray.from_arrays(
-        pa.array(np.asarray(column.indices).astype(np.int32), mask=empty), column.dictionary
-    )
 
 
 def _number(values: npt.NDArray[np.float64]) -> pa.Array:

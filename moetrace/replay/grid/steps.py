@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
-from moetrace.cost.beyond import said
+from moetrace.cost.beyond import with_phase
 from moetrace.replay import memory
 from moetrace.replay.engine import context_of, crossing_ns
 from moetrace.replay.grid.load import spread
@@ -20,6 +19,7 @@ from moetrace.replay.intervals import errs_by_family, together
 from moetrace.replay.lanes import Axis
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 _SENT = "communication"
 
 
@@ -107,30 +107,25 @@ class Steps:
                 out[_SENT] = np.maximum(span - rest * factor, 0.0)
         return {name: ns / 1e9 for name, ns in out.items()}
 
-    def beyond(self) -> npt.NDArray[np.object_]:
-        """What lies beyond the fit in each scenario, as text."""
-        out = np.full(self.space.size, "", dtype=object)
-        phases = sorted({step.phase or "" for step in self.shape.draft.steps})
-        code = np.zeros((len(phases), self.space.size), dtype=np.int64)
-        if not self.times.reasons:
-            return out
-        for place, phase in enumerate(phases):
-            mine = [i for i, step in enumerate(self.shape.draft.steps) if (step.phase or "") == phase]
+    def beyond(self) -> tuple[list[str], IntArray]:
+        """(texts of what lies beyond the fit, which of them holds for each scenario)."""
+        steps = self.shape.draft.steps
+        phases = sorted({step.phase or "" for step in steps})
+        which = np.zeros(self.space.size, dtype=np.int64)
+        texts = [""]
+        for phase in phases:
+            mine = [i for i, step in enumerate(steps) if (step.phase or "") == phase]
+            code = np.zeros(self.space.size, dtype=np.int64)
             for axis, members in self.groups.values():
                 at = np.array(members)[(self.count[mine][:, members] > 0).any(axis=0)]
-                if at.size:
-                    rows = self.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
-                    marks = np.bitwise_or.reduce(self.times.mark[rows], axis=0)
-                    code[place] |= marks if axis is None else marks[axis.index]
-        seen, index = np.unique(code, axis=1, return_inverse=True)
-        texts = [_text(phases, column, self.times.reasons) for column in seen.T.tolist()]
-        out[:] = np.array(texts, dtype=object)[index.reshape(-1)]
-        return out
+                rows = self.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
+                marks = np.bitwise_or.reduce(self.times.mark[rows], axis=0)
+                if marks.any():
+                    code |= marks if axis is None else marks[axis.index]
+            seen, index = np.unique(code, return_inverse=True)
+            which = which * seen.size + index
+            texts = [with_phase(text, phase, self._reasons(mark)) for text in texts for mark in seen.tolist()]
+        return texts, which
 
-
-def _text(phases: Sequence[str], marks: Sequence[int], reasons: Sequence[str]) -> str:
-    told: Mapping[str, list[str]] = {
-        phase: [reason for bit, reason in enumerate(reasons) if mark >> bit & 1]
-        for phase, mark in zip(phases, marks, strict=True)
-    }
-    return said(told)
+    def _reasons(self, mark: int) -> list[str]:
+        return [reason for bit, reason in enumerate(self.times.reasons) if mark >> bit & 1]

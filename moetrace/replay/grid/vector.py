@@ -31,7 +31,7 @@ ECONOMICS = ("tokens_per_joule", "cost_per_million_tokens")
 @dataclass(slots=True)
 class Answers:
     """Figures by scenario. `metrics` [measure][expected, low, high]; seconds by op family, nan where a case has none of it;
-    `beyond` and `problem` are texts."""
+    `beyond` and `problem` are texts among `words`."""
 
     metrics: dict[str, FloatArray]
     economics: dict[str, FloatArray]
@@ -42,19 +42,26 @@ class Answers:
     wafers: FloatArray
     fits: IntArray
     gpus: IntArray
-    beyond: npt.NDArray[np.object_]
-    problem: npt.NDArray[np.object_]
+    beyond: IntArray  # places in `words`
+    problem: IntArray
+    words: list[str]
 
     @classmethod
     def empty(cls, size: int) -> Answers:
         """Answers to be filled in: nothing is known yet."""
-        unknown, words = np.full(size, np.nan), np.full(size, "", dtype=object)
+        unknown, none = np.full(size, np.nan), np.zeros(size, dtype=np.int64)
         metrics = {name: np.full((3, size), np.nan) for name in MEASURED}
         money = {name: unknown.copy() for name in ECONOMICS}
         return cls(
             metrics, money, {}, {}, unknown, unknown.copy(), unknown.copy(), np.full(size, -1),
-            np.zeros(size, dtype=np.int64), words, words.copy(),
+            none, none.copy(), none.copy(), [""],
         )  # fmt: skip
+
+    def word(self, text: str) -> int:
+        """The place of a text among the words, 0 for the empty one."""
+        if text not in self.words:
+            self.words.append(text)
+        return self.words.index(text)
 
     def families(self, name: str) -> tuple[FloatArray, FloatArray]:
         """(decode, prefill) seconds of a family, to be filled in."""
@@ -81,12 +88,12 @@ class Together:
         """A case on the scenarios of `drafts`, whose answers begin at `start`."""
         for made in drafts.of(case):
             if not isinstance(made, Shape):
-                self.out.problem[start + made[0]] = made[1]
+                self.out.problem[start + made[0]] = self.out.word(made[1])
                 continue
             try:
                 self.waiting.append(_Waiting(made, self._pricing, start + made.some, price_per_hour))
             except MoetraceError as error:
-                self.out.problem[start + made.some] = str(error)
+                self.out.problem[start + made.some] = self.out.word(str(error))
 
     def _pricing(self, law: str, context: PriceContext) -> Pricing:
         """Ops of all GPUs are gathered together; a wafer's times follow from the model beside."""
@@ -120,7 +127,8 @@ class _Waiting:
             out.metrics[name][:, self.at] = values
         self._memory(out)
         self._economics(out)
-        out.beyond[self.at] = self.steps.beyond()
+        texts, which = self.steps.beyond()
+        out.beyond[self.at] = np.array([out.word(text) for text in texts], dtype=np.int64)[which]
         out.gpus[self.at] = shape.draft.gpus
         whole = np.maximum(weights.sum(axis=0), 1.0)
         for family, by_step in self.steps.families().items():

@@ -201,7 +201,8 @@ def n_a(draft: Draft, value: int | str | tuple[int, ...] | Segments) -> Draft:
         )
 
     def change(op: Op, at: At) -> Op:
-        if not op.has("topk") or wanted.get(at.layer, op["topk"]) == op["topk"]:
+        new = wanted.get(at.layer) if op.has("topk") else None
+        if new is None or (type(new) is int and new == op["topk"]):
             return op
         copies = {"copies": wanted[at.layer]} if op.has("copies") else {}
         return op.with_dims(topk=wanted[at.layer], rows=None, **copies)
