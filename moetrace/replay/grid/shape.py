@@ -18,6 +18,7 @@ from moetrace.errors import MoetraceError, ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.model import ModelSpec
 from moetrace.op import Op
+from moetrace.ops import family
 from moetrace.replay import measures, speculate
 from moetrace.replay.base import Base, step_classes
 from moetrace.replay.draft import At, Draft
@@ -52,6 +53,7 @@ class Counted:
 
     ops: tuple[Op, ...]
     keys: tuple[Key, ...]
+    families: tuple[str, ...]
     count: FloatArray
 
 
@@ -271,4 +273,4 @@ def _counted(draft: Draft, times: Mapping[int, int]) -> Counted:
     layer = np.array([times.get(at.layer, 1) for at in draft.at], dtype=np.float64)
     count = np.zeros((len(draft.steps), len(ops)))
     np.add.at(count, (draft.base.step[draft.rows], np.array(of_cell)[draft.cell]), layer[draft.cell])
-    return Counted(tuple(ops), tuple(place), count)
+    return Counted(tuple(ops), tuple(place), tuple(family(op.kind) for op in ops), count)

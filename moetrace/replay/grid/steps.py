@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moetrace import ops as work_of
 from moetrace.cost.beyond import with_phase
 from moetrace.replay import memory
 from moetrace.replay.engine import context_of, crossing_ns
@@ -16,7 +15,6 @@ from moetrace.replay.grid.load import spread
 from moetrace.replay.grid.shape import Shape
 from moetrace.replay.grid.times import Pricing, Times
 from moetrace.replay.intervals import errs_by_family, together
-from moetrace.replay.lanes import Axis
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -35,12 +33,8 @@ class Steps:
         held = self.need.model_bytes if wafer else None
         self.context = replace(context, model_bytes=0.0)
         self.pricing: Pricing = pricing(draft.hw.law, self.context)
-        added = [self.pricing.add(op, key, held) for op, key in zip(counted.ops, counted.keys, strict=True)]
-        self.begin = np.array([begin for begin, _ in added], dtype=np.int64)
-        self.family = np.array([work_of.family(op.kind) for op in counted.ops])
-        self.groups: dict[tuple[str, ...], tuple[Axis | None, list[int]]] = {}
-        for i, (_, axis) in enumerate(added):
-            self.groups.setdefault(axis.roots if axis else (), (axis, []))[1].append(i)
+        self.placed = self.pricing.add(counted, held)
+        self.family = np.array(counted.families)
         self.times = Times(np.zeros((3, 0)), np.zeros(0, dtype=np.int64), ())
 
     def price(self) -> None:
@@ -48,9 +42,8 @@ class Steps:
         self.times = self.pricing.on(self.shape.draft.hw, self.context)
         names, steps = sorted(set(self.family.tolist())), len(self.shape.draft.steps)
         self.of_family = {name: np.zeros((steps, 3, self.space.size)) for name in names}
-        for axis, members in self.groups.values():
-            at = np.array(members)
-            rows = self.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
+        for axis, at in self.placed.axes.values():
+            rows = self.placed.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
             taken, index = self.times.ns[:, rows], slice(None) if axis is None else axis.index
             for name in dict.fromkeys(self.family[at].tolist()):
                 own = self.family[at] == name
@@ -116,9 +109,9 @@ class Steps:
         for phase in phases:
             mine = [i for i, step in enumerate(steps) if (step.phase or "") == phase]
             code = np.zeros(self.space.size, dtype=np.int64)
-            for axis, members in self.groups.values():
-                at = np.array(members)[(self.count[mine][:, members] > 0).any(axis=0)]
-                rows = self.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
+            for axis, members in self.placed.axes.values():
+                at = members[(self.count[mine][:, members] > 0).any(axis=0)]
+                rows = self.placed.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
                 marks = np.bitwise_or.reduce(self.times.mark[rows], axis=0)
                 if marks.any():
                     code |= marks if axis is None else marks[axis.index]

@@ -14,7 +14,7 @@ from moetrace.cost import PriceContext, price
 from moetrace.cost.beyond import beyond
 from moetrace.hardware import Hardware
 from moetrace.op import Costs, Op, OpColumns, Works
-from moetrace.replay.grid.shape import Key, key_of
+from moetrace.replay.grid.shape import Counted, Key, key_of
 from moetrace.replay.lanes import Axis, Lanes
 
 FloatArray = npt.NDArray[np.float64]
@@ -33,21 +33,46 @@ class Times:
     reasons: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a draft's ops lie: the first row of each, and which of them lie on which axis (by its settings)."""
+
+    begin: IntArray
+    axes: dict[tuple[str, ...], tuple[Axis | None, IntArray]]
+
+
 class Pricing:
-    """Ops that are gathered first and priced together; `place` says where an op's rows lie in the answers."""
+    """Ops that are gathered first and priced together."""
 
     def __init__(self) -> None:
-        self.place: dict[Key, tuple[int, int]] = {}
+        self.place: dict[Key, int] = {}
+        self.known: dict[int, tuple[Counted, Placed]] = {}
         self.alike: dict[Key, list[tuple[Op, Axis | None, Any, int]]] = {}
         self.rows = 0
         self.answers: dict[Key, Times] = {}
         self.groups: list[tuple[Works, FloatArray | None, IntArray]] | None = None
 
-    def add(self, op: Op, key: Key, model_bytes: Any = None) -> tuple[int, Axis | None]:
-        """Where the op's rows begin, and the axis that they lie on (None: one row for all scenarios).
+    def add(self, counted: Counted, model_bytes: Any = None) -> Placed:
+        """Gathers a draft's ops; those of one draft on several machines once.
 
-        `model_bytes` is what the op's machine holds, where its law asks.
+        `model_bytes` is what the machine holds, where its law asks.
         """
+        if model_bytes is None and id(counted) in self.known:
+            return self.known[id(counted)][1]
+        pairs = zip(counted.ops, counted.keys, strict=True)
+        added = [self._add(op, key, model_bytes) for op, key in pairs]
+        axes: dict[tuple[str, ...], tuple[Axis | None, list[int]]] = {}
+        for i, (_, axis) in enumerate(added):
+            axes.setdefault(axis.roots if axis else (), (axis, []))[1].append(i)
+        placed = Placed(
+            np.array([begin for begin, _ in added], dtype=np.int64),
+            {roots: (axis, np.array(members)) for roots, (axis, members) in axes.items()},
+        )
+        self.known[id(counted)] = counted, placed
+        return placed
+
+    def _add(self, op: Op, key: Key, model_bytes: Any) -> tuple[int, Axis | None]:
+        """Where the op's rows begin, and the axis that they lie on (None: one row for all scenarios)."""
         axis = axis_of((*op.dims, (_MODEL, model_bytes)))
         whole = (
             id(axis.space) if axis is not None else 0,
@@ -56,11 +81,11 @@ class Pricing:
         )
         if whole not in self.place:
             size = 1 if axis is None else axis.size
-            self.place[whole] = self.rows, size
+            self.place[whole] = self.rows
             kind = (op.kind, op.dtype, tuple(name for name, _ in op.dims))
             self.alike.setdefault(kind, []).append((op, axis, model_bytes, self.rows))
             self.rows += size
-        return self.place[whole][0], axis
+        return self.place[whole], axis
 
     def on(self, hw: Hardware, context: PriceContext) -> Times:
         """The times of all rows on one device of a machine; those of a node are those of its device."""
