@@ -13,8 +13,18 @@ from moetrace.cli.options import PATH
 
 if TYPE_CHECKING:
     from moetrace.replay.grid.plan import Ask
+    from moetrace.replay.grid.recorded import Replays
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+price_option = click.option(
+    "--price-per-hour",
+    "prices",
+    metavar="PRICE|NAME=PRICE",
+    multiple=True,
+    help="What one device costs per hour, for all machines or one of them; repeats. There is no default.",
+)
 
 
 def grid_options(command: Command) -> Command:
@@ -74,21 +84,38 @@ def show_grid(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Works a grid out and prints what of it was asked for. Without ``--grid`` its tables are not kept."""
-    from tempfile import TemporaryDirectory
-
+    """Works a grid of simulations out and prints what of it was asked for. Without ``--grid`` its tables are not kept."""
     from moetrace.replay.grid.plan import Ask
 
     names = tuple(name for group in machines for name in group.split(","))
-    ask = Ask(tuple(models.split(",")), names, tuple(sets), tuple(prices))
+    _show(asked, Ask(tuple(models.split(",")), names, tuple(sets), tuple(prices)), force, as_json)
+
+
+def show_replays(asked: GridAsked, replays: Replays, force: bool, as_json: bool) -> None:
+    """The same of a run's replays. Raises ScenarioError for a limit that a replay does not know, or a cluster."""
+    from moetrace.errors import ScenarioError
+    from moetrace.replay.grid.choose import read_slo
+    from moetrace.replay.grid.recorded import check_measures
+
+    if asked.scheduler:
+        raise ScenarioError(
+            "--scheduler: a run is replayed in this process; a cluster works out grids of 'moetrace simulate'"
+        )
+    check_measures(read_slo(asked.slo) if asked.slo else {})
+    _show(asked, replays, force, as_json)
+
+
+def _show(asked: GridAsked, what: Ask | Replays, force: bool, as_json: bool) -> None:
+    from tempfile import TemporaryDirectory
+
     if asked.root is not None:
-        _show(asked, asked.root, ask, force, as_json)
+        _show_at(asked, asked.root, what, force, as_json)
         return
     with TemporaryDirectory() as made:
-        _show(asked, Path(made) / "grid", ask, force, as_json)
+        _show_at(asked, Path(made) / "grid", what, force, as_json)
 
 
-def _show(asked: GridAsked, root: Path, ask: Ask, force: bool, as_json: bool) -> None:
+def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_json: bool) -> None:
     import time
 
     from moetrace.files import table_facts, write_parquet
@@ -100,7 +127,7 @@ def _show(asked: GridAsked, root: Path, ask: Ask, force: bool, as_json: bool) ->
     limits = Limits(
         read_slo(asked.slo) if asked.slo else {}, read_budget(asked.budget) if asked.budget else None
     )
-    grid = open_grid(root, ask, force)
+    grid = open_grid(root, what, force)
     begin = time.perf_counter()
     with terminal.progress(f"{grid.plan.size:,} scenarios") as tell:
         before = run_grid(grid, tell, _worker(asked.scheduler))

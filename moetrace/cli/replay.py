@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moetrace.cli.grids import GridAsked, grid_options, price_option
 from moetrace.cli.options import (
     edits,
     force_option,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 @run_argument
 @machines_option
 @scenario_options()
+@price_option
+@grid_options
 @output_option("DIR", "Directory for the predicted runs, one RUN in it per row of the table.")
 @reading_options
 @force_option
@@ -41,6 +44,12 @@ def replay(
     source: Path,
     machines: tuple[str, ...],
     sets: tuple[str, ...],
+    prices: tuple[str, ...],
+    grid: Path | None,
+    pareto: bool,
+    slo: str | None,
+    budget: str | None,
+    scheduler: str | None,
     output: Path | None,
     model: str | None,
     capture_trace: Path | None,
@@ -58,13 +67,29 @@ def replay(
     """
     from moetrace import replay as predict
     from moetrace import scenarios
+    from moetrace.errors import ScenarioError
     from moetrace.report import comparison, terminal
     from moetrace.report.tables import plural
 
+    many = GridAsked(grid, pareto, slo, budget, scheduler)
+    if many.any and output is not None:
+        raise ScenarioError("a grid writes its tables to --grid DIR: without -o")
+    if prices and not many.any:
+        raise ScenarioError(
+            "--price-per-hour: a replay's costs are columns of its grid: add --grid DIR, --pareto or a limit"
+        )
     hardware = load_machines(machines)
     run = open_source(
         source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
     )
+    if many.any:
+        from moetrace.cli.grids import show_replays
+        from moetrace.replay.grid.recorded import replays_of
+
+        show_replays(
+            many, replays_of(run, source.name, hardware, edits(sets, aliases), prices), force, as_json
+        )
+        return
     plans = scenarios(edits(sets, aliases), hardware, run)
     predictions = []
     with terminal.progress("replaying") as tell:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moetrace.cli.grids import GridAsked, grid_options, show_grid
+from moetrace.cli.grids import GridAsked, grid_options, price_option, show_grid
 from moetrace.cli.options import (
     edits,
     force_option,
@@ -28,13 +28,7 @@ from moetrace.cli.options import (
 )
 @machines_option
 @scenario_options(without=("context", "fusion"))
-@click.option(
-    "--price-per-hour",
-    "prices",
-    metavar="PRICE|NAME=PRICE",
-    multiple=True,
-    help="What one device costs per hour, for all machines or one of them; repeats. There is no default.",
-)
+@price_option
 @grid_options
 @output_option("DIR", "Directory for the predicted runs, one RUN in it per machine and scenario.")
 @force_option

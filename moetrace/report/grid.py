@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from moetrace.replay.grid.choose import DEVICE, USER, Limits
 from moetrace.replay.grid.plan import Plan
+from moetrace.replay.grid.recorded import Replays
 from moetrace.replay.grid.rows import measure_column
 from moetrace.report.tables import DASH, Block, Table, plural
 from moetrace.units import seconds
@@ -17,7 +18,7 @@ _MOST = 40  # rows of a front that are printed; all of them are in the table and
 
 
 def grid_facts(
-    plan: Plan,
+    plan: Plan | Replays,
     before: int,
     took_s: float,
     met: int,
@@ -40,8 +41,8 @@ def grid_facts(
         "budget_gpus": limits.gpus,
         "met": met,
         "pareto": rows if pareto else rows_of_interest(rows),
-        "knobs": [*plan.knobs, *plan.varied],
-        "models": len(plan.ask.models),
+        "knobs": [*plan.knobs, *(plan.varied if isinstance(plan, Plan) else ())],
+        "models": len(plan.ask.models) if isinstance(plan, Plan) else 1,
         "written": str(root) if root is not None else None,
     }
 
@@ -82,28 +83,27 @@ def _table(facts: dict[str, Any]) -> Table:
     rows = facts["pareto"][:_MOST]
     beyond = _beyond_words(rows)
     knobs = [name for name in facts["knobs"] if any(row.get(name) is not None for row in rows)]
-    priced = any(row["cost_per_million_tokens"] is not None for row in rows)
-    several = facts["models"] > 1
-    header = (
-        *(("model",) if several else ()), "hardware", "tok/s/user", "tok/s/GPU",
-        *(("cost/Mtok",) if priced else ()), "TPOT", "TTFT", *knobs, "fit",
-    )  # fmt: skip
-    body = [
-        (
-            *((row["model"],) if several else ()),
-            row["hardware"],
-            f"{row[USER]:,.1f}",
-            f"{row['budget_per_gpu_per_s'] if facts['budget_gpus'] else row[DEVICE]:,.1f}",
-            *(
-                (DASH if row["cost_per_million_tokens"] is None else f"{row['cost_per_million_tokens']:.4g}",)
-                if priced
-                else ()
-            ),
-            seconds(row[measure_column("tpot")]),
-            seconds(row[measure_column("ttft")]),
-            *("-" if row.get(name) is None else str(row[name]) for name in knobs),
-            f"beyond it ({beyond.index(row['beyond_fit']) + 1})" if row["beyond_fit"] else "within",
-        )
+    columns: dict[str, list[str]] = {}
+    if facts["models"] > 1:
+        columns["model"] = [row["model"] for row in rows]
+    columns["hardware"] = [row["hardware"] for row in rows]
+    columns["tok/s/user"] = [f"{row[USER]:,.1f}" for row in rows]
+    rate = "budget_per_gpu_per_s" if facts["budget_gpus"] else DEVICE
+    columns["tok/s/GPU"] = [f"{row[rate]:,.1f}" for row in rows]
+    if any(row["cost_per_million_tokens"] is not None for row in rows):
+        columns["cost/Mtok"] = [_figure(row["cost_per_million_tokens"]) for row in rows]
+    for name in ("tpot", "ttft"):
+        if any(measure_column(name) in row for row in rows):  # a replay of decode steps has no TTFT
+            columns[name.upper()] = [seconds(row[measure_column(name)]) for row in rows]
+    for name in knobs:
+        columns[name] = [DASH if row.get(name) is None else str(row[name]) for row in rows]
+    columns["fit"] = [
+        f"beyond it ({beyond.index(row['beyond_fit']) + 1})" if row["beyond_fit"] else "within"
         for row in rows
     ]
-    return Table("best scenarios, the fastest for a user first", header, tuple(body))
+    body = tuple(zip(*columns.values(), strict=True))
+    return Table("best scenarios, the fastest for a user first", tuple(columns), body)
+
+
+def _figure(value: float | None) -> str:
+    return DASH if value is None else f"{value:.4g}"

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from moetrace.errors import OutputError
 from moetrace.files import table_facts, write_parquet, write_whole
 from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
+from moetrace.replay.grid.recorded import Replays
 from moetrace.replay.grid.rows import tables
 
 SCHEMA = "moetrace.grid/1"
@@ -31,7 +32,7 @@ class Grid:
     """A directory of a grid, and its plan."""
 
     root: Path
-    plan: Plan
+    plan: Plan | Replays
 
     def part(self, table: str, task: int) -> Path:
         """Where a task's rows of a table lie."""
@@ -55,12 +56,12 @@ class Grid:
         write_parquet(scenarios, self.part("scenarios", place), table_facts("scenarios", 1))
 
 
-def open_grid(root: Path, ask: Ask, force: bool = False) -> Grid:
-    """The directory of a grid: new, or one of the very same grid that was interrupted.
+def open_grid(root: Path, asked: Ask | Replays, force: bool = False) -> Grid:
+    """The directory of a grid, of what is asked or of a run's replays: new, or one of the very same grid that was interrupted.
 
     Raises OutputError if it holds another grid (unless `force`, which removes that one) or what is no grid's.
     """
-    plan = plan_of(ask)
+    plan = asked if isinstance(asked, Replays) else plan_of(asked)
     said = orjson.dumps(_facts(plan), option=orjson.OPT_INDENT_2)
     facts = root / "grid.json"
     if facts.is_file() and facts.read_bytes() == said and not force:
@@ -91,7 +92,12 @@ def run_grid(
     waiting = grid.waiting()
     left = sum(task.stop - task.start for _, task in waiting)
     done = before = grid.plan.size - left
-    for made in (work or one_after_another)(grid.plan.ask, waiting):
+    plan = grid.plan
+    if isinstance(plan, Replays):
+        every: Iterable[Made] = ((place, *plan.tables(task)) for place, task in waiting)
+    else:
+        every = (work or one_after_another)(plan.ask, waiting)
+    for made in every:
         grid.keep(made)
         done += made[1].num_rows
         progress(done / max(1, grid.plan.size))
@@ -104,9 +110,11 @@ def one_after_another(ask: Ask, waiting: list[tuple[int, Task]]) -> Iterator[Mad
         yield (place, *tables(ask, task))
 
 
-def _facts(plan: Plan) -> dict[str, object]:
+def _facts(plan: Plan | Replays) -> dict[str, object]:
     from moetrace import __version__
 
+    if isinstance(plan, Replays):
+        return {"schema": SCHEMA, "version": __version__, **plan.facts()}
     parts = (
         {case.hw.name: case.hw for case in plan.cases},
         {case.model.name: case.model for case in plan.cases},
