@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from moetrace.op import Op, Works
 
 BoolArray = npt.NDArray[np.bool_]
 TRANSFERRED = "transferred from"
+_SPLIT = re.compile("[:@ ]")  # a key's family from its element type, engine and remark
 
 
 def beyond(works: Works, hw: Hardware, context: PriceContext) -> Iterator[tuple[str, BoolArray]]:
@@ -30,7 +32,7 @@ def beyond(works: Works, hw: Hardware, context: PriceContext) -> Iterator[tuple[
     size = sizes(works.ops)
     for at, (op, (key, family)) in enumerate(zip(types, found, strict=True)):
         name = op.kind if op.kind in FORM_OF else coefficient_family(op.kind, work_of.family(op.kind))
-        if name not in FORM_OF:
+        if name not in FORM_OF or _SPLIT.split(key)[0] not in FORM_OF:
             continue
         mine = (works.ops.code == at) & works.known
         if not mine.any():

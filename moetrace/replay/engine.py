@@ -177,10 +177,8 @@ def with_knobs(draft: Draft) -> Draft:
     for name, knob in KNOBS.items():
         if name not in turned:
             continue
-        if knob.where == "simulate" and run.meta.kind != "synthesized":
-            raise ScenarioError(
-                f"{name}: a recording's lengths are what ran; set context, or simulate the model"
-            )
+        if knob.not_recorded and run.meta.kind != "synthesized":
+            raise ScenarioError(f"{name}: {knob.not_recorded}")
         if not knob.late:
             draft = knob.apply(draft, turned[name])
     _check_choice(draft)

@@ -352,3 +352,18 @@ def test_several_devices_of_one_rank_are_refused(tmp_path):
     run = parse(write(tmp_path / "t.json", events))
     with pytest.raises(ScenarioError, match=r"2 devices were recorded as 1 rank\(s\)"):
         replay(run, "h100-sxm")
+
+
+@pytest.mark.parametrize(
+    ("knob", "why"),
+    [
+        ("input_len=8", "lengths are what ran"),
+        ("serving=continuous", "one load's steps"),
+        ("host=5ms", "its own host's time"),
+        ("draft=qwen3-0.6b", "verifies several drafted ones"),
+        ("tokens_per_step=2", "verifies several drafted ones"),
+    ],
+)
+def test_what_only_a_simulation_can_be_asked_says_why(run: Run, knob: str, why: str) -> None:
+    with pytest.raises(ScenarioError, match=why):
+        replay(run, "h100-sxm", Scenario.of(knob))

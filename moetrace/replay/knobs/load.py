@@ -6,121 +6,72 @@ from typing import TYPE_CHECKING
 
 from moetrace.errors import ScenarioError
 from moetrace.replay import edit
-from moetrace.replay.grammar import duration, model_name, one_of, one_whole, ranged
+from moetrace.replay.grammar import Parse, duration, model_name, one_of, one_whole, ranged
 from moetrace.replay.knobs.registry import knob
-from moetrace.run import GENERATING
 
 if TYPE_CHECKING:
     from moetrace.op import Op
     from moetrace.replay.draft import At, Draft
 
 
-@knob(
-    "input_len",
-    "prompt tokens of each sequence (simulate only)",
-    "a whole number",
-    one_whole,
-    where="simulate",
+_RAN = "a recording's lengths are what ran; set context, or simulate the model"
+_SERVED = "a recording is one load's steps, and says nothing of another's; simulate the model"
+_VERIFIED = (
+    "a recording's decode steps have one token of each sequence, and what a step takes that verifies several drafted ones at "
+    "once, over the same cache, does not follow from its ops; simulate the model"
 )
-def input_len(draft: Draft, value: int) -> Draft:
-    """Changes no op: the run was synthesized for it."""
+# Knobs that a simulation is synthesized for, or that add to its measures: name, meaning, how a value is written, its parser,
+# why a recording cannot be replayed with it.
+_SYNTHESIZED: tuple[tuple[str, str, str, Parse, str], ...] = (
+    ("input_len", "prompt tokens of each sequence", "a whole number", one_whole, _RAN),
+    ("output_len", "tokens that each sequence yields", "a whole number", one_whole, _RAN),
+    (
+        "serving",
+        "a batch that starts together, or a steady load with prompts worked through beside decoding",
+        "static or continuous",
+        one_of("static", "continuous"),
+        _SERVED,
+    ),
+    (
+        "host",
+        "what the engine's host adds to each step and no device time hides",
+        "a time with its unit, such as 5ms",
+        duration,
+        "a recording has its own host's time between ops; simulate the model",
+    ),
+    ("chunk", "most tokens that an engine works on in one step", "a whole number", one_whole, _SERVED),
+    (
+        "draft",
+        "model that drafts tokens for speculative decoding",
+        "a name from 'moetrace models' or a config.json",
+        model_name,
+        _VERIFIED,
+    ),
+    ("draft_tokens", "tokens drafted for each step", "a whole number", one_whole, _VERIFIED),
+    (
+        "acceptance",
+        "probability that a drafted token is accepted",
+        "a number from 0 to 1",
+        ranged(0.0, 1.0),
+        _VERIFIED,
+    ),
+    (
+        "tokens_per_step",
+        "tokens that a step yields of each sequence where a service drafts them in a way that it does not say",
+        "a number from 1 to 64",
+        ranged(1.0, 64.0),
+        _VERIFIED,
+    ),
+)
+
+
+def _unchanged(draft: Draft, value: object) -> Draft:
+    """The run was synthesized with it, or its measures hold it: no op changes."""
     return draft
 
 
-@knob(
-    "output_len",
-    "tokens that each sequence yields (simulate only)",
-    "a whole number",
-    one_whole,
-    where="simulate",
-)
-def output_len(draft: Draft, value: int) -> Draft:
-    """Changes no op: the run was synthesized for it."""
-    return draft
-
-
-@knob(
-    "serving",
-    "a batch that starts together, or a steady load with prompts worked through beside decoding (simulate only)",
-    "static or continuous",
-    one_of("static", "continuous"),
-    where="simulate",
-)
-def serving(draft: Draft, value: str) -> Draft:
-    """Changes no op: the run was synthesized for it."""
-    return draft
-
-
-@knob(
-    "host",
-    "what the engine's host adds to each step and no device time hides (simulate only)",
-    "a time with its unit, such as 5ms",
-    duration,
-    where="simulate",
-)
-def host(draft: Draft, value: float) -> Draft:
-    """Changes no op: it is time beside them."""
-    return draft
-
-
-@knob(
-    "chunk",
-    "most tokens that an engine works on in one step (simulate only)",
-    "a whole number",
-    one_whole,
-    where="simulate",
-)
-def chunk(draft: Draft, value: int) -> Draft:
-    """Changes no op: the run was synthesized for it."""
-    return draft
-
-
-@knob(
-    "draft",
-    "model that drafts tokens for speculative decoding (simulate only)",
-    "a name from 'moetrace models' or a config.json",
-    model_name,
-    where="simulate",
-)
-def draft_model(draft: Draft, value: str) -> Draft:
-    """Changes no op: the run was synthesized with the tokens to verify."""
-    return draft
-
-
-@knob(
-    "draft_tokens",
-    "tokens drafted for each step (simulate only)",
-    "a whole number",
-    one_whole,
-    where="simulate",
-)
-def draft_tokens(draft: Draft, value: int) -> Draft:
-    """Changes no op, as `draft`."""
-    return draft
-
-
-@knob(
-    "acceptance",
-    "probability that a drafted token is accepted (simulate only)",
-    "a number from 0 to 1",
-    ranged(0.0, 1.0),
-    where="simulate",
-)
-def acceptance(draft: Draft, value: float) -> Draft:
-    """Changes no op, as `draft`."""
-    return draft
-
-
-@knob(
-    "tokens_per_step",
-    "tokens that a step yields of each sequence where a service drafts them in a way that it does not say (simulate only)",
-    "a number from 1 to 64",
-    ranged(1.0, 64.0),
-    where="simulate",
-)
-def tokens_per_step(draft: Draft, value: float) -> Draft:
-    """Changes no op, as `draft`."""
-    return draft
+for _name, _meaning, _how, _parse, _why in _SYNTHESIZED:
+    knob(_name, f"{_meaning} (simulate only)", _how, _parse, not_recorded=_why)(_unchanged)
 
 
 @knob("batch", "sequences decoded together", "a whole number", one_whole)
@@ -149,6 +100,8 @@ def batch(draft: Draft, value: int) -> Draft:
 @knob("context", "KV tokens per sequence that a decode step attends to", "a whole number", one_whole)
 def context(draft: Draft, value: int) -> Draft:
     """Sets what attention reads in decode steps; a sliding window still caps its layers. Prefill steps stay."""
+    from moetrace.run import GENERATING  # here: it brings numpy and pyarrow
+
     if not any(step.phase in GENERATING for step in draft.steps):
         raise ScenarioError(f"context={value}: the recording has no decode step")
     kinds = {op.kind for op in draft.ops if op.has("kv", "batch")}

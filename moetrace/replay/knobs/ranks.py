@@ -9,7 +9,6 @@ from moetrace.replay import edit
 from moetrace.replay.grammar import one_of, one_whole
 from moetrace.replay.knobs.registry import knob
 from moetrace.replay.knobs.shape import check_whole
-from moetrace.run import GENERATING
 
 if TYPE_CHECKING:
     from moetrace.op import Op
@@ -111,6 +110,7 @@ def pp(draft: Draft, value: int) -> Draft:
     parts: dict[int, int] = {}
     from moetrace.replay import sharing  # here: they bring numpy
     from moetrace.replay.lanes import largest, smallest
+    from moetrace.run import GENERATING
 
     def part(step: int, batch: int) -> Any:
         said = draft.steps[step]

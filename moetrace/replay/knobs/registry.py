@@ -19,8 +19,8 @@ Apply: TypeAlias = "Callable[[Draft, Any], Draft]"
 class Knob:
     """One knob: its name, what it sets, how its value is written and read, and the edit itself.
 
-    `late` knobs apply after the routing is settled, for they ask how many distinct experts there are. `where` is ``simulate``
-    for a knob that a recording has nothing for, else empty.
+    `late` knobs apply after the routing is settled, for they ask how many distinct experts there are. `not_recorded` says
+    why a recording cannot be replayed with it; empty for one that it can be.
     """
 
     name: str
@@ -29,19 +29,19 @@ class Knob:
     parse: Parse
     apply: Apply
     late: bool = False
-    where: str = ""
+    not_recorded: str = ""
 
 
 KNOBS: dict[str, Knob] = {}
 
 
 def knob(
-    name: str, meaning: str, how: str, parse: Parse, *, late: bool = False, where: str = ""
+    name: str, meaning: str, how: str, parse: Parse, *, late: bool = False, not_recorded: str = ""
 ) -> Callable[[Apply], Apply]:
     """Registers a function as a knob."""
 
     def register(apply: Apply) -> Apply:
-        KNOBS[name] = Knob(name, meaning, how, parse, apply, late, where)
+        KNOBS[name] = Knob(name, meaning, how, parse, apply, late, not_recorded)
         return apply
 
     return register
