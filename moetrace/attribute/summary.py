@@ -13,6 +13,7 @@ from moetrace.attribute.groups import SPENT, Columns, Sums
 from moetrace.hardware import Hardware
 from moetrace.parse.nesting import exposed_by
 from moetrace.parse.summary import summary as coverage_of
+from moetrace.ranks import Ranks
 from moetrace.run import Run, Step, codes_of
 
 FloatArray = npt.NDArray[np.float64]
@@ -32,6 +33,7 @@ class Summary:
         self._phases = {phase: Sums() for phase in dict.fromkeys(self._phase_of.values())}
         self._steps: dict[str, FloatArray] = {}
         self._devices: dict[int, dict[str, FloatArray]] = {}
+        self._by_family: dict[int, dict[str, float]] = {}  # of each device, seconds
         self._flags = _Flags()
 
     def add(self, part: Run, table: pa.Table, halved: Mapping[str, FloatArray], index: IntArray) -> None:
@@ -57,10 +59,17 @@ class Summary:
         size, at = max(1, len(c.devices)), c.inside
         used, place = np.unique(c.group[at]), c.group[at] % size
         sums = [np.bincount(place, v[at], minlength=size) for v in (c.exposed, comm, exposed_comm)]
+        family, names = c.codes("family")
+        by_family = np.bincount(
+            place * (len(names) + 1) + family[at] + 1, c.exposed[at], minlength=size * (len(names) + 1)
+        ).reshape(size, -1)
         for i, device in enumerate(c.devices.tolist()):
             mine = self._devices.setdefault(device, {"steps": np.zeros(0, np.int64), "sums": np.zeros(3)})
             mine["steps"] = np.concatenate([mine["steps"], used[used % size == i] // size - 1])
             mine["sums"] = mine["sums"] + np.array([s[i] for s in sums])
+            spent = self._by_family.setdefault(device, {})
+            for name, seconds in zip(names, by_family[i, 1:].tolist(), strict=True):
+                spent[name] = spent.get(name, 0.0) + seconds
 
     def result(self, hardware: Hardware) -> dict[str, Any]:
         """The summary (JSON-able; its schema is named in it)."""
@@ -79,6 +88,7 @@ class Summary:
             "layers_found": facts["layers"],
             "steps": steps,
             "between_steps": _between_all(run.meta.steps, steps),
+            "device_is": "rank" if isinstance(run, Ranks) else "device",
             "devices": self._device_rows(steps),
             "phases": self._phase_rows(steps),
             **self._all.tables(steps, span),
@@ -137,6 +147,13 @@ class Summary:
                         "idle_share": max(0.0, 1 - busy / span),
                         "communication_s": time,
                         "exposed_communication_s": exposed,
+                        "families": [
+                            {"family": name, "busy_s": seconds, "share": seconds / span}
+                            for name, seconds in sorted(
+                                self._by_family[device].items(), key=lambda one: -one[1]
+                            )
+                            if seconds
+                        ],
                     }
                 )
         return out
@@ -260,11 +277,11 @@ class _Flags:
 
 
 def _notes(run: Run, hardware: Hardware, devices: int) -> list[str]:
-    notes = list(run.meta.notes)
+    notes, ranks = list(run.meta.notes), isinstance(run, Ranks)
     if devices > 1:
         notes.append(
-            f"{devices} devices: times, bytes and shares are means over the devices of each step, counts are of all; layers "
-            "told by the order of kernels are not to be trusted"
+            f"{devices} {'ranks' if ranks else 'devices'}: times, bytes and shares are means over those of each step, "
+            f"counts are of all{'' if ranks else '; layers told by the order of kernels are not to be trusted'}"
         )
     if run.meta.hardware is None:
         notes.append(f"the trace does not say what it ran on: held against {hardware.name} as asked")

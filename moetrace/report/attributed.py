@@ -28,6 +28,7 @@ from moetrace.report.tables import (
 from moetrace.run import GENERATING, main_phase
 
 PARTS = ("memory_s", "compute_s", "network_s", "fixed_s", "unexplained_s")
+_FAMILIES = 4  # columns of op families in the table of devices
 
 
 def attribute_report(facts: Facts, by: str, table: str, phase: str | None, top: int) -> list[Block]:
@@ -40,7 +41,7 @@ def attribute_report(facts: Facts, by: str, table: str, phase: str | None, top: 
     ]
     blocks += [_phase_table(facts), *_between_line(facts.get("between_steps") or {})]
     if len(facts.get("devices", ())) > 1:
-        blocks.append(_device_table(facts["devices"]))
+        blocks.append(_device_table(facts["devices"], facts["device_is"]))
     blocks.append(
         step_table(rows[:top]) if by == "step" else bound_table(what, facts["hardware"], by, rows[:top])
     )
@@ -86,21 +87,30 @@ def _between_line(between: Facts) -> list[Block]:
     ]
 
 
-def _device_table(devices: Sequence[Facts]) -> Table:
-    rows = tuple(
-        (
-            str(d["device"]),
-            seconds(d["span_s"]),
-            seconds(d["busy_s"]),
-            percent(d["idle_share"]),
-            seconds(d["communication_s"]),
-            seconds(d["exposed_communication_s"]),
+def _device_table(devices: Sequence[Facts], word: str) -> Table:
+    """Each device or rank beside the others: its times, and the shares of the families that take most on all of them."""
+    total: dict[str, float] = {}
+    for d in devices:
+        for f in d["families"]:
+            total[f["family"]] = total.get(f["family"], 0.0) + f["share"]
+    most = sorted(total, key=lambda name: -total[name])[:_FAMILIES]
+    rows = []
+    for d in devices:
+        shares = {f["family"]: f["share"] for f in d["families"]}
+        rows.append(
+            (
+                str(d["device"]),
+                seconds(d["span_s"]),
+                seconds(d["busy_s"]),
+                percent(d["idle_share"]),
+                seconds(d["communication_s"]),
+                seconds(d["exposed_communication_s"]),
+                *(percent(shares.get(name, 0.0)) for name in most),
+            )
         )
-        for d in devices
-    )
-    header = ("device", "span", "busy", "idle", "network", "exposed network")
-    title = "Device by device, all steps together (elsewhere: means over the devices)"
-    return without_empty(Table(title, header, rows), "network", "exposed network")
+    header = (word, "span", "busy", "idle", "network", "exposed network", *map(clean, most))
+    title = f"{word.capitalize()} by {word}, all steps together (elsewhere: means over them); families as shares of the span"
+    return without_empty(Table(title, header, tuple(rows)), "network", "exposed network")
 
 
 def _phase_table(facts: Facts) -> Table:

@@ -14,6 +14,7 @@ import moetrace
 from moetrace.attribute import Attribution, attribute
 from moetrace.attribute.groups import Columns
 from moetrace.hardware import Hardware, load_hardware
+from moetrace.ranks import Ranks
 from moetrace.report.facts.answers import answers
 from moetrace.report.facts.cluster import cluster
 from moetrace.report.facts.routing import routing_facts
@@ -53,6 +54,7 @@ def report_facts(
         "waterfall": waterfalls(run, held),
         "routing": routing_facts(run),
         "what_if": what_if,
+        "ranks": dict(run.facts) if isinstance(run, Ranks) else None,
         "cluster": [] if short or machines == [] else cluster(run),
         "machine": {
             "name": machine.name,
