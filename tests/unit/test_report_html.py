@@ -4,10 +4,12 @@ import base64
 import hashlib
 import re
 from html.parser import HTMLParser
+from importlib import import_module
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -218,3 +220,13 @@ def test_a_report_is_written_whole_or_not_at_all(run, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "r.html"]
     with pytest.raises(RunError, match="at least one run"):
         write_report([], tmp_path / "x.html")
+
+
+def test_a_long_run_says_what_memory_it_takes(run_dir, tmp_path, monkeypatch):
+    module = import_module("moetrace.cli.report")
+    monkeypatch.setattr(module, "_MANY", 10)
+    result = CliRunner().invoke(
+        module.report, [str(run_dir), "-o", str(tmp_path / "r.html"), "--compare", "h100-sxm"]
+    )
+    assert result.exit_code == 0 and "ops are held in memory, about 0.2 GB" in result.stderr
+    assert "held in memory" not in result.stdout
