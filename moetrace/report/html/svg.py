@@ -45,7 +45,11 @@ def n_a_chart(what: Mapping[str, Any]) -> Markup:
         name = hardware + (f" {placement}" if placement else "")
         series.append(Series(name, f"s{place % 6}", points, "dash" if placement == "own" else "line"))
     ticks = sorted({p[0] for s in series for p in s.points})
-    return chart(series, "n_a, active experts per token", "step time, native n_a = 1", ticks, y_from=0.0)
+    most = max((p[3] for s in series for p in s.points), default=1.0)
+    top = most if most > 1.02 else 1.0  # a band that ends a hair above 1 needs no axis up to the next tick
+    return chart(
+        series, "n_a, active experts per token", "step time, native n_a = 1", ticks, y_from=0.0, y_to=top
+    )
 
 
 def distinct_chart(routing: Mapping[str, Any]) -> Markup:
