@@ -87,8 +87,8 @@ def _shares(run: Run) -> tuple[_Shares, int]:
         code, names = part.codes("op_source")
         family, families = part.codes("family")
         known = {name: i for i, name in enumerate(names)}
-        shaped = np.isin(code, [known.get(name, -2) for name in ("shapes", "capture")])
-        sized = shaped | np.isin(code, [known.get(name, -2) for name in ("annotation", "model", "period")])
+        shaped = np.isin(code, [known.get(name, -2) for name in ("shapes", "capture", "annotation")])
+        sized = shaped | np.isin(code, [known.get(name, -2) for name in ("model", "period")])
         copied = family == (families.index("copy") if "copy" in families else -2)
         talks = family == (families.index("communication") if "communication" in families else -2)
         work = ~copied & ~talks

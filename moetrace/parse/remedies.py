@@ -82,7 +82,8 @@ _OWN = {
 # Where nsys recorded, these go first.
 _UNDER_NSYS = {
     "shapes": "torch.autograd.profiler.emit_nvtx(record_shapes=True) around the steps (eager code only), or --model NAME",
-    "graph": "nsys profile --cuda-graph-trace=node; its default, graph, records a replay as one block",
+    "graph": "nsys profile --cuda-graph-trace=node (its default, graph, records a replay as one block), begun before "
+    "the engine captures its graphs, with NVTX ranges on",
     "launches": "nsys profile --capture-range=cudaProfilerApi --capture-range-end=stop, begun before the steps of interest",
     "host_only": "nsys profile -t cuda,nvtx",
     "overhead": "nsys profile --sample=none --cpuctxsw=none",

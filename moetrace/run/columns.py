@@ -47,8 +47,8 @@ OPS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     (
         "op_source",
         TEXT,
-        "where kind and dims came from: shapes, capture, annotation, model, period (the model, by an op's place in layers "
-        "that repeat), name or none",
+        "where kind and dims came from: shapes, capture, annotation (around a graph's node when it was made), model, period "
+        "(the model, by an op's place in layers that repeat), name or none",
     ),
     (
         "layer_source",
