@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.report import tables, terminal
+from moetrace.report import attributed, tables, terminal
 from moetrace.report.tables import Table, clean, shorten
 
 TABLE = Table("Times", ("family", "ops", "time"), (("experts", "12", "1.5 ms"), ("attention", "3", "-")))
@@ -116,7 +116,7 @@ def test_progress_is_silent_when_piped_and_a_bar_on_a_terminal() -> None:
 
 
 def test_counts_agree_with_their_verbs_and_multiples_have_no_bare_point() -> None:
-    one, two = ([str(b) for b in tables._flag_lines({"cache-resident": n, "suspect": n})] for n in (1, 2))
+    one, two = ([str(b) for b in attributed._flag_lines({"cache-resident": n, "suspect": n})] for n in (1, 2))
     assert one[0].startswith("1 op beats its lower bound with") and one[1].startswith("1 op beats its lower")
     assert two[0].startswith("2 ops beat their lower bound with") and two[1].startswith("2 ops beat their")
     assert [tables.times(x) for x in (347.0, 1.0, 0.5, 12.34, 1500.0)] == [
