@@ -1,8 +1,9 @@
 """Traces -> Run: links kernels to launches and operators, finds steps and layers, names every op and records its work.
 
 `parse` is the whole way; the files beside it are its stages: gather (events to rows, in batches of whole steps), rows (what
-is an op), steps, parts (annotations), order (what the sequence of kernels says), capture (graphs), build (ops and their
-work), stages (all of these in turn), summary (what was covered).
+is an op), steps and places, parts (annotations), aside (what is no request's), order and period (what the sequence of kernels
+says), expected (what the model says of it), capture (graphs), build (ops and their work), stages (all of these in turn),
+summary (what was covered).
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from moetrace.parse.aside import CAPTURE_CALL
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.nodes import Nodes
 from moetrace.parse.parts import Marks
+from moetrace.parse.places import Places
 from moetrace.parse.reach import Reach
 from moetrace.parse.rows import (
     Rows,
@@ -46,7 +47,7 @@ from moetrace.parse.rows import (
     shared,
     shared_ids,
 )
-from moetrace.parse.steps import Places, StepName, describe
+from moetrace.parse.steps import StepName, describe
 
 _HOST = (OPERATOR, RANGE, MODULE)
 

@@ -6,34 +6,27 @@ and the third makes the ops. A short trace is one batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from moetrace import formats, ops
 from moetrace.errors import TraceError
-from moetrace.formats.events import BoolArray, Events, Stored
-from moetrace.grouping import distinct_rows, rows_of_groups
+from moetrace.formats.events import Events, Stored
 from moetrace.model import ModelSpec
 from moetrace.model.config import is_whole
-from moetrace.op import Op
-from moetrace.ops.columns import record_columns
 from moetrace.parse import aside, capture, facts
-from moetrace.parse.build import Ops, Placed, attended_halves, sources
 from moetrace.parse.captured import captured_in
 from moetrace.parse.gather import Gathered, gather
 from moetrace.parse.kinds import Kinds
-from moetrace.parse.nesting import IntArray
-from moetrace.parse.parts import part_roles
 from moetrace.parse.placing import Order, needs_model, remarks
-from moetrace.parse.routed import Routed
-from moetrace.parse.rows import NONE, PERIOD, Rows
+from moetrace.parse.rows import Rows
 from moetrace.parse.steps import complete, drop_strays, unused_kv, verifying
+from moetrace.parse.third import Third, by_step
 from moetrace.routing import Routing, RoutingLog
 from moetrace.run import (
     GENERATING,
@@ -41,11 +34,7 @@ from moetrace.run import (
     TABLE_FACTS,
     Meta,
     Run,
-    Step,
     TableParts,
-    nullable,
-    ops_table,
-    text_column,
 )
 
 _EXPERTS = frozenset({"moe_gemm", "moe_gate_up", "moe_down"})
@@ -76,11 +65,11 @@ def resolved(
     """The run of a trace's events; `recording` is what its recorder noted, `captures` the traces of its graphs' capture."""
     head = events if isinstance(events, Events) else events.head
     recording = recording or head.metadata
-    stages = _Stages(head, gather(events), path, recording, routing, asked, captures)
+    stages = Stages(head, gather(events), path, recording, routing, asked, captures)
     return stages.run(source, None if isinstance(events, Events) else events.spill)
 
 
-class _Stages:
+class Stages:
     """The facts that the stages share."""
 
     def __init__(
@@ -134,7 +123,7 @@ class _Stages:
             layer_source = "order"
             told += remarks(layers, again, model, repeated)
         split, more = facts.split(self.events, self.seen.traffic, outputs, model, asked.split)
-        table = _Third(
+        table = Third(
             self,
             order,
             model,
@@ -166,7 +155,7 @@ class _Stages:
             low, high = (int(inside.min()), int(inside.max()) + 1) if len(inside) else (0, 0)
             rows.step, said = drop_strays(rows.step, rows.start, rows.end, high - low, low)
             strays.extend(said)
-            for i, at in _by_step(rows):
+            for i, at in by_step(rows):
                 self._span_ns[i] = rows.end[at].max() - rows.start[at].min()
             if self.captures:
                 self.captures.serve(rows)
@@ -232,7 +221,7 @@ class _Stages:
         return outputs, layers, by_repetition
 
     def _meta(
-        self, source: str, table: _Third, model: ModelSpec | None, model_source: str, split: facts.Split, notes: list[str]
+        self, source: str, table: Third, model: ModelSpec | None, model_source: str, split: facts.Split, notes: list[str]
     ) -> Meta:  # fmt: skip
         hardware = self.asked.hardware
         device, profile = facts.device_of(self.events, self.seen, self.recording)
@@ -267,113 +256,6 @@ class _Stages:
                 **left_out,
             },
         )
-
-
-class _Third:
-    """The third look: each batch's ops and their work, as a part of the table."""
-
-    def __init__(
-        self, stages: _Stages, order: Order, model: ModelSpec | None, split: facts.Split, layer_source: str, counted: bool,
-        writer: TableParts,
-    ) -> None:  # fmt: skip
-        self._stages, self._order, self._model = stages, order, model
-        self._layer_source, self._counted, self.writer = layer_source, counted, writer
-        self.routed = Routed(stages.routing, stages.names, model) if stages.routing is not None else None
-        put = self.routed.put if self.routed is not None else None
-        self._ops = Ops(stages.events, stages.names, model, split, stages.seen.tensors, put)
-        self._spans = np.full((len(stages.names), 2), -1, dtype=np.int64)
-        self.missing = capture.Missing()
-        self.notes: set[str] = set()
-        self.ops = self.outside = self.told = 0
-        self._drafts = np.array(stages.drafts(), dtype=np.int64)
-
-    def write(self, rows: Rows) -> None:
-        """One batch."""
-        stages, model = self._stages, self._model
-        named, kinds = stages.kinds.of(rows), stages.kinds.names
-        ordered, role, repeated, kind_index = self._order.place(rows, named)
-        concluded = (kind_index != named) | (repeated & self._counted)
-        rows.source[concluded & (rows.source == NONE)] = PERIOD
-        self.told += int((kind_index != named).sum())
-        layer = ordered if self._counted else rows.layer
-        layer = np.where(np.isin(rows.step, self._drafts), -1, layer)
-        hidden = model.hidden if model else 0
-        role, labels = part_roles(
-            stages.events, rows, rows.step, layer, kind_index, kinds, rows.part, role, stages.labels, hidden
-        )
-        stages.labels[:] = labels
-        placed = Placed(rows.step, layer, kinds, kind_index, role, rows.part, labels)
-        halves, said = attended_halves(stages.events, rows, placed, stages.names)
-        self.notes |= set(said)
-        index, source = self._ops.build(rows, placed, halves)
-        used, index = np.unique(index, return_inverse=True)
-        every = list(self._ops.found)
-        found, index = [every[i] for i in used.tolist()], index.reshape(-1)
-        self.missing.saw(rows, ops.works(found).known[index])
-        self.ops += len(rows)
-        self.outside += int((rows.step < 0).sum())
-        self._span(rows)
-        self.writer.write(self._table(rows, layer, repeated & self._counted, found, index, source))
-
-    def _span(self, rows: Rows) -> None:
-        for i, at in _by_step(rows):
-            self._spans[i] = rows.start[at].min(), rows.end[at].max()
-
-    def steps(self) -> Iterable[Step]:
-        """The run's steps that have ops."""
-        for i, (name, (low, high)) in enumerate(zip(self._stages.names, self._spans.tolist(), strict=True)):
-            if low != -1 or high != -1:
-                yield Step(
-                    i,
-                    f"{name.phase or 'step'} {i}",
-                    name.phase,
-                    low,
-                    high,
-                    name.batch,
-                    name.tokens,
-                    name.kv_tokens,
-                    name.padded,
-                )
-
-    def _table(
-        self, rows: Rows, layer: IntArray, repeated: BoolArray, found: list[Op], index: IntArray, source: npt.NDArray[np.int8]
-    ) -> pa.Table:  # fmt: skip
-        events, step = self._stages.events, rows.step
-        phases = [n.phase for n in self._stages.names]
-        known = sorted({p for p in phases if p})
-        phase = np.array([known.index(p) if p else -1 for p in phases] + [-1], dtype=np.int64)[step]
-        used, kernel = distinct_rows(rows.kernel)
-        return ops_table(
-            {
-                "rank": pa.array(np.full(len(rows), events.rank, dtype=np.int64)),
-                "device": pa.array(rows.device),
-                "stream": pa.array(rows.stream),
-                "step": nullable(step, step < 0, pa.int32()),
-                "phase": text_column(phase, known),
-                "layer": nullable(layer, layer < 0, pa.int32()),
-                "kernel": text_column(kernel, [events.texts[c] for c in rows.kernel[used]]),
-                "start_ns": pa.array(rows.start),
-                "dur_ns": pa.array(rows.dur),
-                "launch_ns": nullable(rows.launch, rows.launch < 0, pa.int64()),
-                "graph": nullable(rows.graph, rows.graph < 0, pa.int64()),
-                "op_source": text_column(source.astype(np.int64), sources()),
-                "layer_source": text_column(
-                    np.where(layer >= 0, repeated, -1), [self._layer_source, "period"]
-                ),
-                **record_columns(found, index, rows.dur),
-            }
-        )
-
-
-def _by_step(rows: Rows) -> Iterable[tuple[int, IntArray]]:
-    """Each step that has rows, with these."""
-    inside = rows.step[rows.step >= 0]
-    if not len(inside):
-        return
-    low = int(inside.min())
-    for i, at in enumerate(rows_of_groups(rows.step - low, int(inside.max()) + 1 - low), low):
-        if len(at):
-            yield i, at
 
 
 def _few(said: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from moetrace import formats
 from moetrace.formats.events import RANGE, Events
 from moetrace.parse.parts import Marks
 from moetrace.parse.rows import Rows, op_rows
-from moetrace.parse.steps import Places
+from moetrace.parse.places import Places
 from tests.conftest import REPO
 
 pytestmark = pytest.mark.debian

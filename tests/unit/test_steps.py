@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace.formats.events import DEVICE_RANGE, KERNEL, LAUNCH, RANGE, Events, EventsBuilder
+from moetrace.parse.places import Places
 from moetrace.parse.rows import op_rows
-from moetrace.parse.steps import Places, StepName, complete, describe, drop_strays, step_ranges, verifying
+from moetrace.parse.steps import StepName, complete, describe, drop_strays, step_ranges, verifying
 from moetrace.run import PHASES
 
 SPEECH = "execute_{}_context_{}(sq{}sk{}sqsq{}sqsk{})_generation_{}(sq{}sk{}sqsq{}sqsk{})"

@@ -1,0 +1,135 @@
+"""The third look at a trace's batches: their ops and the work of these, as parts of the run's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moetrace import ops
+from moetrace.formats.events import BoolArray
+from moetrace.grouping import distinct_rows, rows_of_groups
+from moetrace.model import ModelSpec
+from moetrace.op import Op
+from moetrace.ops.columns import record_columns
+from moetrace.parse import capture, facts
+from moetrace.parse.build import Ops, Placed, attended_halves, sources
+from moetrace.parse.nesting import IntArray
+from moetrace.parse.parts import part_roles
+from moetrace.parse.placing import Order
+from moetrace.parse.routed import Routed
+from moetrace.parse.rows import NONE, PERIOD, Rows
+from moetrace.run import Step, TableParts, nullable, ops_table, text_column
+
+if TYPE_CHECKING:
+    from moetrace.parse.stages import Stages
+
+
+class Third:
+    """The third look: each batch's ops and their work, as a part of the table."""
+
+    def __init__(
+        self, stages: Stages, order: Order, model: ModelSpec | None, split: facts.Split, layer_source: str, counted: bool,
+        writer: TableParts,
+    ) -> None:  # fmt: skip
+        self._stages, self._order, self._model = stages, order, model
+        self._layer_source, self._counted, self.writer = layer_source, counted, writer
+        self.routed = Routed(stages.routing, stages.names, model) if stages.routing is not None else None
+        put = self.routed.put if self.routed is not None else None
+        self._ops = Ops(stages.events, stages.names, model, split, stages.seen.tensors, put)
+        self._spans = np.full((len(stages.names), 2), -1, dtype=np.int64)
+        self.missing = capture.Missing()
+        self.notes: set[str] = set()
+        self.ops = self.outside = self.told = 0
+        self._drafts = np.array(stages.drafts(), dtype=np.int64)
+
+    def write(self, rows: Rows) -> None:
+        """One batch."""
+        stages, model = self._stages, self._model
+        named, kinds = stages.kinds.of(rows), stages.kinds.names
+        ordered, role, repeated, kind_index = self._order.place(rows, named)
+        concluded = (kind_index != named) | (repeated & self._counted)
+        rows.source[concluded & (rows.source == NONE)] = PERIOD
+        self.told += int((kind_index != named).sum())
+        layer = ordered if self._counted else rows.layer
+        layer = np.where(np.isin(rows.step, self._drafts), -1, layer)
+        hidden = model.hidden if model else 0
+        role, labels = part_roles(
+            stages.events, rows, rows.step, layer, kind_index, kinds, rows.part, role, stages.labels, hidden
+        )
+        stages.labels[:] = labels
+        placed = Placed(rows.step, layer, kinds, kind_index, role, rows.part, labels)
+        halves, said = attended_halves(stages.events, rows, placed, stages.names)
+        self.notes |= set(said)
+        index, source = self._ops.build(rows, placed, halves)
+        used, index = np.unique(index, return_inverse=True)
+        every = list(self._ops.found)
+        found, index = [every[i] for i in used.tolist()], index.reshape(-1)
+        self.missing.saw(rows, ops.works(found).known[index])
+        self.ops += len(rows)
+        self.outside += int((rows.step < 0).sum())
+        self._span(rows)
+        self.writer.write(self._table(rows, layer, repeated & self._counted, found, index, source))
+
+    def _span(self, rows: Rows) -> None:
+        for i, at in by_step(rows):
+            self._spans[i] = rows.start[at].min(), rows.end[at].max()
+
+    def steps(self) -> Iterable[Step]:
+        """The run's steps that have ops."""
+        for i, (name, (low, high)) in enumerate(zip(self._stages.names, self._spans.tolist(), strict=True)):
+            if low != -1 or high != -1:
+                yield Step(
+                    i,
+                    f"{name.phase or 'step'} {i}",
+                    name.phase,
+                    low,
+                    high,
+                    name.batch,
+                    name.tokens,
+                    name.kv_tokens,
+                    name.padded,
+                )
+
+    def _table(
+        self, rows: Rows, layer: IntArray, repeated: BoolArray, found: list[Op], index: IntArray, source: npt.NDArray[np.int8]
+    ) -> pa.Table:  # fmt: skip
+        events, step = self._stages.events, rows.step
+        phases = [n.phase for n in self._stages.names]
+        known = sorted({p for p in phases if p})
+        phase = np.array([known.index(p) if p else -1 for p in phases] + [-1], dtype=np.int64)[step]
+        used, kernel = distinct_rows(rows.kernel)
+        return ops_table(
+            {
+                "rank": pa.array(np.full(len(rows), events.rank, dtype=np.int64)),
+                "device": pa.array(rows.device),
+                "stream": pa.array(rows.stream),
+                "step": nullable(step, step < 0, pa.int32()),
+                "phase": text_column(phase, known),
+                "layer": nullable(layer, layer < 0, pa.int32()),
+                "kernel": text_column(kernel, [events.texts[c] for c in rows.kernel[used]]),
+                "start_ns": pa.array(rows.start),
+                "dur_ns": pa.array(rows.dur),
+                "launch_ns": nullable(rows.launch, rows.launch < 0, pa.int64()),
+                "graph": nullable(rows.graph, rows.graph < 0, pa.int64()),
+                "op_source": text_column(source.astype(np.int64), sources()),
+                "layer_source": text_column(
+                    np.where(layer >= 0, repeated, -1), [self._layer_source, "period"]
+                ),
+                **record_columns(found, index, rows.dur),
+            }
+        )
+
+
+def by_step(rows: Rows) -> Iterable[tuple[int, IntArray]]:
+    """Each step that has rows, with these."""
+    inside = rows.step[rows.step >= 0]
+    if not len(inside):
+        return
+    low = int(inside.min())
+    for i, at in enumerate(rows_of_groups(rows.step - low, int(inside.max()) + 1 - low), low):
+        if len(at):
+            yield i, at
