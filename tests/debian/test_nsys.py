@@ -22,8 +22,8 @@ import pytest
 from moetrace import formats
 from moetrace.formats.events import RANGE, Events
 from moetrace.parse.parts import Marks
-from moetrace.parse.rows import Rows, op_rows
 from moetrace.parse.places import Places
+from moetrace.parse.rows import Rows, op_rows
 from tests.conftest import REPO
 
 pytestmark = pytest.mark.debian
