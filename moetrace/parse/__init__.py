@@ -102,7 +102,7 @@ def parse(
     if place is not None:
         events = formats.placed(events, *place)
     own = isinstance(file, Path) and file.name in _IN_RECORDING
-    name = file.parent.name if own and isinstance(file, Path) else file.name
+    name = file.resolve().parent.name if own and isinstance(file, Path) else file.name
     asked = Asked(given, kv_len, facts.Split(ran_tp, ran_ep), hardware, names)
     return resolved(
         events,

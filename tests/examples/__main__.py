@@ -30,9 +30,11 @@ def pasted(block: Block, outputs: list[list[str]]) -> str:
 def paste(page: Path) -> bool:
     """Runs the page's examples and writes their output into it; whether anything changed."""
     text = page.read_text()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / page.stem
+        folder.mkdir()
         os.chdir(folder)
-        done = [(block, pasted(block, outputs)) for block, outputs in Page(page, Path(folder)).outputs()]
+        done = [(block, pasted(block, outputs)) for block, outputs in Page(page, folder).outputs()]
     new = text
     for block, body in reversed(done):
         new = new[: block.start] + body + new[block.start + len(block.body) :]
