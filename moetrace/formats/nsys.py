@@ -50,7 +50,7 @@ from moetrace.formats.nsys_ranks import (
 from moetrace.formats.piles import Spill
 
 SUFFIXES = (".sqlite", ".sqlite.gz")
-WHOLE_GRAPH = "whole CUDA graph"
+WHOLE_GRAPH = "whole CUDA graph"  # no kernel: a replay that was traced as one
 
 _MAGIC = b"SQLite format 3\x00"
 _GPU, _SESSION = "TARGET_INFO_GPU", "TARGET_INFO_SESSION_START_TIME"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from moetrace.formats.events import OPERATOR, RANGE, Events
+from moetrace.formats.nsys import WHOLE_GRAPH
 from moetrace.parse.nesting import Ranges, lookup
 from moetrace.parse.rows import Rows
-
-_WHOLE_GRAPH = "whole CUDA graph"  # no kernel: what nsys has of a graph that it traced as one
 
 
 class Reach:
@@ -16,7 +15,7 @@ class Reach:
 
     def __init__(self, events: Events) -> None:
         self._asked = "nvtx" in events.counts
-        self._whole = events.texts.index(_WHOLE_GRAPH) if self._asked and _WHOLE_GRAPH in events.texts else -1
+        self._whole = events.texts.index(WHOLE_GRAPH) if self._asked and WHOLE_GRAPH in events.texts else -1
         self._kernels = self._launched = self._covered = 0
 
     def saw(self, rows: Rows, events: Events) -> None:
