@@ -196,7 +196,7 @@ def test_replaying_a_run_where_it_ran_gives_its_measured_times(
 
 @pytest.mark.parametrize("verb", ["profiles", "models", "knobs"])
 def test_catalogues_list_and_are_json_too(verb: str, call: Callable[..., Answer]) -> None:
-    text, facts = call(verb), json.loads(call(verb, "--json").out)
+    text, facts = call(verb), json.loads(call(verb, "--json").out)[verb]
     assert text.status == 0 and len(facts) > 3
     for entry in facts:
         assert entry["name"] in text.out
