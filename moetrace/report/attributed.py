@@ -28,6 +28,7 @@ from moetrace.report.tables import (
 from moetrace.run import GENERATING, main_phase
 
 PARTS = ("memory_s", "compute_s", "network_s", "fixed_s", "unexplained_s")
+MOST_DEVICES = 32  # rows of the table of devices
 _FAMILIES = 4  # columns of op families in the table of devices
 
 
@@ -42,6 +43,8 @@ def attribute_report(facts: Facts, by: str, table: str, phase: str | None, top: 
     blocks += [_phase_table(facts), *_between_line(facts.get("between_steps") or {})]
     if len(facts.get("devices", ())) > 1:
         blocks.append(_device_table(facts["devices"], facts["device_is"]))
+        if (more := len(facts["devices"]) - MOST_DEVICES) > 0:
+            blocks.append(f"{more} more {facts['device_is']}s: --json has all")
     blocks.append(
         step_table(rows[:top]) if by == "step" else bound_table(what, facts["hardware"], by, rows[:top])
     )
@@ -95,7 +98,7 @@ def _device_table(devices: Sequence[Facts], word: str) -> Table:
             total[f["family"]] = total.get(f["family"], 0.0) + f["share"]
     most = sorted(total, key=lambda name: -total[name])[:_FAMILIES]
     rows = []
-    for d in devices:
+    for d in devices[:MOST_DEVICES]:
         shares = {f["family"]: f["share"] for f in d["families"]}
         rows.append(
             (

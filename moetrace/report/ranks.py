@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moetrace.report import tables
+from moetrace.report.attributed import MOST_DEVICES
 from moetrace.report.tables import Block, Facts, Table, clean
 
 _TOP = 6
@@ -27,12 +28,14 @@ def ranks_report(facts: Facts) -> list[Block]:
             tables.DASH if r["experts_load"] is None else tables.times(r["experts_load"]),
             _clock(r),
         )
-        for r in facts["ranks"]
+        for r in facts["ranks"][:MOST_DEVICES]
     )  # fmt: skip
     blocks: list[Block] = [
         f"{len(facts['ranks'])} of {facts['world']} ranks",
         Table("Ranks, sums over their steps", header, rows),
     ]
+    if (more := len(facts["ranks"]) - MOST_DEVICES) > 0:
+        blocks.append(f"{more} more ranks: --json has all")
     if skew := facts["skew"]:
         blocks.append(
             f"skew: the last rank arrives at a collective {tables.seconds(skew['median_s'])} behind the first (median; "
