@@ -8,6 +8,9 @@ on one token) on the CS-3 speeds of models published before the service drafted 
 Speeds of later rows hold a factor that is not the law's: tokens per pass, taken as one number for all models whose pass takes
 longer than SPECULATED_ABOVE_S without it (moetrace/validate/sources/wafer.py says why), fitted as a median.
 
+Two more, shift_s and eta_mesh (a step of a product of many tokens over the whole mesh, and the share of the dense peak within
+it), on WaferLLM's prefill on WSE-2, each model's predicted from the other's too.
+
 A model is scored on the median of its dated rows that are not marked approximate, else of the approximate ones; a row that says
 it drafted tokens apart; Llama 3.1 and 3.3 70B are one model. When a model is left out, so are all its rows, those of WSE-2 too.
 """
@@ -81,6 +84,37 @@ def fit(points: Sequence[Figure]) -> np.ndarray:
     return np.asarray(np.exp(found.x - 1.0) * START)
 
 
+def prefill_s(figure: Figure, shift_s: float, eta_mesh: float) -> float:
+    """Seconds of one prefill of WaferLLM on WSE-2."""
+    base, side = load_hardware("wse2"), side_of(figure)
+    assert base.wafer is not None and side is not None
+    hw = part_of(replace(base, wafer=replace(base.wafer, shift_s=shift_s, eta_mesh=eta_mesh)), side)
+    load = Workload(1, int(figure.input_len), 1)
+    found = simulate(load_model(model_of(figure.model)), load, hw, Scenario.of("placement=whole"))
+    return float(found.summary["metrics"]["ttft"]["value"])
+
+
+def show_prefill(figures: Sequence[Figure]) -> None:
+    """Prints shift_s and eta_mesh of each model and of both, and how far off either leaves every row."""
+    took = np.array([int(f.input_len) / (f.measured or 1.0) for f in figures])
+    plain = np.array(
+        [prefill_s(f, 0.0, 1.0) for f in figures]
+    )  # the time is linear in shift_s and in 1 / eta_mesh
+    shift = np.array([prefill_s(f, 1e-6, 1.0) for f in figures]) - plain
+    slow = np.array([prefill_s(f, 0.0, 0.5) for f in figures]) - plain
+    models = np.array([f.model for f in figures])
+    for name in (*sorted(set(models.tolist())), "both"):
+        rows = (models == name) | (name == "both")
+
+        def residual(x: np.ndarray, rows: np.ndarray = rows) -> np.ndarray:
+            return np.log((plain + x[0] * shift + x[1] * slow)[rows] / took[rows])
+
+        x = least_squares(residual, np.ones(2)).x
+        off = took / (plain + x[0] * shift + x[1] * slow) - 1
+        told = ", ".join(f"{m} {100 * e:+.1f} %" for m, e in zip(models, off, strict=True))
+        print(f"prefill, {name}: shift_s {x[0] * 1e-6:.3g}, eta_mesh {1 / (1 + x[1]):.3g}: {told}")
+
+
 def name_of(figure: Figure) -> str:
     model = model_of(figure.model)
     return ONE.get(model, model)
@@ -99,6 +133,7 @@ def main() -> None:
     plain = [f for f in speeds if not is_late(f)]
     p = fit([*wse2, *plain])
     print(f"all points: t0_s {p[0]:.3g}, hop_s {p[1]:.3g}, eta_flops {p[2]:.3g}")
+    show_prefill([f for f in figures if f.kind == "WLM3" and f.hw == "WSE-2"])
     models = sorted({name_of(f) for f in speeds})
     placements = ("spread", "own")
     for left in models:

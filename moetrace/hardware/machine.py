@@ -92,7 +92,9 @@ class Link:
 class Wafer:
     """What only a wafer has: cores, fabric bytes/s (sum over all links), bytes/s off the wafer, seconds per wafer crossing.
 
-    `hop_s` is what a reduction takes for each core that it passes along one side of its rectangle.
+    `hop_s` is what a reduction takes for each core that it passes along one side of its rectangle. A matrix product of many
+    tokens over the whole mesh passes its tiles on in as many steps as a side has cores: each takes `shift_s` beside the
+    arithmetic, which then reaches `eta_mesh` of the dense peak (0: not known, as that of one token).
     """
 
     cores: float
@@ -100,6 +102,8 @@ class Wafer:
     off_wafer_bytes_per_s: float
     crossing_s: float
     hop_s: float = 0.0
+    shift_s: float = 0.0
+    eta_mesh: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ _DATASHEET = {
     "domain_gpus": (1, 1e5),
 }
 _WAFER_ONLY = {"cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s"}
+_MESH = {"hop_s", "shift_s", "eta_mesh"}
 _ERROR = (0, 20)
 # What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
 _ABOUT_FIT = {
@@ -97,9 +98,9 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
     wafer = None
     if law == "wafer":
         crossing_s = reader.number(scalars, "assumed", "crossing_s", 0, 1)
-        hop_s = reader.number(scalars, "assumed", "hop_s", 0, 1) if "hop_s" in scalars else 0.0
+        more = {key: reader.number(scalars, "assumed", key, 0, 1) for key in sorted(_MESH & set(scalars))}
         wafer = Wafer(
-            value["cores"], value["fabric_bytes_per_s"], value["off_wafer_bytes_per_s"], crossing_s, hop_s
+            value["cores"], value["fabric_bytes_per_s"], value["off_wafer_bytes_per_s"], crossing_s, **more
         )
     return Hardware(
         name=reader.path.stem,
@@ -162,7 +163,7 @@ def _coefficients(reader: Reader, table: Mapping[str, Any]) -> tuple[Mapping[str
     if "transferred" in table:
         clock_hz = _clock(reader, table)
         families, sources["transferred"] = _transferred(reader, table["transferred"], clock_hz)
-    scalars = {"crossing_s", "hop_s"}
+    scalars = {"crossing_s", *_MESH}
     for kind in ("assumed", "fitted"):
         part = table.get(kind)
         if part is None:

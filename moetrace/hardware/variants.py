@@ -10,7 +10,7 @@ from typing import Any
 
 from moetrace.errors import ProfileError
 from moetrace.hardware.files import Reader
-from moetrace.hardware.machine import Hardware, Link, Memory, Wafer
+from moetrace.hardware.machine import Hardware, Link, Memory
 
 MAX_DEVICES = 100_000
 _NODE = re.compile(r"(?P<base>.+)-x(?P<gpus>[1-9][0-9]*)")
@@ -72,12 +72,11 @@ def variant_of(
     )
     wafer = one.wafer
     if wafer is not None:
-        wafer = Wafer(
-            value.get("cores", wafer.cores),
-            value.get("fabric_bytes_per_s", wafer.fabric_bytes_per_s),
-            value.get("off_wafer_bytes_per_s", wafer.off_wafer_bytes_per_s),
-            wafer.crossing_s,
-            wafer.hop_s,
+        wafer = replace(
+            wafer,
+            cores=value.get("cores", wafer.cores),
+            fabric_bytes_per_s=value.get("fabric_bytes_per_s", wafer.fabric_bytes_per_s),
+            off_wafer_bytes_per_s=value.get("off_wafer_bytes_per_s", wafer.off_wafer_bytes_per_s),
         )
     flops = {name: reader.number(peaks, "datasheet.peak_flops", name, 1e9, 1e19) for name in peaks}
     told = {

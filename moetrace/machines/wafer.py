@@ -12,6 +12,8 @@ each one more takes what the whole machine needs for it, and no latency.
     memory  = bytes / (SRAM bandwidth x wafers x share)       compute = FLOPs / (eta x dense peak x wafers x share)
     network = activations written / (one fabric link x side of the op's cores): the contention C of 2404.15888
     expected = latency + sweep + (tokens - 1) x FLOPs of a token / (eta x dense peak x wafers)
+    whole    : a product of many tokens passes tiles on in as many steps as a side has cores (WaferLLM's MeshGEMM, Cannon's
+               algorithm): shift x min(tokens - 1, side) more latency, and eta_mesh for eta of the later tokens
 
 t0, hop and eta are fitted (benchmarks/fit_wafer_profile.py): t0 and hop on WaferLLM's decode speeds on WSE-2 by its number of
 cores, eta on the CS-3 speeds of the two models that were published before speculative decoding. Placements, see `cost`. Not
@@ -86,7 +88,8 @@ def cost(
     alone, one_alone = _own(works) if placement == "own" else (np.ones(len(works)),) * 2
     swept = works["bytes"] - works["weight_bytes"] + works["weight_bytes"] * alone
     first_s = works["flops"] / tokens * one_alone / (eta * peak * share)
-    later_s = works["flops"] * (1.0 - 1.0 / tokens) / (eta * peak * (share if placement == "whole" else 1.0))
+    mesh = side.eta_mesh if placement == "whole" and side.eta_mesh else eta
+    later_s = works["flops"] * (1.0 - 1.0 / tokens) / (mesh * peak * (share if placement == "whole" else 1.0))
     memory_s = swept / (eta_bw * hw.memory.bytes_per_s * count * share)
     link, cores = side.fabric_bytes_per_s / side.cores / _LINK_DIRECTIONS, side.cores * count * share
     network_s = works["act_write_bytes"] / (link * np.sqrt(cores))
@@ -97,6 +100,8 @@ def cost(
     latency_s = by_type([f["t0_s"] for _, f in chosen]) + crosses * side.hop_s * 2.0 * np.sqrt(
         np.minimum(cores, side.cores)
     )
+    if placement == "whole":
+        latency_s = latency_s + matrix * side.shift_s * np.minimum(tokens - 1.0, np.sqrt(side.cores))
     fixed_s = latency_s * works["launches"] * reductions
     # Cores work on what has arrived while the rest is under way: the three overlap.
     expected_s = fixed_s + np.maximum(np.maximum(memory_s, first_s), network_s) + later_s

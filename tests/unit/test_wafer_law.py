@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace.errors import ProfileError
-from moetrace.hardware import load_hardware
+from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines import wafer
 from moetrace.model import load_model
 from moetrace.op import Costs, Op, Work, Works
 from moetrace.replay import simulate
 from moetrace.synthesize import Workload
+from moetrace.validate import entries
+from moetrace.validate.figure import shipped
 
 CS3 = load_hardware("cs3")
 LAYERS, MODEL = 24, 44e9
@@ -172,3 +174,27 @@ def test_what_it_cannot_do_without() -> None:
         wafer.cost(works, ["dense_gemm"], CS3, model_bytes=1e9, layers=1, placement="nearby")
     with pytest.raises(ProfileError, match="not wafer"):
         wafer.crossings_s(load_hardware("h100-sxm"), 2)
+
+
+@given(st.integers(1, 4096))
+def test_many_tokens_over_the_whole_mesh_pass_tiles_on_step_by_step(tokens: int) -> None:
+    """A step for each token more, at most as many as a side has cores; none where tokens follow each other in a pipeline."""
+    assert CS3.wafer is not None and CS3.wafer.shift_s > 0
+    no_steps = replace(CS3, wafer=replace(CS3.wafer, shift_s=0.0))
+    work = Works.of(
+        [Op.of("qkv_proj", m=tokens)], [Work(flops=1e9 * tokens, resident_bytes=1e8, weight_bytes=1e8)]
+    )
+
+    def seconds(hw: Hardware, placement: str) -> float:
+        costs = wafer.cost(work, ["dense_gemm"], hw, model_bytes=MODEL, layers=LAYERS, placement=placement)
+        return float(costs.expected_s[0])
+
+    steps = (seconds(CS3, "whole") - seconds(no_steps, "whole")) / CS3.wafer.shift_s
+    assert steps == pytest.approx(min(tokens - 1, CS3.wafer.cores**0.5), rel=1e-6, abs=1e-6)
+    assert seconds(CS3, "spread") == seconds(no_steps, "spread")
+
+
+def test_wafer_llms_prefill_is_within_a_tenth() -> None:
+    rows = [f for f in shipped() if f.kind == "WLM3" and f.hw == "WSE-2"]
+    found = [entry for entry in entries(rows) if entry.error is not None]
+    assert len(found) == 6 and all(abs(entry.error or 1.0) < 0.1 and entry.within for entry in found)
