@@ -17,7 +17,8 @@ from moetrace.replay.grid.shape import Case
 from moetrace.replay.grid.vector import is_vectorised
 from moetrace.replay.load import LOAD, read_load
 from moetrace.replay.scenario import Setting, read_sets, scenarios
-from moetrace.synthesize import synthesize
+from moetrace.run import Run
+from moetrace.synthesize import meta_of
 
 IntArray = npt.NDArray[np.int64]
 VARIED = ("batch", "input_len", "output_len", "n_a")  # knobs that scenarios of one case may differ in
@@ -132,7 +133,8 @@ def plan_of(ask: Ask) -> Plan:
 def _cases(model: ModelSpec, hardware: list[Hardware], ask: Ask, rest: list[str]) -> list[Case]:
     """The cases of one model, those of equal settings beside each other."""
     load, _ = read_load(ask.sets)
-    pairs = scenarios(rest, hardware, synthesize(model, load), most=_MOST_CASES)
+    run = Run(meta_of(model, load, ()))  # its ops are not asked
+    pairs = scenarios(rest, hardware, run, most=_MOST_CASES)
     first: dict[tuple[Setting, ...], int] = {}
     places = [first.setdefault(scenario.settings, i) for i, (_, scenario) in enumerate(pairs)]
     return [Case(model, *pairs[i]) for i in sorted(range(len(pairs)), key=lambda i: places[i])]

@@ -41,17 +41,18 @@ class Steps:
         """Takes the times of the ops, once all are gathered."""
         self.times = self.pricing.on(self.shape.draft.hw, self.context)
         names, steps = sorted(set(self.family.tolist())), len(self.shape.draft.steps)
-        self.of_family = {name: np.zeros((steps, 3, self.space.size)) for name in names}
+        by_family = np.zeros((3, len(names), steps, self.space.size))
+        place = np.array([names.index(name) for name in self.family.tolist()])
         for axis, at in self.placed.axes.values():
             rows = self.placed.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
-            taken, index = self.times.ns[:, rows], slice(None) if axis is None else axis.index
-            for name in dict.fromkeys(self.family[at].tolist()):
-                own = self.family[at] == name
-                summed = np.matmul(self.count[:, at[own]], taken[:, own])[:, :, index]
-                self.of_family[name] += summed.transpose(1, 0, 2)
-        self.ns = np.zeros((steps, 3, self.space.size))
-        for ns in self.of_family.values():
-            self.ns += ns
+            here, own = np.unique(place[at], return_inverse=True)
+            counts = np.zeros((here.size, steps, at.size))
+            counts[own, :, np.arange(at.size)] = self.count[:, at].T
+            summed = np.matmul(counts.reshape(-1, at.size), self.times.ns[:, rows])
+            summed = summed.reshape(3, here.size, steps, -1)
+            by_family[:, here] += summed if axis is None else summed[..., axis.index]
+        self.of_family = {name: by_family[:, i].transpose(1, 0, 2) for i, name in enumerate(names)}
+        self.ns = np.ascontiguousarray(by_family.sum(axis=1).transpose(1, 0, 2))
         self.alone = self.ns[:, 0]
         if self.shape.draft.shares:
             self._share_out()
