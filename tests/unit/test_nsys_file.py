@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sqlite3
 import threading
-import time
 import tracemalloc
 
 import pytest
@@ -84,14 +83,12 @@ def test_an_interrupt_ends_a_long_query(tmp_path):
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
-    began = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt), nsys_file.opened(path, (NVTX,)) as db:
             db.connection.execute(endless).fetchone()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - began < 60
 
 
 def test_an_index_that_lies_is_not_asked(tmp_path):
