@@ -363,11 +363,21 @@ def _without_calls(chunk: bytes, between: bytes) -> tuple[bytes, int]:
 
 
 def loads(text: bytes) -> Any:
-    """JSON as profilers write it, Infinity, control characters and bad UTF-8 included. Raises ValueError, RecursionError."""
+    """JSON as profilers write it, Infinity, control characters and bad UTF-8 included. Raises ValueError, RecursionError.
+
+    Where times are longer than a float holds, long numbers with decimals come as Decimal.
+    """
+    if _DECIMALS.search(text):
+        return json.loads(text.decode("utf-8", "replace"), strict=False, parse_float=_exact)
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         return json.loads(text.decode("utf-8", "replace"), strict=False)
+
+
+def _exact(text: str) -> float | Decimal:
+    value = float(text)
+    return Decimal(text) if _LONG <= abs(value) < INT64 else value
 
 
 def _times(values: list[float | None]) -> IntArray:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from typing import Any
 
 from moetrace.formats.events import Tensors
 
 INT64 = 1 << 63
+_MOST_DIGITS = 20  # before the point: more us than that are no time
 _RANK = re.compile(r"\d{1,7}")
 _MOST_TEXT = 300  # characters of a list of ranks
 _DTYPE = {
@@ -25,12 +27,14 @@ _NCCL_DTYPE = {
 
 
 def ns(value: Any) -> int | None:
-    """Microseconds of any JSON type as whole nanoseconds, None for damage."""
+    """Microseconds of any JSON type as whole nanoseconds, None for damage. Exact for a text and a Decimal of any size."""
     if isinstance(value, str):
         try:
-            value = float(value)
-        except ValueError:
+            value = Decimal(value)
+        except InvalidOperation:
             return None
+    if isinstance(value, Decimal):
+        return round(value * 1000) if value.is_finite() and value.adjusted() < _MOST_DIGITS else None
     if isinstance(value, int) and not isinstance(value, bool):
         return value * 1000
     if not isinstance(value, float) or not math.isfinite(value):
@@ -43,8 +47,8 @@ def whole(value: Any, default: int = 0) -> int:
     """An int from an int, an integral float or digits (ROCm writes bytes as text); else the default."""
     if isinstance(value, str):
         value = int(value) if value.isdecimal() and len(value) < 20 else None
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else None
+    if isinstance(value, float | Decimal):
+        value = int(value) if value == value // 1 else None
     return value if isinstance(value, int) and abs(value) < INT64 else default
 
 

@@ -62,6 +62,25 @@ def test_absolute_microseconds_with_decimals_are_read_digit_by_digit(
     assert (events.start.tolist(), events.dur.tolist()) == ([1_650_000_000_000_000_000 + ns], [500])
 
 
+@pytest.mark.parametrize(
+    ("odd", "damaged"),
+    [
+        (b'{"ph": "X", "cat": "kernel", "name": "k", "ts": 1, "args": {"bandwidth": Infinity}}', 0),
+        (b'{"ph": "X", "cat": "kernel", "name": "k", "ts": "1", "args": {"bytes": 12345678901234.0}}', 0),
+        (b'{"ph": "X", "cat": "kernel", "name": "a "quoted" name", "ts": 1}', 1),
+        (b'{"ph": "X", "cat": "kernel", "name": "k", "ts": 1e300}', 1),
+    ],
+)
+def test_long_times_stay_exact_beside_an_odd_event(tmp_path: Path, odd: bytes, damaged: int) -> None:
+    """Events that are read one by one have their times digit by digit too, written as a number or as text."""
+    one = b'{"ph": "X", "cat": "kernel", "name": "k", "ts": 1712345678901234.567, "dur": 1.5}'
+    text = one.replace(b"1712345678901234.567", b'"1712345678901234.568"')
+    events = read(tmp_path, b'{"traceEvents": [' + b", ".join([one, odd, text, one]) + b"]}")
+    start = 1_712_345_678_901_234_567
+    assert [t for t in events.start.tolist() if t > 1000] == [start, start + 1, start]
+    assert events.counts["damaged"] == damaged
+
+
 def test_relative_float_microseconds_and_a_base(tmp_path: Path) -> None:
     rows = [event(ts=3_512_345_678_901.123, dur=1.001), event(ts=-0.5, dur=0)]
     for unit in ("ms", "ns"):  # a hint to viewers: it scales nothing

@@ -136,7 +136,9 @@ def test_times_in_columns_and_alone_are_the_same(us: float) -> None:
     assert kineto_rows._times([us]).tolist() == [ns(us)]
 
 
-@pytest.mark.parametrize("value", [True, None, "x", [], {}, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "value", [True, None, "x", [], {}, float("inf"), float("nan"), "1e999999", "nan", "-Infinity"]
+)
 def test_what_is_no_time(value: Any) -> None:
     assert ns(value) is None
 
