@@ -12,6 +12,7 @@ from moetrace.model import load_model
 from moetrace.parse import parse
 from moetrace.replay import Scenario, replay
 from moetrace.report.facts import report_facts
+from moetrace.report.facts.answers import answers
 from moetrace.report.facts.distinct_ops import distinct_ops
 from moetrace.report.facts.fewer import ratio_interval
 from moetrace.report.facts.layers import layer_families
@@ -259,19 +260,19 @@ def test_waits_for_launches_stay_where_the_recording_s_idle_time_does(tmp_path):
 
 # -- answers -------------------------------------------------------------------------------------------------------
 def test_every_question_is_answered_with_its_evidence_and_its_doubt(facts):
-    answers = {a["id"]: a for a in facts["answers"]}
-    assert list(answers) == ["time", "experts", "skew", "n_a", "helps", "covered"]
-    assert all(a["short"] and a["sure"] and a["section"] for a in answers.values())
+    found = {a["id"]: a for a in facts["answers"]}
+    assert list(found) == ["time", "experts", "skew", "n_a", "helps", "covered"]
+    assert all(a["short"] and a["sure"] and a["section"] for a in found.values())
     decode = facts["attribution"]["phases"]["decode"]
     experts = next(f for f in decode["families"] if f["family"] == "experts")
-    assert answers["experts"]["short"].startswith(f"{100 * experts['share']:.1f} % of the time, ")
+    assert found["experts"]["short"].startswith(f"{100 * experts['share']:.1f} % of the time, ")
     worst = max(facts["routing"]["layers"], key=lambda r: r["skew"])
-    assert answers["skew"]["short"] == f"layer {worst['layer']}: {worst['skew']:.2f} x"
+    assert found["skew"]["short"] == f"layer {worst['layer']}: {worst['skew']:.2f} x"
     for machine in ("h100-sxm", "cs3"):
-        assert machine in answers["n_a"]["short"]
-        assert any(machine in line["label"] and " to " in line["note"] for line in answers["n_a"]["lines"])
-    assert "bandwidth" in answers["helps"]["short"] and "fewer launches (cs3)" in answers["helps"]["short"]
-    assert {"not named", "not explained", "layers"} <= {line["label"] for line in answers["covered"]["lines"]}
+        assert machine in found["n_a"]["short"]
+        assert any(machine in line["label"] and " to " in line["note"] for line in found["n_a"]["lines"])
+    assert "bandwidth" in found["helps"]["short"] and "fewer launches (cs3)" in found["helps"]["short"]
+    assert {"not named", "not explained", "layers"} <= {line["label"] for line in found["covered"]["lines"]}
 
 
 def test_facts_are_json_and_say_their_schema(facts):
@@ -288,6 +289,19 @@ def test_a_run_without_a_model_or_routing_still_has_answers(tmp_path):
     assert [line["value"] for line in experts["lines"]][1:] == ["not known"]
     errors = [m for m in facts["what_if"]["machines"] if "error" in m]
     assert [m["hardware"] for m in errors] == ["cs3"]  # the wafer must know the model's size
+    assert said["skew"] == "not recorded" and said["n_a"] == "not known"
+    fewer = next(a for a in facts["answers"] if a["id"] == "n_a")
+    assert "--model" in fewer["sure"]
+    dark = next(line for line in facts["answers"][-1]["lines"] if line["label"] == "not explained")
+    assert "work not known" in dark["note"]
+
+
+def test_a_skew_that_chance_would_show_is_called_that(facts):
+    rows = facts["routing"]["layers"]
+    for chance, beyond in ((1.01, False), (9.0, True)):
+        routing = {**facts["routing"], "layers": [{**r, "chance": chance} for r in rows]}
+        skew = next(a for a in answers({**facts, "routing": routing}) if a["id"] == "skew")
+        assert ("no layer is skewed beyond it" in skew["sure"]) is beyond
 
 
 def test_answers_do_not_depend_on_the_parts_in_which_a_run_comes(tmp_path):

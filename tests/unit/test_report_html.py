@@ -180,6 +180,12 @@ def test_numbers_stay_with_their_units():
     assert family_class("experts") == "f-experts" and family_class('x" onload="') == "f-other"
 
 
+def test_the_sources_of_a_machine_are_said_in_full(run):
+    machine = moetrace.load_hardware("h100-sxm")
+    assert max(map(len, machine.sources.values())) > 300  # where names of a trace are cut
+    assert make_report(run, machine, []).facts["machine"]["sources"] == dict(machine.sources)
+
+
 def test_outliers_are_told_from_the_middle_half():
     def step(i, span):
         return {"index": i, "phase": "decode", "span_s": span, "critical": "memory"}

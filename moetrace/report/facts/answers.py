@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moetrace import units
+from moetrace.report.facts.saves import saves, shares, verdict, within
 from moetrace.report.tables import clean, number, of, percent, plural, seconds, share, shorten, size
 
 Facts = Mapping[str, Any]
 Line = tuple[str, str, str]
-Range = tuple[float, float, float]  # the answer, and the ends of its interval
 _TOO_DARK = 0.5  # of the time without bytes: above it, what binds the whole cannot be told
 _PARTS = ("memory", "compute", "network", "fixed", "unexplained", "idle")
 _WORDS = {"unexplained": "not explained"}
@@ -119,7 +119,7 @@ def _experts(facts: Facts) -> dict[str, Any] | None:
 def _skew(facts: Facts) -> dict[str, Any] | None:
     routing, question = facts["routing"], "Which layer has the worst load skew?"
     if routing is None:
-        if not facts["what_if"]["native_n_a"]:
+        if not _has_experts(facts):
             return None
         how = (
             "a prediction at another depth, batch or n_a keeps no routing: ask the recording that it was made from"
@@ -136,6 +136,8 @@ def _skew(facts: Facts) -> dict[str, Any] | None:
     chance = (
         f"uniform routing of {number(worst['tokens'])} tokens would show {worst['chance']:.2f} x by chance"
     )
+    if worst["skew"] <= worst["chance"]:
+        chance += ", so no layer is skewed beyond it"
     sure = f"busiest expert's tokens over the mean expert's, counted in {plural(routing['steps'], 'step')}; {chance}"
     short = f"layer {worst['layer']}: {worst['skew']:.2f} x"
     return _answer("skew", "routing", question, short, lines, sure)
@@ -145,12 +147,19 @@ def _steps_of(layer: Facts) -> str:
     return f"{layer['skew_low']:.2f} to {layer['skew_high']:.2f} over the steps; expert {layer['busiest']} has most"
 
 
+def _has_experts(facts: Facts) -> bool:
+    """Whether the model has experts, as far as it or the trace's kernels tell."""
+    return bool(facts["what_if"]["native_n_a"]) or any(
+        f["family"] == "experts" for f in _phase(facts)[1].get("families", ())
+    )
+
+
 def _fewer(facts: Facts) -> dict[str, Any] | None:
     what = facts["what_if"]
     native, fewer = what["native_n_a"], what["fewer_n_a"]
     rows = [r for r in what["n_a"] if r["n_a"] == fewer]
-    if not rows or native is None:
-        return None
+    if native is None or not rows:
+        return _fewer_unknown(facts, native)
     base = {(r["hardware"], r["placement"]): r for r in what["n_a"] if r["n_a"] == native}
     lines = []
     for r in rows:
@@ -168,6 +177,18 @@ def _fewer(facts: Facts) -> dict[str, Any] | None:
     sure = f"{at}{depth}; ranges: a family's law errs alike at both n_a, within its 80 % interval, {_rerouted(rows)}"
     where = ", ".join(_by_machine(rows))
     return _answer("n_a", "n_a", f"What does n_a {native} to {fewer} buy {at}?", where, lines, sure)
+
+
+def _fewer_unknown(facts: Facts, native: int | None) -> dict[str, Any] | None:
+    """Why nothing is said of fewer experts; None for a model that has one a token, or none."""
+    if native == 1 or not _has_experts(facts):
+        return None
+    how = (
+        "no machine that it could be predicted on"
+        if native
+        else "the model is not known: name it with --model"
+    )
+    return _answer("n_a", "n_a", "What would fewer active experts (n_a) buy?", "not known", [], how)
 
 
 def _rerouted(rows: Sequence[Facts]) -> str:
@@ -222,17 +243,17 @@ def _helps(facts: Facts) -> dict[str, Any] | None:
         return _answer("helps", "machines", question, "not known", [], said)
     lines: list[Line] = []
     verdicts: dict[str, list[str]] = {}
-    for where, note, memory, launches in _saves(facts):
-        verdict = _verdict(memory, launches)
-        verdicts.setdefault(verdict, []).append(where)
-        said = f"2 x bandwidth saves {_within(memory)}, half the launch cost {_within(launches)}"
-        lines.append((where + note, verdict, said))
+    for where, note, memory, launches in saves(facts, _phase(facts)[1].get("halving", ())):
+        better = verdict(memory, launches)
+        verdicts.setdefault(better, []).append(where)
+        said = f"2 x bandwidth saves {within(memory)}, half the launch cost {within(launches)}"
+        lines.append((where + note, better, said))
     if not lines:
         return None
     best = next((h for h in _phase(facts)[1].get("halving", ()) if h["saves_share"] > 0), None)
     if best is not None:
         lines.append(
-            ("most of all", clean(best["what"]), f"on {held}: half its time saves {_within(_shares(best))}")
+            ("most of all", clean(best["what"]), f"on {held}: half its time saves {within(shares(best))}")
         )
     sure = (
         "of the step's time, everything else unchanged; in brackets: where the law is at the ends of its 80 % interval; "
@@ -242,50 +263,10 @@ def _helps(facts: Facts) -> dict[str, Any] | None:
     return _answer("helps", "machines", question, short, lines, sure)
 
 
-def _saves(facts: Facts) -> list[tuple[str, str, Range, Range]]:
-    """(machine, what it is, what twice the bandwidth saves, what half the launch cost saves), first of the run itself."""
-    held, run = facts["attribution"]["hardware"], facts["attribution"]["run"]
-    out = []
-    if halving := _phase(facts)[1].get("halving"):
-        out.append(
-            (held, " (as recorded)" if run["kind"] == "measured" else "", *_memory_and_launches(halving))
-        )
-    for m in facts["what_if"]["machines"]:
-        if "error" not in m and m["hardware"] != held:
-            off = m["high_s"] / m["step_s"] if m["step_s"] else 1.0
-            memory, launches = (
-                (v, v / off, min(v * off, 0.5)) for v in (m["memory_saves"], m["launch_saves"])
-            )
-            out.append((m["hardware"], "", memory, launches))
-    return out
-
-
-def _shares(row: Facts) -> Range:
-    span = of(row["saves_s"], row["saves_share"]) or 0.0
-    low, high = (of(row[k], span) or 0.0 for k in ("low_s", "high_s"))
-    return float(row["saves_share"]), low, high
-
-
-def _memory_and_launches(
-    halving: Sequence[Facts],
-) -> tuple[Range, Range]:
-    rows = {h["what"]: _shares(h) for h in halving}
-    none = (0.0, 0.0, 0.0)
-    fixed, waits = rows.get("fixed cost per op", none), rows.get("launch waits", none)
-    return rows.get("memory bandwidth", none), (fixed[0] + waits[0], fixed[1] + waits[1], fixed[2] + waits[2])
-
-
-def _verdict(memory: Range, launches: Range) -> str:
-    if memory[1] > launches[2]:
-        return "bandwidth"
-    if launches[1] > memory[2]:
-        return "fewer launches"
-    return "bandwidth, probably" if memory[0] > launches[0] else "fewer launches, probably"
-
-
-def _within(value: Range) -> str:
-    middle, low, high = (percent(v) for v in value)
-    return middle if low == middle == high else f"{middle} ({low} to {high})"
+def _beyond(facts: Facts) -> str:
+    held = facts["attribution"]
+    dark = "work not known, or " if held["coverage"]["bytes_share"] < 0.995 else ""
+    return f"{dark}busy longer than the law of {held['hardware']} expects"
 
 
 def _covered(facts: Facts) -> dict[str, Any]:
@@ -303,7 +284,7 @@ def _covered(facts: Facts) -> dict[str, Any]:
         ("not named", percent(1 - coverage["named_share"]), unnamed or "every kernel was recognised"),
         ("without bytes", percent(1 - coverage["bytes_share"]), "of the time: its work is not known"),
         ("without a layer", percent(1 - coverage["layer_share"]), "embedding, head, sampling, or not placed"),
-        ("not explained", percent(over), f"of {_a_step(name)}: busy longer than the law of {held['hardware']} expects"),
+        ("not explained", percent(over), f"of {_a_step(name)}: {_beyond(facts)}"),
         ("between steps", percent(held["between_steps"]["share"]), "of the recording lies in no step, in none of the figures"),
     ]  # fmt: skip
     if run.get("native_layers") and held["layers_found"] < run["native_layers"]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_POINTS = 100_000  # distinct ops drawn, those with most time first
 MAX_STEPS = 50_000  # steps drawn, the first ones
 TEXT = 300  # characters of a name that the page keeps
+SOURCE = 4000  # of a machine's source, which the profile's author wrote
 FAMILIES = (
     "experts", "attention", "dense_gemm", "routing", "shared_expert", "norm", "communication", "elementwise", "sampling",
     "embedding", "copy",
@@ -73,6 +74,9 @@ class Report:
         attribution = {k: v for k, v in facts["attribution"].items() if k != "steps"}
         small = trimmed({**facts, "attribution": attribution})
         steps = facts["attribution"]["steps"]
+        small["machine"]["sources"] = {
+            k: tables.shorten(v, SOURCE) for k, v in facts["machine"]["sources"].items()
+        }
         small["step_stats"] = step_stats(steps)
         bulk = {
             "steps": _step_columns(steps[:MAX_STEPS]),

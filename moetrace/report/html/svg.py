@@ -48,7 +48,12 @@ def n_a_chart(what: Mapping[str, Any]) -> Markup:
     most = max((p[3] for s in series for p in s.points), default=1.0)
     top = most if most > 1.02 else 1.0  # a band that ends a hair above 1 needs no axis up to the next tick
     return chart(
-        series, "n_a, active experts per token", "step time, native n_a = 1", ticks, y_from=0.0, y_to=top
+        series,
+        "n_a, active experts per token",
+        f"step time over that at n_a {what['native_n_a']}",
+        ticks,
+        y_from=0.0,
+        y_to=top,
     )
 
 
