@@ -26,7 +26,11 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from moetrace import Scenario, Workload, load_hardware, load_model, simulate
+from moetrace import ops as work_of
 from moetrace.hardware import Hardware
+from moetrace.machines.seen import ranges
+from moetrace.op import Op, OpColumns
+from moetrace.synthesize import synthesize
 from moetrace.validate.figure import Figure, shipped
 from moetrace.validate.simulating import model_of
 from moetrace.validate.sources.wafer import (
@@ -115,6 +119,21 @@ def show_prefill(figures: Sequence[Figure]) -> None:
         print(f"prefill, {name}: shift_s {x[0] * 1e-6:.3g}, eta_mesh {1 / (1 + x[1]):.3g}: {told}")
 
 
+def show_seen(figures: Sequence[Figure]) -> None:
+    """Prints the least and the most of each size in the decode steps that the fit saw, as a profile states them (`seen`)."""
+    found: dict[str, set[Op]] = {}
+    for figure in figures:
+        lengths = DECODE_AT if figure.kind == "WLM4" else LENGTHS
+        run = synthesize(load_model(model_of(figure.model)), Workload(1, *lengths))
+        code, texts = run.codes("op")
+        decodes = np.array([step.phase == "decode" for step in run.meta.steps])[run.numpy("step").astype(int)]
+        for text in {texts[i] for i in code[decodes].tolist()}:
+            op = Op.parse(text)
+            found.setdefault(work_of.family(op.kind), set()).add(op)
+    for family in ("dense_gemm", "attention"):
+        print(f"seen, {family}: {ranges(OpColumns.of(sorted(found[family], key=str)))}")
+
+
 def name_of(figure: Figure) -> str:
     model = model_of(figure.model)
     return ONE.get(model, model)
@@ -133,6 +152,7 @@ def main() -> None:
     plain = [f for f in speeds if not is_late(f)]
     p = fit([*wse2, *plain])
     print(f"all points: t0_s {p[0]:.3g}, hop_s {p[1]:.3g}, eta_flops {p[2]:.3g}")
+    show_seen([*wse2, *plain])
     show_prefill([f for f in figures if f.kind == "WLM3" and f.hw == "WSE-2"])
     models = sorted({name_of(f) for f in speeds})
     placements = ("spread", "own")

@@ -61,6 +61,20 @@ def test_types_engines_and_machines_that_were_not_measured_are_named() -> None:
     )  # assumed on every machine
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("qkv_proj bf16 m=1 n=6144 k=4096", set()),
+        ("qkv_proj bf16 m=16 n=6144 k=4096", {"dense_gemm m above 1"}),
+        ("attention bf16 batch=8 heads=32 kv_heads=8 head_dim=128 kv=16000", {"attention batch above 1"}),
+        ("moe_gate_up bf16 tokens=1 hidden=2048 inter=768 experts=128 topk=8", {"experts of bf16: assumed"}),
+    ],
+)  # fmt: skip
+def test_a_wafer_was_fitted_on_one_sequence_of_dense_models(text: str, why: set[str]) -> None:
+    assert found(Op.parse(text), load_hardware("cs3")) == why
+    assert found(Op.parse(text), load_hardware("wse2")) >= why
+
+
 def test_only_the_rows_that_lie_beyond_are_marked() -> None:
     some = [Op.of("moe_gate_up", "bf16", **{**INSIDE, "tokens": tokens}) for tokens in (8, 600, 512, 4096)]
     (mark,) = [which for why, which in beyond(ops.works(some), machine(), PriceContext()) if "tokens" in why]
