@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware, load_hardware
+from moetrace.machines.wafer import wafers as wafers_for
 from moetrace.model import ModelSpec
 from moetrace.replay import speculate
 from moetrace.replay.economics import economics
@@ -23,7 +24,6 @@ from moetrace.replay.engine import AS_RECORDED, Prediction, replay
 from moetrace.replay.load import workload_of
 from moetrace.replay.measures import (
     MEASURES,
-    Draft,
     context_of,
     first_and_rest,
     metrics,
@@ -31,7 +31,9 @@ from moetrace.replay.measures import (
     step_weights,
 )
 from moetrace.replay.scenario import Scenario, machine_of
+from moetrace.replay.speculate import Drafting, beside
 from moetrace.replay.stated import SKEWED
+from moetrace.replay.summary import EXTRAPOLATED
 from moetrace.run import Run, Step
 from moetrace.synthesize import Workload, synthesize
 
@@ -82,9 +84,9 @@ def simulate(
     hw = machine_of(load_hardware(hw), scenario)
     load, turned = workload_of(workload, scenario)
     speculation = speculate.asked(scenario)
-    drafting: tuple[Draft, Mapping[str, float], str] | None = speculate.stated(scenario)
+    drafting = speculate.stated(scenario)
     if drafting:
-        load = replace(load, verify=ceil(drafting[0].yielded))
+        load = replace(load, verify=ceil(drafting.ends[0].yielded))
     if speculation:
         load = replace(load, verify=speculation[1] + 1)
         drafting = speculate.drafting(*speculation, load, hw, scenario)
@@ -108,18 +110,25 @@ def _summary(
     prediction: Prediction,
     load: Workload,
     hw: Hardware,
-    drafting: tuple[Draft, Mapping[str, float], str] | None,
+    drafting: Drafting | None,
     price_per_hour: float | None,
 ) -> dict[str, Any]:
     meta, base = prediction.run.meta, prediction.summary
     families, weights = _families_by_step(prediction), step_weights(meta.steps)
-    draft = drafting[0] if drafting else None
-    found = metrics([first_and_rest(meta.steps, column, load, draft) for column in prediction.step_s.T], load)
-    memory = (
-        _with_draft(base["memory"], drafting[1], meta.gpus) if drafting and drafting[1] else base["memory"]
+    ends = drafting.ends if drafting else (None, None, None)
+    columns = zip(
+        prediction.step_s.T, ends, strict=True
+    )  # both models' errors are one machine's: they err together
+    found = metrics([first_and_rest(meta.steps, column, load, draft) for column, draft in columns], load)
+    memory, wafers, beyond_fit = base["memory"], base["wafers"], base["beyond_fit"]
+    if drafting:
+        memory = _with_draft(memory, drafting.held_bytes, meta.gpus)
+        beyond_fit = beside(beyond_fit, drafting.beyond_fit)
+        wafers = wafers and wafers_for(hw, memory["needed_bytes"])
+    said = [_load_said(load), *run.meta.notes, *([drafting.said] if drafting else [])]
+    said += (
+        [f"drafting model: {EXTRAPOLATED}{drafting.beyond_fit}"] if drafting and drafting.beyond_fit else []
     )
-    said = [_load_said(load), *run.meta.notes]
-    said += [drafting[2]] if drafting else []
     return {
         "schema": SCHEMA,
         "model": run.meta.model.name if run.meta.model else "",
@@ -138,11 +147,11 @@ def _summary(
         "families": _families(families, weights == 0, weights / max(1.0, weights.sum()), base),
         "distinct": base["distinct"],
         "memory": memory,
-        "wafers": base["wafers"],
-        "economics": economics(hw, found["output_throughput"]["value"], base["wafers"], price_per_hour),
+        "wafers": wafers,
+        "economics": economics(hw, found["output_throughput"]["value"], wafers, price_per_hour),
         "accuracy": base["accuracy"],
         "anchored": base["anchored"],
-        "beyond_fit": base["beyond_fit"],
+        "beyond_fit": beyond_fit,
         "assumptions": [*said, *base["assumptions"]],
     }
 
@@ -157,12 +166,11 @@ def _load_said(load: Workload) -> str:
     return _ASSUMED.format(overhead=f"the host adds {stated} to each step, as stated")
 
 
-def _with_draft(memory: Mapping[str, Any], held: Mapping[str, float], devices: int) -> dict[str, Any]:
+def _with_draft(memory: Mapping[str, Any], held: float, devices: int) -> dict[str, Any]:
     """The memory of a simulation with a drafting model beside; how many sequences would fit is not worked out with it."""
-    if memory["needed_bytes"] is None:
+    if memory["needed_bytes"] is None or not held:
         return dict(memory)
-    more = sum(held.values())
-    rank, needed = {**memory["rank"], "draft": more}, memory["needed_bytes"] + more * devices
+    rank, needed = {**memory["rank"], "draft": held}, memory["needed_bytes"] + held * devices
     used = sum(rank.values()) if memory["rank"] else needed  # a wafer has no ranks
     return {
         **memory,

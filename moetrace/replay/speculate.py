@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
@@ -13,9 +14,6 @@ from moetrace.replay.load import DRAFTING, YIELDED
 from moetrace.replay.measures import Draft, first_and_rest
 from moetrace.replay.scenario import Scenario
 from moetrace.synthesize import Workload, synthesize
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def asked(scenario: Scenario) -> tuple[ModelSpec, int, float] | None:
@@ -32,7 +30,18 @@ def asked(scenario: Scenario) -> tuple[ModelSpec, int, float] | None:
     return load_model(str(said["draft"])), int(said["draft_tokens"]), float(said["acceptance"])
 
 
-def stated(scenario: Scenario) -> tuple[Draft, dict[str, float], str] | None:
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """What drafting takes: as expected and at both ends of its 80 % interval, the bytes of the drafting model on each device
+    (on a wafer in all; 0: none is said), what of it lies beyond the fit, and a sentence on it."""
+
+    ends: tuple[Draft, Draft, Draft]
+    held_bytes: float
+    beyond_fit: str
+    said: str
+
+
+def stated(scenario: Scenario) -> Drafting | None:
     """What `drafting` gives, of the tokens that a step is said to yield; None without. Raises ScenarioError beside a draft."""
     value = scenario.get(YIELDED)
     if value is None:
@@ -45,7 +54,7 @@ def stated(scenario: Scenario) -> tuple[Draft, dict[str, float], str] | None:
         f"{YIELDED}={value:g}: an assumption, not a prediction. How tokens are drafted is not said, so what drafts them "
         "takes no time and no memory here, and as many tokens are verified as are accepted"
     )
-    return Draft(0, 0.0, 0.0, 0.0, float(value)), {}, text
+    return Drafting((Draft(0, 0.0, 0.0, 0.0, float(value)),) * 3, 0.0, "", text)
 
 
 def places(hw: Hardware, scenario: Scenario) -> list[tuple[Hardware, Scenario]]:
@@ -63,25 +72,32 @@ def held_bytes(rank: Mapping[str, Any], weights: Any, kv: Any) -> Any:
     return sum(rank.get(part, 0.0) for part in ("experts", "attention", "other", "kv"))
 
 
+def beside(model: str, draft: str) -> str:
+    """What of a model and of the one that drafts for it lies beyond the fit, as one text; "" where nothing does."""
+    return "; ".join([*([model] if model else []), *([f"drafting model: {draft}"] if draft else [])])
+
+
 def drafting(
     model: ModelSpec, tokens: int, acceptance: float, load: Workload, hw: Hardware, scenario: Scenario
-) -> tuple[Draft, Mapping[str, float], str]:
-    """(what the drafting model takes, bytes of it on each device by part, a sentence on it).
+) -> Drafting:
+    """What the drafting model takes.
 
     It runs on the same devices: cut over tp where its widths allow, else whole on every GPU. It drafts one token after
     another, from the same contexts.
     """
-    run = synthesize(model, replace(load, served=False, verify=1, host_s=None))
+    own = replace(load, served=False, verify=1, host_s=None)
+    run = synthesize(model, own)
     for machine, how in places(hw, scenario):
         try:
             prediction = replay(run, machine, how)
         except ScenarioError:
             continue
         break
-    steps, memory = prediction.run.meta.steps, prediction.summary["memory"]
-    own = replace(load, served=False, verify=1, host_s=None)
-    ttft, rest = first_and_rest(steps, prediction.step_s[:, 0], own)
-    step = rest / max(1, load.output_len - 1)
+    summary, memory = prediction.summary, prediction.summary["memory"]
+    times = [first_and_rest(prediction.run.meta.steps, column, own) for column in prediction.step_s.T]
+    expected, low, high = (
+        Draft(tokens, acceptance, ttft, rest / max(1, load.output_len - 1)) for ttft, rest in times
+    )
     where = (
         f"cut over {machine.gpus} GPUs"
         if machine.gpus > 1
@@ -89,11 +105,12 @@ def drafting(
         if hw.gpus > 1
         else "beside the model"
     )
-    held = {"weights and cache": held_bytes(memory["rank"], memory["weight_bytes"], memory["kv_bytes"])}
-    draft = Draft(tokens, acceptance, ttft, step)
+    alone = "; each is timed as if the wafers' cores were all its own" if hw.device_class == "wafer" else ""
     text = (
-        f"draft={model.name}: {tokens} tokens drafted one after another for each step, {step * 1e3:.2f} ms each, {where}; each "
-        f"accepted with probability {acceptance:g}, independently, so a step yields {draft.yielded:.2f} tokens; the drafted "
-        "tokens of a sequence choose experts as independently as those of others, which overstates the distinct ones"
+        f"draft={model.name}: {tokens} tokens drafted one after another for each step, {expected.step_s * 1e3:.2f} ms each, "
+        f"{where}{alone}; each accepted with probability {acceptance:g}, independently, so a step yields "
+        f"{expected.yielded:.2f} tokens; the drafted tokens of a sequence choose experts as independently as those of others, "
+        "which overstates the distinct ones"
     )
-    return draft, held, text
+    held = held_bytes(memory["rank"], memory["weight_bytes"], memory["kv_bytes"])
+    return Drafting((expected, low, high), held, summary["beyond_fit"], text)

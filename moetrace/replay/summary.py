@@ -27,6 +27,7 @@ from moetrace.run import GENERATING, Run, main_phase
 
 IntArray = npt.NDArray[np.int64]
 SCHEMA = "moetrace.replay/1"
+EXTRAPOLATED = "extrapolated, times and intervals alike, for the fit did not see it: "
 # Above this share of the predicted time, a prediction is called anchored without more words.
 _WHOLLY = 0.9995
 _NUMBER = re.compile(r"[\d.,]+")
@@ -98,11 +99,7 @@ class Tally:
     def assumptions(self) -> tuple[str, ...]:
         """What the prediction takes for granted; of sentences that differ between parts only in numbers, the first."""
         beyond_fit = self.beyond_fit
-        more = (
-            (f"extrapolated, times and intervals alike, for the fit did not see it: {beyond_fit}",)
-            if beyond_fit
-            else ()
-        )
+        more = (EXTRAPOLATED + beyond_fit,) if beyond_fit else ()
         return (*self._said.values(), *more)
 
     def summary(self) -> dict[str, Any]:

@@ -140,6 +140,7 @@ def _memory(facts: Facts) -> Table:
     parts = (
         ("weights", m["weight_bytes"]),
         ("KV cache at the end", m["kv_bytes"]),
+        ("drafting model", m["rank"]["draft"] * facts["gpus"] if "draft" in m["rank"] else None),
         ("framework and buffers", m["framework_bytes"]),
         ("needed", m["needed_bytes"]),
         ("capacity", m["capacity_bytes"]),

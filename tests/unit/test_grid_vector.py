@@ -98,6 +98,7 @@ GRIDS = [
     (("qwen3-8b", "h100-sxm", *DRAFT), of([1, 8], [300], [1, 40])),
     (("qwen3-30b-a3b", "h100-sxm-x4", "tp=4", *DRAFT), of([1, 8], [300], [40])),
     (("qwen3-8b", "cs3", *DRAFT), of([1, 8], [300], [40])),
+    (("qwen3-30b-a3b", "cs3", "draft=qwen3-14b", *DRAFT[1:]), of([1, 8], [300], [40])),
     (("qwen3-30b-a3b", "cs3", "placement=own", "tokens_per_step=2.5"), of([1, 8], [300], [40])),
     (("mixtral-8x7b", "a100-sxm-x8", "tp=8", "engine=vllm", "dtype=fp8"), of([1, 300], [300], [40], n_a=[1, 2])),
     (("olmoe-1b-7b", "cpu"), of([1, 8], [300], [1, 40])),

@@ -231,3 +231,33 @@ def test_tokens_that_a_step_is_said_to_yield_are_an_assumption() -> None:
     assert any("an assumption, not a prediction" in text for text in said)
     with pytest.raises(ScenarioError, match="leave one out"):
         done("tokens_per_step=4", "draft=qwen3-0.6b", "draft_tokens=4", "acceptance=0.7")
+
+
+# -- a drafting model's own errors, bytes and extrapolation -----------------------------------------------------------
+def test_a_drafting_model_is_as_unsure_as_it_is_alone() -> None:
+    load = Workload(1, 512, 64)
+    drafter = simulate(OLMOE, load, H100).summary["metrics"]["tpot"]
+    both = simulate(
+        load_model("qwen3-0.6b"),
+        load,
+        H100,
+        Scenario.of("draft=olmoe-1b-7b", "draft_tokens=8", "acceptance=0.5"),
+    ).summary
+    tpot = both["metrics"]["tpot"]
+    yielded = (1 - 0.5**9) / 0.5
+    for end, worse in (("low", -1), ("high", 1)):
+        drafted = 8 * (drafter[end] - drafter["value"]) / yielded
+        assert worse * (tpot[end] - tpot["value"]) >= worse * drafted * 0.99
+    assert "drafting model: prefill" in both["beyond_fit"]
+    assert any(said.startswith("drafting model: extrapolated") for said in both["assumptions"])
+
+
+def test_a_drafting_model_takes_wafers_of_its_own_bytes() -> None:
+    model, wafer = load_model("qwen3-30b-a3b"), load_hardware("cs3")
+    alone = simulate(model, LOAD, wafer).summary
+    both = simulate(
+        model, LOAD, wafer, Scenario.of("draft=qwen3-32b", "draft_tokens=2", "acceptance=0.5")
+    ).summary
+    assert (alone["wafers"], both["wafers"]) == (2, 3)
+    assert both["economics"]["devices"] == 3
+    assert any("as if the wafers' cores were all its own" in said for said in both["assumptions"])

@@ -49,7 +49,7 @@ def first_and_rest(
 ) -> tuple[FloatArray, FloatArray]:
     """(TTFT, all later tokens), [ends, scenarios] each: `measures.first_and_rest`. `seconds` are [steps, ends, scenarios].
 
-    `drafted` is what a step yields, and what drafting adds to TTFT and to each step.
+    `drafted` is what a step yields [scenarios], and what drafting adds to TTFT and to each step, [ends, scenarios].
     """
     later, batch = spread(load.output_len, space) - 1, spread(load.batch, space)
     overhead = overhead_s(load)

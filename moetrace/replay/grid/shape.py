@@ -145,7 +145,7 @@ class Drafts:
         """The drafting model on the machines that `speculate.places` names, the first that takes it."""
         stated = speculate.stated(case.scenario)
         if stated is not None:
-            return Drafting(0, 0.0, stated[0].said, None)
+            return Drafting(0, 0.0, stated.ends[0].said, None)
         asked = speculate.asked(case.scenario)
         if asked is None:
             return None

@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from moetrace.cost import PriceContext
 from moetrace.errors import MoetraceError
+from moetrace.machines.wafer import wafers as wafers_for
 from moetrace.replay.economics import economics
 from moetrace.replay.grid.load import first_and_rest, measures, spread, weights_of
 from moetrace.replay.grid.shape import Case, Drafts, Shape
 from moetrace.replay.grid.steps import Steps
 from moetrace.replay.grid.times import Pricing
-from moetrace.replay.speculate import held_bytes
+from moetrace.replay.speculate import beside, held_bytes
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -127,7 +128,7 @@ class _Waiting:
             out.metrics[name][:, self.at] = values
         self._memory(out)
         self._economics(out)
-        texts, which = self.steps.beyond()
+        texts, which = self._beyond()
         out.beyond[self.at] = np.array([out.word(text) for text in texts], dtype=np.int64)[which]
         out.gpus[self.at] = shape.draft.gpus
         whole = np.maximum(weights.sum(axis=0), 1.0)
@@ -137,28 +138,37 @@ class _Waiting:
             prefill[self.at] = by_step[0]
 
     def _drafting(self) -> tuple[FloatArray, FloatArray, FloatArray] | None:
-        """(tokens that a step yields, seconds that drafting adds to TTFT, and to each step), [scenarios] each."""
+        """(tokens that a step yields [scenarios], seconds that drafting adds to TTFT, and to each step [ends, scenarios])."""
         drafting, space = self.shape.drafting, self.shape.space
         if drafting is None:
             return None
-        none = np.zeros(space.size)
+        none = np.zeros((3, space.size))
         if self.beside is None or drafting.shape is None:
             return np.full(space.size, float(drafting.said or 1.0)), none, none
         self.beside.price()
         load, steps = drafting.shape.load, drafting.shape.draft.steps
         weights = weights_of(steps, space)
-        first, rest = first_and_rest(steps, self.beside.seconds[:, :1], weights, load, space, None)
-        each = rest[0] / np.maximum(1.0, spread(load.output_len, space) - 1)
-        return np.full(space.size, drafting.yielded), first[0], drafting.tokens * each
+        first, rest = first_and_rest(steps, self.beside.seconds, weights, load, space, None)
+        each = rest / np.maximum(1.0, spread(load.output_len, space) - 1)
+        return np.full(space.size, drafting.yielded), first, drafting.tokens * each
+
+    def _beyond(self) -> tuple[list[str], IntArray]:
+        """(texts of what lies beyond the fit, a drafting model's too; which of them holds for each scenario)."""
+        texts, which = self.steps.beyond()
+        if self.beside is None:
+            return texts, which
+        others, other = self.beside.beyond()
+        return [beside(one, two) for one in texts for two in others], which * len(others) + other
 
     def _memory(self, out: Answers) -> None:
         need, space, at = self.steps.need, self.shape.space, self.at
-        needed, fits, largest = need.needed_bytes, need.fits, need.largest_batch
+        needed, fits, largest, wafers = need.needed_bytes, need.fits, need.largest_batch, need.wafers
         if self.beside is not None and needed is not None:
             other = self.beside.need
             held = held_bytes(other.rank, other.weight_bytes, other.kv_bytes)
             needed = needed + held * self.shape.draft.gpus
             largest = None
+            wafers = wafers if wafers is None else wafers_for(self.shape.draft.hw, needed)
             if fits is not None:
                 used = sum(need.rank.values()) + held if need.rank else needed
                 fits = used <= self.shape.draft.hw.memory.capacity_bytes
@@ -166,7 +176,7 @@ class _Waiting:
         out.largest_batch[at] = spread(largest, space)
         known = spread(fits, space)
         out.fits[at] = np.where(np.isnan(known), -1, known)
-        out.wafers[at] = spread(need.wafers, space)
+        out.wafers[at] = spread(wafers, space)
 
     def _economics(self, out: Answers) -> None:
         hw, at = self.shape.draft.hw, self.at
