@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from moetrace import formats
-from moetrace.errors import TraceError
+from moetrace.errors import ModelError, TraceError
 from moetrace.formats import remote
 from moetrace.parse import parse
 from tests.made import decode_trace, write
@@ -91,3 +92,60 @@ def test_a_circle_of_links_is_one_line(tmp_path: Path) -> None:
         remote.trace_in(tmp_path)
     with pytest.raises(TraceError):
         formats.read(tmp_path / "in" / "in" / "in")
+
+
+class _ClientError(Exception):
+    """As botocore's and httpx's: no OSError."""
+
+
+class _Failing(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """A store whose client fails: at once, or when the first half of a file was read."""
+
+    protocol = "failing"
+    data = b""
+
+    def info(self, path: str, **_options: object) -> dict[str, object]:
+        if "denied" in path:
+            raise _ClientError("Unable to locate credentials")
+        if "absent" in path:
+            raise FileNotFoundError(path)
+        return {"name": path, "type": "file", "size": len(self.data)}
+
+    def _open(self, _path: str, *_given: object, **_options: object) -> io.BytesIO:
+        class Half(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                if self.tell() >= len(_Failing.data) // 2:
+                    raise _ClientError("connection closed")
+                return super().read(min(size or -1, len(_Failing.data) // 2))
+
+        return Half(self.data)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_a_store_s_client_raises_is_one_line_and_no_damage(
+    trace: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    monkeypatch.setattr(_Failing, "data", gzip.compress(trace.read_bytes()) if packed else trace.read_bytes())
+    fsspec.register_implementation("failing", _Failing, clobber=True)
+    for name, words in (
+        ("denied.json", "cannot be opened (Unable to locate credentials)"),
+        ("absent.json", "cannot be opened (there is no such file)"),
+        ("t.json", "cannot be opened (connection closed)"),
+    ):
+        with pytest.raises(TraceError) as caught:
+            parse(f"failing://bucket/{name}")
+        assert str(caught.value) == f"failing://bucket/{name} {words}"
+
+
+def test_a_fault_of_moetrace_s_own_is_no_failing_store() -> None:
+    with pytest.raises(TypeError), remote.reached("memory://x"):
+        raise TypeError
+    with pytest.raises(ModelError), remote.reached("memory://x"):
+        raise ModelError("unknown")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/a/t.json.gz?X-Amz-Signature=secret", "http://host/a/t.json.gz#x"]
+)
+def test_the_signature_of_a_web_address_is_no_part_of_the_name(url: str) -> None:
+    assert remote.Remote(url, None, "", 1).name == "t.json.gz"

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from moetrace.errors import OutputError
 from moetrace.files import RANKS_SUMMARY, check_directory, is_run, table_facts, write_parquet, write_whole
-from moetrace.formats.remote import file_system, url_of
+from moetrace.formats.remote import file_system, reached, url_of
 from moetrace.ranks import FOLDER, TABLE
 from moetrace.run import Run
 
@@ -205,8 +205,5 @@ def _json(facts: Facts) -> bytes:
 
 def _reached(url: str, act: Callable[[], Any]) -> Any:
     """What `act` gives. Raises OutputError with one line where the URL cannot be written."""
-    try:
+    with reached(url, OutputError, "cannot write {}"):
         return act()
-    except (OSError, ValueError, NotImplementedError) as err:
-        said = " ".join(str(err).split())[:160] or type(err).__name__
-        raise OutputError(f"cannot write {url} ({said})") from err
