@@ -131,6 +131,11 @@ class Family:
     def __getitem__(self, name: str) -> float:
         return self.value[name]
 
+    @property
+    def transferred(self) -> bool:
+        """Whether the coefficients are another machine's."""
+        return self.provenance.startswith("transferred")
+
     def widened(self, factor: float) -> Family:
         """The same coefficients, all errors ``(1 + error) factor - 1``."""
         decades, memory, apart = (

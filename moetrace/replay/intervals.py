@@ -3,7 +3,8 @@
 Ops of one family err alike: their coefficients come from one fit. Families' fits are made on measurements of their own, so
 their errors are taken as independent of each other, and a step's deviation is the root of the sum of the families' squares.
 Over served runs (docs/simulate.md) the 80 % interval then holds close to 80 %; with all errors at once it held nearly all.
-A wafer's error is the whole law's and one for all its ops.
+A wafer's error is the whole law's and one for all its ops; what a transfer to another chip gets wrong (its clock, its memory)
+is common to all families too, so there all ops are at their ends at once.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ IntArray = npt.NDArray[np.int64]
 
 
 def errs_by_family(draft: Draft) -> bool:
-    """Whether the draft's ops have errors by family: on a wafer they have one for all; an eager host's is beside theirs."""
-    return draft.hw.law != "wafer" and draft.scenario.get("graph") != "off"
+    """Whether the draft's ops have errors by family: on a wafer, or with another machine's coefficients, they have one for
+    all; an eager host's is beside theirs."""
+    hw = draft.hw
+    moved = any(family.transferred for family in hw.families.values())
+    return hw.law != "wafer" and not moved and draft.scenario.get("graph") != "off"
 
 
 def together(deviations: FloatArray) -> FloatArray:
