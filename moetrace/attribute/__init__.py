@@ -278,6 +278,7 @@ def _twice(hardware: Hardware) -> dict[str, Hardware]:
         "fixed cost per op": replace(
             hardware,
             families={k: f.with_fixed_times(0.5) for k, f in hardware.families.items()},
+            wafer=hardware.wafer and hardware.wafer.with_fixed_times(0.5),
         ),
     }
     if hardware.link is not None:

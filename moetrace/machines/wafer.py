@@ -41,7 +41,9 @@ _LINK_DIRECTIONS = 8  # a core's router has four neighbours, in and out: fabric 
 _MATRICES = frozenset(
     {"dense_gemm", "shared_expert", "experts"}
 )  # families whose weights have cores of their own
-_REDUCTION_S = 5e-7  # a family whose fixed time is at least this reduces over its cores
+_LOCAL = frozenset(
+    {"elementwise", "copy", "moe_act"}
+)  # what each core does to what it holds: nothing crosses the mesh
 
 
 def cost(
@@ -95,8 +97,7 @@ def cost(
     network_s = works["act_write_bytes"] / (link * np.sqrt(cores))
     types = works.ops.types
     reductions = by_type([max(1, EXPERT_GEMMS.get(op.kind, (1, 1))[1]) for op in types])
-    # An op that reduces nothing (its family's time is one core's) crosses no mesh.
-    crosses = by_type([1.0 if f["t0_s"] >= _REDUCTION_S else 0.0 for _, f in chosen])
+    crosses = by_type([0.0 if key in _LOCAL else 1.0 for key, _ in chosen])
     latency_s = by_type([f["t0_s"] for _, f in chosen]) + crosses * side.hop_s * 2.0 * np.sqrt(
         np.minimum(cores, side.cores)
     )

@@ -34,11 +34,18 @@ def experts(distinct: float, rows: float, resident: float = 1e9, n_e: int = 32) 
     )
 
 
-def price(work: Work, placement: str = "spread", kind: str = "moe_experts", model: float = MODEL) -> Costs:
+def price(
+    work: Work,
+    placement: str = "spread",
+    kind: str = "moe_experts",
+    model: float = MODEL,
+    family: str = "experts",
+    hw: Hardware = CS3,
+) -> Costs:
     return wafer.cost(
         Works.of([Op.of(kind)], [work]),
-        ["experts"],
-        CS3,
+        [family],
+        hw,
         model_bytes=model,
         layers=LAYERS,
         placement=placement,
@@ -100,6 +107,18 @@ def test_more_cores_in_use_make_a_reduction_longer() -> None:
     small, big = (price(Work(), kind="norm", model=size).fixed_s[0] for size in (44e9, 4 * 44e9))
     side = (CS3.wafer.cores / LAYERS) ** 0.5
     assert big - small == pytest.approx(hop * 2 * side)
+
+
+@pytest.mark.parametrize("family", ["norm", "experts", "elementwise"])
+@pytest.mark.parametrize("placement", wafer.PLACEMENTS)
+def test_half_the_fixed_times_are_half_of_what_is_fixed(family: str, placement: str) -> None:
+    """Whatever they come to: no op stops crossing the mesh because its time fell."""
+    assert CS3.wafer is not None
+    families = {k: f.with_fixed_times(0.5) for k, f in CS3.families.items()}
+    half = replace(CS3, families=families, wafer=CS3.wafer.with_fixed_times(0.5))
+    whole, less = (price(Work(), placement, "add", family=family, hw=hw).fixed_s[0] for hw in (CS3, half))
+    assert less == pytest.approx(whole / 2)
+    assert whole > 1.1e-6 or family == "elementwise"  # which crosses nothing
 
 
 def test_spread_experts_follow_the_touched_share() -> None:
