@@ -23,7 +23,7 @@ from moetrace.replay import memory, schedule, shares
 from moetrace.replay.anchor import Priced, price_cells
 from moetrace.replay.assumptions import assumptions_of
 from moetrace.replay.distinct import settle
-from moetrace.replay.draft import Draft
+from moetrace.replay.draft import Draft, Share
 from moetrace.replay.intervals import narrowed
 from moetrace.replay.knobs import KNOBS
 from moetrace.replay.scenario import Scenario, machine_of
@@ -51,7 +51,8 @@ _ADDED = " (added by the replay)"
 class Prediction:
     """A scenario on a machine: the predicted run, and a JSON-able summary of it (schema ``moetrace.replay/1``).
 
-    `step_s` [steps, 3] is what each step takes in seconds: expected, and both ends of the 80 % interval.
+    `step_s` [steps, 3] is what each step takes in seconds: expected, and both ends of the 80 % interval. `shares` has for each
+    step what one rank's ops stand for, empty where all of a step's work is in them.
     """
 
     scenario: Scenario
@@ -59,6 +60,7 @@ class Prediction:
     run: Run
     summary: dict[str, Any]
     step_s: FloatArray
+    shares: tuple[Share, ...] = ()
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a step of each phase with its interval, and the op families of the mean decode step."""
@@ -88,6 +90,7 @@ class _Whole:
         self.tally = Tally(run)
         self.steps = list(run.meta.steps)
         self.step_s = np.zeros((len(self.steps), 3))
+        self.shares: tuple[Share, ...] = ()
         self.meta: Meta | None = None
         self.tables = TableParts(OPS_SCHEMA.with_metadata(TABLE_FACTS), run.new_file)
 
@@ -98,6 +101,7 @@ class _Whole:
         self.tally.add(outcome, crossing)
         for i in np.unique(outcome.draft.base.step).tolist():
             self.steps[i] = meta.steps[i]
+        self.shares = outcome.draft.shares
         self.step_s += np.stack([outcome.span, outcome.low, outcome.high], axis=1) / 1e9
 
     def prediction(self, hw: Hardware) -> Prediction:
@@ -109,7 +113,7 @@ class _Whole:
         routing = self.run.routing if _keeps_routing(self.scenario) else None
         kept = isinstance(made, pa.Table)
         run = Run(meta, made, routing) if kept else Run(meta, None, routing, file=made)
-        return Prediction(self.scenario, hw.name, run, self.tally.summary(), self.step_s)
+        return Prediction(self.scenario, hw.name, run, self.tally.summary(), self.step_s, self.shares)
 
 
 def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> None:

@@ -19,6 +19,7 @@ from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines.wafer import wafers as wafers_for
 from moetrace.model import ModelSpec
 from moetrace.replay import speculate
+from moetrace.replay.draft import Share
 from moetrace.replay.economics import economics
 from moetrace.replay.engine import AS_RECORDED, Prediction, replay
 from moetrace.replay.load import workload_of
@@ -199,19 +200,14 @@ def _families_by_step(prediction: Prediction) -> dict[str, FloatArray]:
     rest = np.sum(list(found.values()), axis=0)
     if run.meta.device_class == "wafer":  # ops follow one another, and what is left is between wafers
         return {**found, "communication": span - rest}
-    halves, factor = _halves(prediction), np.ones(len(steps))
-    factor = np.where(
-        halves, np.minimum(2.0, span / np.maximum(rest, 1e-12)), span / np.maximum(rest + sent, 1e-12)
-    )
+    shares = prediction.shares or (Share(1),) * len(steps)
+    halves, times = np.array([s.halves for s in shares]), np.array([s.times for s in shares])
+    both = times * np.minimum(2.0, span / times / np.maximum(rest, 1e-12))
+    factor = np.where(halves, both, span / np.maximum(rest + sent, 1e-12))
     out = {name: seconds * factor for name, seconds in found.items()}
     if sent.any():
         out["communication"] = np.maximum(span - rest * factor, 0.0)
     return out
-
-
-def _halves(prediction: Prediction) -> npt.NDArray[np.bool_]:
-    two = prediction.scenario.get("overlap", "none") != "none"
-    return np.array([two and (step.batch or 0) > 1 for step in prediction.run.meta.steps])
 
 
 def _step(step: Step, times: list[float], weight: float) -> dict[str, Any]:

@@ -39,6 +39,16 @@ def tpot(*sets: str, model: str = "qwen3-30b-a3b", hw: object = NODE, load: Work
     return float(done.summary["metrics"]["tpot"]["value"])
 
 
+def test_halves_in_a_pipeline_leave_communication_only_what_compute_does_not_fill() -> None:
+    load = Workload(64, 2000, 32)
+    plain, halved = (
+        simulate(QWEN, load, NODE, Scenario.of("tp=4", "pp=2", *more)).summary["families"]
+        for more in ((), ("overlap=two_batch",))
+    )
+    shares = [{row["family"]: row["prefill_share"] for row in rows} for rows in (plain, halved)]
+    assert shares[1]["communication"] <= shares[0]["communication"] + 0.02
+
+
 # -- attention data parallel ---------------------------------------------------------------------------------------
 def test_each_group_attends_to_its_own_sequences_and_experts_see_all_tokens(run: Run) -> None:
     draft = on_node(run, "dp=8", "ep=8")

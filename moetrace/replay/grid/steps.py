@@ -95,7 +95,8 @@ class Steps:
             factor = np.ones_like(span)
             if self.shape.draft.shares:
                 one = span / np.maximum(self.alone, 1e-3)
-                factor = np.where(self.halves, np.minimum(2.0, span / np.maximum(rest, 1e-3)), one)
+                both = self.times_of * np.minimum(2.0, span / self.times_of / np.maximum(rest, 1e-3))
+                factor = np.where(self.halves, both, one)
             out = {name: ns * factor for name, ns in out.items()}
             if _SENT in expected:
                 out[_SENT] = np.maximum(span - rest * factor, 0.0)
