@@ -5,6 +5,7 @@
 FOLDER holds the public tables of make_profiles.py. Every engine's coefficients of one machine, fixed times at the other's
 clock, price the other's rows (decode sizes, unflagged, L2 warm as they were measured). Mean / median absolute error in percent:
 with fixed times as they are, at the other's clock, and at that clock from the same op's measurement on the first machine.
+Then, of those at the clock, the factor that 80 % of the rows lie within.
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ def error(predicted: FloatArray, measured: FloatArray) -> str:
     return f"{100 * off.mean():5.1f} / {100 * np.median(off):4.1f}" if off.size else "   -   "
 
 
+def within(predicted: FloatArray, measured: FloatArray) -> float:
+    """The factor to either side that 80 % of the rows lie within."""
+    return float(np.exp(np.nanquantile(np.abs(np.log(predicted / measured)), 0.8)))
+
+
 def matched(one: Measured, two: Measured) -> tuple[list[int], list[int]]:
     """Rows of both that are the same op, each once."""
     names = sorted(set(one.ops.dims) | set(two.ops.dims))
@@ -82,7 +88,9 @@ def main() -> None:
         name: Measured.join([read_measurements(folder / f"{table}.parquet", name) for table in TABLES])
         for name in NAMES
     }
-    print(f"{'':34s}{'rows':>7s}  {'as they are':>13s}  {'at the clock':>13s}  {'measured there':>14s}")
+    print(
+        f"{'':34s}{'rows':>7s}  {'as they are':>13s}  {'at the clock':>13s}  {'measured there':>14s}  {'80 % in':>7s}"
+    )
     for key, rows in groups(tables):
         for source, target in (NAMES, NAMES[::-1]):
             own = machine[source].families.get(key)
@@ -97,7 +105,8 @@ def main() -> None:
             anchored = anchored_s(there.seconds[a], law_there[a], floor[a], found[b])
             print(
                 f"{key:24s}{source[:4]}->{target[:4]}{len(here):7d}  {error(still, here.seconds):>13s}  "
-                f"{error(found, here.seconds):>13s}  {error(anchored, here.seconds[b]):>14s}"
+                f"{error(found, here.seconds):>13s}  {error(anchored, here.seconds[b]):>14s}  "
+                f"x {within(found, here.seconds):.2f}"
             )
 
 

@@ -13,6 +13,7 @@ from moetrace.hardware.forms import FORM_OF, SCHEMAS, Parameter, Schema, schema
 from moetrace.hardware.machine import (
     ANY_ENGINE,
     FALLBACK,
+    FOREIGN,
     OF_BF16,
     Family,
     Hardware,
@@ -26,7 +27,7 @@ from moetrace.hardware.profile import LAWS, load_hardware
 from moetrace.hardware.variants import node_of
 
 __all__ = [
-    "ANY_ENGINE", "FALLBACK", "FORM_OF", "LAWS", "OF_BF16", "SCHEMAS", "Family", "Hardware", "Link", "Memory",
+    "ANY_ENGINE", "FALLBACK", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "SCHEMAS", "Family", "Hardware", "Link", "Memory",
     "Parameter", "Schema", "Wafer", "coefficient_family", "load_hardware", "match_device", "node_of", "profile_names",
     "read_profile", "schema",
 ]  # fmt: skip

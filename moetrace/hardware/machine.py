@@ -26,6 +26,7 @@ FALLBACK = {
 # are known on one machine (h100-sxm.toml, experts:mxfp4), a factor of two to both sides with the 16-bit family's own error.
 _NARROW = frozenset({"fp8", "fp8_block", "int8", "int4", "mxfp8", "mxfp4", "nvfp4"})
 OF_BF16 = "of 16-bit kernels, error widened for"
+FOREIGN = "(its kernels do not carry over)"  # in the provenance of coefficients that another chip's kernels did not follow
 # Whose coefficients an op kind takes, where that is not its own family's. The small kernels of an MoE module share the
 # module's fitted time per launch, so that the parts add up to the measured whole; every GEMM is a GEMM.
 _MODEL_OF_KIND = {
@@ -154,6 +155,18 @@ class Family:
             error_apart=apart,
         )
 
+    def on_another(self, name: str, clocks: tuple[float | None, float | None], widen: Widen) -> Family:
+        """The same on another chip than `name`, whose they are; `clocks` of that one and of this (`at_clock`).
+
+        Errors are ``(1 + error)(1 + widen) - 1``; what did not carry over once does not for the next chip either.
+        """
+        foreign = widen.foreign or FOREIGN in self.provenance
+        label = f"transferred from {name}"
+        return replace(
+            self.at_clock(*clocks).widened(1 + widen.by),
+            provenance=f"{label} {FOREIGN}" if foreign else label,
+        )
+
     def at_clock(self, from_hz: float | None, to_hz: float | None) -> Family:
         """The same on a chip of another clock: launches, loops and latencies take as many cycles, whatever the memory's rate.
 
@@ -167,6 +180,14 @@ class Family:
         parameters = schema(self.form).parameters
         value = {k: v * factor if parameters[k].is_fixed_time else v for k, v in self.value.items()}
         return replace(self, value=MappingProxyType(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Widen:
+    """How much wider errors are on another chip: ``(1 + error)(1 + by) - 1``; `foreign`: other kernels run there."""
+
+    by: float
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from moetrace.hardware.files import Reader, profile_names, read_profile
 from moetrace.hardware.forms import GENERIC, SCHEMAS
 from moetrace.hardware.machine import Family, Hardware, Link, Memory, Wafer
 from moetrace.hardware.match import check_match
-from moetrace.hardware.variants import node_of, split_node, variant_of
+from moetrace.hardware.variants import node_of, split_node, variant_of, widening
 
 LAWS = ("gpu", "wafer", "cpu")
 # Bounds catch values in the wrong unit (989 instead of 989e12).
@@ -236,21 +236,16 @@ def _clock(reader: Reader, table: Mapping[str, Any]) -> float | None:
 
 def _transferred(reader: Reader, table: object, clock_hz: float | None) -> tuple[dict[str, Family], str]:
     """Another profile's fitted coefficients, at this clock, errors widened: ``(1 + error)(1 + widen) - 1``."""
-    table = reader.keys(table, "transferred", {"from", "widen", "source"})
+    table = reader.keys(table, "transferred", {"from", "widen", "source"}, {"foreign"})
     donor_path, donor_table = read_profile(reader.text(table, "transferred", "from"))
     if "transferred" in donor_table or "fitted" not in donor_table:
         raise reader.error("transferred.from", table["from"], "a profile with fitted coefficients of its own")
-    widen = reader.number(table, "transferred", "widen", 0, 10)
     families, _ = _coefficients(Reader(donor_path), {"fitted": donor_table["fitted"]})
     source = reader.text(table, "transferred", "source")
-    label = f"transferred from {donor_path.stem}"
-    donor_hz = _clock(Reader(donor_path), donor_table)
+    clocks = _clock(Reader(donor_path), donor_table), clock_hz
+    widens = widening(reader, table, "transferred", families)
     moved = {
-        key: replace(
-            f.at_clock(donor_hz, clock_hz).widened(1 + widen),
-            provenance=label,
-            source=f"{source}; {f.source}",
-        )
+        key: replace(f.on_another(donor_path.stem, clocks, widens[key]), source=f"{source}; {f.source}")
         for key, f in families.items()
     }
     return moved, source

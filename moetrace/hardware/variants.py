@@ -10,9 +10,10 @@ from typing import Any
 
 from moetrace.errors import ProfileError
 from moetrace.hardware.files import Reader
-from moetrace.hardware.machine import Hardware, Link, Memory
+from moetrace.hardware.machine import Family, Hardware, Link, Memory, Widen
 
 MAX_DEVICES = 100_000
+_FAMILY_END = re.compile("[:@]")  # what follows in a key: element type, engine
 _NODE = re.compile(r"(?P<base>.+)-x(?P<gpus>[1-9][0-9]*)")
 
 
@@ -38,11 +39,25 @@ def node_of(one: Hardware, gpus: int) -> Hardware:
     return replace(one, name=f"{base}-x{gpus}", title=f"{gpus} x {title}", gpus=gpus, base=base)
 
 
+def widening(
+    reader: Reader, table: Mapping[str, Any], where: str, families: Mapping[str, Family]
+) -> dict[str, Widen]:
+    """By coefficients' key how much wider their errors are: `widen`, or what `foreign` says of their family."""
+    usual = Widen(reader.number(table, where, "widen", 0, 10))
+    told = reader.table(table, where, "foreign")
+    there = f"{where}.foreign".lstrip(".")
+    own = {name: Widen(reader.number(told, there, name, 0, 10), foreign=True) for name in told}
+    model = {key: _FAMILY_END.split(key)[0] for key in families}
+    if unheard := set(own) - set(model.values()):
+        raise reader.error(there, min(unheard), f"one of {', '.join(sorted(set(model.values())))}")
+    return {key: own.get(name, usual) for key, name in model.items()}
+
+
 def variant_of(
     reader: Reader, table: Mapping[str, Any], one: Hardware, bounds: Mapping[str, Any]
 ) -> Hardware:
     """`one` with another datasheet, its fixed times at that clock, errors widened: ``(1 + error)(1 + widen) - 1``."""
-    reader.keys(table, "", {"like", "title", "datasheet", "widen", "source"}, {"match"})
+    reader.keys(table, "", {"like", "title", "datasheet", "widen", "source"}, {"match", "foreign"})
     sheet = reader.keys(
         table["datasheet"],
         "datasheet",
@@ -50,7 +65,7 @@ def variant_of(
         {"peak_flops", "memory_bytes", "memory_bytes_per_s", *bounds},
     )
     value = {key: reader.number(sheet, "datasheet", key, *bounds[key]) for key in sheet if key in bounds}
-    widen, label = reader.number(table, "", "widen", 0, 10), f"transferred from {one.name}"
+    widens = widening(reader, table, "", one.families)
     peaks = reader.keys(sheet.get("peak_flops", {}), "datasheet.peak_flops", set(), set(one.peaks))
     link = one.link
     if link is not None:
@@ -62,7 +77,7 @@ def variant_of(
     families = {
         name: f
         if f.provenance == "assumed"
-        else replace(f.at_clock(one.clock_hz, clock_hz).widened(1 + widen), provenance=label)
+        else f.on_another(one.name, (one.clock_hz, clock_hz), widens[name])
         for name, f in one.families.items()
     }
     memory = Memory(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from moetrace import ops as work_of
 from moetrace.cost import PriceContext, price
 from moetrace.cost.anchors import RATIO_ERROR, between_chips
-from moetrace.hardware import Hardware
+from moetrace.hardware import FOREIGN, Hardware
 from moetrace.op import Costs, Op
 from moetrace.replay.copies import copy_error
 from moetrace.replay.draft import Draft
@@ -119,7 +119,8 @@ def _ratio_error(target: Costs, recorded: Costs, source: Hardware, hw: Hardware)
     """The error of measured x model(target) / model(source), per op.
 
     On the same chip half of the law's error. Between a profile and the one that its coefficients came from, the error of
-    that transfer. Between any other two, half of both: kernels differ, and what one lost says little of the other.
+    that transfer, and the law's own where kernels did not carry over. Between any other two, half of both: kernels
+    differ, and what one lost says little of the other.
     """
     if source.chip == hw.chip:
         return np.asarray(target.error * RATIO_ERROR)
@@ -130,7 +131,10 @@ def _ratio_error(target: Costs, recorded: Costs, source: Hardware, hw: Hardware)
     linked = [
         any(f"{_TRANSFERRED} {name} " in f"{text} " for name in names for text in pair) for pair in texts
     ]
-    return np.where(linked, near, far)
+    # Another kernel on one of the chips: what was measured of the other says nothing of it (docs/hardware.md).
+    pairs = zip(target.provenance, recorded.provenance, strict=True)
+    foreign = [(FOREIGN in one) != (FOREIGN in other) for one, other in pairs]
+    return np.where(foreign, np.maximum(target.error, recorded.error), np.where(linked, near, far))
 
 
 def _how(draft: Draft, source: Hardware, unknown: npt.NDArray[np.bool_]) -> IntArray:

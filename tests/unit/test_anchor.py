@@ -86,6 +86,15 @@ def test_each_op_is_judged_by_its_own_provenance() -> None:
     assert far == pytest.approx(1.1 * 1.25 - 1)
 
 
+def test_a_measurement_is_no_help_where_another_kernel_runs() -> None:
+    """Nor is it then worse than the law alone; between two chips of the same other kernels it is as good as ever."""
+    foreign = "transferred from h100-sxm (its kernels do not carry over) mla_attention"
+    assert one(H100, B200, 0.1, 7.25, "fitted mla_attention", foreign) == 7.25
+    assert one(B200, H100, 7.25, 0.1, foreign, "fitted mla_attention") == 7.25
+    gb200, own = load_hardware("gb200"), foreign.replace("h100-sxm", "b200")
+    assert one(B200, gb200, 1.0, 1.1, foreign, own) == pytest.approx(1.05**1.6 - 1)
+
+
 def test_an_unknown_error_stays_unknown() -> None:
     assert np.isnan(one(H100, H100, 0.1, float("nan")))
     assert np.isnan(one(H100, A100, 0.1, float("nan")))

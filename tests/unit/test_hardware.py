@@ -113,6 +113,23 @@ memory_bytes_per_s = 1e12
         load_hardware(write(tmp_path, text + "peak_flops = { fp12 = 1e12 }\n"))
 
 
+def test_what_does_not_carry_over_to_another_chip_is_marked_and_wide(tmp_path: Path) -> None:
+    """MLA's coefficients of H100, tried on A100 and back, had 80 % of the ops within a factor of 7 to 8."""
+    donor = load_hardware("h100-sxm").families
+    for name in ("b200", "gb200", "mi300x", "mi325x", "l40s"):
+        families = load_hardware(name).families
+        for key in ("mla_attention", "mla_attention:fp8", "mla_attention:fp8@sglang", "mla_attention@trtllm"):
+            assert families[key].provenance.endswith(" (its kernels do not carry over)")
+            assert 7.49 < (1 + families[key].error) / (1 + donor[key].error) < 8.2
+        assert "carry" not in families["attention"].provenance + families["experts"].provenance
+    for name in ("h200-sxm", "h20", "h100-pcie"):  # H100's architecture, and its kernels
+        assert load_hardware(name).families["mla_attention"].error < 0.5
+    text = (Path(__file__).parents[2] / "hw_profiles" / "b200.toml").read_text()
+    for wrong in ("mla = 6.5", "mla_attention = -1", 'mla_attention = "much"'):
+        with pytest.raises(ProfileError, match=r"transferred\.foreign"):
+            load_hardware(write(tmp_path, text.replace("mla_attention = 6.5", wrong)))
+
+
 def test_peaks_fall_back_only_along_documented_lines() -> None:
     a100, h100, b200 = (load_hardware(n) for n in ("a100-sxm", "h100-sxm", "b200"))
     assert a100.peak("fp8") == a100.peak("bf16")
