@@ -8,12 +8,14 @@ from moetrace.errors import RunError
 from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.parse.build import ROUTED, count_cells, count_distinct
+from moetrace.parse.held import Held, OwnExperts
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.steps import StepName
 from moetrace.routing import Routing, RoutingLog, popularity_distinct
 
 COUNTED = "counted in the recording"
 _MATCHED = "counted in the routing given, whose passes are the steps by their order and tokens"
+_OF_RANK = "estimated for one rank of an expert-parallel group from the recorded choices"
 _POPULAR = "estimated from the experts' popularity in the routing given, whose passes match no steps"
 
 
@@ -24,30 +26,55 @@ class Routed:
     them. Passes that match none keep their counts under numbers behind the run's steps, for their popularity.
     """
 
-    def __init__(self, told: Routing | RoutingLog, names: list[StepName], model: ModelSpec | None) -> None:
-        """Raises RunError where the routing is not of the model that ran."""
-        self.remarks: list[str] = []
+    def __init__(
+        self,
+        told: Routing | RoutingLog,
+        names: list[StepName],
+        model: ModelSpec | None,
+        held: Held | None = None,
+    ) -> None:
+        """`held` is the rank's part of experts that are shared out. Raises RunError: not the routing of the model that ran."""
+        self._remarks: list[str] = []
         if isinstance(told, RoutingLog):
             sizes = (model.experts, model.topk) if model is not None and model.experts else (None, None)
-            told, self.remarks = told.routing(*sizes)
+            told, self._remarks = told.routing(*sizes)
         if model is not None and model.experts and len(told) and told.experts != model.experts:
             raise RunError(
                 f"the routing given is of {told.experts} experts, {model.name} has {model.experts}"
             )
         numbers = {n.recorded: i for i, n in enumerate(names) if n.recorded is not None}
-        self.source = COUNTED
+        source = COUNTED
         if not numbers and len(told):
             numbers = _matched(told, names)
-            self.source = _MATCHED if numbers else _POPULAR
-        if self.source == _POPULAR:
+            source = _MATCHED if numbers else _POPULAR
+        if source == _POPULAR:
             numbers = {s: len(names) + i for i, s in enumerate(told.steps)}
         self.routing = told.renumbered(numbers)
-        self._cells = count_cells(self.routing) if self.source != _POPULAR else None
+        self._source = source
+        self._cells = count_cells(self.routing) if source != _POPULAR else None
+        self._own = OwnExperts(self.routing, held, source != _POPULAR) if held and len(told) else None
+
+    @property
+    def source(self) -> str:
+        """Where the distinct experts of the ops come from."""
+        return _OF_RANK if self._own is not None and self._own.estimated else self._source
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences on what was left out, and on what one rank has of the experts."""
+        return [*self._remarks, *(self._own.remarks() if self._own is not None else [])]
+
+    @property
+    def own_counted(self) -> bool:
+        """Whether ops were counted on the experts of their own rank, of several that share them out."""
+        return self._own is not None and self._own.counted
 
     def put(
         self, index: IntArray, found: list[Op], step: IntArray, layer: IntArray
     ) -> tuple[IntArray, list[Op]]:
         """(op of each row, ops): as they were, with the distinct experts that are known of their step and layer."""
+        if self._own is not None:
+            return self._own.put(index, found, step, layer)
         if self._cells is None:
             return _estimated(index, found, layer, self.routing)
         return count_distinct(index, found, step, layer, self._cells)

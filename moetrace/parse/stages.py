@@ -31,6 +31,7 @@ from moetrace.routing import Routing, RoutingLog
 from moetrace.run import (
     GENERATING,
     OPS_SCHEMA,
+    OWN_EXPERTS,
     TABLE_FACTS,
     Meta,
     Run,
@@ -230,6 +231,7 @@ class Stages:
             notes = [*notes, said]
         native = self.recording.get("native_layers")
         left_out = {"steps_left_out": self.left_out} if self.left_out else {}
+        own = {OWN_EXPERTS: True} if table.routed and table.routed.own_counted else {}
         on_cpu = self.seen.on_cpu
         provenance = table.routed.source if table.routed else "uniform formula: no routing was recorded"
         return Meta(
@@ -254,6 +256,7 @@ class Stages:
                 "ops": table.ops,
                 "outside_steps": table.outside,
                 **left_out,
+                **own,
             },
         )
 

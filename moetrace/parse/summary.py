@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from moetrace.ops import OTHER
 from moetrace.parse.nesting import IntArray, exposed_by
+from moetrace.routing import own_block
 from moetrace.run import Run
 
 FloatArray = npt.NDArray[np.float64]
@@ -37,7 +38,7 @@ def known_work(run: Run) -> KnownWork:
 
 _COLUMNS = (
     "step", "device", "layer", "kind", "family", "kernel", "start_ns", "dur_ns", "flops", "weight_bytes", "kv_bytes",
-    "act_bytes",
+    "act_bytes", "rank",
 )  # fmt: skip
 
 
@@ -71,6 +72,7 @@ class _Sums:
         self._run = run
         self.total = self.named = self.with_bytes = self.in_layers = 0
         self.layers: set[int] = set()
+        self._ranks: set[int] = set()
         self.unnamed: dict[str, FloatArray] = {}  # kernel -> time, count
         self.without_bytes: dict[str, FloatArray] = {}
         self.families: dict[
@@ -87,6 +89,7 @@ class _Sums:
         named = kind != (kinds.index(OTHER) if OTHER in kinds else -2)
         has_bytes = ~np.isnan(part.numpy("weight_bytes", np.nan))
         layer = part.numpy("layer")
+        self._ranks |= set(np.unique(part.numpy("rank")).tolist())
         self.total += int(dur[inside].sum())
         self.named += int(dur[inside & named].sum())
         self.with_bytes += int(dur[inside & has_bytes].sum())
@@ -108,12 +111,17 @@ class _Sums:
     def steps(self) -> list[dict[str, Any]]:
         """Facts of each step; busy time is the union of its ops on a device, as a mean over its devices.
 
-        `distinct_experts` by layer, where the step's routing was recorded.
+        `distinct_experts` by layer, where the step's routing was recorded: those of the rank where they were counted on its
+        own experts, else all that its recorded tokens chose.
         """
         distinct: dict[int, dict[str, int]] = {}
         if self._run.routing is not None:
-            for (step, layer), count in self._run.routing.distinct().items():
-                distinct.setdefault(step, {})[str(layer)] = count
+            meta, routing = self._run.meta, self._run.routing
+            own = meta.own_experts and len(self._ranks) == 1
+            ep = meta.ep if own else 1
+            block = own_block(next(iter(self._ranks)), ep) if own else 0
+            for (step, layer), found in routing.by_rank(ep).items():
+                distinct.setdefault(step, {})[str(layer)] = int(found.distinct[block])
         return [
             {
                 "index": s.index,

@@ -17,6 +17,7 @@ from moetrace.op import Op
 from moetrace.ops.columns import record_columns
 from moetrace.parse import capture, facts
 from moetrace.parse.build import Ops, Placed, attended_halves, sources
+from moetrace.parse.held import Held
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.parts import part_roles
 from moetrace.parse.placing import Order
@@ -37,7 +38,11 @@ class Third:
     ) -> None:  # fmt: skip
         self._stages, self._order, self._model = stages, order, model
         self._layer_source, self._counted, self.writer = layer_source, counted, writer
-        self.routed = Routed(stages.routing, stages.names, model) if stages.routing is not None else None
+        events = stages.events
+        held = Held.of(split.tp or 1, split.ep or 1, events.rank, events.world_size)
+        self.routed = (
+            Routed(stages.routing, stages.names, model, held) if stages.routing is not None else None
+        )
         put = self.routed.put if self.routed is not None else None
         self._ops = Ops(stages.events, stages.names, model, split, stages.seen.tensors, put)
         self._spans = np.full((len(stages.names), 2), -1, dtype=np.int64)

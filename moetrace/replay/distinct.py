@@ -20,7 +20,7 @@ from moetrace.replay.draft import EXPERTS, At, Draft
 from moetrace.replay.grammar import Kept
 from moetrace.replay.lanes import Lanes, each
 from moetrace.replay.stated import stated_routing
-from moetrace.routing import Routing, ep_max_distinct, popularity_distinct, uniform_distinct
+from moetrace.routing import Routing, ep_max_distinct, own_block, popularity_distinct, uniform_distinct
 from moetrace.routing.skewed import shares
 
 IntArray = npt.NDArray[np.int64]
@@ -145,7 +145,13 @@ def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ra
         if known is not None and (experts, topk, tokens) == _choice(origin):
             share = known / uniform_distinct(experts, topk, tokens)
             estimate, source = min(estimate * share, experts / ranks, known), "scaled"
+    if origin.has("rows") and not op.has("rows") and _same_load(op, origin):
+        op = op.with_dims(rows=round(each(_in_proportion, origin["rows"], topk, origin["topk"]), 4))
     return op.with_dims(distinct=None, distinct_est=round(estimate, 4)), source
+
+
+def _in_proportion(counted: float, new: float, old: float) -> float:
+    return counted * new / old
 
 
 def _choice(op: Op) -> tuple[int | float, int | float, int | float]:
@@ -241,7 +247,11 @@ def _popularity(routing: Routing, layer: int, topk: int, steps: list[int]) -> np
 
 
 def _recounted(draft: Draft, routing: Routing, ranks: int) -> IntArray:
-    """For each row the distinct experts of its step and layer at its op's n_a; -1 where that cannot be counted."""
+    """For each row the distinct experts of its step and layer at its op's n_a; -1 where that cannot be counted.
+
+    Of `ranks` those of the row's own one where the recording counted so, else those of the one with most. Routing of other
+    tokens than the op's counts nothing: one rank's own, where others' reach its experts too.
+    """
     changed = np.array(
         [
             origin is not None
@@ -256,15 +266,27 @@ def _recounted(draft: Draft, routing: Routing, ranks: int) -> IntArray:
     topk = np.array([int(op.get("topk", 0) or 0) for op in draft.ops], dtype=np.int64)
     layer = np.array([at.source_layer for at in draft.at], dtype=np.int64)[draft.cell]
     index = np.array([step.index for step in draft.steps], dtype=np.int64)[draft.base.step[draft.rows]]
+    meta = draft.run.meta
+    own = meta.own_experts and ranks == meta.ep
+    held = np.zeros(draft.rows.size, dtype=np.int64)
+    if own:
+        held = own_block(draft.run.numpy("rank").astype(np.int64)[draft.base.row[draft.rows]], ranks)
+    partly = ranks > 1 and meta.ep > meta.tp
     out = np.full(draft.rows.size, -1, dtype=np.int64)
     for n_a in np.unique(topk[changed]).tolist():
         if n_a > routing.topk or not (routing.ordered or n_a == routing.topk):
             continue
-        cells = routing.distinct(n_a, ranks)
-        table = np.full((max(s for s, _ in cells) + 1, max(k for _, k in cells) + 1), -1, dtype=np.int64)
-        for (step, at), count in cells.items():
-            table[step, at] = count
+        cells = routing.by_rank(ranks, n_a)
+        shape = max(s for s, _ in cells) + 1, max(k for _, k in cells) + 1
+        table = np.full((*shape, ranks), -1, dtype=np.int64)
+        seen = np.zeros(shape, dtype=np.int64)
+        for (step, at), found in cells.items():
+            table[step, at] = found.distinct if own else found.distinct.max()
+            seen[step, at] = found.tokens
         here = (changed & (topk == n_a))[draft.cell]
-        here &= (layer >= 0) & (layer < table.shape[1]) & (index < table.shape[0])
-        out[here] = table[index[here], layer[here]]
+        here &= (layer >= 0) & (layer < shape[1]) & (index < shape[0])
+        if partly:
+            tokens = np.array([op.get("tokens", 0) for op in draft.ops], dtype=np.float64)[draft.cell]
+            here[here] = seen[index[here], layer[here]] == tokens[here]
+        out[here] = table[index[here], layer[here], held[here]]
     return out

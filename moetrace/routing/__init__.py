@@ -12,6 +12,7 @@ from __future__ import annotations
 from moetrace.routing.distinct import (
     ep_blocks,
     ep_max_distinct,
+    own_block,
     popularity_distinct,
     uniform_distinct,
     uniform_spread,
@@ -39,7 +40,7 @@ from moetrace.routing.recorded import (
 __all__ = [
     "ROUTING_COLUMNS", "ROUTING_SCHEMA", "ROUTING_VERSION", "RankLoad", "Routing", "RoutingBuilder", "RoutingLog", "Ties",
 
-    "balanced_counts", "dealt_ids", "drawn_ids", "ep_blocks", "ep_max_distinct", "padded_rows", "popularity_distinct",
-    "power_law_counts", "rank_load", "read_loads", "read_log", "save_loads", "uniform_counts", "uniform_distinct",
-    "uniform_spread",
+    "balanced_counts", "dealt_ids", "drawn_ids", "ep_blocks", "ep_max_distinct", "own_block", "padded_rows",
+    "popularity_distinct", "power_law_counts", "rank_load", "read_loads", "read_log", "save_loads", "uniform_counts",
+    "uniform_distinct", "uniform_spread",
 ]  # fmt: skip

@@ -104,6 +104,15 @@ def ep_blocks(experts: int, ep: int) -> IntArray:
     return np.repeat(np.arange(ep), [experts // ep + (r < experts % ep) for r in range(ep)])
 
 
+@overload
+def own_block(rank: int, ep: int) -> int: ...
+@overload
+def own_block(rank: IntArray, ep: int) -> IntArray: ...
+def own_block(rank: int | IntArray, ep: int) -> int | IntArray:
+    """The block of `ep_blocks` that a rank of the whole group holds; groups of `ep` ranks follow one another."""
+    return rank % ep
+
+
 @lru_cache(maxsize=1 << 16)
 def _touched(experts: int, topk: int, tokens: int) -> FloatArray:
     """Probability of each number of distinct experts, [experts + 1]: a token adds hypergeometrically many."""

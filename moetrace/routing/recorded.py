@@ -39,6 +39,15 @@ _NAMES = tuple(name for name, _, _ in ROUTING_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class OnRanks:
+    """What falls on each rank of experts, [ep]: `distinct` experts, and `rows`, the choices of the `tokens` that chose."""
+
+    tokens: int
+    distinct: IntArray
+    rows: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Routing:
     """Recorded routing: `count` tokens of `step` at `layer` had `expert` as their `rank_of_choice`-th choice.
 
@@ -129,13 +138,24 @@ class Routing:
         With `ep`, those on the rank that has the most, experts lying in contiguous blocks (`ep_blocks`).
         Raises RunError if fewer choices were recorded, ScenarioError on a nonsensical ep.
         """
+        return {key: int(found.distinct.max()) for key, found in self.by_rank(ep, n_a).items()}
+
+    def by_rank(self, ep: int, n_a: int | None = None) -> dict[tuple[int, int], OnRanks]:
+        """What falls on each of `ep` ranks by (step, layer) among each token's first `n_a` choices (default: the chosen).
+
+        Experts lie in contiguous blocks (`ep_blocks`). Raises RunError and ScenarioError as `distinct` does.
+        """
         if not 1 <= ep <= self.experts:
             raise ScenarioError(f"ep is {ep}: expected 1 to {self.experts}, one expert at least on each rank")
         keys, cell = self._cells()
-        chosen = self._first(n_a)
+        chosen, owner, size = self._first(n_a), ep_blocks(self.experts, ep), len(keys) * ep
+        place = cell[chosen] * ep + owner[self.expert[chosen]]
+        rows = np.bincount(place, self.count[chosen], size).astype(np.int64).reshape(-1, ep)
         touched = np.unique(cell[chosen] * self.experts + self.expert[chosen])
-        on_rank = (touched // self.experts) * ep + ep_blocks(self.experts, ep)[touched % self.experts]
-        return _by_cell(keys, np.bincount(on_rank, minlength=len(keys) * ep).reshape(-1, ep).max(axis=1))
+        on_rank = (touched // self.experts) * ep + owner[touched % self.experts]
+        distinct = np.bincount(on_rank, minlength=size).reshape(-1, ep)
+        tokens = self.token_counts()
+        return {key: OnRanks(tokens[key], distinct[i], rows[i]) for i, key in enumerate(keys)}
 
     def recut_spread(self, n_a: int) -> dict[tuple[int, int], float]:
         """How far `distinct(n_a)` may be off by (step, layer), as a standard deviation; 0.0 where it is exact.

@@ -21,11 +21,11 @@ from moetrace.run.columns import (
     ops_table,
     text_column,
 )
-from moetrace.run.meta import Meta, Step, main_steps
+from moetrace.run.meta import OWN_EXPERTS, Meta, Step, main_steps
 from moetrace.run.parts import TableParts
 from moetrace.run.value import Run
 
 __all__ = [
-    "GENERATING", "OPS_COLUMNS", "OPS_SCHEMA", "PHASES", "RUN_VERSION", "TABLE_FACTS", "TEXT", "Meta", "Run", "Step",
-    "TableParts", "codes_of", "main_phase", "main_steps", "nullable", "ops_table", "text_column",
+    "GENERATING", "OPS_COLUMNS", "OPS_SCHEMA", "OWN_EXPERTS", "PHASES", "RUN_VERSION", "TABLE_FACTS", "TEXT", "Meta", "Run",
+    "Step", "TableParts", "codes_of", "main_phase", "main_steps", "nullable", "ops_table", "text_column",
 ]  # fmt: skip

@@ -10,6 +10,8 @@ from moetrace.errors import RunError
 from moetrace.model import ModelSpec
 from moetrace.run.columns import GENERATING, RUN_VERSION, main_phase
 
+OWN_EXPERTS = "own_experts"  # among a run's facts
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -60,6 +62,11 @@ class Meta:
     facts: Mapping[str, Any] = field(
         default_factory=dict
     )  # counts of the reader: events, damaged, outside steps
+
+    @property
+    def own_experts(self) -> bool:
+        """Whether distinct experts are counted on the experts of each op's own rank, of `ep` that share them out."""
+        return self.ep > 1 and self.facts.get(OWN_EXPERTS) is True
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict that from_dict reads back."""

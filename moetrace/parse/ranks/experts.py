@@ -9,6 +9,7 @@ import numpy as np
 
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.ranks.gathered import Gathered
+from moetrace.routing import own_block
 
 
 class Loads:
@@ -40,7 +41,7 @@ class Loads:
         """The choices that fell on a rank's experts in each step, None where that is not known."""
         if self._routed is None:
             return None
-        mine = self._routed[self._routed[:, 2] == rank % self._ep]
+        mine = self._routed[self._routed[:, 2] == own_block(rank, self._ep)]
         return np.bincount(mine[:, 0], weights=mine[:, 3], minlength=steps)[:steps].astype(np.int64)
 
     def share(self, rank: int) -> float | None:
@@ -48,7 +49,7 @@ class Loads:
         if self._routed is None:
             return None
         total = np.bincount(self._routed[:, 2], weights=self._routed[:, 3], minlength=self._ep)
-        return float(total[rank % self._ep] / total.mean()) if total.any() else None
+        return float(total[own_block(rank, self._ep)] / total.mean()) if total.any() else None
 
     def summary(self) -> dict[str, Any] | None:
         """The busiest rank's choices over the mean rank's, in a layer of a step; None where routing was not recorded."""
