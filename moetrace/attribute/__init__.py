@@ -196,7 +196,9 @@ def attribute(run: Run, hardware: Hardware | str | None = None) -> Attribution:
     """
     machine = hardware or run.meta.hardware
     if machine is None:
-        raise ProfileError("the run does not say which machine it ran on: name one (see 'moetrace profiles')")
+        raise ProfileError(
+            "the run does not say which machine it ran on: name one with --hw (see 'moetrace profiles')"
+        )
     hardware = load_hardware(machine)
     latency = min(
         (_latency(part) for part in run.parts(_TIMES)),

@@ -82,7 +82,7 @@ def load_machines(machines: Sequence[str]) -> list[Hardware]:
     names = [machine.name for machine in hardware]
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
-        raise ProfileError(f"--hw {','.join(machines)}: {twice} is named twice")
+        raise ProfileError(f"{','.join(machines)}: {twice} is named twice")
     return hardware
 
 

@@ -67,7 +67,7 @@ def test_nothing_is_clipped_or_wider_than_the_window(browser, reports, name, wid
     with Opened(browser, reports[name], viewport={"width": width, "height": 1000}) as opened:
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
         clipped = opened.page.evaluate(
-            """() => [...document.querySelectorAll('.card, .card *, .scroll, h1, h2, h3, p, .fall .note')]
+            """() => [...document.querySelectorAll('.top nav, .card, .card *, .scroll, h1, h2, h3, p, .fall .note')]
               .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')
               .map(e => e.className + ': ' + e.textContent.trim().slice(0, 60))"""
         )

@@ -102,15 +102,15 @@ def test_shapes_beyond_the_limit_are_counted_and_said(run, monkeypatch):
     assert "80 distinct ops" in page and "The 50 with most time are drawn" in page
 
 
-def test_points_and_steps_in_the_page_are_the_run_s_to_five_digits(run, page):
+def test_points_and_steps_in_the_page_are_the_run_s_to_seven_digits(run, page):
     bulk, held = bulk_of(page), moetrace.attribute(run)
     frame = held.table.to_pandas()
     points = bulk["points"]
     assert sum(points["count"]) == len(frame[frame.step.notna()])
     assert sum(points["total_s"]) == pytest.approx(frame.dur_ns.sum() / 1e9, rel=1e-4)
-    assert bulk["steps"]["span_s"] == pytest.approx([s["span_s"] for s in held.summary["steps"]], rel=1e-4)
+    assert bulk["steps"]["span_s"] == pytest.approx([s["span_s"] for s in held.summary["steps"]], rel=1e-6)
     first = frame[frame.op == points["texts"]["op"][points["op"][0]]]
-    assert points["lower_s"][0] == pytest.approx(first.lower_bound_s.iloc[0], rel=1e-4)
+    assert points["lower_s"][0] == pytest.approx(first.lower_bound_s.iloc[0], rel=1e-6)
 
 
 def test_several_runs_stand_side_by_side_and_one_is_shown(run):

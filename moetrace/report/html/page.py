@@ -137,10 +137,10 @@ def step_stats(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _short(values: Any) -> Any:
-    """Floats at five digits: what a screen shows and a file need not carry more than."""
+    """Floats at seven digits: the three or four that a screen shows are then those of the table, which rounds once."""
     x = np.asarray(values, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = 10.0 ** (4 - np.floor(np.log10(np.abs(x))))
+        scale = 10.0 ** (6 - np.floor(np.log10(np.abs(x))))
         return np.where(np.isfinite(x) & (x != 0), np.round(x * scale) / scale, x)
 
 
