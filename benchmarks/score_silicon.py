@@ -6,11 +6,12 @@ FOLDER holds NVIDIA AIConfigurator's public performance tables (Apache-2.0) as P
 `quality_flag`. Two parts:
 
 * bounds: every row without a flag that takes less than its lower bound though its bytes exceed the cache, with its cause.
-* ratios, of moe_perf: two rows that differ in one thing, predicted over measured ratio of their times, by coefficients that saw
-  neither's shape. Routing skew as it is. No two shapes of the tables differ in n_a alone or in n_e alone, so three quarters
-  of the tokens stand for n_a 8 -> 6 (as many choices among the same experts), and for n_e an expert parallelism of twice the
-  ranks (half of the experts and of the choices on a rank) and the one pair of shapes of equal expert width, 256 against 128
-  experts, whose hidden sizes differ too (3072 and 4096).
+* ratios, of moe_perf: the times themselves, by coefficients that did not see the row's shape; then two rows that differ in
+  one thing, predicted over measured ratio of their times, by coefficients that saw neither's shape. Routing skew as it is. No
+  two shapes of the tables differ in n_a alone or in n_e alone, so three quarters of the tokens stand for n_a 8 -> 6 (as many
+  choices among the same experts), and for n_e an expert parallelism of twice the ranks (half of the experts and of the choices
+  on a rank) and the one pair of shapes of equal expert width, 256 against 128 experts, whose hidden sizes differ too (3072
+  and 4096).
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def predictions(path: Path, hw: Hardware) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def ratios(rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Errors of predicted ratios, as shares, by what the two rows of a pair differ in."""
+    """Errors of predicted times, then of predicted ratios by what the two rows of a pair differ in, as shares."""
     near = rows[(rows["ep"] == 1) & (rows["tp"] <= FEW_RANKS)]
     skew = near[near["routing"] == "power_law_1.2"]
     fewer = rows.assign(ep=rows["ep"] / 2)
@@ -89,6 +90,8 @@ def ratios(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     twice = {"hidden": 3072, "inter": 1536, "topk": 8, "experts": 256}
     pick = [near[np.logical_and.reduce([near[k] == v for k, v in shape.items()])] for shape in (half, twice)]
     return {
+        "EP 1, TP up to 8": np.abs(np.expm1(near["off"].to_numpy())),
+        "every TP and EP": np.abs(np.expm1(rows["off"].to_numpy())),
         "skew 1.01 -> 1.2": _pairs(near[near["routing"] == "power_law_1.01"], skew, "routing"),
         "balanced -> skew 1.2": _pairs(near[near["routing"] == "balanced"], skew, "routing"),
         "tokens x 3/4 (for n_a 8 -> 6)": _pairs(near, near.assign(tokens=near["tokens"] * 4 / 3)),
@@ -129,7 +132,7 @@ def main() -> None:
             for what, off in found[name].items():
                 if off.size:
                     print(
-                        f"{name:22} {what:32} {off.size:6} pairs  mean {off.mean():6.1%}  median {np.median(off):6.1%}"
+                        f"{name:22} {what:32} {off.size:6}  mean {off.mean():6.1%}  median {np.median(off):6.1%}"
                     )
         for what in next(iter(found.values())):
             means = {n: float(f[what].mean()) for n, f in found.items() if f[what].size}

@@ -22,6 +22,17 @@ def cache_warm(works: Works, hw: Hardware) -> BoolArray:
     return np.asarray(works.known & (nbytes <= hw.memory.cache_bytes))
 
 
+def interval(
+    costs: Costs, warm: BoolArray, seconds: FloatArray, error: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """(low, high) of the 80 % interval round `seconds`, [ops].
+
+    No lower than what no measurement can beat, but for ops that are cache-warm, and where the time itself is lower.
+    """
+    least = np.where(warm, 0.0, np.minimum(costs.lower_bound_s, seconds))
+    return np.maximum(seconds / (1.0 + error), least), seconds * (1.0 + error)
+
+
 def beats_bound(costs: Costs, warm: BoolArray, seconds: FloatArray) -> BoolArray:
     """Whether a measurement beats the lower bound with no cache to explain it, [ops]: then it did not do what its dims say."""
     return np.asarray((seconds < costs.lower_bound_s) & ~warm)

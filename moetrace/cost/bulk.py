@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from moetrace import ops
 from moetrace.cost.anchors import POOLED, Anchors, anchored, read_anchors
+from moetrace.cost.bounds import cache_warm, interval
 from moetrace.cost.price import PriceContext, price
 from moetrace.cost.reading import batches
 from moetrace.cost.table import OpTable, columns_of, read_ops
@@ -161,7 +162,9 @@ def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float
         )
     read = read_ops(batch, how.context.engine)
     starts = range(0, len(read.ops), _CHUNK)
-    costs = _joined([_costs(read.ops.take(slice(at, at + _CHUNK)), how) for at in starts])
+    parts = [_costs(read.ops.take(slice(at, at + _CHUNK)), how) for at in starts]
+    costs = _joined([part for part, _ in parts])
+    warm = np.concatenate([some for _, some in parts]) if parts else np.zeros(0, dtype=bool)
     words, word = _provenance(costs, read)
     good = (read.problem == 0) & ~np.isnan(costs.expected_s)
     problems, problem = _problems(costs, read, good)
@@ -174,10 +177,11 @@ def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float
         ways = ("", ", from an anchor", ", by the anchors of its kind together")
         word = word + len(words) * np.where(used >= 0, 1, np.where(used == POOLED, 2, 0))
         words = [text + way for way in ways for text in words]
+    low, high = interval(costs, warm, seconds, error)
     columns = {
         "time_s": seconds,
-        "low_s": seconds / (1.0 + error),
-        "high_s": seconds * (1.0 + error),
+        "low_s": low,
+        "high_s": high,
         **{part: getattr(costs, part) for part in PARTS},
         "lower_bound_s": costs.lower_bound_s,
     }
@@ -195,8 +199,10 @@ def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float
     return out, read.routing_s
 
 
-def _costs(some: OpColumns, how: Pricing) -> Costs:
-    return price(ops.works(some), how.hw, context=how.context)
+def _costs(some: OpColumns, how: Pricing) -> tuple[Costs, npt.NDArray[np.bool_]]:
+    """The costs of ops, and which of them a cache may hold."""
+    works = ops.works(some)
+    return price(works, how.hw, context=how.context), cache_warm(works, how.hw)
 
 
 def _joined(parts: list[Costs]) -> Costs:

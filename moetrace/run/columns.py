@@ -99,7 +99,11 @@ def codes_of(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]
 
 
 def text_column(index: npt.NDArray[Any], texts: Sequence[str]) -> pa.DictionaryArray:
-    """A dictionary-encoded text column from codes (-1: null) and texts."""
+    """A dictionary-encoded text column from codes (-1: null) and texts; equal texts are one word of the dictionary."""
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    if len(distinct) < len(texts):  # pandas takes no dictionary that has a word twice
+        place = np.array([distinct[text] for text in texts], dtype=np.int64)
+        index, texts = np.where(index < 0, -1, place[np.maximum(index, 0)]), tuple(distinct)
     codes = pa.array(index.astype(np.int32), mask=index < 0)
     return pa.DictionaryArray.from_arrays(codes, pa.array(list(texts), pa.string()))
 

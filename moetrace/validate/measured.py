@@ -20,7 +20,7 @@ from moetrace import ops as work_of
 from moetrace.calibrate.measured import SYSTEMS, family_of
 from moetrace.calibrate.tables import read_public
 from moetrace.cost import PriceContext, price
-from moetrace.cost.bounds import beats_bound, cache_warm
+from moetrace.cost.bounds import beats_bound, cache_warm, interval
 from moetrace.cost.reading import batches
 from moetrace.cost.table import read_ops
 from moetrace.errors import ScenarioError
@@ -133,9 +133,11 @@ def _rows(part: _Part, path: Path, texts: npt.NDArray[np.object_], marked: npt.N
         f"beats the lower bound: {cause(part.ops, part.engine, int(i))}"
         for i in np.flatnonzero(beaten & ~marked)
     ]
-    predicted, wide = np.where(good, costs.expected_s * 1e3, np.nan), 1.0 + costs.error
+    low, high = (
+        np.where(good, end * 1e3, np.nan) for end in interval(costs, warm, costs.expected_s, costs.error)
+    )
     said |= {
-        "predicted": predicted, "low": predicted / wide, "high": predicted * wide,
+        "predicted": np.where(good, costs.expected_s * 1e3, np.nan), "low": low, "high": high,
         "tokens": tokens_of(works), "lower_bound": np.where(good, costs.lower_bound_s * 1e3, np.nan),
         "warm": _if(good, warm), "beaten": _if(good, beaten),
         "note": np.where(good, note, np.where(why == "", "its time is not above 0", why)),

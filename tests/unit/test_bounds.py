@@ -9,7 +9,7 @@ import pytest
 
 from moetrace import ops
 from moetrace.cost import price
-from moetrace.cost.bounds import beats_bound, cache_warm
+from moetrace.cost.bounds import beats_bound, cache_warm, interval
 from moetrace.hardware import load_hardware
 from moetrace.op import Op
 from moetrace.validate.beaten import GROUPED_TOPK, NARROW_VALUES, PARTLY_READ, UNKNOWN, cause
@@ -39,6 +39,17 @@ def test_only_a_warm_row_may_beat_its_bound() -> None:
     assert warm.tolist() == [True, False]
     assert beats_bound(costs, warm, costs.lower_bound_s * 0.9).tolist() == [False, True]
     assert not beats_bound(costs, warm, costs.lower_bound_s).any()
+
+
+def test_an_interval_begins_no_lower_than_what_nothing_can_beat() -> None:
+    hw = load_hardware("h100-sxm")
+    works = ops.works([Op.of("gemm", "bf16", m=1, n=4096, k=k) for k in (1024, 65536, 65536)])
+    costs, warm = price(works, hw), cache_warm(works, hw)
+    least, wide = costs.lower_bound_s, np.full(3, 100.0)
+    low, high = interval(costs, warm, costs.expected_s * np.array([1.0, 1.0, 1e-3]), wide)
+    assert low[0] == costs.expected_s[0] / 101 < least[0] and low[1] == least[1]
+    assert low[2] == costs.expected_s[2] * 1e-3 < least[2]  # an anchor that beat the bound itself
+    assert (high[:2] == costs.expected_s[:2] * 101).all()
 
 
 def test_causes_are_told_by_op_and_engine() -> None:

@@ -174,6 +174,12 @@ def test_an_op_text_that_cannot_be_read_is_a_bad_row() -> None:
     assert "lacks the dim n" in problems[3]
 
 
+def test_rows_of_two_types_with_one_fault_are_a_table_that_pandas_takes() -> None:
+    table = {"kind": ["gemm", "gemm"], "dtype": ["bf16", "fp8"], "m": [1, 1], "n": [64, 64]}
+    found = cost(table, H100, keep_going=True).to_pandas()
+    assert found["problem"].tolist() == ["gemm lacks the dim k"] * 2
+
+
 def test_an_op_that_the_machine_cannot_price_says_why() -> None:
     table = pa.table({"op": ["all_reduce bf16 bytes=1024 ranks=2"]})
     with pytest.raises(ScenarioError, match=r"row 1: .*has no link"):
