@@ -19,12 +19,21 @@ from moetrace.op import Op
 from moetrace.replay.draft import EXPERTS, At, Draft
 from moetrace.replay.grammar import Kept
 from moetrace.replay.lanes import Lanes, each
+from moetrace.replay.pruning import pruned_spread, put_pruned
 from moetrace.replay.stated import stated_routing
-from moetrace.routing import Routing, ep_max_distinct, own_block, popularity_distinct, uniform_distinct
+from moetrace.routing import (
+    Routing,
+    ep_max_distinct,
+    own_block,
+    popularity_distinct,
+    uniform_distinct,
+)
+from moetrace.routing.pruned import kept_experts
 from moetrace.routing.skewed import shares
 
 IntArray = npt.NDArray[np.int64]
 _SAMPLE = 4
+_PARTS = 100  # of an expert: what an estimate by step and layer is rounded to
 DRAWN = "popularity"  # the routing that is drawn anew from what was recorded
 UNIFORM = (
     "distinct experts follow the uniform formula E(1-(1-k/E)^T): no routing was recorded to say better, and real text "
@@ -34,6 +43,9 @@ _SOURCES = {
     "recut": "distinct experts at another n_a are counted among each token's first n_a recorded choices: exact for the "
     "hidden states recorded, an estimate in layers after the first, whose inputs would change: were the choices there drawn "
     "anew from each layer's popularity, the standard deviation would be {spread:.1f} experts",
+    "pruned": "distinct experts after pruning: kept ones among a token's first n_a choices are counted, those that it would "
+    "move up to are estimated from the router's recorded further choices, by rank and not by token: standard deviation "
+    "{first:.1f} experts in the first layer, {later:.1f} in later ones, were choices there drawn anew",
     "ranked": "distinct experts of the worst expert-parallel rank are counted in the recorded routing, experts lying in "
     "contiguous blocks",
     "popularity": "distinct experts at another batch follow from each expert's recorded popularity, tokens taken as "
@@ -71,22 +83,28 @@ def _settled_from_run(draft: Draft, drawn: bool) -> Draft:
         counts = np.full(len(draft.ops), -1, dtype=np.int64)
     said: dict[str, None] = {}
     recut: set[int] = set()
+    pruned: set[tuple[int, int]] = set()
     found, popularity = [], _Popularity(draft)
     for op, origin, at, count in zip(draft.ops, draft.origin, draft.at, counts.tolist(), strict=True):
         if origin is None or not _is_expert(op):
             found.append(op)
             continue
         settled, source = (
-            _drawn(popularity, op, at, ranks) if drawn else _settled(popularity, op, origin, at, count, ranks)
+            _drawn(popularity, op, at, ranks)
+            if drawn
+            else _settled(popularity, op, origin, at, count / _PARTS, ranks)
         )
         found.append(settled)
         if source:
             said[source] = None
         if source == "recut":
             recut.add(int(op["topk"]))
+        if source == "pruned":
+            pruned.add((int(op["topk"]), int(op["experts"])))
     spread = max((_spread(routing, n_a) for n_a in recut if routing is not None), default=0.0)
+    first, later = pruned_spread(draft, routing, pruned) if routing is not None else (0.0, 0.0)
     return replace(draft, ops=tuple(found)).noted(
-        *(_SOURCES[source].format(spread=spread) for source in said)
+        *(_SOURCES[source].format(spread=spread, first=first, later=later) for source in said)
     )
 
 
@@ -116,7 +134,7 @@ def _drawn(popularity: _Popularity, op: Op, at: At, ranks: int) -> tuple[Op, str
     return op.with_dims(distinct=None, distinct_est=worst), "uniform"
 
 
-def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ranks: int) -> tuple[Op, str]:
+def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: float, ranks: int) -> tuple[Op, str]:
     """(the op with its distinct experts, where they come from if that had to change)."""
     if _same(op, origin):
         counted = op.get("distinct")
@@ -126,7 +144,8 @@ def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: int, ra
     experts, topk, tokens = _choice(op)
     known = origin.get("distinct") if origin.get("distinct") is not None else origin.get("distinct_est")
     if count >= 0:
-        estimate, source = float(count), "recut" if topk != origin["topk"] else "ranked"
+        estimate, source = count, "recut" if topk != origin["topk"] else "ranked"
+        source = source if experts == origin["experts"] else "pruned"
     elif (found := _from_popularity(popularity, op, at, topk, ranks)) is not None:
         estimate, source = found, "popularity"
         if known is not None and _same_load(op, origin):
@@ -231,8 +250,7 @@ def kept_popularity(
     The most popular ones, or else one of each of `experts` equal parts of the order by popularity, which stands for a choice
     at random. What their tokens chose before goes to the kept ones in proportion; none is chosen by more than all.
     """
-    order = np.sort(q)[::-1]
-    kept = order[:experts] if popular else order[(np.arange(experts) * 2 + 1) * q.size // (2 * experts)]
+    kept = q[kept_experts(q, experts, popular)]
     if kept.sum() <= 0:
         return np.full(experts, topk / experts)
     return shares(kept, topk)
@@ -247,22 +265,16 @@ def _popularity(routing: Routing, layer: int, topk: int, steps: list[int]) -> np
 
 
 def _recounted(draft: Draft, routing: Routing, ranks: int) -> IntArray:
-    """For each row the distinct experts of its step and layer at its op's n_a; -1 where that cannot be counted.
+    """For each row the distinct experts of its step and layer at its op's n_a, in _PARTS; -1 where that cannot be counted.
 
     Of `ranks` those of the row's own one where the recording counted so, else those of the one with most. Routing of other
     tokens than the op's counts nothing: one rank's own, where others' reach its experts too.
     """
-    changed = np.array(
-        [
-            origin is not None
-            and _is_expert(op)
-            and op["tokens"] == origin["tokens"]
-            and op["experts"] == origin["experts"]
-            and not _same(op, origin)
-            for op, origin in zip(draft.ops, draft.origin, strict=True)
-        ],
-        dtype=bool,
-    )
+    changed, pruned = np.zeros((2, len(draft.ops)), dtype=bool)
+    for i, (op, origin) in enumerate(zip(draft.ops, draft.origin, strict=True)):
+        if origin is not None and _is_expert(op) and op["tokens"] == origin["tokens"]:
+            pruned[i] = op["experts"] != origin["experts"] == routing.experts
+            changed[i] = op["experts"] == origin["experts"] and not _same(op, origin)
     topk = np.array([int(op.get("topk", 0) or 0) for op in draft.ops], dtype=np.int64)
     layer = np.array([at.source_layer for at in draft.at], dtype=np.int64)[draft.cell]
     index = np.array([step.index for step in draft.steps], dtype=np.int64)[draft.base.step[draft.rows]]
@@ -288,5 +300,8 @@ def _recounted(draft: Draft, routing: Routing, ranks: int) -> IntArray:
         if partly:
             tokens = np.array([op.get("tokens", 0) for op in draft.ops], dtype=np.float64)[draft.cell]
             here[here] = seen[index[here], layer[here]] == tokens[here]
-        out[here] = table[index[here], layer[here], held[here]]
+        counted = table[index[here], layer[here], held[here]]
+        out[here] = np.where(counted >= 0, counted * _PARTS, -1)
+    if ranks == 1:
+        put_pruned(out, draft, routing, pruned, (index, layer), _PARTS)
     return out

@@ -2,8 +2,9 @@
 
 `distinct`, formulas: the distinct experts expected of uniform or of popular routing, and on the worst of several
 ranks. `recorded`: counts by step, layer, expert and rank of choice, which answer the same for what really
-happened. `logs`: other tools' logs of it. `load`: experts and rows on the busiest rank of a stated routing. `drawn`:
-expert ids made to follow a distribution. `tokens`: which token chose what, written on request and not read back here.
+happened. `pruned`: what fewer experts leave of it. `logs`: other tools' logs of it. `load`: experts and rows on the
+busiest rank of a stated routing. `drawn`: expert ids made to follow a distribution. `tokens`: which token chose what,
+written on request and not read back here.
 Not supported: pairs of experts.
 """
 
