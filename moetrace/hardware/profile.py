@@ -236,7 +236,7 @@ def _clock(reader: Reader, table: Mapping[str, Any]) -> float | None:
 
 def _transferred(reader: Reader, table: object, clock_hz: float | None) -> tuple[dict[str, Family], str]:
     """Another profile's fitted coefficients, at this clock, errors widened: ``(1 + error)(1 + widen) - 1``."""
-    table = reader.keys(table, "transferred", {"from", "widen", "source"}, {"foreign"})
+    table = reader.keys(table, "transferred", {"from", "widen", "source"}, {"widen_family"})
     donor_path, donor_table = read_profile(reader.text(table, "transferred", "from"))
     if "transferred" in donor_table or "fitted" not in donor_table:
         raise reader.error("transferred.from", table["from"], "a profile with fitted coefficients of its own")

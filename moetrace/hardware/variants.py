@@ -13,6 +13,7 @@ from moetrace.hardware.files import Reader
 from moetrace.hardware.machine import Family, Hardware, Link, Memory, Widen
 
 MAX_DEVICES = 100_000
+_FOREIGN = 1.0  # widened by more than a factor of two
 _FAMILY_END = re.compile("[:@]")  # what follows in a key: element type, engine
 _NODE = re.compile(r"(?P<base>.+)-x(?P<gpus>[1-9][0-9]*)")
 
@@ -42,11 +43,15 @@ def node_of(one: Hardware, gpus: int) -> Hardware:
 def widening(
     reader: Reader, table: Mapping[str, Any], where: str, families: Mapping[str, Family]
 ) -> dict[str, Widen]:
-    """By coefficients' key how much wider their errors are: `widen`, or what `foreign` says of their family."""
+    """By coefficients' key how much wider their errors are: `widen`, or what `widen_family` says of their family.
+
+    Beyond a factor of two they are taken for another kernel's, which nothing measured of this one narrows.
+    """
     usual = Widen(reader.number(table, where, "widen", 0, 10))
-    told = reader.table(table, where, "foreign")
-    there = f"{where}.foreign".lstrip(".")
-    own = {name: Widen(reader.number(told, there, name, 0, 10), foreign=True) for name in told}
+    told = reader.table(table, where, "widen_family")
+    there = f"{where}.widen_family".lstrip(".")
+    wide = {name: reader.number(told, there, name, 0, 10) for name in told}
+    own = {name: Widen(by, foreign=by > _FOREIGN) for name, by in wide.items()}
     model = {key: _FAMILY_END.split(key)[0] for key in families}
     if unheard := set(own) - set(model.values()):
         raise reader.error(there, min(unheard), f"one of {', '.join(sorted(set(model.values())))}")
@@ -57,7 +62,7 @@ def variant_of(
     reader: Reader, table: Mapping[str, Any], one: Hardware, bounds: Mapping[str, Any]
 ) -> Hardware:
     """`one` with another datasheet, its fixed times at that clock, errors widened: ``(1 + error)(1 + widen) - 1``."""
-    reader.keys(table, "", {"like", "title", "datasheet", "widen", "source"}, {"match", "foreign"})
+    reader.keys(table, "", {"like", "title", "datasheet", "widen", "source"}, {"match", "widen_family"})
     sheet = reader.keys(
         table["datasheet"],
         "datasheet",
