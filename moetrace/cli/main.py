@@ -1,7 +1,7 @@
 """The click group and the one place where an exception becomes a line on stderr and an exit status.
 
 0: done. 1: done, and `doctor` found something missing or a gate of `diff` failed.
-2: bad use or bad input, one line. 130: interrupted. 141: the reader of a pipe left.
+2: bad use or bad input, one line. 130: interrupted. 141: the reader of a pipe left. 143: terminated.
 A bug keeps its traceback.
 """
 
@@ -17,6 +17,7 @@ import click
 
 from moetrace.cli import VERBS
 from moetrace.errors import MoetraceError
+from moetrace.signals import terminable
 
 BAD_USE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
@@ -73,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
                 errors="backslashreplace"
             )  # a name that the terminal's encoding lacks is no reason to die
     try:
-        with cli.make_context("moetrace", list(arguments) or ["--help"]) as ctx:
+        with terminable(), cli.make_context("moetrace", list(arguments) or ["--help"]) as ctx:
             cli.invoke(ctx)
         sys.stdout.flush()
     except click.exceptions.Exit as done:

@@ -6,23 +6,22 @@ followed: processes that it starts, and forwards on several threads at once.
 
 from __future__ import annotations
 
-import os
 import runpy
-import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from moetrace.errors import MoetraceError
 from moetrace.record.recorder import Recorder
 from moetrace.record.settings import Settings
+from moetrace.signals import terminable
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def run_program(program: Program, out: Path, settings: Settings) -> Ran:
     recorder = Recorder(out.absolute(), settings)  # the program may change the directory
     try:
         with recorder:
-            with _Held() as held, _as_main(program), _terminable():
+            with _Held() as held, _as_main(program), terminable():
                 _execute(program)
                 _wait_for_threads()
             ran.error, ran.status = held.error, _status(held.error)
@@ -111,25 +110,6 @@ def _as_main(program: Program) -> Iterator[None]:
         yield
     finally:
         sys.argv, sys.path[:] = arguments, path
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """A SIGTERM ends the program by SystemExit, unless it handles the signal itself: what was captured is kept."""
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
-
-    mine = threading.current_thread() is threading.main_thread() and os.name == "posix"
-    if not mine or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is leave:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _wait_for_threads() -> None:

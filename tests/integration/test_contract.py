@@ -76,7 +76,7 @@ def test_json_says_its_schema_and_version(
 
 def test_exit_statuses_are_those_of_the_page(given: dict[str, Path], call: Call, process: Call) -> None:
     page = (REPO / "docs" / "cli.md").read_text()
-    assert set(map(int, re.findall(r"^\| (\d+) \|", page, re.MULTILINE))) == {0, 1, 2, 130, 141}
+    assert set(map(int, re.findall(r"^\| (\d+) \|", page, re.MULTILINE))) == {0, 1, 2, 130, 141, 143}
     run, trace = given["run"], given["trace"]
     assert call("schema").status == 0
     assert call("diff", run, run, "--gate", "step<1ns").status == 1  # a gate that is failed

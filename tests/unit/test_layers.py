@@ -22,7 +22,7 @@ ROWS = (
     {"run"},
     {"routing", "model", "hardware"},
     {"op"},
-    {"units", "files", "grouping", "markup"},
+    {"units", "files", "grouping", "markup", "signals"},
     {"errors"},
 )
 DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}

@@ -129,7 +129,7 @@ def test_two_files_of_one_rank(tmp_path):
         )
     with pytest.raises(TraceError, match="both of rank 5"):
         parse_ranks(files, tmp_path / "out", jobs=1)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def routed_folder(tmp_path, loads, world=2):
@@ -195,7 +195,7 @@ def test_a_damaged_rank_is_named_and_nothing_half_done_stays(tmp_path):
     (root / "trace-rank1.json").write_text("no JSON")
     with pytest.raises(TraceError, match=r"trace-rank1\.json"):
         parse_ranks(rank_files(root), tmp_path / "out", jobs=2)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_what_is_ours_is_replaced(tmp_path):

@@ -78,6 +78,7 @@ class Folder:
 
     def stage(self) -> str:
         """A new place for the RUNs while they are made."""
+        self._fresh = not self.root.exists()
         self.root.mkdir(parents=True, exist_ok=True)
         self._stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=self.root)).resolve()
         return str(self._stage)
@@ -109,8 +110,10 @@ class Folder:
         write_whole(self.root / RANKS_SUMMARY, lambda path: path.write_bytes(_json(facts)))
 
     def clean(self) -> None:
-        """Removes what is left of the making."""
+        """Removes what is left of the making, the folder itself if it is new and nothing came of it."""
         shutil.rmtree(self._stage, ignore_errors=True)
+        if self._fresh and not any(self.root.iterdir()):
+            self.root.rmdir()
 
 
 class Bucket:

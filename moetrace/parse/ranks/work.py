@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Generator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from moetrace.errors import TraceError
 from moetrace.formats import Export, Remote
 from moetrace.formats.remote import url_of
 from moetrace.parse.ranks.gathered import Gathered, gathered
+from moetrace.signals import as_worker, uninterrupted
 
 _RETRIES = 3  # of a rank whose worker dies
 _CONNECT_S = 10
@@ -72,10 +73,18 @@ def parse_one(
 
 
 def on_cores(jobs: int, task: Task) -> Results:
-    """The results as they come, of processes that start afresh: threads of this one are not copied."""
-    pool = ProcessPoolExecutor(min(jobs, len(task.files)), mp_context=multiprocessing.get_context("spawn"))
+    """The results as they come, of processes that start afresh: threads of this one are not copied.
+
+    They end with this one, in whatever way, and at once where not all of the results are wanted.
+    """
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(jobs, len(task.files)), multiprocessing.get_context("spawn"), initializer=as_worker
+    )
+    asked: dict[Future[Gathered], int] = {}
     try:
-        asked = {pool.submit(parse_one, *task.arguments(place)): place for place in task.files}
+        with uninterrupted():
+            asked |= {pool.submit(parse_one, *task.arguments(place)): place for place in task.files}
         for future in as_completed(list(asked)):
             yield asked.pop(future), future.result()
             del future
@@ -84,6 +93,10 @@ def on_cores(jobs: int, task: Task) -> Results:
             "a process that parsed a rank ended, most likely for want of memory: give --jobs 1"
         ) from err
     finally:
+        for future in asked:
+            future.cancel()
+        for worker in set(multiprocessing.active_children()) - others if asked else ():
+            worker.terminate()
         pool.shutdown(cancel_futures=True)
 
 
