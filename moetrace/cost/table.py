@@ -26,6 +26,7 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 UNIFORM = "uniform"
 _COUNTED = "counted"  # what a routing given as a number becomes: so many distinct experts on the rank
+_ROUNDED = 1e-6  # experts that a count read from text may be off
 _TEXT = ("kind", "dtype", "op", "routing")
 
 
@@ -217,16 +218,14 @@ def _routed(
     asked, names = _codes(column)
     asked = np.where(moe & ~said, asked, -1)
     number = np.array([_number(name) for name in names])
-    local = np.where(
-        np.isnan(found.column("local_experts")), found.column("experts"), found.column("local_experts")
-    )
+    local = _local(found)
     dims = dict(found.dims)
     counted = (asked >= 0) & ~np.isnan(np.append(number, np.nan)[asked])
     if counted.any():
         value = np.append(number, np.nan)[asked]
-        most = np.minimum(local, found.column("tokens") * found.column("topk"))
+        least, most = _distinct_ends(found)
         rows.mark(
-            counted & ~((value >= 0) & (value <= most)),
+            counted & ~((value >= least) & (value <= most)),
             "routing is a number of distinct experts that cannot be",
         )
         dims["distinct"] = np.where(counted, value, found.column("distinct"))
@@ -290,6 +289,19 @@ def _loads(
     return distinct, token_rows
 
 
+def _local(found: OpColumns) -> FloatArray:
+    """The experts of each op's rank."""
+    local = found.column("local_experts")
+    return np.asarray(np.where(np.isnan(local), found.column("experts"), local))
+
+
+def _distinct_ends(found: OpColumns) -> tuple[FloatArray, FloatArray]:
+    """The least and the most distinct experts of each op: a token touches k of all, but maybe none of a rank's share."""
+    local, tokens, topk = _local(found), found.column("tokens"), found.column("topk")
+    least = np.where((local >= found.column("experts")) & (tokens >= 1), topk, 0.0)
+    return least, np.minimum(local, tokens * topk)
+
+
 def _check(rows: _Rows, found: OpColumns) -> None:
     """Marks rows that lack a dim, or have one that cannot be."""
     for at, op in enumerate(found.types):
@@ -300,6 +312,10 @@ def _check(rows: _Rows, found: OpColumns) -> None:
         rows.mark(
             ~(np.isnan(values) | (np.isfinite(values) & (values >= 0))), f"{name} is negative or not finite"
         )
+    if {"distinct", "topk", "experts", "tokens"} <= set(found.dims):
+        least, most = _distinct_ends(found)
+        out = (found.column("distinct") < least - _ROUNDED) | (found.column("distinct") > most + _ROUNDED)
+        rows.mark(out, "distinct is a number of experts that cannot be")
     if {"topk", "experts"} <= set(found.dims):
         topk, experts = found.column("topk", 0.0), found.column("experts", np.inf)
         rows.mark((topk > experts) | ((experts < 1) & (topk >= 0)), "topk is above experts")

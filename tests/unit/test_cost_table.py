@@ -147,7 +147,10 @@ BAD = [
     ({"moe_tp": 0}, "moe_tp is below 1"),
     ({"routing": "zipf"}, "routing 'zipf'"),
     ({"routing": "129"}, "distinct experts that cannot be"),
+    ({"routing": "7"}, "distinct experts that cannot be"),  # of all experts each token touches 8
     ({"dtype": None}, "dtype is empty"),
+    ({"distinct": 7}, "distinct is a number of experts that cannot be"),
+    ({"distinct": 129}, "distinct is a number of experts that cannot be"),
 ]
 
 
