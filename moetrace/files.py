@@ -6,9 +6,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +33,13 @@ def table_facts(table: str, version: int, minor: int = 0) -> dict[str, str]:
     version, which older readers refuse.
     """
     return {"moetrace.table": table, "moetrace.version": str(version), "moetrace.minor": str(minor)}
+
+
+def read_parquet(path: str | os.PathLike[str] | IO[bytes], columns: Sequence[str] | None = None) -> pa.Table:
+    """A file's table, or some of its columns."""
+    # Not pq.read_table: it goes by pyarrow's datasets, which import pandas.
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=None if columns is None else list(columns))
 
 
 def write_parquet(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> None:

@@ -37,6 +37,7 @@ from moetrace.run import (
     Step,
     TableParts,
     nullable,
+    numbers,
     ops_table,
     text_column,
 )
@@ -361,7 +362,7 @@ def _table(draft: Draft, priced: Priced, start: IntArray, dur: IntArray) -> pa.T
     """The predicted op table; launch times and graphs are the recording's and are left out."""
     run, rows = draft.run, draft.base.row[draft.rows]
     kept = ("rank", "device", "stream", "step", "phase", "op_source", "layer_source")
-    columns: dict[str, pa.Array] = {n: run.column(n).take(pa.array(rows)).combine_chunks() for n in kept}
+    columns: dict[str, pa.Array] = {n: run.column(n).take(numbers(rows)).combine_chunks() for n in kept}
     layer = np.array([at.layer for at in draft.at], dtype=np.int64)[draft.cell]
     code, kernels = run.codes("kernel")
     kinds = sorted({draft.ops[i].kind for i in np.unique(draft.cell[draft.inserted]).tolist()})
@@ -380,8 +381,8 @@ def _table(draft: Draft, priced: Priced, start: IntArray, dur: IntArray) -> pa.T
             **columns,
             "layer": nullable(layer, layer < 0, pa.int32()),
             "kernel": text_column(code, [*kernels, *(kind + _ADDED for kind in kinds)]),
-            "start_ns": pa.array(start),
-            "dur_ns": pa.array(dur),
+            "start_ns": numbers(start),
+            "dur_ns": numbers(dur),
             **record_columns(distinct, index[draft.cell], dur),
             "error": nullable(error, np.isnan(error), pa.float64()),
             "provenance": text_column(told, words),

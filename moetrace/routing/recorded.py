@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.errors import OutputError, RunError, ScenarioError
-from moetrace.files import table_facts
+from moetrace.files import read_parquet, table_facts
 from moetrace.routing.distinct import FloatArray, IntArray, ep_blocks
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -234,7 +234,7 @@ class Routing:
     def load(cls, path: str | os.PathLike[str]) -> Routing:
         """The routing that `save` wrote. Raises RunError: no such file, not Parquet, another schema."""
         try:
-            table = pq.read_table(path)
+            table = read_parquet(path)
         except (OSError, pa.ArrowException) as error:
             raise RunError(f"{path}: not a routing table ({str(error).splitlines()[0]})") from None
         stamp = table.schema.metadata or {}

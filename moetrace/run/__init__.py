@@ -18,8 +18,10 @@ from moetrace.run.columns import (
     codes_of,
     main_phase,
     nullable,
+    numbers,
     ops_table,
     text_column,
+    without_nulls,
 )
 from moetrace.run.meta import OWN_EXPERTS, Meta, Step, main_steps
 from moetrace.run.parts import TableParts
@@ -27,5 +29,6 @@ from moetrace.run.value import Run
 
 __all__ = [
     "GENERATING", "OPS_COLUMNS", "OPS_SCHEMA", "OWN_EXPERTS", "PHASES", "RUN_VERSION", "TABLE_FACTS", "TEXT", "Meta", "Run",
-    "Step", "TableParts", "codes_of", "main_phase", "main_steps", "nullable", "ops_table", "text_column",
+    "Step", "TableParts", "codes_of", "main_phase", "main_steps", "nullable", "numbers", "ops_table", "text_column",
+    "without_nulls",
 ]  # fmt: skip

@@ -94,8 +94,7 @@ def codes_of(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     joined = encoded.unify_dictionaries().combine_chunks()
     array = joined.chunk(0) if isinstance(joined, pa.ChunkedArray) else joined
-    index = np.asarray(pc.fill_null(array.indices, -1).to_numpy(zero_copy_only=False)).astype(np.int64)
-    return index, array.dictionary.to_pylist()
+    return without_nulls(array.indices, -1).astype(np.int64), array.dictionary.to_pylist()
 
 
 def text_column(index: npt.NDArray[Any], texts: Sequence[str]) -> pa.DictionaryArray:
@@ -104,13 +103,57 @@ def text_column(index: npt.NDArray[Any], texts: Sequence[str]) -> pa.DictionaryA
     if len(distinct) < len(texts):  # pandas takes no dictionary that has a word twice
         place = np.array([distinct[text] for text in texts], dtype=np.int64)
         index, texts = np.where(index < 0, -1, place[np.maximum(index, 0)]), tuple(distinct)
-    codes = pa.array(index.astype(np.int32), mask=index < 0)
-    return pa.DictionaryArray.from_arrays(codes, pa.array(list(texts), pa.string()))
+    return pa.DictionaryArray.from_arrays(nullable(index, index < 0, pa.int32()), _texts(texts))
 
 
-def nullable(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
+def numbers(values: npt.NDArray[Any], kind: pa.DataType | None = None) -> pa.Array:
+    """A column without nulls."""
+    return nullable(values, np.zeros(0, dtype=bool), kind)
+
+
+def nullable(
+    values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], kind: pa.DataType | None = None
+) -> pa.Array:
     """A column with nulls where `mask` is true."""
-    return pa.array(values, type=kind, mask=mask)
+    # From buffers: pa.array would import pandas, half of the time of a short verb.
+    kind = kind or pa.from_numpy_dtype(values.dtype)
+    if pa.types.is_boolean(kind):
+        data = _bits(values)
+    elif np.can_cast(values.dtype, kind.to_pandas_dtype(), "same_kind"):
+        data = np.ascontiguousarray(values, dtype=kind.to_pandas_dtype())
+    else:  # such as whole numbers held as floats, which pyarrow checks
+        return pa.array(values, type=kind, mask=mask if mask.size else None)
+    valid = pa.py_buffer(_bits(~mask)) if mask.any() else None
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(data)])
+
+
+def without_nulls(column: pa.ChunkedArray | pa.Array, null: float) -> npt.NDArray[Any]:
+    """A numeric column with `null` in the place of nulls."""
+    # From buffers, and a value of an array: pa.scalar and to_numpy would import pandas.
+    filled = pc.fill_null(column, numbers(np.array([null]), column.type)[0])
+    chunks = filled.chunks if isinstance(filled, pa.ChunkedArray) else [filled]
+    found = [_values(chunk) for chunk in chunks]
+    return np.concatenate(found) if found else _values(numbers(np.zeros(0), column.type))
+
+
+def _values(array: pa.Array) -> npt.NDArray[Any]:
+    """An array without nulls."""
+    data, begin, end = array.buffers()[1], array.offset, array.offset + len(array)
+    if pa.types.is_boolean(array.type):
+        return np.unpackbits(np.frombuffer(data or b"", np.uint8), count=end, bitorder="little")[
+            begin:
+        ].astype(bool)
+    return np.frombuffer(data or b"", array.type.to_pandas_dtype(), count=end)[begin:]
+
+
+def _bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return np.packbits(values.astype(bool, copy=False), bitorder="little")
+
+
+def _texts(texts: Sequence[str]) -> pa.Array:
+    raw = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, raw)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(raw), pa.py_buffer(ends), pa.py_buffer(b"".join(raw)))
 
 
 def ops_table(columns: Mapping[str, pa.Array]) -> pa.Table:

@@ -15,15 +15,22 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moetrace import markup
 from moetrace.errors import ModelError, RunError
-from moetrace.files import replace_directory, write_parquet
+from moetrace.files import read_parquet, replace_directory, write_parquet
 from moetrace.op import Op
 from moetrace.routing import Routing
-from moetrace.run.columns import OPS_SCHEMA, OPTIONAL, RUN_VERSION, TABLE_FACTS, codes_of, filled
+from moetrace.run.columns import (
+    OPS_SCHEMA,
+    OPTIONAL,
+    RUN_VERSION,
+    TABLE_FACTS,
+    codes_of,
+    filled,
+    without_nulls,
+)
 from moetrace.run.meta import Meta
 from moetrace.run.parts import PARTS
 from moetrace.units import seconds
@@ -89,7 +96,7 @@ class Run:
         try:
             if problem := self._schema_problem(columns):
                 raise RunError(f"{file} {problem}: parse the trace again with --force")
-            return filled(pq.read_table(file, columns=self._present(columns)), columns)
+            return filled(read_parquet(file, self._present(columns)), columns)
         except (pa.ArrowInvalid, OSError) as err:
             raise self._unreadable(err) from err
 
@@ -156,7 +163,7 @@ class Run:
 
     def numpy(self, name: str, null: float | int = -1) -> npt.NDArray[Any]:
         """One column as numpy, nulls replaced by `null`."""
-        return np.asarray(pc.fill_null(self.column(name), null).to_numpy())
+        return without_nulls(self.column(name), null)
 
     def codes(self, name: str) -> tuple[npt.NDArray[np.int64], list[str]]:
         """A text column as (code per row, the distinct texts); -1 for null."""

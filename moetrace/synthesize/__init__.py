@@ -23,7 +23,7 @@ from moetrace.forward import Placed, expert_padding, step_ops
 from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.ops.columns import record_columns
-from moetrace.run import Meta, Run, Step, nullable, ops_table, text_column
+from moetrace.run import Meta, Run, Step, nullable, numbers, ops_table, text_column
 
 MAX_TOKENS = 10**9
 # Tokens that an engine works on in one step at most: max_num_batched_tokens of vLLM (8192 for a server on H100 and later),
@@ -166,8 +166,8 @@ def _table(steps: Sequence[Step], passes: Sequence[Sequence[Placed]]) -> pa.Tabl
     zero = np.zeros(size, dtype=np.int64)
     return ops_table(
         {
-            **{name: pa.array(zero) for name in ("rank", "device", "stream", "start_ns", "dur_ns")},
-            "step": pa.array(step),
+            **{name: numbers(zero) for name in ("rank", "device", "stream", "start_ns", "dur_ns")},
+            "step": numbers(step),
             "phase": text_column(phase, phases),
             "layer": nullable(layer, layer < 0, pa.int32()),
             "kernel": text_column(_codes(placed, kinds, lambda op: op.kind), kinds),

@@ -14,6 +14,7 @@ import pyarrow as pa
 from moetrace.errors import ScenarioError, unknown
 from moetrace.replay.grid.rows import measure_column
 from moetrace.replay.measures import MEASURES
+from moetrace.run import numbers, without_nulls
 from moetrace.units import SECONDS
 
 BoolArray = npt.NDArray[np.bool_]
@@ -31,7 +32,7 @@ class Limits:
 
     def met(self, rows: pa.Table) -> BoolArray:
         """Which rows keep to all of them, have an answer and fit their machine."""
-        good = np.asarray(rows.column("problem").is_null().to_numpy()) & _flag(rows, "fits")
+        good = without_nulls(rows.column("problem").is_null(), False) & _flag(rows, "fits")
         for name, limit in self.slo.items():
             values = _numbers(rows, measure_column(name))
             good &= values <= limit if MEASURES[name][0] == "s" else values >= limit
@@ -82,10 +83,10 @@ def front(parts: Iterable[pa.Table], limits: Limits) -> tuple[pa.Table | None, i
     for rows in parts:
         good = limits.met(rows) & np.isfinite(_numbers(rows, USER))
         met += int(good.sum())
-        some = rows.take(pa.array(np.flatnonzero(good)))
-        some = some.take(pa.array(_unbeaten(_numbers(some, USER), limits.per_device(some))))
+        some = rows.take(numbers(np.flatnonzero(good)))
+        some = some.take(numbers(_unbeaten(_numbers(some, USER), limits.per_device(some))))
         both = some if best is None else pa.concat_tables([best, some], promote_options="permissive")
-        best = both.take(pa.array(_unbeaten(_numbers(both, USER), limits.per_device(both))))
+        best = both.take(numbers(_unbeaten(_numbers(both, USER), limits.per_device(both))))
     return (best if met else None), met
 
 
@@ -98,9 +99,9 @@ def _unbeaten(one: FloatArray, two: FloatArray) -> npt.NDArray[np.int64]:
 
 
 def _numbers(rows: pa.Table, name: str) -> FloatArray:
-    return np.asarray(rows.column(name).to_numpy(), dtype=np.float64)
+    return without_nulls(rows.column(name).cast(pa.float64()), np.nan)
 
 
 def _flag(rows: pa.Table, name: str) -> BoolArray:
     """A yes-or-no column; not known counts as yes."""
-    return np.asarray(rows.column(name).fill_null(True).to_numpy())
+    return without_nulls(rows.column(name).cast(pa.bool_()), True)

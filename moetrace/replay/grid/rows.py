@@ -16,7 +16,7 @@ from moetrace.replay.grid.vector import ECONOMICS, MEASURED, Answers, Together, 
 from moetrace.replay.measures import MEASURES
 from moetrace.replay.scenario import Scenario
 from moetrace.replay.simulation import simulate
-from moetrace.run import TEXT, nullable
+from moetrace.run import TEXT, nullable, numbers, text_column
 from moetrace.synthesize import Workload
 
 _ENDS = ("", "_low", "_high")
@@ -97,17 +97,17 @@ def tables(ask: Ask, task: Task) -> tuple[pa.Table, pa.Table]:
 def _scenarios(plan: Plan, parts: Sequence[Part], found: Answers, ids: npt.NDArray[np.int64]) -> pa.Table:
     sizes = [stop - start for _, start, stop in parts]
     out: dict[str, pa.Array] = {
-        "scenario": pa.array(ids),
+        "scenario": numbers(ids),
         "model": _text([case.model.name for case, _, _ in parts], sizes),
         "hardware": _text([case.hw.name for case, _, _ in parts], sizes),
-        "gpus": pa.array(found.gpus.astype(np.int32)),
+        "gpus": numbers(found.gpus, pa.int32()),
     }
     texts = [case.scenario.texts() for case, _, _ in parts]
     out |= {name: _text([said.get(name) for said in texts], sizes) for name in plan.knobs}
     columns = [plan.columns(start, stop) for _, start, stop in parts]
     for name in plan.varied:
         values = np.concatenate([column[name] for column in columns])
-        out[name] = pa.array(values.astype(np.int32))
+        out[name] = numbers(values, pa.int32())
     for name in MEASURED:
         for end, values in zip(_ENDS, found.metrics[name], strict=True):
             out[measure_column(name, end)] = _number(values)
@@ -119,9 +119,7 @@ def _scenarios(plan: Plan, parts: Sequence[Part], found: Answers, ids: npt.NDArr
         out[name] = nullable(np.nan_to_num(values).astype(np.int64), np.isnan(values), pa.int64())
     out["fits"] = nullable(found.fits > 0, found.fits < 0, pa.bool_())
     for name, code in (("beyond_fit", found.beyond), ("problem", found.problem)):
-        out[name] = pa.DictionaryArray.from_arrays(
-            pa.array(code.astype(np.int32), mask=code == 0), pa.array(found.words, pa.string())
-        )
+        out[name] = text_column(np.where(code == 0, -1, code), found.words)
     return pa.table(out)
 
 
@@ -134,12 +132,10 @@ def _breakdown(found: Answers, ids: npt.NDArray[np.int64]) -> pa.Table:
     row, code = np.nonzero(np.isfinite(decode))
     return pa.table(
         {
-            "scenario": pa.array(ids[row]),
-            "family": pa.DictionaryArray.from_arrays(
-                pa.array(code.astype(np.int32)), pa.array(families, pa.string())
-            ),
-            "decode_s": pa.array(decode[row, code]),
-            "prefill_s": pa.array(prefill[row, code]),
+            "scenario": numbers(ids[row]),
+            "family": text_column(code, families),
+            "decode_s": numbers(decode[row, code]),
+            "prefill_s": numbers(prefill[row, code]),
         }
     )
 
@@ -188,7 +184,7 @@ def _text(texts: Sequence[str | None], sizes: Sequence[int]) -> pa.Array:
     words = list(dict.fromkeys(text for text in texts if text is not None))
     place = {word: i for i, word in enumerate(words)}
     code = np.repeat([-1 if text is None else place[text] for text in texts], sizes).astype(np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(code, mask=code < 0), pa.array(words, pa.string()))
+    return text_column(code, words)
 
 
 def _number(values: npt.NDArray[np.float64]) -> pa.Array:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from moetrace.errors import OutputError
-from moetrace.files import table_facts, write_parquet, write_whole
+from moetrace.files import read_parquet, table_facts, write_parquet, write_whole
 from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
 from moetrace.replay.grid.recorded import Replays
 from moetrace.replay.grid.rows import tables
@@ -47,7 +46,7 @@ class Grid:
     def parts(self, table: str = "scenarios") -> Iterator[pa.Table]:
         """The tables of all tasks, one at a time."""
         for i, _ in enumerate(self.plan.tasks()):
-            yield pq.read_table(self.part(table, i))
+            yield read_parquet(self.part(table, i))
 
     def keep(self, made: Made) -> None:
         """Writes what a task gave."""
