@@ -92,6 +92,7 @@ class Gathered:
     outside: int  # rows of no step
     doubts: list[str]
     notes: list[str]
+    stated: bool  # whether the trace says where its steps are
 
 
 def gather(events: Events | Stored) -> Gathered:
@@ -146,7 +147,7 @@ def _gathered(
         said = []
     if outside:
         said = [*said, f"{outside} op(s) lie outside of every step and are left out of the steps"]
-    return Gathered(batches, steps, *known, outside, doubtful, said)
+    return Gathered(batches, steps, *known, outside, doubtful, said, bool(names))
 
 
 _PIECES = "the trace is cut into {} pieces of like numbers of ops, which stand for steps"

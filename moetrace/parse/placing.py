@@ -51,12 +51,15 @@ class Order:
     """
 
     def __init__(
-        self, events: Events, kinds: Kinds, labels: list[str], model: ModelSpec | None = None, drafts: Sequence[int] = ()
+        self, events: Events, kinds: Kinds, labels: list[str], model: ModelSpec | None = None, drafts: Sequence[int] = (),
+        *, stated: bool = True,
     ) -> None:  # fmt: skip
         """`kinds` and `labels` may grow between calls; the latter gets the roles that are found.
 
-        `drafts` are the steps of another model, of which `model` tells nothing.
+        `drafts` are the steps of another model, of which `model` tells nothing. `stated`: whether the trace says where its
+        steps are; where it does not, what repeats may as well be steps as layers, unless one graph replays it all.
         """
+        self._stated = stated
         self._drafts = np.array(drafts, dtype=np.int64)
         self._events, self._kinds, self._labels, self._hints = events, kinds, labels, _hints(model)
         self._model, self._depth = model, model.layers if model else 0
@@ -77,12 +80,13 @@ class Order:
                 continue
             names = np.where(self._unnamed()[kind_index[at]], rows.kernel[at], -1)
             said = np.stack([kind_index[at], names, bare[at], *shapes[width[at]].T])
-            key = hashlib.blake2b(said.tobytes(), digest_size=16).digest()
+            one = self._stated or self._depth > 0 or _one_graph(rows.graph[at])
+            key = hashlib.blake2b(said.tobytes() + bytes([one]), digest_size=16).digest()
             if key not in self._solved:
                 if len(self._solved) >= _SOLVED:
                     self._solved.clear()
                 widths = [sizes[w] for w in width[at].tolist()]
-                self._solved[key] = self._resolve(kind_index[at], names, widths, bare[at], rows.dur[at])
+                self._solved[key] = self._resolve(kind_index[at], names, widths, bare[at], rows.dur[at], one)
             for column, values in zip(out, self._solved[key], strict=True):
                 column[at] = values
         return out
@@ -92,12 +96,12 @@ class Order:
         return np.array([kind in _VAGUE for kind in self._kinds.names], dtype=bool)
 
     def _resolve(
-        self, index: IntArray, names: IntArray, widths: list[tuple[int, int]], bare: BoolArray, dur: IntArray
-    ) -> Located:
+        self, index: IntArray, names: IntArray, widths: list[tuple[int, int]], bare: BoolArray, dur: IntArray, one: bool
+    ) -> Located:  # fmt: skip
         kinds = [self._kinds.names[k] for k in index.tolist()]
         layers, roles = resolve(kinds, widths, self._hints)
         layer = np.array(layers, dtype=np.int64)
-        repeated = not (layer >= 0).any()
+        repeated = one and not (layer >= 0).any()
         if repeated:
             layer = self._by_period(index, names)
         if self._model is not None and OTHER in kinds and (layer >= 0).any():
@@ -124,6 +128,12 @@ class Order:
         self._labels += sorted(set(roles) - {""} - set(self._labels))
         codes = {said: n for n, said in enumerate(self._labels)}
         return np.array([codes[r] if r else -1 for r in roles], dtype=np.int64)
+
+
+def _one_graph(graph: IntArray) -> bool:
+    """Whether most of these ops are one replay of one graph, which is one step."""
+    replayed = graph[graph >= 0]
+    return 2 * len(replayed) > len(graph) and len(np.unique(replayed)) == 1
 
 
 def _fuse(kinds: Sequence[str], roles: list[str], told: Sequence[int]) -> None:

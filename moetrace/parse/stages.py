@@ -118,7 +118,14 @@ class Stages:
                 f"model {model.name} is dense, and the trace has expert kernels: give the model that ran"
             )
         asks = needs_model(layers, model, self.kinds.names)
-        order = Order(self.events, self.kinds, self.labels, model if asks else None, self.drafts())
+        order = Order(
+            self.events,
+            self.kinds,
+            self.labels,
+            model if asks else None,
+            self.drafts(),
+            stated=self.gathered.stated,
+        )
         outputs, again, repeated = self._second_look(order)
         if counted:
             layer_source = "order"
@@ -149,7 +156,7 @@ class Stages:
         self._leave_ranges()
         strays: list[str] = []
         layers = [0]
-        order = Order(self.events, self.kinds, self.labels)
+        order = Order(self.events, self.kinds, self.labels, stated=self.gathered.stated)
 
         def look(rows: Rows) -> None:
             inside = rows.step[rows.step >= 0]

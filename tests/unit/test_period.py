@@ -69,6 +69,16 @@ def test_a_graph_of_kernels_that_nobody_knows_has_layers_and_says_whence(tmp_pat
     ) == {"period", None}
 
 
+def test_what_repeats_in_a_trace_that_names_no_step_may_be_steps_and_has_no_layers(tmp_path: Path) -> None:
+    kernels = ["first_kernel", *(f"strange_{k}" for _ in range(6) for k in "abcdefg"), "last_kernel"]
+    events = []
+    for i, kernel in enumerate(kernels):
+        events.append(event("cudaLaunchKernel", "cuda_runtime", 10 * i, 2, tid=7, correlation=i + 1))
+        events.append(event(kernel, "kernel", 20 + 10 * i, 9, tid=3, correlation=i + 1, stream=3, device=0))
+    run = parse(write(tmp_path / "t.json", events))
+    assert set(run.column("layer").to_pylist()) == {None}
+
+
 def test_a_hybrid_without_a_model_has_as_many_layers_as_blocks() -> None:
     """Three layers of linear attention and one of full attention in turn, the former with a norm more."""
     linear, full, topk = [NORM, 1, 2, 3, NORM, 4, NORM, 5, 9, 6], [NORM, 1, 7, 4, NORM, 5, 9, 6], 9
