@@ -28,6 +28,7 @@ def _prediction(**changes: Any) -> dict[str, Any]:
         "distinct": {"experts": 64, "topk": 4, "mean_distinct": 43.8, "source": "counted"},
         "memory": {"needed_bytes": 14e9, "capacity_bytes": 80e9, "fits": True},
         "wafers": None,
+        "ranks": [],
         "assumptions": [],
     }
     return {**facts, **changes}
