@@ -7,6 +7,20 @@ from pathlib import Path
 DRAWN = "c => c.width > 300 && c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v)"
 
 
+# Charts above may still be drawn, which moves the page: a pointer is of use only once the chart stays where it is.
+SETTLED = """chart => new Promise(done => {
+    let last = null, same = 0;
+    const look = () => {
+        chart.scrollIntoView({ block: 'center', behavior: 'instant' });
+        const top = chart.getBoundingClientRect().top;
+        same = top === last ? same + 1 : 0;
+        last = top;
+        if (same >= 3) done(); else setTimeout(look, 50);
+    };
+    look();
+})"""
+
+
 class Opened:
     """A page that keeps what it said and asked for."""
 
@@ -39,6 +53,7 @@ class Opened:
         found.scroll_into_view_if_needed()
         found.focus()
         self.page.wait_for_function(DRAWN, arg=found.element_handle())
+        found.evaluate(SETTLED)
         return found
 
 

@@ -101,7 +101,7 @@ def test_hovering_and_arrow_keys_tell_all_of_an_op(browser, reports):
         assert opened.tip() == ""
         found = set()
         for y in range(20, 400, 12):
-            box = canvas.bounding_box()  # anew for each row: the page may still be scrolling to the chart
+            box = canvas.bounding_box()
             for x in range(280, int(box["width"]) - 150, 24):
                 opened.page.mouse.move(box["x"] + x, box["y"] + y)
                 if said := opened.tip():
