@@ -7,7 +7,7 @@ import pytest
 
 from moetrace.replay import Scenario, replay
 from moetrace.replay.copies import ASSUMED_ERROR, copy_error
-from moetrace.replay.engine import edited
+from moetrace.replay.editing import edited
 from moetrace.run import Run, Step
 from tests.unit.replay_runs import H100, build, decode_run
 

@@ -18,7 +18,7 @@ from moetrace.op import Op
 from moetrace.parse import parse
 from moetrace.replay import Scenario, replay
 from moetrace.replay.draft import Draft
-from moetrace.replay.engine import edited
+from moetrace.replay.editing import edited
 from moetrace.replay.fuse import fuse
 from moetrace.run import Run, Step
 from tests.conftest import REPO

@@ -15,7 +15,7 @@ from moetrace.parse.ranks import parse_ranks, rank_files
 from moetrace.parse.summary import summary
 from moetrace.ranks import Ranks
 from moetrace.replay import Scenario
-from moetrace.replay.engine import edited
+from moetrace.replay.editing import edited
 from moetrace.routing import Routing, RoutingBuilder
 from moetrace.run import Run
 from tests.made import event, write

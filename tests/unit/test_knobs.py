@@ -12,7 +12,7 @@ from moetrace.errors import ScenarioError
 from moetrace.model import load_model
 from moetrace.op import Op
 from moetrace.replay.draft import Draft
-from moetrace.replay.engine import edited
+from moetrace.replay.editing import edited
 from moetrace.replay.scenario import Scenario
 from moetrace.routing import ep_max_distinct, popularity_distinct, uniform_distinct
 from moetrace.run import Run, Step

@@ -13,7 +13,7 @@ from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import Scenario, scenarios, simulate
 from moetrace.replay.draft import Draft
-from moetrace.replay.engine import edited
+from moetrace.replay.editing import edited
 from moetrace.replay.memory import attention_params, rank_weights, sequence_bytes
 from moetrace.replay.parallel import Parallel
 from moetrace.run import Run

@@ -13,7 +13,7 @@ from moetrace.model import load_model
 from moetrace.replay import Scenario, simulate
 from moetrace.replay.distinct import kept_popularity
 from moetrace.replay.draft import Draft
-from moetrace.replay.engine import edited
+from moetrace.replay.editing import edited
 from moetrace.replay.grammar import Segments
 from moetrace.routing import popularity_distinct, uniform_distinct
 from moetrace.run import Run

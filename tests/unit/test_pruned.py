@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moetrace.replay.engine import edited
+from moetrace.replay.editing import edited
 from moetrace.replay.scenario import Scenario
 from moetrace.routing import Routing, RoutingBuilder
 from moetrace.routing.pruned import kept_experts, pruned_distinct

@@ -12,7 +12,7 @@ from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import Scenario, simulate
 from moetrace.replay.draft import EXPERTS
-from moetrace.replay.engine import edited
+from moetrace.replay.editing import edited
 from moetrace.replay.stated import SIGMA, load
 from moetrace.routing import popularity_distinct, uniform_distinct
 from moetrace.routing.load import rank_load

@@ -22,7 +22,7 @@ from moetrace.ops import family
 from moetrace.replay import measures, speculate
 from moetrace.replay.base import Base, step_classes
 from moetrace.replay.draft import At, Draft
-from moetrace.replay.engine import with_knobs
+from moetrace.replay.editing import with_knobs
 from moetrace.replay.grammar import Segments
 from moetrace.replay.lanes import Diverged, Lanes, Space
 from moetrace.replay.load import workload_of

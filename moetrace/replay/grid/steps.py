@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from moetrace.cost.beyond import with_phase
 from moetrace.replay import memory
-from moetrace.replay.engine import context_of, crossing_ns
 from moetrace.replay.grid.load import spread
 from moetrace.replay.grid.shape import Shape
 from moetrace.replay.grid.times import Pricing, Times
 from moetrace.replay.intervals import errs_by_family, together
+from moetrace.replay.setting import context_of, crossing_ns
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -1,0 +1,76 @@
+"""The draft of a scenario: its knobs applied in the knob table's order, its routing settled."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moetrace.errors import ScenarioError
+from moetrace.hardware import Hardware
+from moetrace.replay.distinct import settle
+from moetrace.replay.draft import Draft
+from moetrace.replay.knobs import KNOBS
+from moetrace.replay.scenario import Scenario
+from moetrace.run import Run
+
+
+def edited(run: Run, hw: Hardware, scenario: Scenario) -> Draft:
+    """The draft with every knob of the scenario applied, in the knob table's order, and its routing settled."""
+    return with_knobs(Draft.of(run, hw, scenario))
+
+
+def with_knobs(draft: Draft) -> Draft:
+    """The draft with its scenario's knobs applied and its routing settled."""
+    run, hw, scenario = draft.run, draft.hw, draft.scenario
+    _check_parallelism(draft)
+    if run.meta.device_class == "cpu" != hw.device_class and "fusion" not in scenario.texts():
+        draft = KNOBS["fusion"].apply(draft, "runs")
+    turned = {s.name: s.value for s in scenario.settings}
+    if draft.parallel != draft.ran:
+        turned.setdefault("tp", draft.parallel.tp)
+    for name, knob in KNOBS.items():
+        if name not in turned:
+            continue
+        if knob.not_recorded and run.meta.kind != "synthesized":
+            raise ScenarioError(f"{name}: {knob.not_recorded}")
+        if not knob.late:
+            draft = knob.apply(draft, turned[name])
+    _check_choice(draft)
+    draft = settle(draft)
+    for name, knob in KNOBS.items():
+        if knob.late and name in turned:
+            draft = knob.apply(draft, turned[name])
+    return draft
+
+
+def _check_choice(draft: Draft) -> None:
+    """Raises ScenarioError where more experts are activated than there are."""
+    for op in draft.ops:
+        if op.has("experts", "topk") and op["topk"] > op["experts"]:
+            raise ScenarioError(
+                f"n_a={op['topk']:.0f} of {op['experts']:.0f} experts: set n_a to {op['experts']:.0f} or fewer too"
+            )
+
+
+def _check_parallelism(draft: Draft) -> None:
+    """Raises ScenarioError where the parallelism does not fill the machine, or a rank of many would move to a lone device."""
+    meta, hw, gpus = draft.run.meta, draft.hw, draft.gpus
+    if meta.hardware == hw.name and draft.parallel == draft.ran:
+        return
+    if max(meta.tp, meta.ep, meta.gpus) > 1 and gpus != meta.gpus:
+        raise ScenarioError(
+            f"the recording is {_ranks(draft)} of {meta.gpus} GPUs (tp={meta.tp} ep={meta.ep}) and {hw.name} has {gpus}: it "
+            f"can be replayed on a machine of {meta.gpus} GPUs"
+        )
+    if gpus == meta.gpus and draft.parallel == draft.ran:
+        return
+    if problem := draft.parallel.problem(gpus, hw.name):
+        raise ScenarioError(problem)
+    if draft.parallel.ep > 1 and not draft.experts:
+        raise ScenarioError(
+            f"ep={draft.parallel.ep}: the recording holds no expert op with its dims, so there is nothing to share out"
+        )
+
+
+def _ranks(draft: Draft) -> str:
+    here = np.unique(draft.run.numpy("rank")).size
+    return "one rank" if here < 2 else f"all {here} ranks" if here == draft.run.meta.gpus else f"{here} ranks"

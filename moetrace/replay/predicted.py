@@ -1,0 +1,104 @@
+"""The predicted run: its steps at their new times, its metadata and its op table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from moetrace.cost import PriceContext
+from moetrace.ops.columns import record_columns
+from moetrace.replay.anchor import Priced
+from moetrace.replay.draft import Draft
+from moetrace.run import Meta, Step, nullable, numbers, ops_table, text_column
+
+IntArray = npt.NDArray[np.int64]
+_ADDED = " (added by the replay)"
+
+
+def first_rows(draft: Draft) -> IntArray:
+    """The first base row of each segment."""
+    return np.flatnonzero(np.diff(draft.base.segment, prepend=-1))
+
+
+def per_step(draft: Draft, spans: IntArray) -> IntArray:
+    """ns of each step: that of its slowest rank; 0 for a step without ops."""
+    out = np.zeros(len(draft.steps), dtype=np.int64)
+    np.maximum.at(out, draft.base.step[first_rows(draft)], spans)
+    return out
+
+
+def steps_at(draft: Draft, begin: IntArray, spans: IntArray) -> tuple[Step, ...]:
+    """The edited steps at their new times; a step without ops keeps its own."""
+    first = draft.base.step[first_rows(draft)]
+    out = []
+    for i, step in enumerate(draft.steps):
+        mine = np.flatnonzero(first == i)
+        if mine.size:
+            low, high = int(begin[mine].min()), int((begin[mine] + spans[mine]).max())
+            step = replace(step, start_ns=low, end_ns=high)
+        out.append(step)
+    return tuple(out)
+
+
+def meta_of(
+    draft: Draft, steps: tuple[Step, ...], assumptions: tuple[str, ...], context: PriceContext
+) -> Meta:
+    """The metadata of the predicted run."""
+    meta, hw = draft.run.meta, draft.hw
+    facts = {
+        **dict(meta.facts),
+        "scenario": draft.scenario.texts(),
+        "price_context": asdict(context),  # so that attribution prices the run as the replay did
+        "measured_on": meta.hardware or meta.device,
+    }
+    return replace(
+        meta,
+        kind="predicted",
+        steps=steps,
+        model=draft.model,
+        device=hw.title,
+        device_class=hw.device_class,
+        hardware=hw.name,
+        gpus=draft.gpus,
+        tp=draft.parallel.tp,
+        ep=draft.parallel.ep,
+        pp=draft.parallel.pp,
+        dp=draft.parallel.dp,
+        notes=assumptions,
+        facts=facts,
+    )
+
+
+def table_of(draft: Draft, priced: Priced, start: IntArray, dur: IntArray) -> pa.Table:
+    """The predicted op table; launch times and graphs are the recording's and are left out."""
+    run, rows = draft.run, draft.base.row[draft.rows]
+    kept = ("rank", "device", "stream", "step", "phase", "op_source", "layer_source")
+    columns: dict[str, pa.Array] = {n: run.column(n).take(numbers(rows)).combine_chunks() for n in kept}
+    layer = np.array([at.layer for at in draft.at], dtype=np.int64)[draft.cell]
+    code, kernels = run.codes("kernel")
+    kinds = sorted({draft.ops[i].kind for i in np.unique(draft.cell[draft.inserted]).tolist()})
+    own = np.array([kinds.index(op.kind) if op.kind in kinds else 0 for op in draft.ops], dtype=np.int64)[
+        draft.cell
+    ]
+    code = np.where(draft.inserted, len(kernels) + own, code[rows])
+    distinct = list(dict.fromkeys(draft.ops))
+    place = {op: i for i, op in enumerate(distinct)}
+    index = np.array([place[op] for op in draft.ops], dtype=np.int64)
+    words = list(dict.fromkeys(priced.provenance))
+    told = np.array([words.index(p) for p in priced.provenance], dtype=np.int64)[draft.cell]
+    error = priced.error[draft.cell]
+    return ops_table(
+        {
+            **columns,
+            "layer": nullable(layer, layer < 0, pa.int32()),
+            "kernel": text_column(code, [*kernels, *(kind + _ADDED for kind in kinds)]),
+            "start_ns": numbers(start),
+            "dur_ns": numbers(dur),
+            **record_columns(distinct, index[draft.cell], dur),
+            "error": nullable(error, np.isnan(error), pa.float64()),
+            "provenance": text_column(told, words),
+        }
+    )
