@@ -43,8 +43,9 @@ class Axis:
 class Space:
     """The axes of one set of scenarios, given each varied setting's value in each scenario."""
 
-    def __init__(self, columns: Mapping[str, Values]) -> None:
+    def __init__(self, columns: Mapping[str, Values], exact: bool = False) -> None:
         self.order, self.size = tuple(columns), len(next(iter(columns.values())))
+        self.exact = exact  # a text that names a number parts those that would name another
         self.axes: dict[tuple[str, ...], Axis] = {}
         self.given: dict[str, Lanes] = {}
         self.places: dict[tuple[tuple[str, ...], tuple[str, ...]], IntArray] = {}
@@ -230,10 +231,13 @@ class Lanes:
         return bool(np.all(np.mod(self.values, 1) == 0))
 
     def __format__(self, spec: str) -> str:
-        return f"{self.values.min():{spec}}..{self.values.max():{spec}}"
+        low, high = self.values.min().item(), self.values.max().item()
+        if low == high or self.axis.space.exact:
+            return format(self._agreed(), spec)
+        return f"{low:{spec}}..{high:{spec}}"
 
     def __str__(self) -> str:
-        return format(self, "g")
+        return format(self, "")
 
     __repr__ = __str__
 

@@ -30,7 +30,9 @@ def read_load(sets: Sequence[str]) -> tuple[Workload, list[str]]:
 
 
 def workload_of(workload: Workload, scenario: Scenario) -> tuple[Workload, Scenario]:
-    """(the workload with what the scenario says of it, the scenario without that)."""
+    """(the workload with what the scenario says of it, the scenario without that). Raises ScenarioError for `context`."""
+    if "context" in scenario.texts():
+        raise ScenarioError("context: a simulation's context follows from its input and output lengths")
     said = {name: scenario.get(name) for name in (*LOAD, "chunk") if scenario.get(name) is not None}
     serving = scenario.get("serving")
     if serving is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moetrace.run import Run
 
 MAX_SCENARIOS = 512
+SIZES = ("gpus", "nodes")  # knobs that make another machine, whose name says them
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,8 @@ def scenarios(
         raise ScenarioError(
             "placement says where a wafer keeps its experts, and no wafer was named: add --hw cs3"
         )
-    pairs = [pair for hw in hardware for pair in _of_machine(chosen, hw, run)]
+    found = [pair for hw in hardware for pair in _of_machine(chosen, hw, run)]
+    pairs = list({(hw.name, scenario): (hw, scenario) for hw, scenario in found}.values())
     if len(pairs) > most:
         raise ScenarioError(f"{len(pairs)} scenarios: at most {most} at once")
     _all_used(chosen, pairs, hardware, run)
@@ -153,7 +155,7 @@ def machine_of(hw: Hardware, scenario: Scenario) -> Hardware:
 
 
 _OWN = frozenset(
-    {*NAMES, "gpus", "nodes", "placement", "graph", "overlap"}
+    {*NAMES, *SIZES, "placement", "graph", "overlap"}
 )  # those that not every machine takes
 
 
@@ -176,7 +178,7 @@ def _of_machine(
     sizes = (
         [()]
         if hw.device_class != "gpu"
-        else list(product(*(chosen[n] for n in ("gpus", "nodes") if n in chosen)))
+        else list(product(*(chosen[n] for n in SIZES if n in chosen)))
     )
     found: dict[tuple[str, Scenario], tuple[Hardware, Scenario]] = {}
     for size in sizes:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines.wafer import wafers as wafers_for
 from moetrace.model import ModelSpec
@@ -80,8 +79,6 @@ def simulate(
     The scenario's `batch`, `input_len` and `output_len` stand for the workload's. Raises ScenarioError if a knob cannot apply,
     or sets what follows from the workload (`context`). `price_per_hour` is a user's for one device.
     """
-    if "context" in scenario.texts():
-        raise ScenarioError("context: a simulation's context follows from its input and output lengths")
     hw = machine_of(load_hardware(hw), scenario)
     load, turned = workload_of(workload, scenario)
     speculation = speculate.asked(scenario)

@@ -16,7 +16,7 @@ from moetrace.replay.economics import read_prices
 from moetrace.replay.grid.shape import Case
 from moetrace.replay.grid.vector import is_vectorised
 from moetrace.replay.load import LOAD, read_load
-from moetrace.replay.scenario import Setting, read_sets, scenarios
+from moetrace.replay.scenario import SIZES, Setting, read_sets, scenarios
 from moetrace.run import Run
 from moetrace.synthesize import meta_of
 
@@ -122,7 +122,7 @@ def plan_of(ask: Ask) -> Plan:
             name: np.array([value.value for value in values], dtype=np.int64)
             for name, values in varied.items()
         },
-        tuple(name for name in read_sets(rest) if name not in LOAD),
+        tuple(name for name in read_sets(rest) if name not in (*LOAD, *SIZES)),
         read_prices(ask.prices, hardware),
     )
     if plan.size > MOST:

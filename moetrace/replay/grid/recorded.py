@@ -18,7 +18,7 @@ from moetrace.hardware import Hardware
 from moetrace.replay.economics import economics, read_prices
 from moetrace.replay.engine import replay
 from moetrace.replay.grid.plan import Task
-from moetrace.replay.scenario import Scenario, read_sets, scenarios
+from moetrace.replay.scenario import SIZES, Scenario, read_sets, scenarios
 from moetrace.run import Run
 
 MOST = 10_000
@@ -134,7 +134,7 @@ def replays_of(
     """The plan of every combination of machines and knobs on one run. Raises ScenarioError with one line if it cannot be."""
     pairs = scenarios(sets, machines, run, most=MOST)
     names = dict.fromkeys((*read_sets(sets), *(name for _, scenario in pairs for name in scenario.texts())))
-    knobs = tuple(name for name in names if name != "gpus")  # which is a column already
+    knobs = tuple(name for name in names if name not in SIZES)
     asked = (tuple(hw.name for hw in machines), tuple(sets), tuple(prices))
     return Replays(run, source, tuple(pairs), knobs, read_prices(prices, machines), asked)
 

@@ -89,7 +89,7 @@ class Drafts:
 
     def __init__(self, columns: Mapping[str, Column]) -> None:
         self.columns, self.size = columns, len(next(iter(columns.values())))
-        self.spaces: dict[bytes, Space] = {}
+        self.spaces: dict[tuple[bytes, bool], Space] = {}
         self.outlines: dict[Key, _Outline] = {}
         self.parts: dict[Key, list[IntArray]] = {}  # how cases of the same sizes parted before
         self.known: dict[Key, list[Shape | tuple[IntArray, str]]] = {}
@@ -109,24 +109,28 @@ class Drafts:
             case.model.name,
             *(case.scenario.get(name) for name in ("dp", "pp", "overlap", "serving", "draft")),
         )
-        waiting = list(self.parts.get(like, [np.arange(self.size)]))
+        waiting = [(some, False) for some in self.parts.get(like, [np.arange(self.size)])]
         done: list[IntArray] = []
         while waiting:
-            some = waiting.pop()
+            some, exact = waiting.pop()
             try:
-                yield self._shape(case, hw, some)
+                yield self._shape(case, hw, some, exact)
             except Diverged as parted:
-                waiting += [some[parted.mask], some[~parted.mask]]
+                waiting += [(some[parted.mask], exact), (some[~parted.mask], exact)]
                 continue
             except MoetraceError as error:
+                if not exact:  # once more, so that what is said of each names its own numbers
+                    waiting.append((some, True))
+                    continue
                 yield some, str(error)
             done.append(some)
         self.parts[like] = done
 
-    def _shape(self, case: Case, hw: Hardware, some: IntArray) -> Shape:
-        key = some.tobytes()
+    def _shape(self, case: Case, hw: Hardware, some: IntArray, exact: bool) -> Shape:
+        key = some.tobytes(), exact
         if key not in self.spaces:
-            self.spaces[key] = Space({name: values[some] for name, values in self.columns.items()})
+            columns = {name: values[some] for name, values in self.columns.items()}
+            self.spaces[key] = Space(columns, exact)
         space = self.spaces[key]
         first = {name: lanes.spread()[0].item() for name, lanes in space.given.items()}
         load, turned = workload_of(_ONE, _with(case.scenario, space.given))
