@@ -22,6 +22,16 @@ def cache_warm(works: Works, hw: Hardware) -> BoolArray:
     return np.asarray(works.known & (nbytes <= hw.memory.cache_bytes))
 
 
+def fits_memory(works: Works, hw: Hardware) -> BoolArray:
+    """Whether the memory of a device holds what an op touches at least, [ops].
+
+    True on a wafer, whose memory is as large as its model needs, and of what crosses links.
+    """
+    if hw.law == "wafer":
+        return np.ones(len(works), dtype=bool)
+    return np.asarray(~((works["net_bytes"] == 0) & (works["bytes_min"] > hw.memory.capacity_bytes)))
+
+
 def interval(
     costs: Costs, warm: BoolArray, seconds: FloatArray, error: FloatArray
 ) -> tuple[FloatArray, FloatArray]:

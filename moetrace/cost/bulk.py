@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from moetrace import ops
 from moetrace.cost.anchors import POOLED, Anchors, anchored, read_anchors
-from moetrace.cost.bounds import cache_warm, interval
+from moetrace.cost.bounds import BoolArray, cache_warm, fits_memory, interval
 from moetrace.cost.price import PriceContext, price
 from moetrace.cost.reading import batches
 from moetrace.cost.table import OpTable, columns_of, read_ops
@@ -163,8 +163,10 @@ def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float
     read = read_ops(batch, how.context.engine)
     starts = range(0, len(read.ops), _CHUNK)
     parts = [_costs(read.ops.take(slice(at, at + _CHUNK)), how) for at in starts]
-    costs = _joined([part for part, _ in parts])
-    warm = np.concatenate([some for _, some in parts]) if parts else np.zeros(0, dtype=bool)
+    costs = _joined([part for part, _, _ in parts])
+    warm, fits = (np.concatenate([p[i] for p in parts]) if parts else np.zeros(0, bool) for i in (1, 2))
+    if not fits.all():
+        read = read.marked(~fits, f"its bytes exceed the memory of {how.hw.name}")
     words, word = _provenance(costs, read)
     good = (read.problem == 0) & ~np.isnan(costs.expected_s)
     problems, problem = _problems(costs, read, good)
@@ -199,10 +201,12 @@ def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float
     return out, read.routing_s
 
 
-def _costs(some: OpColumns, how: Pricing) -> tuple[Costs, npt.NDArray[np.bool_]]:
-    """The costs of ops, and which of them a cache may hold."""
+def _costs(some: OpColumns, how: Pricing) -> tuple[Costs, BoolArray, BoolArray]:
+    """The costs of ops, which of them a cache may hold, and which the memory holds."""
     works = ops.works(some)
-    return price(works, how.hw, context=how.context), cache_warm(works, how.hw)
+    return (
+        price(works, how.hw, context=how.context), cache_warm(works, how.hw), fits_memory(works, how.hw)
+    )  # fmt: skip
 
 
 def _joined(parts: list[Costs]) -> Costs:
@@ -231,7 +235,7 @@ def _provenance(costs: Costs, read: OpTable) -> tuple[list[str], IntArray]:
     return said, place[pairs] if pairs.size else pairs
 
 
-def _problems(costs: Costs, read: OpTable, good: npt.NDArray[np.bool_]) -> tuple[list[str], IntArray]:
+def _problems(costs: Costs, read: OpTable, good: BoolArray) -> tuple[list[str], IntArray]:
     """What is wrong with each row that has no time: what its columns say, else why the law has none."""
     words = [*read.problems, *costs.words]
     return words, np.where(good, 0, np.where(read.problem > 0, read.problem, len(read.problems) + costs.word))

@@ -140,11 +140,19 @@ BAD = [
     ({"dtype": "fp9"}, "unknown dtype 'fp9'"),
     ({"topk": 200}, "topk is above experts"),
     ({"hidden": None}, "moe_experts lacks the dim hidden"),
-    ({"hidden": -1}, "hidden is negative"),
+    ({"hidden": -1}, "hidden is below 1"),
+    ({"hidden": 0}, "hidden is below 1"),
+    ({"tokens": 1.5}, "tokens is no whole number"),
+    ({"tokens": 1e30}, "tokens is above 2.14748e"),
+    ({"tokens": float("inf")}, "tokens is above 2.14748e"),
+    ({"tokens": float("nan")}, "moe_experts lacks the dim tokens"),
+    ({"moe_tp": 1.5}, "moe_tp is no whole number"),
+    ({"local_experts": 129}, "local_experts is above experts"),
+    ({"rows": -2.0}, "rows is negative"),
     ({"tokens": "many"}, "tokens is not a number"),
     ({"moe_ep": 3}, "experts do not divide by moe_ep"),
     ({"moe_tp": 5}, "inter does not divide by moe_tp"),
-    ({"moe_tp": 0}, "moe_tp is below 1"),
+    ({"moe_tp": 0}, "moe_tp is no whole number from 1"),
     ({"routing": "zipf"}, "routing 'zipf'"),
     ({"routing": "129"}, "distinct experts that cannot be"),
     ({"routing": "7"}, "distinct experts that cannot be"),  # of all experts each token touches 8
@@ -175,6 +183,43 @@ def test_an_op_text_that_cannot_be_read_is_a_bad_row() -> None:
     problems = cost(table, H100, keep_going=True).column("problem").to_pylist()
     assert problems[0] is None and "m=wide" in problems[1] and problems[2] == "op is empty"
     assert "lacks the dim n" in problems[3]
+
+
+@pytest.mark.parametrize(
+    ("op", "words"),
+    [
+        ("gemm bf16 m=0 n=64 k=64", "m is below 1"),
+        ("gemm bf16 m=1.5 n=64 k=64", "m is no whole number"),
+        ("gemm bf16 m=99999999999 n=64 k=64", "m is above 2.14748e"),
+        ("gemm bf16 m=1 n=2000000 k=2000000", "its bytes exceed the memory of h100-sxm"),
+        ("attention bf16 batch=4 heads=32 kv_heads=5 head_dim=128 kv=8192", "no multiple of kv_heads"),
+        ("attention bf16 batch=4 heads=32 kv_heads=4 head_dim=128 kv=3", "below batch"),
+        ("all_reduce bf16 bytes=64", "all_reduce lacks the dim ranks"),
+        ("all_reduce bf16 bytes=0 ranks=2", "bytes is below 1"),
+        ("attention bf16 batch=4 heads=32 kv_heads=4 head_dim=128 kv=8192.5", None),  # a mean context
+        ("moe_down bf16 tokens=3 hidden=64 inter=64 experts=8 topk=2 distinct_est=4.6 rows=6.5", None),
+        ("attention bf16 batch=4 heads=32 kv_heads=4 head_dim=128 kv=8192 window=0", None),  # as if not given
+    ],
+)
+def test_what_no_tensor_can_be_is_named_and_what_is_an_expectation_may_be_a_fraction(
+    op: str, words: str | None
+) -> None:
+    problem = cost({"op": [op]}, H100, keep_going=True).column("problem")[0].as_py()
+    assert problem is None if words is None else words in problem
+
+
+def test_a_bad_dim_is_named_as_the_table_names_its_column() -> None:
+    row = {"op_name": "moe", "moe_dtype": "fp8", "num_tokens": 0, "hidden_size": 64, "inter_size": 64}
+    frame = pd.DataFrame([{**row, "num_experts": 8, "topk": 2}])
+    with pytest.raises(ScenarioError, match="row 1: num_tokens is below 1"):
+        cost(frame, H100)
+
+
+def test_what_a_law_reads_beside_the_work_is_a_column_too() -> None:
+    rows = {"kind": ["all_reduce"] * 2, "dtype": ["bf16"] * 2, "bytes": [1024] * 2, "ranks": [2] * 2}
+    graph, eager = cost({**rows, "eager": [0, 1]}, H100, engine="vllm").column("time_s").to_pylist()
+    text = cost({"op": ["all_reduce bf16 bytes=1024 ranks=2 eager=1"]}, H100, engine="vllm")
+    assert eager > 2 * graph and text.column("time_s")[0].as_py() == eager
 
 
 def test_rows_of_two_types_with_one_fault_are_a_table_that_pandas_takes() -> None:

@@ -111,4 +111,4 @@ def shapes(works: Works, tile_rows: float, block_tokens: float, grouped_rows: fl
     )  # fmt: skip
 
 
-FORM = Form(SCHEMAS["attention"], seconds, ("batch", "heads", "kv"))
+FORM = Form(SCHEMAS["attention"], seconds)

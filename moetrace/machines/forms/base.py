@@ -43,11 +43,11 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One shape of formula: its parameters, its seconds, and the dims that it needs of an op."""
+    """One shape of formula: its parameters, its seconds, and the dims that it reads beside those of an op's work."""
 
     schema: Schema
     seconds: Callable[[Mapping[str, float], Works, Setting], Parts]
-    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     network: bool = False  # of collectives: what crosses links, not memory
 
 

@@ -133,6 +133,6 @@ def _parts(latency_s: FloatArray, network_s: FloatArray, ranks: FloatArray) -> P
     return Parts(none, none, fixed_s, fixed_s + moving_s, moving_s)
 
 
-COLLECTIVE = Form(SCHEMAS["collective"], collective, ("bytes",), network=True)
-ALL_REDUCE = Form(SCHEMAS["all_reduce"], all_reduce, ("bytes",), network=True)
-EXCHANGE = Form(SCHEMAS["exchange"], exchange, ("bytes",), network=True)
+COLLECTIVE = Form(SCHEMAS["collective"], collective, network=True)
+ALL_REDUCE = Form(SCHEMAS["all_reduce"], all_reduce, ("eager",), network=True)
+EXCHANGE = Form(SCHEMAS["exchange"], exchange, ("experts", "tokens", "topk", "hidden", "sms"), network=True)

@@ -50,4 +50,4 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     return Parts(compute_s, memory_s, fixed_s + serial_s, fixed_s + overlapped_s)
 
 
-FORM = Form(SCHEMAS["gemm"], seconds, ("m", "n", "k"))
+FORM = Form(SCHEMAS["gemm"], seconds)
