@@ -21,11 +21,10 @@ from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import scenarios, simulate
 from moetrace.replay.economics import read_prices
-from moetrace.replay.grid.plan import VARIED, Ask, plan_of
+from moetrace.replay.grid.plan import Ask, plan_of
 from moetrace.replay.grid.rows import measure_column, tables
 from moetrace.replay.knobs import KNOBS
 from moetrace.replay.load import read_load
-from moetrace.replay.scenario import Scenario
 from moetrace.synthesize import synthesize
 
 CLOSE = 1e-9

@@ -154,9 +154,7 @@ def machine_of(hw: Hardware, scenario: Scenario) -> Hardware:
     return hw if hw.gpus == total else node_of(hw, total)
 
 
-_OWN = frozenset(
-    {*NAMES, *SIZES, "placement", "graph", "overlap"}
-)  # those that not every machine takes
+_OWN = frozenset({*NAMES, *SIZES, "placement", "graph", "overlap"})  # those that not every machine takes
 
 
 def _of_machine(
@@ -175,11 +173,7 @@ def _of_machine(
             )
     elif hw.device_class == "gpu":
         own |= {name: chosen[name] for name in ("graph", "overlap", "engine") if name in chosen}
-    sizes = (
-        [()]
-        if hw.device_class != "gpu"
-        else list(product(*(chosen[n] for n in SIZES if n in chosen)))
-    )
+    sizes = [()] if hw.device_class != "gpu" else list(product(*(chosen[n] for n in SIZES if n in chosen)))
     found: dict[tuple[str, Scenario], tuple[Hardware, Scenario]] = {}
     for size in sizes:
         machine = machine_of(hw, Scenario(tuple(size)))

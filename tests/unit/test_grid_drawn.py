@@ -21,7 +21,11 @@ LOAD = ("batch=2,64", "input_len=64", "output_len=1,2")
 @pytest.mark.parametrize(
     ("machines", "sets", "rows"),
     [
-        (("h100-sxm", "h100-sxm-x4"), (*LOAD, "gpus=1,2", "tp=1,2"), 8),  # one device of either is one machine
+        (
+            ("h100-sxm", "h100-sxm-x4"),
+            (*LOAD, "gpus=1,2", "tp=1,2"),
+            8,
+        ),  # one device of either is one machine
         (("h100-sxm",), (*LOAD, "n_a=4,65,70"), 12),  # each refusal names its own number
         (("h100-sxm",), (*LOAD[:1], "input_len=40000000", "output_len=1,2"), 4),
         (("h100-sxm",), (*LOAD, "context=4"), 4),
