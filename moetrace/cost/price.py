@@ -16,11 +16,12 @@ from moetrace.op import Costs, FloatArray, Works
 class PriceContext:
     """What a law must know beside the op.
 
-    `model_bytes` are all bytes that must lie on the machine (weights, and KV cache where it counts), `layers` the model's
-    depth, `placement` of weights on a wafer (``spread``, ``own``, ``whole``), `token_flops` what one token takes in all
-    matrices (0: not known): all for the wafer law alone. `engine` (``vllm``,
-    ``sglang``, ``trtllm``, ``any``) chooses among coefficients that were fitted apart; `cache` is ``cold`` in serving, where a
-    layer's weights come from memory at every step, and ``warm`` for a micro-benchmark that repeats one op.
+    All for the wafer law alone: `model_bytes`, all bytes that must lie on the machine (weights, and KV cache where it counts),
+    `layers`, the model's depth, `placement` of weights on a wafer (``spread``, ``own``, ``whole``), `token_flops`, what one
+    token takes in all matrices (0: not known), and where another model lies beside it `beside_bytes`, its bytes, and `share`,
+    the share of all cores that this one is to have as far as both fit.
+    `engine` (``vllm``, ``sglang``, ``trtllm``, ``any``) chooses among coefficients that were fitted apart; `cache` is ``cold``
+    in serving, where a layer's weights come from memory at every step, ``warm`` for a micro-benchmark that repeats one op.
     """
 
     model_bytes: float = 0.0
@@ -29,6 +30,8 @@ class PriceContext:
     engine: str = ANY_ENGINE
     cache: Cache = "cold"
     token_flops: float = 0.0
+    beside_bytes: float = 0.0
+    share: float = 1.0
 
     def of_model(self, model: ModelSpec, placement: str = "spread") -> PriceContext:
         """The same with what a wafer law must know of a model whose weights, without KV cache, lie on the machine."""
@@ -46,23 +49,30 @@ DEFAULT = PriceContext()
 
 
 def price(
-    works: Works, hw: Hardware, *, context: PriceContext = DEFAULT, model_bytes: FloatArray | None = None
+    works: Works,
+    hw: Hardware,
+    *,
+    context: PriceContext = DEFAULT,
+    held: tuple[FloatArray, FloatArray] | None = None,
 ) -> Costs:
-    """Costs of ops on one device of `hw`, one entry per op; all nan where the work is unknown. `model_bytes` [ops] stands for
-    the context's where ops of several models are priced together.
+    """Costs of ops on one device of `hw`, one entry per op; all nan where the work is unknown. `held` ([ops] each) stands for
+    the context's `model_bytes` and `beside_bytes` where ops of several models are priced together.
 
     `lower_bound_s` takes the bytes certainly touched and datasheet peaks, `expected_s` the law's coefficients. Raises
     ProfileError on a wafer without the context's model.
     """
     families = [ops.family(op.kind) for op in works.ops.types]
     if hw.law == "wafer":
+        own, other = held or (context.model_bytes, context.beside_bytes)
         return wafer.cost(
             works,
             families,
             hw,
-            model_bytes=context.model_bytes if model_bytes is None else model_bytes,
+            model_bytes=own,
             layers=context.layers,
             placement=context.placement,
             token_flops=context.token_flops,
+            beside_bytes=other,
+            wanted=context.share,
         )
     return gpu.cost(works, families, hw, engine=context.engine, cache=context.cache)

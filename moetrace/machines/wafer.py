@@ -55,6 +55,8 @@ def cost(
     layers: int,
     placement: str = "spread",
     token_flops: float = 0.0,
+    beside_bytes: float | FloatArray = 0.0,
+    wanted: float = 1.0,
 ) -> Costs:
     """Costs of ops on as many wafers as `model_bytes` (weights, and KV cache if it is to fit; a number or [ops]) needs.
 
@@ -64,45 +66,47 @@ def cost(
     `placement` "spread": every expert over all cores that hold its layer's experts, so an MoE op's sweep follows the share of
     the experts that a token touches. "own": each expert on its own cores; touched experts run beside each other, so a token
     takes one expert's sweep whatever n_a. "whole": every matrix of every layer over all cores of the machine, one op after
-    another and nothing beside (WaferLLM). Raises ProfileError for a model without bytes or layers.
+    another and nothing beside (WaferLLM). With `beside_bytes` of another model on the same wafers, this one has a part of the
+    cores (`part_of`) and fills it as it would fill a smaller machine. Raises ProfileError for a model without bytes or layers.
     """
     if placement not in PLACEMENTS:
         raise ProfileError(unknown("placement", placement, PLACEMENTS))
-    count, side = wafers(hw, model_bytes), _wafer(hw)
+    count, side = wafers(hw, model_bytes + beside_bytes), _wafer(hw)
+    part = 1.0 if placement == "whole" else part_of(hw, model_bytes, beside_bytes, wanted)
     if layers < 1:
         raise ProfileError(
             f"profile {hw.name!r}: the wafer law needs the model's layers (1 or more), not {layers}"
         )
     chosen = families_of(works, families, hw)
-    most = int(np.max(count))
+    most, machine = int(np.max(count)), count * part
     words = [
         f"{hw.name} {f.provenance} {key}, {most} wafer{'s' * (most > 1)}, {placement}" for key, f in chosen
     ]
     by_type = works.ops.by_type
     tokens = np.maximum(np.nan_to_num(tokens_of(works), nan=1.0), 1.0)
     matrix = by_type([1.0 if family in _MATRICES else 0.0 for family in families]) > 0
-    full = model_bytes / (count * hw.memory.capacity_bytes)
+    full = model_bytes / (machine * hw.memory.capacity_bytes)
     by_work = works["flops"] / tokens / token_flops if token_flops > 0 and placement == "spread" else None
     share = _shares(works["resident_bytes"] / model_bytes, matrix, layers, full, by_work)
     share = np.ones(len(works)) if placement == "whole" else share
     eta_bw, eta = by_type([f["eta_bw"] for _, f in chosen]), by_type([f["eta_flops"] for _, f in chosen])
-    peak = peaks(works, hw, words) * count
+    peak = peaks(works, hw, words) * machine
     alone, one_alone = _own(works) if placement == "own" else (np.ones(len(works)),) * 2
     swept = works["bytes"] - works["weight_bytes"] + works["weight_bytes"] * alone
     first_s = works["flops"] / tokens * one_alone / (eta * peak * share)
     mesh = side.eta_mesh if placement == "whole" and side.eta_mesh else eta
     later_s = works["flops"] * (1.0 - 1.0 / tokens) / (mesh * peak * (share if placement == "whole" else 1.0))
-    memory_s = swept / (eta_bw * hw.memory.bytes_per_s * count * share)
-    link, cores = side.fabric_bytes_per_s / side.cores / _LINK_DIRECTIONS, side.cores * count * share
+    memory_s = swept / (eta_bw * hw.memory.bytes_per_s * machine * share)
+    link, cores = side.fabric_bytes_per_s / side.cores / _LINK_DIRECTIONS, side.cores * machine * share
     network_s = works["act_write_bytes"] / (link * np.sqrt(cores))
     types = works.ops.types
     reductions = by_type([max(1, EXPERT_GEMMS.get(op.kind, (1, 1))[1]) for op in types])
     crosses = by_type([0.0 if key in _LOCAL else 1.0 for key, _ in chosen])
     latency_s = by_type([f["t0_s"] for _, f in chosen]) + crosses * side.hop_s * 2.0 * np.sqrt(
-        np.minimum(cores, side.cores)
+        np.minimum(cores, side.cores * part)
     )
     if placement == "whole":
-        latency_s = latency_s + matrix * side.shift_s * np.minimum(tokens - 1.0, np.sqrt(side.cores))
+        latency_s = latency_s + matrix * side.shift_s * np.minimum(tokens - 1.0, np.sqrt(side.cores * part))
     fixed_s = latency_s * works["launches"] * reductions
     # Cores work on what has arrived while the rest is under way: the three overlap.
     expected_s = fixed_s + np.maximum(np.maximum(memory_s, first_s), network_s) + later_s
@@ -140,6 +144,16 @@ def wafers(hw: Hardware, model_bytes: Any) -> Any:
             )
     count = -(-model_bytes // hw.memory.capacity_bytes)
     return int(count) if isinstance(count, float) else count
+
+
+def part_of(hw: Hardware, model_bytes: Any, beside_bytes: Any, wanted: float) -> Any:
+    """Share of all cores that a model has with another beside it: as wanted, as far as each part holds its model."""
+    room = wafers(hw, model_bytes + beside_bytes) * hw.memory.capacity_bytes
+    return np.where(
+        np.asarray(beside_bytes) > 0,
+        np.minimum(np.maximum(wanted, model_bytes / room), 1.0 - beside_bytes / room),
+        1.0,
+    )
 
 
 def crossings_s(hw: Hardware, wafers: Any, nbytes: Any = 0.0) -> Any:

@@ -61,8 +61,12 @@ def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Pr
     Its own hardware and no knob give the measured step times to the ns. Raises ScenarioError with one line if a knob
     cannot apply, the parallelism does not fill the machine, or no op lies in a step.
     """
-    hw = machine_of(load_hardware(hw), scenario)
-    whole = _Whole(run, scenario)
+    return predict(run, machine_of(load_hardware(hw), scenario), scenario)
+
+
+def predict(run: Run, hw: Hardware, scenario: Scenario, beside: memory.Beside | None = None) -> Prediction:
+    """`replay` on the very machine that is given, `beside` what a drafting model takes on it."""
+    whole = _Whole(run, scenario, beside)
     for part in run.parts():
         _replay_part(part, hw, scenario, whole)
     return whole.prediction(hw)
@@ -71,8 +75,8 @@ def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Pr
 class _Whole:
     """A prediction that comes in parts of whole steps: of a long run, one after the other, else all in one."""
 
-    def __init__(self, run: Run, scenario: Scenario) -> None:
-        self.run, self.scenario = run, scenario
+    def __init__(self, run: Run, scenario: Scenario, beside: memory.Beside | None) -> None:
+        self.run, self.scenario, self.beside = run, scenario, beside
         self.origin: int | None = None  # start of the first op, ns
         self.gained = 0  # ns by which the parts so far moved those that follow
         self.tally = Tally(run)
@@ -110,7 +114,9 @@ def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> N
     source = source_of(run, hw)
     gaps = source is not None and draft.scenario.get("graph") != "on"
     need = memory.need(draft)
-    context = context_of(draft, need)
+    context = context_of(draft, need, whole.beside)
+    if whole.beside:
+        need = memory.joined(need, whole.beside.need, hw, draft.gpus)
     priced = price_cells(draft, source, PriceContext(engine=context.engine), context)
     line, measured = _timeline(draft)
     waits = waits_of(draft, gaps)

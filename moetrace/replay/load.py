@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moetrace.errors import ScenarioError
+from moetrace.model import ModelSpec
 from moetrace.replay.knobs import knob_name
 from moetrace.replay.scenario import Scenario, read_sets
+from moetrace.replay.stated import SKEWED
 from moetrace.synthesize import Workload
 
 LOAD = ("batch", "input_len", "output_len")
@@ -41,3 +43,10 @@ def workload_of(workload: Workload, scenario: Scenario) -> tuple[Workload, Scena
         said["host_s"] = scenario.get("host")
     rest = tuple(s for s in scenario.settings if s.name not in (*said, "serving", "host", *DRAFTING, YIELDED))
     return replace(workload, **said), replace(scenario, settings=rest)
+
+
+def served_as(model: ModelSpec, load: Workload, turned: Scenario) -> Scenario:
+    """The scenario with the routing that a served model is taken to have where none is stated."""
+    if load.served and model.experts and turned.get("routing") is None:
+        return turned.adding("routing", SKEWED)
+    return turned

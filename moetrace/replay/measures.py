@@ -40,16 +40,20 @@ STEP_OVERHEAD_S = 0.5e-3
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A drafting model: tokens it drafts for each step, how likely each is accepted, and what it takes (s).
+    """A drafting model: tokens it drafts for each step, how likely each is accepted, and what it takes in seconds: its own work
+    on the prompt, each drafted token, and under a steady load each drafted token in the middle of a sequence's life (0 in a
+    static batch) and others' prompts over the whole of one sequence.
 
     `said` is what a step yields where that is stated instead.
     """
 
     tokens: int
     acceptance: float
-    ttft_s: float
+    prompt_s: float
     step_s: float
     said: float | None = None
+    middle_s: float = 0.0
+    others_s: float = 0.0
 
     @property
     def yielded(self) -> float:
@@ -100,15 +104,38 @@ def first_and_rest(
     rounds = later / draft.yielded if draft else float(later)
     rest = rounds * (all_decode / max(1, later) + overhead + (draft.tokens * draft.step_s if draft else 0.0))
     if load.served:
-        decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
-        at = [context_of(steps[i]) for i in decode]
-        alone = float(np.interp(load.input_len + load.output_len // 2, at, seconds[decode])) if at else 0.0
-        prompts = load.beside[0]
-        rest += (load.batch - 1) * load.parts * max(0.0, first - alone) / prompts if later else 0.0
-        first = load.parts * (first + overhead) + (alone + overhead) / 2
+        alone, others = middle_and_others(steps, seconds, load)
+        rest += others + (draft.others_s if draft else 0.0)
+        more = overhead + (draft.tokens * draft.middle_s if draft else 0.0)
+        first = load.parts * (first + more) + (alone + more) / 2
     else:
         first += overhead
-    return first + (draft.ttft_s if draft else 0.0), rest
+    return first + (draft.prompt_s if draft else 0.0), rest
+
+
+def middle_and_others(steps: tuple[Step, ...], seconds: FloatArray, load: Workload) -> tuple[float, float]:
+    """(a decode step in the middle of a sequence's life, what others' prompts add to the whole of one sequence): seconds of a
+    steady load; 0 where only one token is asked for."""
+    decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
+    if not decode:
+        return 0.0, 0.0
+    at = [context_of(steps[i]) for i in decode]
+    alone = float(np.interp(load.input_len + load.output_len // 2, at, seconds[decode]))
+    mixed = float(seconds[step_weights(steps) == 0].sum())
+    return alone, (load.batch - 1) * load.parts * max(0.0, mixed - alone) / load.beside[0]
+
+
+def drafting_s(
+    steps: tuple[Step, ...], seconds: FloatArray, load: Workload
+) -> tuple[float, float, float, float]:
+    """`prompt_s`, `step_s`, `middle_s` and `others_s` of a drafting model, from the times of the steps of its own load."""
+    weights = step_weights(steps)
+    first = float(seconds[weights == 0].sum())
+    each = float((seconds * weights).sum()) / max(1, load.output_len - 1)
+    if not load.served:
+        return first, each, 0.0, 0.0
+    middle, others = middle_and_others(steps, seconds, load)
+    return load.parts * max(0.0, first - middle), each, middle, others
 
 
 def metrics(times: list[tuple[float, float]], load: Workload) -> dict[str, dict[str, Any]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from types import MappingProxyType
 
 from moetrace import ops as work_of
+from moetrace.hardware import Hardware
 from moetrace.machines.wafer import wafers as wafers_for
 from moetrace.model import ModelSpec
 from moetrace.op import element_bytes
@@ -41,6 +42,8 @@ class Need:
     framework_bytes: float | None = None
     rank: Mapping[str, float] = field(default_factory=dict)
     largest_batch: int | None = None
+    sequence_bytes: float | None = None  # of KV cache, on the fullest device of its data-parallel group
+    groups: int = 1  # data-parallel
 
     @property
     def model_bytes(self) -> float:
@@ -48,8 +51,8 @@ class Need:
         return (self.weight_bytes or 0.0) + (self.kv_bytes or 0.0)
 
 
-def need(draft: Draft, extra_bytes: float = 0.0) -> Need:
-    """What the draft's model takes on its machine; `extra_bytes` more lie on every device (a draft model).
+def need(draft: Draft) -> Need:
+    """What the draft's model takes on its machine.
 
     Without a model the weights that its ops hold stand in for a wafer's region, and whether it fits is not said. A wafer
     keeps no framework beside the weights; it fits if one wafer does.
@@ -66,7 +69,7 @@ def need(draft: Draft, extra_bytes: float = 0.0) -> Need:
     if model is None:
         return Need(None, None, None, capacity, None, None)
     devices, p = draft.gpus, draft.parallel
-    parts = {**rank_weights(model, p, replicas(draft)), "draft": extra_bytes}
+    parts = rank_weights(model, p, replicas(draft))
     full = [(step.kv_tokens, step.batch or 1) for step in draft.steps if step.kv_tokens]
     tokens, batch = _fullest(full)
     one = sequence_bytes(model, p, tokens / batch, draft.kv_dtype)
@@ -87,6 +90,43 @@ def need(draft: Draft, extra_bytes: float = 0.0) -> Need:
         FRAMEWORK_BYTES * devices,
         {name: value for name, value in rank.items() if value},
         largest(0, math.floor(room / one)) * p.dp if one else None,
+        one,
+        p.dp,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Another model on the same devices: what it takes, and the share of a wafer's cores that the first is to have."""
+
+    need: Need
+    share: float = 1.0
+
+
+def joined(one: Need, drafting: Need, hw: Hardware, devices: int) -> Need:
+    """What a model and the one that drafts for it take together: its bytes on every device, the KV cache of both in the
+    largest batch. On a wafer, which has no ranks, both lie side by side and the wafers hold the sum."""
+    if one.needed_bytes is None:
+        return one
+    if not one.rank:
+        held = drafting.model_bytes
+        count = wafers_for(hw, one.needed_bytes + held)
+        return replace(
+            one, needed_bytes=one.needed_bytes + held, fits=count == 1, wafers=count, rank={"draft": held}
+        )
+    held = sum(drafting.rank.get(part, 0.0) for part in ("experts", "attention", "other", "kv"))
+    used = sum(one.rank.values()) + held
+    kept = [need.rank.get("kv", 0.0) for need in (one, drafting)]
+    room, each = hw.memory.capacity_bytes - (used - sum(kept)), (one.sequence_bytes, drafting.sequence_bytes)
+    most = None
+    if one.largest_batch is not None and each[0] and each[1]:
+        most = largest(0, math.floor(room / (each[0] + each[1]))) * one.groups
+    return replace(
+        one,
+        needed_bytes=one.needed_bytes + held * devices,
+        fits=used <= hw.memory.capacity_bytes,
+        rank={**one.rank, "draft": held},
+        largest_batch=most,
     )
 
 

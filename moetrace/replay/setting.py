@@ -19,8 +19,11 @@ def source_of(run: Run, hw: Hardware) -> Hardware | None:
     return hw if meta.hardware == hw.name else load_hardware(meta.hardware)
 
 
-def context_of(draft: Draft, need: memory.Need) -> PriceContext:
-    """What the law of the draft's machine must know beside the ops. Raises ScenarioError for a wafer and a model of no size."""
+def context_of(draft: Draft, need: memory.Need, beside: memory.Beside | None = None) -> PriceContext:
+    """What the law of the draft's machine must know beside the ops; `beside` is another model on the same wafers.
+
+    Raises ScenarioError for a wafer and a model of no size.
+    """
     if draft.hw.device_class != "wafer":
         return PriceContext(engine=str(draft.scenario.get("engine", ANY_ENGINE)))
     if not need.model_bytes:
@@ -33,6 +36,8 @@ def context_of(draft: Draft, need: memory.Need) -> PriceContext:
         depth,
         str(draft.scenario.get("placement", "spread")),
         token_flops=2.0 * draft.model.active_params(embedding=False) if draft.model else 0.0,
+        beside_bytes=beside.need.model_bytes if beside else 0.0,
+        share=beside.share if beside else 1.0,
     )
 
 

@@ -6,7 +6,6 @@ the decode steps that were synthesized the others are interpolated in a straight
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -15,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.hardware import Hardware, load_hardware
-from moetrace.machines.wafer import wafers as wafers_for
 from moetrace.model import ModelSpec
 from moetrace.replay import speculate
-from moetrace.replay.draft import Share
+from moetrace.replay.draft import Draft
 from moetrace.replay.economics import economics
-from moetrace.replay.engine import AS_RECORDED, Prediction, replay
-from moetrace.replay.load import workload_of
+from moetrace.replay.engine import AS_RECORDED, Prediction, predict
+from moetrace.replay.families import rows_of, spent_by
+from moetrace.replay.load import served_as, workload_of
 from moetrace.replay.measures import (
     MEASURES,
     context_of,
@@ -32,7 +31,6 @@ from moetrace.replay.measures import (
 )
 from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.speculate import Drafting, beside
-from moetrace.replay.stated import SKEWED
 from moetrace.replay.summary import EXTRAPOLATED
 from moetrace.run import Run, Step
 from moetrace.synthesize import Workload, synthesize
@@ -87,20 +85,14 @@ def simulate(
         load = replace(load, verify=ceil(drafting.ends[0].yielded))
     if speculation:
         load = replace(load, verify=speculation[1] + 1)
-        drafting = speculate.drafting(*speculation, load, hw, scenario)
     turned = served_as(model, load, turned)
     run = synthesize(model, load)
-    prediction = replay(run, hw, turned)
+    if speculation:
+        drafting = speculate.drafting(*speculation, load, scenario, Draft.of(run, hw, turned))
+    prediction = predict(run, hw, turned, drafting.beside if drafting else None)
     prediction.summary.update(scenario=scenario.texts(), label=scenario.label)
     prediction = replace(prediction, scenario=scenario)
     return Simulation(prediction, _summary(run, prediction, load, hw, drafting, price_per_hour))
-
-
-def served_as(model: ModelSpec, load: Workload, turned: Scenario) -> Scenario:
-    """The scenario with the routing that a served model is taken to have where none is stated."""
-    if load.served and model.experts and turned.get("routing") is None:
-        return turned.adding("routing", SKEWED)
-    return turned
 
 
 def _summary(
@@ -112,17 +104,14 @@ def _summary(
     price_per_hour: float | None,
 ) -> dict[str, Any]:
     meta, base = prediction.run.meta, prediction.summary
-    families, weights = _families_by_step(prediction), step_weights(meta.steps)
+    weights = step_weights(meta.steps)
     ends = drafting.ends if drafting else (None, None, None)
     columns = zip(
         prediction.step_s.T, ends, strict=True
     )  # both models' errors are one machine's: they err together
     found = metrics([first_and_rest(meta.steps, column, load, draft) for column, draft in columns], load)
-    memory, wafers, beyond_fit = base["memory"], base["wafers"], base["beyond_fit"]
-    if drafting:
-        memory = _with_draft(memory, drafting.held_bytes, meta.gpus)
-        beyond_fit = beside(beyond_fit, drafting.beyond_fit)
-        wafers = wafers and wafers_for(hw, memory["needed_bytes"])
+    drafted = (drafting.families, drafting.ends[0].tokens) if drafting else ({}, 0)
+    beyond_fit = beside(base["beyond_fit"], drafting.beyond_fit if drafting else "")
     said = [_load_said(load), *run.meta.notes, *([drafting.said] if drafting else [])]
     said += (
         [f"drafting model: {EXTRAPOLATED}{drafting.beyond_fit}"] if drafting and drafting.beyond_fit else []
@@ -142,11 +131,11 @@ def _summary(
             _step(step, times.tolist(), weight)
             for step, times, weight in zip(meta.steps, prediction.step_s, weights, strict=True)
         ],
-        "families": _families(families, weights == 0, weights / max(1.0, weights.sum()), base),
+        "families": rows_of(spent_by(prediction), *drafted),
         "distinct": base["distinct"],
-        "memory": memory,
-        "wafers": wafers,
-        "economics": economics(hw, found["output_throughput"]["value"], wafers, price_per_hour),
+        "memory": base["memory"],
+        "wafers": base["wafers"],
+        "economics": economics(hw, found["output_throughput"]["value"], base["wafers"], price_per_hour),
         "accuracy": base["accuracy"],
         "anchored": base["anchored"],
         "beyond_fit": beyond_fit,
@@ -164,49 +153,6 @@ def _load_said(load: Workload) -> str:
     return _ASSUMED.format(overhead=f"the host adds {stated} to each step, as stated")
 
 
-def _with_draft(memory: Mapping[str, Any], held: float, devices: int) -> dict[str, Any]:
-    """The memory of a simulation with a drafting model beside; how many sequences would fit is not worked out with it."""
-    if memory["needed_bytes"] is None or not held:
-        return dict(memory)
-    rank, needed = {**memory["rank"], "draft": held}, memory["needed_bytes"] + held * devices
-    used = sum(rank.values()) if memory["rank"] else needed  # a wafer has no ranks
-    return {
-        **memory,
-        "needed_bytes": needed,
-        "rank": rank,
-        "fits": used <= memory["rank_capacity_bytes"] if memory["fits"] is not None else None,
-        "largest_batch": None,
-    }
-
-
-def _families_by_step(prediction: Prediction) -> dict[str, FloatArray]:
-    """Seconds of each step by op family, which add up to the step.
-
-    Where a rank's ops are a part of the step's work (pipelines, halves), the families of its ops take the step's time in
-    proportion, and collectives what is left of it after the rest has been computed.
-    """
-    run = prediction.run
-    steps, span = run.meta.steps, prediction.step_s[:, 0]
-    step, dur = run.numpy("step").astype(np.int64), run.numpy("dur_ns").astype(np.float64)
-    code, names = run.codes("family")
-    found = {
-        name: np.bincount(step, np.where(code == i, dur, 0.0), len(steps)) / 1e9
-        for i, name in enumerate(names)
-    }
-    sent = found.pop("communication", np.zeros(len(steps)))
-    rest = np.sum(list(found.values()), axis=0)
-    if run.meta.device_class == "wafer":  # ops follow one another, and what is left is between wafers
-        return {**found, "communication": span - rest}
-    shares = prediction.shares or (Share(1),) * len(steps)
-    halves, times = np.array([s.halves for s in shares]), np.array([s.times for s in shares])
-    both = times * np.minimum(2.0, span / times / np.maximum(rest, 1e-12))
-    factor = np.where(halves, both, span / np.maximum(rest + sent, 1e-12))
-    out = {name: seconds * factor for name, seconds in found.items()}
-    if sent.any():
-        out["communication"] = np.maximum(span - rest * factor, 0.0)
-    return out
-
-
 def _step(step: Step, times: list[float], weight: float) -> dict[str, Any]:
     seconds, low, high = times
     return {
@@ -218,30 +164,6 @@ def _step(step: Step, times: list[float], weight: float) -> dict[str, Any]:
         "high_s": high,
         "stands_for": float(weight),
     }
-
-
-def _families(
-    seconds: Mapping[str, FloatArray],
-    prefill: npt.NDArray[np.bool_],
-    weight: FloatArray,
-    base: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Seconds of the mean decode step and of the prefill step by family, largest in decode first."""
-    bound = {row["family"]: row["bound"] for row in base["families"]}
-    decode = {family: float((s * weight).sum()) for family, s in seconds.items()}
-    first = {family: float(s[prefill].sum()) for family, s in seconds.items()}
-    decode_s, prefill_s = sum(decode.values()), sum(first.values())
-    return [
-        {
-            "family": family,
-            "bound": bound.get(family) if decode[family] else None,
-            "decode_s": decode[family],
-            "decode_share": decode[family] / (decode_s or 1.0),
-            "prefill_s": first[family],
-            "prefill_share": first[family] / (prefill_s or 1.0),
-        }
-        for family in sorted(seconds, key=lambda f: (-decode[f], -first[f]))
-    ]
 
 
 __all__ = ["MEASURES", "Simulation", "simulate", "step_weights"]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
+from moetrace.machines.wafer import part_of
 from moetrace.model import ModelSpec, load_model
-from moetrace.replay.engine import replay
-from moetrace.replay.load import DRAFTING, YIELDED
-from moetrace.replay.measures import Draft, first_and_rest
+from moetrace.replay import memory
+from moetrace.replay.draft import Draft as EditDraft
+from moetrace.replay.editing import edited, with_knobs
+from moetrace.replay.engine import Prediction, predict
+from moetrace.replay.families import Spent, spent_by
+from moetrace.replay.load import DRAFTING, YIELDED, served_as
+from moetrace.replay.measures import Draft, drafting_s
+from moetrace.replay.memory import Beside
 from moetrace.replay.scenario import Scenario
 from moetrace.synthesize import Workload, synthesize
 
@@ -32,11 +38,12 @@ def asked(scenario: Scenario) -> tuple[ModelSpec, int, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """What drafting takes: as expected and at both ends of its 80 % interval, the bytes of the drafting model on each device
-    (on a wafer in all; 0: none is said), what of it lies beyond the fit, and a sentence on it."""
+    """What drafting takes: as expected and at both ends of its 80 % interval, by op family, the memory (None: none is said),
+    what of it lies beyond the fit, and a sentence on it."""
 
     ends: tuple[Draft, Draft, Draft]
-    held_bytes: float
+    families: Mapping[str, Spent]
+    beside: Beside | None
     beyond_fit: str
     said: str
 
@@ -54,7 +61,7 @@ def stated(scenario: Scenario) -> Drafting | None:
         f"{YIELDED}={value:g}: an assumption, not a prediction. How tokens are drafted is not said, so what drafts them "
         "takes no time and no memory here, and as many tokens are verified as are accepted"
     )
-    return Drafting((Draft(0, 0.0, 0.0, 0.0, float(value)),) * 3, 0.0, "", text)
+    return Drafting((Draft(0, 0.0, 0.0, 0.0, float(value)),) * 3, {}, None, "", text)
 
 
 def places(hw: Hardware, scenario: Scenario) -> list[tuple[Hardware, Scenario]]:
@@ -62,14 +69,13 @@ def places(hw: Hardware, scenario: Scenario) -> list[tuple[Hardware, Scenario]]:
     tp = int(scenario.get("tp", 1))
     cut = [(hw, Scenario.of(f"tp={tp}"))] if hw.gpus > 1 and tp == hw.gpus else []
     alone = hw if hw.gpus == 1 else replace(hw, name=hw.base or hw.name, gpus=1, base=None)
-    return [*cut, (alone, Scenario())]
+    laid = scenario.get("placement")
+    return [*cut, (alone, Scenario.of(f"placement={laid}") if laid else Scenario())]
 
 
-def held_bytes(rank: Mapping[str, Any], weights: Any, kv: Any) -> Any:
-    """Bytes that a drafting model takes of each device beside the model; of a wafer, which has no ranks, all of it."""
-    if not rank:
-        return (weights or 0.0) + (kv or 0.0)
-    return sum(rank.get(part, 0.0) for part in ("experts", "attention", "other", "kv"))
+def load_of(load: Workload, scenario: Scenario) -> Workload:
+    """The load of a drafting model: one token at a time, of the sequences of its data-parallel group."""
+    return replace(load, batch=-(-load.batch // int(scenario.get("dp", 1))), verify=1, host_s=None)
 
 
 def beside(model: str, draft: str) -> str:
@@ -78,39 +84,63 @@ def beside(model: str, draft: str) -> str:
 
 
 def drafting(
-    model: ModelSpec, tokens: int, acceptance: float, load: Workload, hw: Hardware, scenario: Scenario
+    model: ModelSpec, tokens: int, acceptance: float, load: Workload, scenario: Scenario, target: EditDraft
 ) -> Drafting:
-    """What the drafting model takes.
+    """What the drafting model takes beside the model that verifies, whose draft before its knobs is `target`.
 
     It runs on the same devices: cut over tp where its widths allow, else whole on every GPU. It drafts one token after
     another, from the same contexts.
     """
-    own = replace(load, served=False, verify=1, host_s=None)
+    own, hw = load_of(load, scenario), target.hw
     run = synthesize(model, own)
     for machine, how in places(hw, scenario):
+        how = served_as(model, own, how)
         try:
-            prediction = replay(run, machine, how)
+            own_draft = edited(run, machine, how)
         except ScenarioError:
             continue
         break
-    summary, memory = prediction.summary, prediction.summary["memory"]
-    times = [first_and_rest(prediction.run.meta.steps, column, own) for column in prediction.step_s.T]
+    here, there = beside_each_other(with_knobs(target), own_draft, tokens)
+    prediction = predict(run, machine, how, there)
+    steps, beyond_fit = prediction.run.meta.steps, prediction.summary["beyond_fit"]
     expected, low, high = (
-        Draft(tokens, acceptance, ttft, rest / max(1, load.output_len - 1)) for ttft, rest in times
+        Draft(tokens, acceptance, prompt, each, None, middle, others)
+        for prompt, each, middle, others in (drafting_s(steps, column, own) for column in prediction.step_s.T)
     )
-    where = (
-        f"cut over {machine.gpus} GPUs"
-        if machine.gpus > 1
-        else "whole on every device"
-        if hw.gpus > 1
-        else "beside the model"
-    )
-    alone = "; each is timed as if the wafers' cores were all its own" if hw.device_class == "wafer" else ""
     text = (
         f"draft={model.name}: {tokens} tokens drafted one after another for each step, {expected.step_s * 1e3:.2f} ms each, "
-        f"{where}{alone}; each accepted with probability {acceptance:g}, independently, so a step yields "
+        f"{_where(hw, machine, prediction)}; each accepted with probability {acceptance:g}, independently, so a step yields "
         f"{expected.yielded:.2f} tokens; the drafted tokens of a sequence choose experts as independently as those of others, "
         "which overstates the distinct ones"
     )
-    held = held_bytes(memory["rank"], memory["weight_bytes"], memory["kv_bytes"])
-    return Drafting((expected, low, high), held, summary["beyond_fit"], text)
+    return Drafting((expected, low, high), spent_by(prediction), here, beyond_fit, text)
+
+
+def beside_each_other(target: EditDraft, drafter: EditDraft, tokens: int) -> tuple[Beside, Beside]:
+    """(the drafting model as it lies beside the target, the target as it lies beside the drafting model); drafts with knobs.
+
+    Cores of a wafer are shared out so that `tokens` sweeps of the one and one of the other take least together, a sweep taking
+    its FLOPs over its cores: in proportion to the roots of what each sweeps through in a round.
+    """
+    work = [
+        draft.run.meta.model.active_params(embedding=False) if draft.run.meta.model else 0
+        for draft in (target, drafter)
+    ]
+    one, two = math.sqrt(work[0]), math.sqrt(tokens * work[1])
+    share = one / (one + two)
+    return Beside(memory.need(drafter), share), Beside(memory.need(target), 1 - share)
+
+
+def _where(hw: Hardware, machine: Hardware, prediction: Prediction) -> str:
+    """Where a drafting model runs, in words."""
+    if hw.law == "wafer":
+        said = prediction.run.meta.facts["price_context"]
+        if said["placement"] == "whole":
+            return "every matrix of both models over all of the wafers' cores"
+        part = part_of(hw, said["model_bytes"], said["beside_bytes"], said["share"])
+        return (
+            f"on {100 * float(part):.3g} % of the wafers' cores, the rest being the model's (an assumption)"
+        )
+    if machine.gpus > 1:
+        return f"cut over {machine.gpus} GPUs"
+    return "whole on every device" if hw.gpus > 1 else "beside the model"

@@ -101,19 +101,23 @@ def _value(measure: Facts) -> tuple[str, str]:
 
 
 def _families(facts: Facts) -> Table:
+    """Time by op family; where a model drafts, the mean step is one round of drafting and verifying."""
+    drafts = any(f["drafting_s"] for f in facts["families"])
     rows = tuple(
         (
             clean(f["family"]),
             clean(f["bound"] or DASH),
             seconds(f["decode_s"]),
             percent(f["decode_share"]),
+            *((seconds(f["drafting_s"]),) if drafts else ()),
             seconds(f["prefill_s"]),
             percent(f["prefill_share"]),
         )
         for f in facts["families"]
     )
-    header = ("family", "decode bound by", "mean decode step", "share", _first(facts), "share")
-    return Table("Time by op family", header, rows, left=2)
+    step = ("mean round", "share", "of it drafting") if drafts else ("mean decode step", "share")
+    title = "Time by op family" + (" (a round: tokens are drafted, then verified)" if drafts else "")
+    return Table(title, ("family", "decode bound by", *step, _first(facts), "share"), rows, left=2)
 
 
 def _first(facts: Facts) -> str:

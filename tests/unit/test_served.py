@@ -260,4 +260,74 @@ def test_a_drafting_model_takes_wafers_of_its_own_bytes() -> None:
     ).summary
     assert (alone["wafers"], both["wafers"]) == (2, 3)
     assert both["economics"]["devices"] == 3
-    assert any("as if the wafers' cores were all its own" in said for said in both["assumptions"])
+    assert any("% of the wafers' cores, the rest being the model's" in said for said in both["assumptions"])
+
+
+def test_a_round_is_drafting_and_verifying_by_family() -> None:
+    load, sets = Workload(4, 64, 16), ("draft=qwen3-0.6b", "draft_tokens=3", "acceptance=1")
+    both = simulate(load_model("qwen3-8b"), load, H100, Scenario.of(*sets)).summary
+    alone = simulate(load_model("qwen3-0.6b"), load, H100).summary
+    rows = both["families"]
+    assert sum(f["decode_share"] for f in rows) == pytest.approx(1)
+    assert sum(f["prefill_share"] for f in rows) == pytest.approx(1)
+    drafting = sum(f["drafting_s"] for f in rows)
+    assert drafting == pytest.approx(3 * alone["metrics"]["tpot"]["value"], rel=1e-6)
+    tpot, yielded = both["metrics"]["tpot"]["value"], 4
+    assert sum(f["decode_s"] for f in rows) == pytest.approx(tpot * yielded, rel=1e-6)
+    assert sum(f["prefill_s"] for f in rows) == pytest.approx(both["metrics"]["ttft"]["value"], rel=1e-6)
+    assert all(f["drafting_s"] == 0 for f in alone["families"])
+
+
+def test_the_largest_batch_holds_both_models_and_both_caches() -> None:
+    sets = ("draft=qwen3-1.7b", "draft_tokens=3", "acceptance=0.7")
+    model, load = load_model("qwen3-8b"), Workload(1, 1000, 1001)
+    largest = simulate(model, load, H100, Scenario.of(*sets)).summary["memory"]["largest_batch"]
+    each = sum(
+        load_model(name).kv_bytes_per_token(0) * layers
+        for name, layers in (("qwen3-8b", 36), ("qwen3-1.7b", 28))
+    )
+    weights = sum(load_model(name).weight_bytes() for name in ("qwen3-8b", "qwen3-1.7b"))
+    by_hand = (80e9 - 3e9 - weights) / (each * 2000)
+    assert largest == pytest.approx(by_hand, rel=0.01)
+    for batch, fits in ((largest, True), (largest + 1, False)):
+        again = simulate(model, Workload(batch, 1000, 1001), H100, Scenario.of(*sets)).summary["memory"]
+        assert again["fits"] is fits
+
+
+def test_a_drafting_model_under_a_steady_load_works_on_one_prompt_at_a_time() -> None:
+    sets = ("draft=qwen3-0.6b", "draft_tokens=3", "acceptance=0.7")
+    model = load_model("qwen3-8b")
+    served, static = (
+        simulate(model, Workload(32, 1024, 64, served), H100, Scenario.of(*sets)).summary["metrics"]["ttft"][
+            "value"
+        ]
+        for served in (True, False)
+    )
+    plain = simulate(model, Workload(32, 1024, 64, True), H100).summary["metrics"]["ttft"]["value"]
+    drafter = simulate(load_model("qwen3-0.6b"), Workload(32, 1024, 64), H100).summary["metrics"]["ttft"][
+        "value"
+    ]
+    assert (
+        plain < served < plain + drafter / 2 and served < static / 4
+    )  # not all 32 prompts of the drafting model
+
+
+def test_each_data_parallel_group_drafts_for_its_own_sequences() -> None:
+    node, sets = load_hardware("h100-sxm-x4"), ("draft=qwen3-0.6b", "draft_tokens=3", "acceptance=0.7")
+    model = load_model("olmoe-1b-7b")
+    four = simulate(model, Workload(64, 512, 16), node, Scenario.of("dp=4", "ep=4", *sets)).summary
+    own = simulate(load_model("qwen3-0.6b"), Workload(16, 512, 16), H100).summary["metrics"]["tpot"]["value"]
+    assert sum(f["drafting_s"] for f in four["families"]) == pytest.approx(3 * own, rel=1e-6)
+
+
+def test_two_models_on_a_wafer_share_out_its_cores() -> None:
+    wafer, sets = load_hardware("cs3"), ("draft=qwen3-8b", "draft_tokens=2", "acceptance=0.5")
+    model, drafter = load_model("qwen3-8b"), load_model("qwen3-8b")
+    both = simulate(model, LOAD, wafer, Scenario.of(*sets)).summary  # 1 to the root of 2 of the cores
+    alone = simulate(drafter, LOAD, wafer).summary["metrics"]["tpot"]["value"]
+    drafting = sum(f["drafting_s"] for f in both["families"]) / 2
+    assert alone < drafting < 2 * alone
+    assert any("on 58.6 % of the wafers' cores" in said for said in both["assumptions"])
+    whole = simulate(model, LOAD, wafer, Scenario.of("placement=whole", *sets)).summary
+    one = simulate(drafter, LOAD, wafer, Scenario.of("placement=whole")).summary["metrics"]["tpot"]["value"]
+    assert sum(f["drafting_s"] for f in whole["families"]) / 2 == pytest.approx(one, rel=1e-6)

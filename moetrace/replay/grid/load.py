@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,17 @@ from moetrace.run import Step
 from moetrace.synthesize import Workload
 
 FloatArray = npt.NDArray[np.float64]
-Drafted = tuple[FloatArray, FloatArray, FloatArray]
+Seconds = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """Tokens that a step yields [scenarios] and are drafted for it, and what drafting takes: `measures.drafting_s`,
+    [ends, scenarios] each."""
+
+    yielded: FloatArray
+    tokens: int
+    seconds: Seconds
 
 
 def spread(value: Any, space: Space) -> FloatArray:
@@ -47,30 +58,44 @@ def first_and_rest(
     space: Space,
     drafted: Drafted | None,
 ) -> tuple[FloatArray, FloatArray]:
-    """(TTFT, all later tokens), [ends, scenarios] each: `measures.first_and_rest`. `seconds` are [steps, ends, scenarios].
-
-    `drafted` is what a step yields [scenarios], and what drafting adds to TTFT and to each step, [ends, scenarios].
-    """
-    later, batch = spread(load.output_len, space) - 1, spread(load.batch, space)
-    overhead = overhead_s(load)
-    first = seconds[0]
-    yielded, more_first, more_step = drafted or (
-        np.ones(space.size),
-        np.zeros(space.size),
-        np.zeros(space.size),
-    )
-    each = np.einsum("ws,wes->es", weights, seconds) / np.maximum(1.0, later) + overhead + more_step
-    rest = later / yielded * each
+    """(TTFT, all later tokens), [ends, scenarios] each: `measures.first_and_rest`. `seconds` are [steps, ends, scenarios]."""
+    later = spread(load.output_len, space) - 1
+    none = np.zeros(space.size)
+    prompt, step, middle, others = drafted.seconds if drafted else (none, none, none, none)
+    tokens, yielded = (drafted.tokens, drafted.yielded) if drafted else (0, none + 1.0)
+    each = np.einsum("ws,wes->es", weights, seconds) / np.maximum(1.0, later)
+    rest = later / yielded * (each + overhead_s(load) + tokens * step)
     if not load.served:
-        return first + overhead + more_first, rest
+        return seconds[0] + overhead_s(load) + prompt, rest
+    more = overhead_s(load) + tokens * middle
+    alone, own = middle_and_others(steps, seconds, load, space)
+    return spread(load.parts, space) * (seconds[0] + more) + (alone + more) / 2 + prompt, rest + own + others
+
+
+def middle_and_others(
+    steps: Sequence[Step], seconds: FloatArray, load: Workload, space: Space
+) -> tuple[FloatArray, FloatArray]:
+    """`measures.middle_and_others` for every scenario, [ends, scenarios] each."""
+    first = seconds[0]
     target = spread(load.input_len, space) + spread(load.output_len, space) // 2
     decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
     at = [spread(context_of(steps[i]), space) for i in decode]
     alone = _between(target, at, [seconds[i] for i in decode], first)
     parts, prompts = spread(load.parts, space), spread(load.beside[0], space)
-    if decode:
-        rest = rest + (batch - 1) * parts * np.maximum(0.0, first - alone) / prompts
-    return parts * (first + overhead) + (alone + overhead) / 2 + more_first, rest
+    others = (spread(load.batch, space) - 1) * parts * np.maximum(0.0, first - alone) / prompts
+    return alone, others if decode else np.zeros_like(first)
+
+
+def drafting_s(
+    steps: Sequence[Step], seconds: FloatArray, weights: FloatArray, load: Workload, space: Space
+) -> Seconds:
+    """`measures.drafting_s` for every scenario, [ends, scenarios] each."""
+    first = seconds[0]
+    each = np.einsum("ws,wes->es", weights, seconds) / np.maximum(1.0, spread(load.output_len, space) - 1)
+    if not load.served:
+        return first, each, np.zeros_like(first), np.zeros_like(first)
+    middle, others = middle_and_others(steps, seconds, load, space)
+    return spread(load.parts, space) * np.maximum(0.0, first - middle), each, middle, others
 
 
 def _between(

@@ -25,9 +25,8 @@ from moetrace.replay.draft import At, Draft
 from moetrace.replay.editing import with_knobs
 from moetrace.replay.grammar import Segments
 from moetrace.replay.lanes import Diverged, Lanes, Space
-from moetrace.replay.load import workload_of
+from moetrace.replay.load import served_as, workload_of
 from moetrace.replay.scenario import Scenario, Setting, machine_of
-from moetrace.replay.simulation import served_as
 from moetrace.run import Run, Step
 from moetrace.synthesize import Workload, meta_of, passes_of
 
@@ -154,8 +153,9 @@ class Drafts:
         if asked is None:
             return None
         model, tokens, acceptance = asked
-        own = replace(load, served=False, verify=1, host_s=None)
+        own = speculate.load_of(load, case.scenario)
         for machine, how in speculate.places(hw, case.scenario):
+            how = served_as(model, own, how)
             try:
                 draft = with_knobs(self._draft(model, machine, how, own, space))
             except ScenarioError:

@@ -24,14 +24,15 @@ _SENT = "communication"
 class Steps:
     """What the ops of a shape take, summed by step."""
 
-    def __init__(self, shape: Shape, pricing: Any) -> None:
+    def __init__(self, shape: Shape, pricing: Any, beside: memory.Beside | None = None) -> None:
         draft, counted = shape.draft, shape.counted
         self.shape, self.space, self.count = shape, shape.space, counted.count
         self.need = memory.need(draft)
-        context = context_of(draft, self.need)
-        wafer = draft.hw.law == "wafer"
-        held = self.need.model_bytes if wafer else None
-        self.context = replace(context, model_bytes=0.0)
+        context = context_of(draft, self.need, beside)
+        held = (context.model_bytes, context.beside_bytes) if draft.hw.law == "wafer" else None
+        if beside is not None:
+            self.need = memory.joined(self.need, beside.need, draft.hw, draft.gpus)
+        self.context = replace(context, model_bytes=0.0, beside_bytes=0.0)
         self.pricing: Pricing = pricing(draft.hw.law, self.context)
         self.placed = self.pricing.add(counted, held)
         self.family = np.array(counted.families)
@@ -101,6 +102,14 @@ class Steps:
             if _SENT in expected:
                 out[_SENT] = np.maximum(span - rest * factor, 0.0)
         return {name: ns / 1e9 for name, ns in out.items()}
+
+    def spent(self, weights: FloatArray) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Seconds of each family in the mean decode step and in the first step, [scenarios] each; `weights` of steps."""
+        whole = np.maximum(weights.sum(axis=0), 1.0)
+        return {
+            family: ((weights * by_step).sum(axis=0) / whole, by_step[0])
+            for family, by_step in self.families().items()
+        }
 
     def beyond(self) -> tuple[list[str], IntArray]:
         """(texts of what lies beyond the fit, which of them holds for each scenario)."""

@@ -19,8 +19,12 @@ from moetrace.replay.lanes import Axis, Lanes
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-_MODEL = "model_bytes"  # what the wafer law must know beside an op's dims
+_HELD = ("model_bytes", "beside_bytes")  # what the wafer law must know beside an op's dims
 _MOST_REASONS = 62  # that fit a whole number's bits, and one for all others
+
+
+Held = tuple[Any, Any]  # bytes of a model and of one beside it
+Member = tuple[Op, Axis | None, Held | None, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +51,20 @@ class Pricing:
     def __init__(self) -> None:
         self.place: dict[Key, int] = {}
         self.known: dict[int, tuple[Counted, Placed]] = {}
-        self.alike: dict[Key, list[tuple[Op, Axis | None, Any, int]]] = {}
+        self.alike: dict[Key, list[Member]] = {}
         self.rows = 0
         self.answers: dict[Key, Times] = {}
-        self.groups: list[tuple[Works, FloatArray | None, IntArray]] | None = None
+        self.groups: list[tuple[Works, tuple[FloatArray, FloatArray] | None, IntArray]] | None = None
 
-    def add(self, counted: Counted, model_bytes: Any = None) -> Placed:
+    def add(self, counted: Counted, held: Held | None = None) -> Placed:
         """Gathers a draft's ops; those of one draft on several machines once.
 
-        `model_bytes` is what the machine holds, where its law asks.
+        `held` are the bytes of the model and of one beside it, where the machine's law asks.
         """
-        if model_bytes is None and id(counted) in self.known:
+        if held is None and id(counted) in self.known:
             return self.known[id(counted)][1]
         pairs = zip(counted.ops, counted.keys, strict=True)
-        added = [self._add(op, key, model_bytes) for op, key in pairs]
+        added = [self._add(op, key, held) for op, key in pairs]
         axes: dict[tuple[str, ...], tuple[Axis | None, list[int]]] = {}
         for i, (_, axis) in enumerate(added):
             axes.setdefault(axis.roots if axis else (), (axis, []))[1].append(i)
@@ -71,19 +75,16 @@ class Pricing:
         self.known[id(counted)] = counted, placed
         return placed
 
-    def _add(self, op: Op, key: Key, model_bytes: Any) -> tuple[int, Axis | None]:
+    def _add(self, op: Op, key: Key, held: Held | None) -> tuple[int, Axis | None]:
         """Where the op's rows begin, and the axis that they lie on (None: one row for all scenarios)."""
-        axis = axis_of((*op.dims, (_MODEL, model_bytes)))
-        whole = (
-            id(axis.space) if axis is not None else 0,
-            key,
-            key_of(Op.of("", "", **{_MODEL: model_bytes})),
-        )
+        asked = tuple(zip(_HELD, held, strict=True)) if held else ()
+        axis = axis_of((*op.dims, *asked))
+        whole = (id(axis.space) if axis is not None else 0, key, key_of(Op("", "", asked)))
         if whole not in self.place:
             size = 1 if axis is None else axis.size
             self.place[whole] = self.rows
             kind = (op.kind, op.dtype, tuple(name for name, _ in op.dims))
-            self.alike.setdefault(kind, []).append((op, axis, model_bytes, self.rows))
+            self.alike.setdefault(kind, []).append((op, axis, held, self.rows))
             self.rows += size
         return self.place[whole], axis
 
@@ -99,8 +100,8 @@ class Pricing:
             self.groups = [self._group(kind, members) for kind, members in self.alike.items()]
         ns, mark = np.zeros((3, self.rows)), np.zeros(self.rows, dtype=np.int64)
         bits: dict[str, int] = {}
-        for works, model_bytes, rows in self.groups:
-            ns[:, rows] = _ns(price(works, hw, context=context, model_bytes=model_bytes))
+        for works, held, rows in self.groups:
+            ns[:, rows] = _ns(price(works, hw, context=context, held=held))
             for reason, which in beyond(works, hw, context):
                 bit = bits.setdefault(reason, len(bits))
                 mark[rows[which]] |= 1 << min(bit, _MOST_REASONS)
@@ -110,8 +111,8 @@ class Pricing:
         return Times(ns, mark, tuple(told))
 
     def _group(
-        self, kind: Key, members: Sequence[tuple[Op, Axis | None, Any, int]]
-    ) -> tuple[Works, FloatArray | None, IntArray]:
+        self, kind: Key, members: Sequence[Member]
+    ) -> tuple[Works, tuple[FloatArray, FloatArray] | None, IntArray]:
         """The works of ops of one kind, type and set of dims, and the places of their rows."""
         sizes = [1 if axis is None else axis.size for _, axis, _, _ in members]
         columns = [dict(op.dims) for op, _, _, _ in members]
@@ -123,15 +124,16 @@ class Pricing:
             for name in kind[2]
         }  # fmt: skip
         told = [
-            _on(held, axis, size)
+            (_on(held[0], axis, size), _on(held[1], axis, size))
             for (_, axis, held, _), size in zip(members, sizes, strict=True)
             if held is not None
         ]
+        own, other = zip(*told, strict=True) if told else ((), ())
         rows = np.concatenate(
             [np.arange(at, at + size) for (_, _, _, at), size in zip(members, sizes, strict=True)]
         )
         ops = OpColumns((Op(kind[0], kind[1]),), np.zeros(rows.size, dtype=np.int64), dims)
-        return work_of.works(ops), np.concatenate(told) if told else None, rows
+        return work_of.works(ops), (np.concatenate(own), np.concatenate(other)) if told else None, rows
 
 
 def axis_of(named: Sequence[tuple[str, Any]]) -> Axis | None:

@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from moetrace.cost import PriceContext
 from moetrace.errors import MoetraceError
-from moetrace.machines.wafer import wafers as wafers_for
+from moetrace.replay import memory
 from moetrace.replay.economics import economics
-from moetrace.replay.grid.load import first_and_rest, measures, spread, weights_of
+from moetrace.replay.grid.load import Drafted, drafting_s, first_and_rest, measures, spread, weights_of
 from moetrace.replay.grid.shape import Case, Drafts, Shape
 from moetrace.replay.grid.steps import Steps
 from moetrace.replay.grid.times import Pricing
-from moetrace.replay.speculate import beside, held_bytes
+from moetrace.replay.speculate import beside, beside_each_other
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -112,10 +112,13 @@ class _Waiting:
 
     def __init__(self, shape: Shape, pricing: Any, at: IntArray, price_per_hour: float | None) -> None:
         self.shape, self.at, self.price_per_hour = shape, at, price_per_hour
-        self.steps = Steps(shape, pricing)
         self.beside: Steps | None = None
+        drafter: memory.Beside | None = None
         if shape.drafting is not None and shape.drafting.shape is not None:
-            self.beside = Steps(shape.drafting.shape, pricing)
+            own = shape.drafting.shape
+            drafter, other = beside_each_other(shape.draft, own.draft, shape.drafting.tokens)
+            self.beside = Steps(own, pricing, other)
+        self.steps = Steps(shape, pricing, drafter)
 
     def fill(self, out: Answers) -> None:
         """Writes the scenarios' figures into the answers."""
@@ -131,26 +134,29 @@ class _Waiting:
         texts, which = self._beyond()
         out.beyond[self.at] = np.array([out.word(text) for text in texts], dtype=np.int64)[which]
         out.gpus[self.at] = shape.draft.gpus
-        whole = np.maximum(weights.sum(axis=0), 1.0)
-        for family, by_step in self.steps.families().items():
-            decode, prefill = out.families(family)
-            decode[self.at] = (weights * by_step).sum(axis=0) / whole
-            prefill[self.at] = by_step[0]
+        spent = self.steps.spent(weights)
+        if self.beside is not None and shape.drafting is not None and shape.drafting.shape is not None:
+            own = self.beside.spent(weights_of(shape.drafting.shape.draft.steps, space))
+            none = np.zeros(space.size), np.zeros(space.size)
+            for family, (decode, prefill) in own.items():
+                verified = spent.get(family, none)
+                spent[family] = verified[0] + shape.drafting.tokens * decode, verified[1] + prefill
+        for family, seconds in spent.items():
+            for column, values in zip(out.families(family), seconds, strict=True):
+                column[self.at] = values
 
-    def _drafting(self) -> tuple[FloatArray, FloatArray, FloatArray] | None:
-        """(tokens that a step yields [scenarios], seconds that drafting adds to TTFT, and to each step [ends, scenarios])."""
+    def _drafting(self) -> Drafted | None:
+        """What a step yields and what drafting takes."""
         drafting, space = self.shape.drafting, self.shape.space
         if drafting is None:
             return None
         none = np.zeros((3, space.size))
         if self.beside is None or drafting.shape is None:
-            return np.full(space.size, float(drafting.said or 1.0)), none, none
+            return Drafted(np.full(space.size, float(drafting.said or 1.0)), 0, (none, none, none, none))
         self.beside.price()
         load, steps = drafting.shape.load, drafting.shape.draft.steps
-        weights = weights_of(steps, space)
-        first, rest = first_and_rest(steps, self.beside.seconds, weights, load, space, None)
-        each = rest / np.maximum(1.0, spread(load.output_len, space) - 1)
-        return np.full(space.size, drafting.yielded), first, drafting.tokens * each
+        seconds = drafting_s(steps, self.beside.seconds, weights_of(steps, space), load, space)
+        return Drafted(np.full(space.size, drafting.yielded), drafting.tokens, seconds)
 
     def _beyond(self) -> tuple[list[str], IntArray]:
         """(texts of what lies beyond the fit, a drafting model's too; which of them holds for each scenario)."""
@@ -162,21 +168,11 @@ class _Waiting:
 
     def _memory(self, out: Answers) -> None:
         need, space, at = self.steps.need, self.shape.space, self.at
-        needed, fits, largest, wafers = need.needed_bytes, need.fits, need.largest_batch, need.wafers
-        if self.beside is not None and needed is not None:
-            other = self.beside.need
-            held = held_bytes(other.rank, other.weight_bytes, other.kv_bytes)
-            needed = needed + held * self.shape.draft.gpus
-            largest = None
-            wafers = wafers if wafers is None else wafers_for(self.shape.draft.hw, needed)
-            if fits is not None:
-                used = sum(need.rank.values()) + held if need.rank else needed
-                fits = used <= self.shape.draft.hw.memory.capacity_bytes
-        out.needed_bytes[at] = spread(needed, space)
-        out.largest_batch[at] = spread(largest, space)
-        known = spread(fits, space)
+        out.needed_bytes[at] = spread(need.needed_bytes, space)
+        out.largest_batch[at] = spread(need.largest_batch, space)
+        known = spread(need.fits, space)
         out.fits[at] = np.where(np.isnan(known), -1, known)
-        out.wafers[at] = spread(wafers, space)
+        out.wafers[at] = spread(need.wafers, space)
 
     def _economics(self, out: Answers) -> None:
         hw, at = self.shape.draft.hw, self.at
