@@ -20,6 +20,7 @@ RUN_FILES = (
     "run.json",
     "ops.parquet",
     "routing.parquet",
+    "routing_tokens.parquet",
 )  # a RUN's facts, which only writing a RUN may replace
 RANKS_SUMMARY = "ranks.json"  # what a folder with the RUNs of ranks has, once it is whole
 _OURS = frozenset({*RUN_FILES, "attribution.parquet", "timeline.json"})

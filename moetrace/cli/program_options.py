@@ -1,4 +1,7 @@
-"""The options of ``moetrace record`` that are about a program run under the recorder."""
+"""The options of ``moetrace record`` that are about a program run under the recorder.
+
+``--token-ids`` and ``--router-extra`` are the built-in workload's too.
+"""
 
 from __future__ import annotations
 

@@ -46,14 +46,18 @@ def record(
     """
     program = program_of(options["program"], options["module"])
     if program is not None:
-        _refuse(ctx, WORKLOAD | SERVER_ONLY | {"server"}, "is not about a program, and one is given")
+        _refuse(
+            ctx, (WORKLOAD | SERVER_ONLY | {"server"}) - PROGRAM, "is not about a program, and one is given"
+        )
         run_program_recorded(
             program, output, force, as_json, {k: v for k, v in options.items() if k in PROGRAM}
         )
         return
-    _refuse(ctx, PROGRAM, "is about a program, and none is given (moetrace record -o DIR -- SCRIPT)")
+    _refuse(
+        ctx, PROGRAM - WORKLOAD, "is about a program, and none is given (moetrace record -o DIR -- SCRIPT)"
+    )
     if server is not None:
-        _refuse(ctx, WORKLOAD - SHARED, "is of the built-in workload, not of a server's")
+        _refuse(ctx, WORKLOAD - SHARED, "is of a program or of the built-in workload, not of a server's")
         _server(
             server, output, force, as_json, {k: v for k, v in options.items() if k in SHARED | SERVER_ONLY}
         )

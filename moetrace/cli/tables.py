@@ -36,7 +36,7 @@ TABLES: Mapping[str, Written] = {
         "OUT/routing_tokens.parquet",
         "record --token-ids",
         1,
-        "one row per token, layer and choice: which expert it was",
+        "one row per token, layer and choice: which expert it was; `moetrace parse` keeps it in the RUN",
         TOKEN_ROUTING_COLUMNS,
     ),
     "ranks": Written(

@@ -80,7 +80,7 @@ _OPTIONS = (
 WORKLOAD = frozenset(
     (
         *("model", "layers", "batch", "context", "steps", "n_a", "n_e", "expert_width", "dtype", "experts"),
-        *("routing", "weights", "graph", "prefill", "device", "threads", "seed"),
+        *("routing", "weights", "graph", "prefill", "device", "threads", "seed", "token_ids", "router_extra"),
     )
 )
 

@@ -28,7 +28,7 @@ def chosen_experts(
     bias (DeepSeek-V3, arXiv 2412.19437, 2.1.2) sigmoid(logit) + bias. Equal scores keep the router's own
     order. Without ids they are the top-k of the logits, which is what softmax routers take since softmax
     keeps order. With `extra`, the experts that would be next follow: UNKNOWN for a token whose chosen experts are
-    not the top-k of the scores (routers that choose within groups), and none without logits.
+    not the top of the scores (routers that choose within groups), and none without logits.
     """
     bias = getattr(router, "e_score_correction_bias", None)
     every = None if logits is None else _choice_scores(logits, bias)
@@ -58,10 +58,14 @@ def _ranking(every: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _with_next(chosen: torch.Tensor, every: torch.Tensor, extra: int) -> torch.Tensor:
-    """`chosen` and the next `extra` of the ranking, where the ranking's first are the chosen."""
+    """`chosen` and the next `extra` of the others, where no other has a higher score than a chosen one.
+
+    Equal scores are common in bf16, and the router may have taken either.
+    """
     import torch
 
-    k = chosen.shape[1]
-    ranking = _ranking(every, k + extra)
-    same = (ranking[:, :k].sort(dim=1).values == chosen.sort(dim=1).values).all(dim=1, keepdim=True)
-    return torch.cat((chosen, ranking[:, k:].where(same, torch.full_like(ranking[:, k:], UNKNOWN))), dim=1)
+    least = every.gather(1, chosen).min(dim=1, keepdim=True).values
+    others = every.scatter(1, chosen, -torch.inf)
+    follows = _ranking(others, min(extra, every.shape[1] - chosen.shape[1]))
+    same = least >= others.max(dim=1, keepdim=True).values
+    return torch.cat((chosen, follows.where(same, torch.full_like(follows, UNKNOWN))), dim=1)

@@ -51,7 +51,7 @@ class Counted:
         self.k = max(self.k, k)
         self.sources.add(source)
         if self.want_tokens:
-            self._tokens.append((step, layer, tokens, ids))
+            self._tokens.append((step, layer, tokens.astype(np.int32), ids.astype(np.int32)))
 
     def _mask(self, step: int) -> npt.NDArray[np.bool_] | None:
         if step not in self._kept:

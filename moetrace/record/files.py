@@ -6,11 +6,11 @@ from pathlib import Path
 
 from moetrace import files
 from moetrace.files import staging
+from moetrace.routing.tokens import TOKENS_FILE
 
 TRACE_FILE = "trace.json.gz"
 NSYS_FILE = "trace.sqlite"
 ROUTING_FILE = "routing.parquet"
-TOKENS_FILE = "routing_tokens.parquet"
 RECORDING_FILE = "recording.json"
 CAPTURE_FILE = "capture.json.gz"  # the trace of a graph's capture
 _OURS = (TRACE_FILE, NSYS_FILE, ROUTING_FILE, TOKENS_FILE, RECORDING_FILE, CAPTURE_FILE)

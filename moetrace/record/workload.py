@@ -46,7 +46,8 @@ class Workload:
     """What to build and to run. `context` is the prompt length of each sequence, `steps` the decode steps.
 
     `routing` is empty (the router's own), ``uniform``, ``power_law:ALPHA`` or ``recorded:FILE``; `weights` a folder
-    of safetensors; `experts` a key of EXPERTS; `graph` replays the decode step as one CUDA graph.
+    of safetensors; `experts` a key of EXPERTS; `graph` replays the decode step as one CUDA graph. `token_ids` and
+    `router_extra` as for `moetrace.record`.
     """
 
     model: str
@@ -63,6 +64,8 @@ class Workload:
     weights: Path | None = None
     graph: bool = False
     prefill: bool = True
+    token_ids: bool = False
+    router_extra: int = 0
     seed: int = 0
     threads: int | None = None
     device: str = "auto"
@@ -111,6 +114,8 @@ def run_workload(
             model_name=name,
             force=force,
             skip=rehearsals * (work.steps + work.prefill),
+            token_ids=work.token_ids,
+            router_extra=work.router_extra,
             graph_tokens=work.batch if work.graph else None,
             metadata=_metadata(work, raw),
         ) as rec:

@@ -19,7 +19,7 @@ from moetrace.op import Op
 from moetrace.replay.draft import EXPERTS, At, Draft
 from moetrace.replay.grammar import Kept
 from moetrace.replay.lanes import Lanes, each
-from moetrace.replay.pruning import pruned_spread, put_pruned
+from moetrace.replay.pruning import pruned_note, put_pruned
 from moetrace.replay.stated import stated_routing
 from moetrace.routing import (
     Routing,
@@ -43,9 +43,6 @@ _SOURCES = {
     "recut": "distinct experts at another n_a are counted among each token's first n_a recorded choices: exact for the "
     "hidden states recorded, an estimate in layers after the first, whose inputs would change: were the choices there drawn "
     "anew from each layer's popularity, the standard deviation would be {spread:.1f} experts",
-    "pruned": "distinct experts after pruning: kept ones among a token's first n_a choices are counted, those that it would "
-    "move up to are estimated from the router's recorded further choices, by rank and not by token: standard deviation "
-    "{first:.1f} experts in the first layer, {later:.1f} in later ones, were choices there drawn anew",
     "ranked": "distinct experts of the worst expert-parallel rank are counted in the recorded routing, experts lying in "
     "contiguous blocks",
     "popularity": "distinct experts at another batch follow from each expert's recorded popularity, tokens taken as "
@@ -102,10 +99,8 @@ def _settled_from_run(draft: Draft, drawn: bool) -> Draft:
         if source == "pruned":
             pruned.add((int(op["topk"]), int(op["experts"])))
     spread = max((_spread(routing, n_a) for n_a in recut if routing is not None), default=0.0)
-    first, later = pruned_spread(draft, routing, pruned) if routing is not None else (0.0, 0.0)
-    return replace(draft, ops=tuple(found)).noted(
-        *(_SOURCES[source].format(spread=spread, first=first, later=later) for source in said)
-    )
+    notes = {**_SOURCES, "pruned": pruned_note(draft, routing, pruned) if routing is not None else ""}
+    return replace(draft, ops=tuple(found)).noted(*(notes[source].format(spread=spread) for source in said))
 
 
 def _spread(routing: Routing, n_a: int) -> float:

@@ -1,4 +1,4 @@
-"""Distinct experts of pruned layers by step and layer, where the router's further choices were recorded."""
+"""Distinct experts of pruned layers by step and layer, where the router's further choices or its tokens' were recorded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,26 @@ from moetrace.routing import Routing
 from moetrace.routing.pruned import Pruned, pruned_distinct
 
 IntArray = npt.NDArray[np.int64]
+_BY_RANK = (
+    "distinct experts after pruning: kept ones among a token's first n_a choices are counted, those that it would "
+    "move up to are estimated from the router's recorded further choices, by rank and not by token: standard deviation "
+    "{first:.1f} experts in the first layer, {later:.1f} in later ones, were choices there drawn anew"
+)
+_FOLLOWED = (
+    "distinct experts after pruning are exact for the hidden states recorded: each token's first n_a kept choices were "
+    "counted; an estimate in layers after the first, whose inputs would change: were the choices there drawn anew, the "
+    "standard deviation would be {later:.1f} experts"
+)
+_LACKING = (
+    "distinct experts after pruning are counted token by token but for the {lacking:.2%} of choices that lie beyond the "
+    "recorded ones (record --router-extra), which go to kept experts by popularity: standard deviation {first:.1f} experts in "
+    "the first layer, {later:.1f} in later ones, were choices there drawn anew"
+)
 
 
-def further_choices(routing: Routing) -> bool:
-    """Whether choices beyond those that tokens got were recorded, in their order."""
-    return routing.ordered and 0 < routing.chosen < routing.topk
+def _can_follow(routing: Routing, n_a: int) -> bool:
+    """Whether what tokens would move up to was recorded: token by token, or as counts of choices beyond the first n_a."""
+    return routing.ordered and n_a <= routing.chosen and (routing.by_token is not None or n_a < routing.topk)
 
 
 def put_pruned(
@@ -28,7 +43,7 @@ def put_pruned(
 
     `where` is the step's index and the recorded layer of each row.
     """
-    if not pruned.any() or not further_choices(routing):
+    if not pruned.any():
         return
     sizes = np.array(
         [(int(op["topk"]), int(op["experts"])) if mine else (0, 0)
@@ -36,7 +51,7 @@ def put_pruned(
     )  # fmt: skip
     index, layer = where
     for n_a, experts in np.unique(sizes[pruned], axis=0).tolist():
-        if n_a > routing.chosen:
+        if not _can_follow(routing, n_a):
             continue
         cells = _cells(routing, n_a, experts, _popular(draft))
         shape = max(s for s, _ in cells) + 1, max(k for _, k in cells) + 1
@@ -48,15 +63,17 @@ def put_pruned(
         out[here] = table[index[here], layer[here]]
 
 
-def pruned_spread(draft: Draft, routing: Routing, sizes: Iterable[tuple[int, int]]) -> tuple[float, float]:
-    """Median standard deviation of what `put_pruned` filled in for these (n_a, experts): first layer, and later ones."""
-    first, later = [0.0], [0.0]
+def pruned_note(draft: Draft, routing: Routing, sizes: Iterable[tuple[int, int]]) -> str:
+    """How `put_pruned` knows what it filled in for these (n_a, experts), and the median standard deviation of it."""
+    first, later, lacking = [0.0], [0.0], [0.0]
     for n_a, experts in sizes:
         cells = _cells(routing, n_a, experts, _popular(draft))
         lowest = routing.layers[0]
         first.append(_median(found.spread for (_, layer), found in cells.items() if layer == lowest))
         later.append(_median(found.spread for (_, layer), found in cells.items() if layer != lowest))
-    return max(first), max(later)
+        lacking += [found.lacking or 0.0 for found in cells.values()]
+    text = _BY_RANK if routing.by_token is None else _LACKING if max(lacking) else _FOLLOWED
+    return text.format(first=max(first), later=max(later), lacking=max(lacking))
 
 
 def _median(values: Iterable[float]) -> float:

@@ -4,12 +4,13 @@
 ranks. `recorded`: counts by step, layer, expert and rank of choice, which answer the same for what really
 happened. `pruned`: what fewer experts leave of it. `logs`: other tools' logs of it. `load`: experts and rows on the
 busiest rank of a stated routing. `drawn`: expert ids made to follow a distribution. `tokens`: which token chose what,
-written on request and not read back here.
+kept on request.
 Not supported: pairs of experts.
 """
 
 from __future__ import annotations
 
+from moetrace.routing.builder import RoutingBuilder
 from moetrace.routing.distinct import (
     ep_blocks,
     ep_max_distinct,
@@ -35,7 +36,6 @@ from moetrace.routing.recorded import (
     ROUTING_SCHEMA,
     ROUTING_VERSION,
     Routing,
-    RoutingBuilder,
 )
 
 __all__ = [

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from moetrace.errors import RunError
+from moetrace.routing.builder import RoutingBuilder
 from moetrace.routing.distinct import IntArray
 from moetrace.routing.drawn import dealt_ids
-from moetrace.routing.recorded import Routing, RoutingBuilder
+from moetrace.routing.recorded import Routing
 
 MAX_BYTES = 512 << 20
 _MAX_ID = 1 << 16

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from moetrace.errors import OutputError, RunError, ScenarioError
 from moetrace.files import read_parquet, table_facts
 from moetrace.routing.distinct import FloatArray, IntArray, ep_blocks
+from moetrace.routing.tokens import TOKENS_FILE, TokenRouting
 
 _Number = TypeVar("_Number", bound=np.generic)
 
@@ -56,7 +57,7 @@ class Routing:
     up to `topk`. Asking for another number of choices (`n_a`) counts each token's first n_a experts. That is
     exact for the hidden states recorded: it assumes that they would not change, though in layers after the
     first they would (`recut_spread`). Where `ordered` is false the source told loads alone: its ranks mean nothing,
-    and fewer choices cannot be counted.
+    and fewer choices cannot be counted. `by_token`: the same choices token by token, where they were kept.
     """
 
     experts: int
@@ -67,6 +68,7 @@ class Routing:
     count: IntArray
     chosen: int = 0
     ordered: bool = True
+    by_token: TokenRouting | None = None
     topk: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +109,10 @@ class Routing:
         kept = np.isin(self.step, np.fromiter(steps, dtype=np.int64, count=len(steps)))
         new = np.array([steps[s] for s in self.step[kept].tolist()], dtype=np.int64)
         rest = [getattr(self, name)[kept] for name in _NAMES[1:]]
-        return Routing(self.experts, new, rest[0], rest[1], rest[2], rest[3], self.chosen, self.ordered)
+        tokens = None if self.by_token is None else self.by_token.renumbered(steps)
+        return Routing(
+            self.experts, new, rest[0], rest[1], rest[2], rest[3], self.chosen, self.ordered, tokens
+        )
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -219,7 +224,10 @@ class Routing:
         return pa.Table.from_arrays(columns, schema=ROUTING_SCHEMA.with_metadata(stamp))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `routing.parquet`, beside and then renamed into place. Raises OutputError if that fails."""
+        """Write `routing.parquet`, beside and then renamed into place, and what each token chose where that was kept.
+
+        Raises OutputError if that fails.
+        """
         target = Path(path)
         beside = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
@@ -229,10 +237,15 @@ class Routing:
             raise OutputError(f"{target} cannot be written ({error.strerror or error})") from None
         finally:
             beside.unlink(missing_ok=True)
+        if self.by_token is not None:
+            self.by_token.save(target.with_name(TOKENS_FILE))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Routing:
-        """The routing that `save` wrote. Raises RunError: no such file, not Parquet, another schema."""
+        """The routing that `save` wrote, with what each token chose if that lies beside it.
+
+        Raises RunError: no such file, not Parquet, another schema.
+        """
         try:
             table = read_parquet(path)
         except (OSError, pa.ArrowException) as error:
@@ -256,7 +269,7 @@ class Routing:
             chosen = stamp.get(b"moetrace.routing.chosen", b"0")
             ordered = stamp.get(b"moetrace.routing.ordered") != b"0"
             first = int(chosen) if chosen.isdigit() else 0
-            return cls(int(experts), step, layer, expert, rank, count, first, ordered)
+            return cls(int(experts), step, layer, expert, rank, count, first, ordered, _tokens_beside(path))
         except RunError as error:
             raise RunError(f"{path}: {error}") from None
 
@@ -283,55 +296,14 @@ class Routing:
         return f" (recorded: steps {_span(self.steps)}, layers {_span(self.layers)})"
 
 
+def _tokens_beside(path: str | os.PathLike[str]) -> TokenRouting | None:
+    beside = Path(path).with_name(TOKENS_FILE)
+    return TokenRouting.load(beside) if beside.is_file() else None
+
+
 def _by_cell(keys: list[tuple[int, int]], values: npt.NDArray[_Number]) -> dict[tuple[int, int], Any]:
     return dict(zip(keys, values.tolist(), strict=True))
 
 
 def _span(numbers: Sequence[int]) -> str:
     return f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
-
-
-class RoutingBuilder:
-    """Gathers routing while a model runs; adding costs one bincount, so every layer may call it."""
-
-    def __init__(self, experts: int) -> None:
-        if experts < 1:
-            raise RunError(f"routing: experts is {experts}, expected at least 1")
-        self.experts = experts
-        self._hits: dict[tuple[int, int], IntArray] = {}
-
-    def add(self, step: int, layer: int, topk_ids: npt.ArrayLike) -> None:
-        """Count the experts of shape [tokens, k], columns in order of choice; a step may be added in parts.
-
-        Raises RunError on another shape, an expert out of range, a token that has one twice, or another k
-        than before.
-        """
-        ids = np.asarray(topk_ids)
-        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-            raise RunError(
-                f"routing: expected whole numbers of shape [tokens, k], not {ids.dtype} {list(ids.shape)}"
-            )
-        k = ids.shape[1]
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.experts:
-            reach = f"experts {ids.min()} to {ids.max()}, expected 0 to {self.experts - 1}"
-            raise RunError(f"routing: layer {layer} has {reach}")
-        if bool((np.diff(np.sort(ids, axis=1), axis=1) == 0).any()):
-            raise RunError(f"routing: a token of step {step}, layer {layer} has the same expert twice")
-        flat = (np.arange(k) * self.experts + ids.astype(np.int64)).ravel()
-        hits = np.bincount(flat, minlength=k * self.experts).reshape(k, self.experts)
-        before = self._hits.get((step, layer))
-        if before is not None and before.shape != hits.shape:
-            raise RunError(
-                f"routing: step {step}, layer {layer} was added with k {before.shape[0]}, now with {k}"
-            )
-        self._hits[step, layer] = hits if before is None else before + hits
-
-    def build(self, chosen: int = 0, ordered: bool = True) -> Routing:
-        """All that was added, as a Routing (empty if nothing was); `chosen` and `ordered` as there."""
-        parts = []
-        for (step, layer), hits in self._hits.items():
-            choice, expert = np.nonzero(hits)
-            where = np.broadcast_to([[step], [layer]], (2, expert.size))
-            parts.append(np.vstack([where, expert, choice + 1, hits[choice, expert]]))
-        rows = np.hstack(parts) if parts else np.zeros((5, 0), dtype=np.int64)
-        return Routing(self.experts, rows[0], rows[1], rows[2], rows[3], rows[4], chosen, ordered)

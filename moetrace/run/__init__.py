@@ -1,8 +1,8 @@
 """Run: the value in the middle. Measured, synthesized and predicted runs have this one schema.
 
-On disk a directory: ``run.json`` (metadata), ``ops.parquet`` (one row per op execution), ``routing.parquet`` (if any) and
-``attribution.parquet`` (once made). `columns` is the only file that knows the op table's columns, `meta` what stands beside
-it, `parts` how a long table is written, `value` the Run.
+On disk a directory: ``run.json`` (metadata), ``ops.parquet`` (one row per op execution), ``routing.parquet`` and
+``routing_tokens.parquet`` (if any), and ``attribution.parquet`` (once made). `columns` is the only file that knows the op
+table's columns, `meta` what stands beside it, `parts` how a long table is written, `value` the Run.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from moetrace.routing import Routing
@@ -112,6 +113,22 @@ def test_routing_at_native_n_a_recut_equals_routing_recorded_there_in_the_first_
     second = cut[(cut.step == 0) & (cut.layer == 0)]
     order = ["expert", "rank_of_choice"]
     assert first.sort_values(order).values.tolist() == second.sort_values(order).values.tolist()
+
+
+def test_token_ids_of_the_workload_reach_the_run_and_make_a_pruning_exact(
+    call: Call, tiny: Path, tmp_path: Path
+) -> None:
+    options = ("--token-ids", "--router-extra", "4", "-o", tmp_path / "out")
+    assert call("record", "--model", tiny, *RUN, *options).status == 0
+    assert call("parse", tmp_path / "out", "-o", tmp_path / "run").status == 0
+    tokens = pd.read_parquet(tmp_path / "run" / "routing_tokens.parquet")
+    assert tokens.equals(pd.read_parquet(tmp_path / "out" / "routing_tokens.parquet"))
+    assert tokens.groupby(["step", "layer"]).token.nunique().to_dict() == {
+        (s, k): 18 if s == 0 else 3 for s in (0, 1, 2) for k in (0, 1)
+    }
+    assert tokens.rank_of_choice.max() == 8
+    replayed = call("replay", tmp_path / "run", "--hw", "cpu", "--set", "n_e=6@popular", "--json")
+    assert "after pruning are exact for the hidden states recorded" in replayed.out, replayed.err
 
 
 def test_experts_other_than_the_models(call: Call, tiny: Path, tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def test_what_would_be_next_is_unknown_where_the_choice_is_not_the_top_of_the_sc
     assert found is not None and found.tolist() == [[0, 1, 2], [2, 3, UNKNOWN]]
 
 
+def test_of_equal_scores_the_router_may_have_taken_either() -> None:
+    logits = torch.tensor([[4.0, 3.0, 3.0, 1.0]])
+    for taken, other in ((1, 2), (2, 1)):
+        found = chosen_experts(logits, None, torch.tensor([[0, taken]]), ROUTER, 2, extra=9)
+        assert found is not None and found.tolist() == [[0, taken, other, 3]]
+
+
 @pytest.mark.parametrize("family", ["olmoe", "qwen3_moe", "gpt_oss", "llama4_text", "phimoe"])
 def test_with_extra_the_chosen_are_the_same_and_counted_by_default(family: str, tmp_path: Path) -> None:
     model = build(family)
