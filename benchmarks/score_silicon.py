@@ -1,9 +1,9 @@
 """Scores public tables of measured ops: row by row what beats its bound, and what ratios of held-out predictions are worth.
 
-    python benchmarks/score_silicon.py FOLDER [--hw h100-sxm] [--bounds | --ratios] [--rows beaten.csv]
+    python benchmarks/score_silicon.py FOLDER [--hw h100-sxm] [--bounds | --ratios | --intervals] [--rows beaten.csv]
 
 FOLDER holds NVIDIA AIConfigurator's public performance tables (Apache-2.0) as Parquet, with the columns `system` and
-`quality_flag`. Two parts:
+`quality_flag`. Three parts:
 
 * bounds: every row without a flag that takes less than its lower bound though its bytes exceed the cache, with its cause.
 * ratios, of moe_perf: the times themselves, by coefficients that did not see the row's shape; then two rows that differ in
@@ -12,6 +12,9 @@ FOLDER holds NVIDIA AIConfigurator's public performance tables (Apache-2.0) as P
   choices among the same experts), and for n_e an expert parallelism of twice the ranks (half of the experts and of the choices
   on a rank) and the one pair of shapes of equal expert width, 256 against 128 experts, whose hidden sizes differ too (3072
   and 4096).
+* intervals (asked for alone, --tables NAME... for some of them): how many held-out rows the 80 % intervals hold that were drawn
+  from the other half of the shapes, their median half-width and the median error, as shares of the measured time: first by op
+  family and decade of tokens, all engines, types and kernels together, then by key of the profile.
 """
 
 from __future__ import annotations
@@ -20,19 +23,25 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+import make_profiles
 import numpy as np
 import pandas as pd
 
-from moetrace.calibrate.fit import Problem, held_out
+from moetrace.calibrate import groups_of
+from moetrace.calibrate.fit import Problem, fit, held_out
+from moetrace.calibrate.interval import DRAWS, coverage, stated_by_other_half
 from moetrace.calibrate.measured import Measured
 from moetrace.calibrate.tables import read_measurements
 from moetrace.errors import CalibrationError
-from moetrace.hardware import Hardware, load_hardware
+from moetrace.hardware import ANY_ENGINE, Hardware, load_hardware
+from moetrace.machines.gpu import decade_of, memory_share, tokens_of
 from moetrace.validate.measured import measured_table
 
 TOKENS = 512
 FIT_ROWS = 1500
+INTERVAL_TABLES = [*(name for names in make_profiles.TABLES for name in names)]
 SETTING = ["tokens", "hidden", "inter", "experts", "topk", "tp", "ep", "routing"]
+LEAST_HELD, MOST_HELD, WIDEST = 0.75, 0.85, 2.0  # of an 80 % interval; the last over the median error
 FEW_RANKS = 8  # of EP 1: what the bars are for
 
 
@@ -106,6 +115,44 @@ def _pairs(one: pd.DataFrame, two: pd.DataFrame, *free: str) -> np.ndarray:
     return np.abs(np.expm1((both["off_2"] - both["off_1"]).to_numpy()))
 
 
+def intervals(path: Path, hw: Hardware) -> Iterator[pd.DataFrame]:
+    """Held-out rows of each engine and type with `off` and the `error` that the other half of the shapes states."""
+    for key, form, rows, _ in groups_of(read_measurements(path, hw.name), hw, TOKENS, FIT_ROWS):
+        if (
+            "@" not in key and (rows.engine != ANY_ENGINE).any()
+        ):  # the rows of all engines, with coefficients of their own
+            continue
+        problem = Problem.of(form, rows, hw, "warm")
+        try:
+            off = held_out(problem, {})
+        except CalibrationError as error:
+            print(f"{key}: not fitted: {error}")
+            continue
+        share = memory_share(problem.form.seconds(fit(problem, {}).value, problem.works, problem.at))
+        at, stated = stated_by_other_half(off, problem.works, share, rows.shape)
+        decade = decade_of(tokens_of(problem.works))[at]
+        yield pd.DataFrame({"key": key, "family": key.split("@")[0].split(":")[0], "decade": decade, "off": off[at],
+                            "error": stated})  # fmt: skip
+
+
+def print_intervals(found: pd.DataFrame, by: str) -> None:
+    print(f"{by:28} {'tokens from':>11} {'rows':>6}  held  half-width  error  over each other")
+    cells = held = both = 0
+    for name, part in found.groupby(by):
+        for one in coverage(*(part[c].to_numpy() for c in ("decade", "off", "error")), DRAWS):
+            good = LEAST_HELD <= one.covered <= MOST_HELD
+            if one.decade is not None:
+                cells, held, both = cells + 1, held + good, both + (good and one.width <= WIDEST)
+            start = "all" if one.decade is None else f"{10**one.decade}"
+            print(
+                f"{name:28} {start:>11} {one.rows:6} {one.covered:5.0%} {one.width * one.median:11.1%} {one.median:6.1%} "
+                f"{one.width:8.2f}{'' if good else '  holds another share'}{'  wide' if one.width > WIDEST else ''}"
+            )
+    print(
+        f"{by} and decade: of {cells} {held} hold 75-85 %, {both} of them no wider than {WIDEST:g} median errors\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -115,8 +162,18 @@ def main() -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--bounds", action="store_true", help="only what beats its bound")
     only.add_argument("--ratios", action="store_true", help="only the ratios")
+    only.add_argument("--intervals", action="store_true", help="only how well intervals hold")
+    parser.add_argument("--tables", nargs="+", default=INTERVAL_TABLES, help="of the intervals")
     parser.add_argument("--rows", type=Path, help="write the rows that beat their bound there, as CSV")
     asked = parser.parse_args()
+    if asked.intervals:
+        hw = load_hardware(asked.hw)
+        found = pd.concat(
+            [part for name in asked.tables for part in intervals(asked.folder / f"{name}.parquet", hw)]
+        )
+        print_intervals(found, "family")
+        print_intervals(found, "key")
+        return
     if not asked.ratios:
         bad = beaten(asked.folder)
         groups = bad.assign(ratio=bad["measured"] / bad["lower_bound"]).groupby(

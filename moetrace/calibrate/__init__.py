@@ -88,7 +88,7 @@ def calibrate(
     tables = [read_measurements(Path(path), hw.base or hw.name) for path in measurements]
     groups: list[Group] = []
     refused: dict[str, str] = {}
-    for key, form, rows, beyond in _groups(Measured.join(tables), hw, max_tokens, max_rows):
+    for key, form, rows, beyond in groups_of(Measured.join(tables), hw, max_tokens, max_rows):
         try:
             groups.append(_fitted(key, form, rows, beyond, hw, cache, max_tokens))
         except CalibrationError as error:
@@ -115,7 +115,7 @@ def _fastest(groups: Sequence[Group], key: str, rows: Measured, hw: Hardware, ca
     )
 
 
-def _groups(
+def groups_of(
     table: Measured, hw: Hardware, max_tokens: int, max_rows: int
 ) -> Iterator[tuple[str, str, Measured, Measured]]:
     """(key, form, rows to fit, larger ones) of each op family, element type and engine, then of all engines together."""
@@ -244,4 +244,4 @@ def summary(found: Calibration) -> dict[str, Any]:
     }
 
 
-__all__ = ["Calibration", "Group", "calibrate", "summary"]
+__all__ = ["Calibration", "Group", "calibrate", "groups_of", "summary"]

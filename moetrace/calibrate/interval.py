@@ -20,7 +20,7 @@ from moetrace.op import FloatArray, Works
 MIN_ROWS = 30
 WITHIN = 0.8
 BoolArray = npt.NDArray[np.bool_]
-_DRAWS = 4  # times that the shapes are halved
+DRAWS = 4  # times that the shapes are halved
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +125,24 @@ def on_other_half(
     off: FloatArray, works: Works, memory: FloatArray, shape: npt.NDArray[np.str_]
 ) -> tuple[Coverage, ...]:
     """Coverage of rows whose intervals were drawn from the held-out errors `off` of the other half of the shapes."""
-    decade = decade_of(tokens_of(works))
-    stated = np.concatenate([
+    at, stated = stated_by_other_half(off, works, memory, shape)
+    return coverage(decade_of(tokens_of(works))[at], off[at], stated, DRAWS)
+
+
+def stated_by_other_half(
+    off: FloatArray, works: Works, memory: FloatArray, shape: npt.NDArray[np.str_]
+) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    """(rows, the error that the other half of the shapes states for each): every row DRAWS times."""
+    stated = [
         interval(off[here], works.take(here), memory[here]).of(works.take(there), memory[there])
         for here, there in _split(shape)
-    ])  # fmt: skip
-    at = np.concatenate([there for _, there in _split(shape)])
-    return coverage(decade[at], off[at], stated, _DRAWS)
+    ]
+    return np.concatenate([there for _, there in _split(shape)]), np.concatenate(stated)
 
 
 def _split(shape: npt.NDArray[np.str_]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     shapes = np.unique(shape)
-    for draw in range(_DRAWS):
+    for draw in range(DRAWS):
         half = np.isin(shape, np.random.default_rng(draw).permutation(shapes)[: (shapes.size + 1) // 2])
         yield np.flatnonzero(half), np.flatnonzero(~half)
         yield np.flatnonzero(~half), np.flatnonzero(half)
