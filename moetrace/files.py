@@ -24,7 +24,16 @@ RUN_FILES = (
 )  # a RUN's facts, which only writing a RUN may replace
 RANKS_SUMMARY = "ranks.json"  # what a folder with the RUNs of ranks has, once it is whole
 _OURS = frozenset({*RUN_FILES, "attribution.parquet", "timeline.json"})
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # a Path has one slash fewer
 _STALE = re.compile(r"\.(.+)\.\d+\.part")  # what `write_whole` leaves if it is killed
+
+
+def url_of(path: str | Path) -> str | None:
+    """The URL that a path spells (a Path has one slash fewer); None for a path of this machine."""
+    url = _URL.fullmatch(str(path))
+    if url is None or Path(path).exists():
+        return None
+    return f"{url[1]}://{'/' if url[1] in ('file', 'local') else ''}{url[2]}"
 
 
 def table_facts(table: str, version: int, minor: int = 0) -> dict[str, str]:
@@ -121,6 +130,10 @@ def check_output(path: Path, force: bool, ours: Iterable[str] = _OURS, whose: st
     """Raises OutputError if `path` exists and may not be replaced. Even `force` replaces only what moetrace wrote."""
     if path.name in RUN_FILES and is_run(path.parent):
         raise OutputError(f"{path} is a part of the run {path.parent}: give another name")
+    if (url := url_of(path)) is not None:
+        raise OutputError(
+            f"{url} is a URL: only 'moetrace parse' writes RUNs there, give a name on this machine"
+        )
     if path.is_symlink():
         raise OutputError(f"{path} is a symbolic link: it is not replaced, give another name")
     if not path.exists():

@@ -16,6 +16,7 @@ from moetrace.cli.options import (
     quiet_option,
     reading_options,
     run_argument,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def attribute(
     name = hardware or run.meta.hardware
     if name is None:
         raise ProfileError(
-            f"{source} does not say which machine it ran on: give --hw NAME (see 'moetrace profiles')"
+            f"{shown(source)} does not say which machine it ran on: give --hw NAME (see 'moetrace profiles')"
         )
     result = explain(run, load_hardware(name))
     target = output or (run.path / "attribution.parquet" if run.path else None)

@@ -52,11 +52,10 @@ def export(
     One track per rank and stream, with tracks for steps, layers and counters (bandwidth, FLOP rate, distinct
     experts) above them.
     """
-    from moetrace import attribute, load_hardware, replay
-    from moetrace.files import check_output, is_run
+    from moetrace import attribute, load, load_hardware, replay
+    from moetrace.files import check_output, is_run, url_of
     from moetrace.report import terminal
     from moetrace.report.perfetto import write_timeline
-    from moetrace.run import Run
 
     check_output(output, force, ours=())
     run = open_source(
@@ -64,7 +63,7 @@ def export(
     )
     name = hardware or run.meta.hardware
     beside = [
-        Run.load(other) if is_run(Path(other)) else replay(run, load_hardware(other)).run
+        load(other) if is_run(Path(other)) or url_of(other) else replay(run, load_hardware(other)).run
         for other in predicted
     ]
     events = write_timeline(run, output, attribute(run, load_hardware(name)) if name else None, beside)

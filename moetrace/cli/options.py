@@ -163,8 +163,7 @@ def open_source(
     from moetrace.report.terminal import progress
 
     chosen = read_routing(routing) if routing is not None else None
-    size = f" ({source.stat().st_size / 1e6:,.0f} MB)" if source.is_file() else ""
-    with progress(f"reading {source.name}{size}") as tell:
+    with progress(f"reading {source.name}{_size(source)}") as tell:
         return open_run(
             source,
             **options,
@@ -172,3 +171,22 @@ def open_source(
             progress=tell,
             scratch=next((p for p in output.absolute().parents if p.is_dir()), None) if output else None,
         )
+
+
+def _size(source: Path | Export) -> str:
+    """What the progress says of a file's size, or of that of a RUN behind a URL, which is copied here."""
+    from moetrace.files import url_of
+
+    if isinstance(source, Path) and (url := url_of(source)) is not None:
+        from moetrace.ranks.remote import run_behind
+
+        behind = run_behind(url)
+        return f", copied here ({behind.size / 1e6:,.1f} MB)" if behind is not None else ""
+    return f" ({source.stat().st_size / 1e6:,.0f} MB)" if source.is_file() else ""
+
+
+def shown(source: Path) -> str:
+    """How a source is written: a Path has one slash less than its URL."""
+    from moetrace.files import url_of
+
+    return url_of(source) or str(source)

@@ -93,27 +93,27 @@ def _parse_one(
     trace: Path | Export, output: Path | None, options: dict[str, Any], force: bool, as_json: bool
 ) -> None:
     """One trace, kept in `output` or only summed up."""
-    from moetrace.errors import OutputError
-    from moetrace.files import check_directory
-    from moetrace.formats.remote import url_of
+    from moetrace.files import check_directory, url_of
     from moetrace.parse import summary
+    from moetrace.parse.ranks.output import check_url, write_run
     from moetrace.report import tables, terminal
 
-    if output is not None and (url := url_of(output)) is not None:
-        raise OutputError(
-            f"{url}: one RUN goes to a directory of this machine; only those of ranks go to a URL"
-        )
-    if output is not None:
+    url = url_of(output) if output is not None else None
+    if url is not None:
+        check_url(url, force)
+    elif output is not None:
         check_directory(output, force)
-    run = open_source(trace, **options, output=output)
-    if output is not None:
+    run = open_source(trace, **options, output=None if url else output)
+    if url is not None:
+        write_run(run, url)
+    elif output is not None:
         run = run.save(output, force)
     facts = summary(run)
     if as_json:
         terminal.show_json(facts)
         return
     terminal.show(tables.parse_report(facts))
-    terminal.show([f"written: {output}" if output else "nothing written: give -o RUN to keep it"])
+    terminal.show([f"written: {url or output}" if output else "nothing written: give -o RUN to keep it"])
 
 
 def _parse_ranks(
@@ -128,7 +128,7 @@ def _parse_ranks(
 
     What is small is read here and travels: the model, the routing and the table of names need lie on no worker.
     """
-    from moetrace.formats.remote import url_of
+    from moetrace.files import url_of
     from moetrace.model import load_model
     from moetrace.ops import communication_names
     from moetrace.parse.ranks import parse_ranks

@@ -23,6 +23,7 @@ from moetrace.cli.options import (
     reading_options,
     run_argument,
     scenario_options,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def replay(
         terminal.show_json(
             {
                 "schema": "moetrace.comparison/1",
-                "source": str(source),
+                "source": shown(source),
                 "predictions": [p.summary for p in predictions],
                 "written": [str(path) for path in written],
             }

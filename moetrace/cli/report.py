@@ -17,6 +17,7 @@ from moetrace.cli.options import (
     quiet_option,
     reading_options,
     runs_argument,
+    shown,
 )
 
 # Measured: 288 MB for 217,434 ops, 646 MB for 1,079,792 (docs/report.md).
@@ -64,7 +65,8 @@ def report(
                 source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
             )
             if run.num_rows > _MANY:
-                said = f"{source}: {run.num_rows:,} ops are held in memory, about {_BASE_GB + run.num_rows * _GB_PER_OP:.1f} GB"
+                gb = _BASE_GB + run.num_rows * _GB_PER_OP
+                said = f"{shown(source)}: {run.num_rows:,} ops are held in memory, about {gb:.1f} GB"
                 terminal.show(
                     [f"{said} ('moetrace show' and 'export' need no more for a long run)"], sys.stderr
                 )

@@ -23,6 +23,7 @@ Block = dict[str, npt.NDArray[Any]]
 ROWS = 1 << 17  # rows that the stages behind the reader work on at a time
 _HELD = 48 << 20  # bytes that all piles together hold in memory
 _MARGIN = 256 << 20  # bytes of the disk that a spill leaves free
+_NEEDS = "a trace of this size needs more to be sorted on disk (write the RUN to a larger disk, or point TMPDIR at one)"
 _NARROW = (np.int8, np.int16, np.int32)
 
 
@@ -40,14 +41,11 @@ class Spill:
         except OSError as err:
             raise self._refused(err) from err
 
-    def check(self, nbytes: int) -> None:
-        """Raises OutputError if the disk has no room for so many bytes more."""
+    def check(self, nbytes: int, needs: str = _NEEDS) -> None:
+        """Raises OutputError if the disk has no room for so many bytes more; `needs` says what needs it and the way out."""
         free = shutil.disk_usage(self.folder).free
         if free < nbytes + _MARGIN:
-            raise OutputError(
-                f"{self.folder} has {free >> 20} MiB free: a trace of this size needs more to be sorted on disk "
-                "(write the RUN to a larger disk, or point TMPDIR at one)"
-            )
+            raise OutputError(f"{self.folder} has {free >> 20} MiB free: {needs}")
 
     def _refused(self, err: OSError) -> OutputError:
         said = os.strerror(err.errno) if err.errno else str(err)

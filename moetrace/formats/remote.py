@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import IO, Any, cast
 
 from moetrace.errors import MoetraceError, TraceError
+from moetrace.files import url_of
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # a Path has one slash fewer
 _TRACES = re.compile(r".*\.(json|trace|tmp|sqlite|nsys-rep|qdrep)(\.gz|\.zst)?", re.IGNORECASE)
 _NO_TRACES = ("run.json", "recording.json")  # what moetrace itself writes beside traces
 _SHOWN = 3
@@ -113,14 +113,6 @@ def _said(err: Exception, url: str) -> str:
     return said or type(err).__name__
 
 
-def url_of(path: str | Path) -> str | None:
-    """The URL that a path spells (a Path has one slash fewer); None for a path of this machine."""
-    url = _URL.fullmatch(str(path))
-    if url is None or Path(path).exists():
-        return None
-    return f"{url[1]}://{'/' if url[1] in ('file', 'local') else ''}{url[2]}"
-
-
 def file_system(url: str) -> tuple[Any, str]:
     """(fsspec's file system, the path in it) of a URL. Raises TraceError where there is none for it."""
     try:
@@ -172,6 +164,11 @@ def trace_in(folder: Path) -> Path:
         p for p in folder.iterdir() if p.is_file() and _TRACES.fullmatch(p.name) and p.name not in _NO_TRACES
     ]
     return _one(found, f"{folder} holds", "a folder")
+
+
+def is_trace_name(name: str) -> bool:
+    """Whether a file of this name is taken for a trace."""
+    return _TRACES.fullmatch(name.rstrip("/").rsplit("/", 1)[-1]) is not None and name not in _NO_TRACES
 
 
 def traces_at(path: Path) -> list[Path | Remote]:

@@ -18,7 +18,7 @@ import orjson
 
 from moetrace import formats
 from moetrace.errors import RunError, TraceError
-from moetrace.files import is_run
+from moetrace.files import is_run, url_of
 from moetrace.formats.remote import traces_at
 from moetrace.hardware import load_hardware
 from moetrace.model import ModelSpec, load_model
@@ -28,6 +28,7 @@ from moetrace.parse import facts
 from moetrace.parse.stages import Asked, resolved
 from moetrace.parse.summary import summary
 from moetrace.ranks import Ranks
+from moetrace.ranks.remote import run_behind
 from moetrace.routing import Routing, RoutingLog
 from moetrace.run import Run
 
@@ -44,16 +45,20 @@ _CAPTURE = "capture.json.gz"  # and the trace of its graph's capture, if it repl
 def open_run(path: str | os.PathLike[str] | formats.Export, **options: Any) -> Run:
     """The run at a path: a RUN directory, of one rank or of many, is loaded, anything else is parsed (options as in `parse`).
 
+    A RUN behind a URL is copied into a temporary file without a name first.
     Raises RunError where an option about reading a trace is given with a RUN, which is read already.
     """
     if isinstance(path, formats.Export):
         return parse(path, **options)
     root = Path(path)
-    if not is_run(root):
+    behind = run_behind(url) if (url := url_of(root)) is not None else None
+    if behind is None and not is_run(root):
         return parse(root, **options)
     said = [name for name, value in options.items() if value is not None and name not in _HOW]
     if said:
-        raise RunError(f"{root} is parsed already: {', '.join(said)} can be given only with a trace")
+        raise RunError(f"{url or root} is parsed already: {', '.join(said)} can be given only with a trace")
+    if behind is not None:
+        return behind.load(options.get("progress"))
     return Run.load(root) if (root / "run.json").is_file() else Ranks.load(root)
 
 

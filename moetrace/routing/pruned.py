@@ -115,7 +115,7 @@ def _followed(
 
 
 def _others(by_token: TokenRouting) -> RunError:
-    return RunError(f"{by_token.path}: holds other tokens than the counts beside it: record or parse again")
+    return RunError(f"{by_token.place}: holds other tokens than the counts beside it: record or parse again")
 
 
 def _of_cell(cell: _Cell, kept: npt.NDArray[np.bool_], often: FloatArray, n_a: int, first: bool) -> Pruned:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -241,13 +241,14 @@ class Routing:
             self.by_token.save(target.with_name(TOKENS_FILE))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Routing:
-        """The routing that `save` wrote, with what each token chose if that lies beside it.
+    def load(cls, file: str | os.PathLike[str] | IO[bytes], tokens: IO[bytes] | None = None) -> Routing:
+        """The routing that `save` wrote, with what each token chose if that lies beside it, or is given as `tokens`.
 
         Raises RunError: no such file, not Parquet, another schema.
         """
+        path = file if isinstance(file, str | os.PathLike) else "routing.parquet"
         try:
-            table = read_parquet(path)
+            table = read_parquet(file)
         except (OSError, pa.ArrowException) as error:
             raise RunError(f"{path}: not a routing table ({str(error).splitlines()[0]})") from None
         stamp = table.schema.metadata or {}
@@ -269,7 +270,8 @@ class Routing:
             chosen = stamp.get(b"moetrace.routing.chosen", b"0")
             ordered = stamp.get(b"moetrace.routing.ordered") != b"0"
             first = int(chosen) if chosen.isdigit() else 0
-            return cls(int(experts), step, layer, expert, rank, count, first, ordered, _tokens_beside(path))
+            told = _tokens_beside(path) if path is file else TokenRouting.load(tokens) if tokens else None
+            return cls(int(experts), step, layer, expert, rank, count, first, ordered, told)
         except RunError as error:
             raise RunError(f"{path}: {error}") from None
 

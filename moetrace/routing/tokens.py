@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -52,24 +53,30 @@ def save_token_routing(
 class TokenRouting:
     """A file of `save_token_routing`, read a row group at a time when asked. `steps`: number here by number in the file."""
 
-    path: Path
+    path: Path | IO[bytes]
     experts: int
     steps: Mapping[int, int] | None = None
 
+    @property
+    def place(self) -> str:
+        """What an error calls the file."""
+        return str(self.path) if isinstance(self.path, Path) else TOKENS_FILE
+
     @classmethod
-    def load(cls, path: Path) -> TokenRouting:
+    def load(cls, path: Path | IO[bytes]) -> TokenRouting:
         """The file's facts. Raises RunError if it is not such a file."""
+        where = path if isinstance(path, Path) else TOKENS_FILE
         try:
             schema = pq.read_schema(path)
         except (OSError, pa.ArrowException) as error:
-            raise RunError(f"{path}: not a table of tokens ({str(error).splitlines()[0]})") from None
+            raise RunError(f"{where}: not a table of tokens ({str(error).splitlines()[0]})") from None
         experts = (schema.metadata or {}).get(_EXPERTS, b"")
         if (
             not experts.isdigit()
             or not set(_NAMES) <= set(schema.names)
             or not all(pa.types.is_integer(schema.field(name).type) for name in _NAMES)
         ):
-            raise RunError(f"{path}: not a table of tokens (expected the columns {', '.join(_NAMES)})")
+            raise RunError(f"{where}: not a table of tokens (expected the columns {', '.join(_NAMES)})")
         return cls(path, int(experts))
 
     def renumbered(self, steps: Mapping[int, int]) -> TokenRouting:
@@ -109,10 +116,10 @@ class TokenRouting:
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group, columns=list(_NAMES))
                     if any(table.column(name).null_count for name in _NAMES):
-                        raise RunError(f"{self.path}: a column of the table of tokens has nulls")
+                        raise RunError(f"{self.place}: a column of the table of tokens has nulls")
                     yield self._here([table.column(name).to_numpy().astype(np.int64) for name in _NAMES])
         except (OSError, pa.ArrowException) as error:
-            raise RunError(f"{self.path}: is damaged ({str(error).splitlines()[0]})") from None
+            raise RunError(f"{self.place}: is damaged ({str(error).splitlines()[0]})") from None
 
     def _here(self, columns: list[IntArray]) -> list[IntArray]:
         if self.steps is None:
@@ -130,10 +137,10 @@ class TokenRouting:
             same[1:] &= np.diff(column) == 0
         follows = np.r_[False, (np.diff(rank) == 1) & same[1:]]
         if bool(((rank != 1) & ~follows).any()):
-            raise RunError(f"{self.path}: a token's choices do not follow one another from the first")
+            raise RunError(f"{self.place}: a token's choices do not follow one another from the first")
         if min(int(step.min()), int(layer.min())) < 0 or not 0 <= expert.min() <= expert.max() < self.experts:
             raise RunError(
-                f"{self.path}: a step, layer or expert is out of range (of {self.experts} experts)"
+                f"{self.place}: a step, layer or expert is out of range (of {self.experts} experts)"
             )
         return step, layer, token, rank, expert
 

@@ -49,11 +49,13 @@ class Run:
         routing: Routing | None = None,
         path: Path | None = None,
         file: IO[bytes] | None = None,
+        routing_files: tuple[IO[bytes], ...] = (),
     ) -> None:
-        """With `file`, an open file of the op table without a name takes the place of `path`."""
+        """With `file`, an open file of the op table without a name takes the place of `path`; so do `routing_files`."""
         self.meta = meta
         self.path = path
         self._file = file
+        self._routing_files = routing_files
         self._ops = ops
         self._routing = routing
 
@@ -67,20 +69,7 @@ class Run:
             raise RunError(
                 f"{root} is not a moetrace run: expected run.json and ops.parquet (make one with 'moetrace parse')"
             )
-        try:
-            raw = orjson.loads(meta_file.read_bytes())
-            version = raw.get("version", 0) if isinstance(raw, dict) else 0
-            meta = Meta.from_dict(raw) if version == RUN_VERSION else None
-        except (orjson.JSONDecodeError, RunError, ModelError) as err:
-            raise RunError(
-                f"{meta_file} is not a run's metadata ({err}): parse the trace again with --force"
-            ) from err
-        if meta is None:
-            raise RunError(
-                f"{root} has run version {str(version)[:20]}, this moetrace reads {RUN_VERSION}: "
-                "upgrade moetrace, or parse the trace again with --force"
-            )
-        return cls(meta, path=root)
+        return cls(meta_of(meta_file.read_bytes(), root), path=root)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of the op table, reading only it from disk."""
@@ -95,7 +84,7 @@ class Run:
         file = self._parquet()
         try:
             if problem := self._schema_problem(columns):
-                raise RunError(f"{file} {problem}: parse the trace again with --force")
+                raise RunError(f"{self._place} {problem}: parse the trace again with --force")
             return filled(read_parquet(file, self._present(columns)), columns)
         except (pa.ArrowInvalid, OSError) as err:
             raise self._unreadable(err) from err
@@ -107,7 +96,7 @@ class Run:
             yield self
             return
         if problem := self._schema_problem(columns):
-            raise RunError(f"{self._parquet()} {problem}: parse the trace again with --force")
+            raise RunError(f"{self._place} {problem}: parse the trace again with --force")
         try:
             file = pq.ParquetFile(self._parquet())
             for i in range(file.num_row_groups):
@@ -132,9 +121,14 @@ class Run:
             raise RunError("this run has neither a table nor a path")
         return self.path / "ops.parquet"
 
+    @property
+    def _place(self) -> str:
+        """What an error calls the op table."""
+        return f"ops.parquet of {self.meta.source}" if self._file is not None else str(self._parquet())
+
     def _unreadable(self, err: Exception) -> RunError:
         said = str(err).split("\n")[0][:120]
-        return RunError(f"{self._parquet()} cannot be read ({said}): parse the trace again with --force")
+        return RunError(f"{self._place} cannot be read ({said}): parse the trace again with --force")
 
     @cached_property
     def _schema(self) -> pa.Schema:
@@ -182,11 +176,24 @@ class Run:
         return int(pq.read_metadata(self._parquet()).num_rows)
 
     @property
+    def has_routing(self) -> bool:
+        """Whether routing was recorded; it is not read for this."""
+        return self._routing is not None or self._recorded is not None or bool(self._routing_files)
+
+    @property
     def routing(self) -> Routing | None:
         """Recorded routing, if any."""
-        if self._routing is None and self.path is not None and (self.path / "routing.parquet").is_file():
-            self._routing = Routing.load(self.path / "routing.parquet")
+        if self._routing is None and self._recorded is not None:
+            self._routing = Routing.load(self._recorded)
+        elif self._routing is None and self._routing_files:
+            self._routing = Routing.load(*self._routing_files)
         return self._routing
+
+    @property
+    def _recorded(self) -> Path | None:
+        """Where the recorded routing lies on disk."""
+        path = self.path / "routing.parquet" if self.path is not None else None
+        return path if path is not None and path.is_file() else None
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The op table as a DataFrame."""
@@ -195,7 +202,8 @@ class Run:
 
     # -- making --------------------------------------------------------------------------------------------------
     def with_meta(self, **changes: Any) -> Run:
-        return Run(replace(self.meta, **changes), self._ops, self._routing, self.path, self._file)
+        meta = replace(self.meta, **changes)
+        return Run(meta, self._ops, self._routing, self.path, self._file, self._routing_files)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> Run:
         """Writes the run as a directory, whole or not at all, and returns it as loaded from there."""
@@ -231,3 +239,20 @@ class Run:
         model = meta.model.name if meta.model else "unknown model"
         where = meta.hardware or meta.device or "unknown device"
         return f"<Run {meta.kind}: {self.num_rows} ops, {len(meta.steps)} steps, {model} on {where}>"
+
+
+def meta_of(data: bytes, where: object) -> Meta:
+    """The metadata in a run.json. Raises RunError with one line if it is none, or of another version."""
+    try:
+        raw = orjson.loads(data)
+        version = raw.get("version", 0) if isinstance(raw, dict) else 0
+        if version == RUN_VERSION:
+            return Meta.from_dict(raw)
+    except (orjson.JSONDecodeError, RunError, ModelError) as err:
+        raise RunError(
+            f"{where}/run.json is not a run's metadata ({err}): parse the trace again with --force"
+        ) from err
+    raise RunError(
+        f"{where} has run version {str(version)[:20]}, this moetrace reads {RUN_VERSION}: "
+        "upgrade moetrace, or parse the trace again with --force"
+    )

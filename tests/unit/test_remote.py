@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import gzip
 import io
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
+import numpy as np
 import pytest
 
 from moetrace import formats
-from moetrace.errors import ModelError, TraceError
+from moetrace.errors import ModelError, OutputError, RunError, TraceError
 from moetrace.formats import remote
-from moetrace.parse import parse
-from tests.made import decode_trace, write
+from moetrace.parse import open_run, parse
+from moetrace.parse.ranks import parse_ranks, rank_files
+from moetrace.parse.ranks.output import write_run
+from moetrace.ranks import Ranks
+from moetrace.ranks.remote import run_behind
+from moetrace.routing import Routing
+from tests.conftest import Answer
+from tests.made import decode_trace, rank_traces, write
 
 
 @pytest.fixture
@@ -149,3 +159,84 @@ def test_a_fault_of_moetrace_s_own_is_no_failing_store() -> None:
 )
 def test_the_signature_of_a_web_address_is_no_part_of_the_name(url: str) -> None:
     assert remote.Remote(url, None, "", 1).name == "t.json.gz"
+
+
+@pytest.fixture
+def stored(trace: Path) -> str:
+    """A RUN behind a URL, with routing."""
+    run = parse(trace, routing=Routing(8, *np.ones((5, 1), dtype=int)))
+    write_run(run, "memory://runs/one")
+    return "memory://runs/one"
+
+
+def test_a_run_behind_a_url_is_the_run(stored: str, trace: Path) -> None:
+    run, said = open_run(stored, progress=(told := []).append), parse(trace)
+    assert run.table().equals(said.table()) and run.num_rows == said.num_rows
+    assert run.has_routing and run.routing is not None and run.routing.experts == 8 and run.path is None
+    assert run.meta.steps == said.meta.steps and told[-1] == 1.0
+    assert run.with_meta(source="x").routing is not None
+
+
+def test_every_verb_reads_a_run_behind_a_url(
+    stored: str, call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for verb in (
+        ("attribute", stored, "--hw", "h100-sxm"),
+        ("replay", stored, "--hw", "h100-sxm"),
+        ("show", stored, "--hw", "h100-sxm"),
+        ("report", stored, "-o", "page.html", "--hw", "h100-sxm"),
+        ("export", stored, "--perfetto", "-o", "line.json"),
+        ("diff", stored, stored),
+    ):
+        answer = call(*verb)
+        assert answer.status == 0, (verb, answer.err)
+    assert call("doctor", stored).status == 1
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".json") == ["page.html"]
+
+
+def test_ranks_behind_a_url_are_the_ranks(tmp_path: Path) -> None:
+    (tmp_path / "traces").mkdir()
+    for rank, events in enumerate(rank_traces([100, 130, 110], clocks=[0, 70, 30])):
+        write(tmp_path / "traces" / f"rank{rank}.json", events)
+    for place in (tmp_path / "here", Path(f"file://{tmp_path}/there")):
+        parse_ranks(rank_files(tmp_path / "traces"), place, jobs=1)
+    here, there = open_run(tmp_path / "here"), open_run(f"file://{tmp_path}/there")
+    behind = run_behind(f"file://{tmp_path}/there")
+    assert isinstance(there, Ranks) and behind is not None and behind.load().table().equals(here.table())
+    assert not here.has_routing and not behind.load().has_routing
+    (tmp_path / "there" / "rank-1" / "ops.parquet").unlink()
+    with pytest.raises(RunError, match=r"rank-1 is not a moetrace run: it has no ops\.parquet"):
+        run_behind(f"file://{tmp_path}/there").load()
+
+
+def test_options_of_a_trace_and_damage_are_one_line(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match="memory://runs/one is parsed already: kv_len"):
+        open_run(stored, kv_len=5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=1 << 20))
+    with pytest.raises(OutputError, match=r"needs more to be copied here \(point TMPDIR"):
+        open_run(stored)
+    monkeypatch.undo()
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/runs/one/ops.parquet", b"PAR1")
+    with pytest.raises(RunError, match=r"ops\.parquet of t\.json cannot be read"):
+        open_run(stored).table()
+    fs.pipe_file("/runs/one/run.json", b"{")
+    with pytest.raises(RunError, match=r"memory://runs/one/run\.json is not a run's metadata"):
+        open_run(stored)
+
+
+def test_one_run_goes_to_a_url_and_nothing_else_does(
+    trace: Path, call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("parse", trace, "-o", "memory://runs/new").status == 0
+    answer = call("parse", trace, "-o", "memory://runs/new")
+    assert answer.status == 2 and "memory://runs/new exists" in answer.err
+    assert call("parse", trace, "-o", "memory://runs/new", "--force").status == 0
+    fsspec.filesystem("memory").pipe_file("/runs/new/mine.txt", b"x")
+    answer = call("parse", trace, "-o", "memory://runs/new", "--force")
+    assert answer.status == 2 and "memory://runs/new/mine.txt is not a RUN's" in answer.err
+    answer = call("report", "memory://runs/new", "-o", "memory://runs/page.html")
+    assert answer.status == 2 and "memory://runs/page.html is a URL" in answer.err
+    assert [p.name for p in tmp_path.iterdir()] == ["t.json"]

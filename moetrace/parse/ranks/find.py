@@ -12,9 +12,9 @@ from glob import glob, has_magic  # a pattern may be absolute, which Path.glob r
 from pathlib import Path
 
 from moetrace.errors import TraceError
-from moetrace.files import is_run
+from moetrace.files import is_run, url_of
 from moetrace.formats import Export, Remote, exported, is_nsys, kineto, located, nsys, nsys_ranks
-from moetrace.formats.remote import files_at, url_of
+from moetrace.formats.remote import files_at
 
 Found = dict[int, Path | Remote | Export]
 _SUFFIXES = (*kineto.SUFFIXES, *nsys.SUFFIXES, ".nsys-rep")

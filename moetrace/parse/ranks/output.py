@@ -13,8 +13,17 @@ import orjson
 import pyarrow as pa
 
 from moetrace.errors import OutputError
-from moetrace.files import RANKS_SUMMARY, check_directory, is_run, table_facts, write_parquet, write_whole
-from moetrace.formats.remote import file_system, reached, url_of
+from moetrace.files import (
+    RANKS_SUMMARY,
+    RUN_FILES,
+    check_directory,
+    is_run,
+    table_facts,
+    url_of,
+    write_parquet,
+    write_whole,
+)
+from moetrace.formats.remote import file_system, reached
 from moetrace.ranks import FOLDER, TABLE
 from moetrace.run import Run
 
@@ -45,10 +54,23 @@ def write_run(run: Run, target: str) -> None:
 
         def put() -> None:
             fs.makedirs(path, exist_ok=True)
+            for name in (*RUN_FILES, *_MADE):  # run.json first, without which a folder is no RUN
+                if fs.exists(f"{path}/{name}"):
+                    fs.rm_file(f"{path}/{name}")
             for name in names:
                 fs.put_file(str(Path(scratch) / "run" / name), f"{path}/{name}")
 
         _reached(url, put)
+
+
+def check_url(url: str, force: bool) -> None:
+    """Refuses a URL for a RUN at which something is, unless it is a RUN and may be replaced."""
+    there = Bucket(url).names()
+    if there and not force:
+        raise OutputError(f"{url} exists: give another name or --force to replace it")
+    for name in there:
+        if name not in (*RUN_FILES, *_MADE):
+            raise OutputError(f"{url}/{name} is not a RUN's: give another name")
 
 
 class Folder:
@@ -127,7 +149,7 @@ class Bucket:
 
     def check(self, force: bool) -> None:
         """Refuses what exists without `force`, and with it whatever is not of ranks."""
-        there = _reached(self.url, self._names)
+        there = self.names()
         if there and not force:
             raise OutputError(f"{self.url} exists: give another name or --force to replace it")
         for name in there:
@@ -188,6 +210,10 @@ class Bucket:
                 self._fs.rm(f"{self._path}/{self._stage}", recursive=True)
 
         _reached(self.url, remove)
+
+    def names(self) -> list[str]:
+        """What lies at the URL."""
+        return list(_reached(self.url, self._names))
 
     def _names(self) -> list[str]:
         self._fs.invalidate_cache()

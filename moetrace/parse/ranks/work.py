@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from moetrace.errors import TraceError
+from moetrace.files import url_of
 from moetrace.formats import Export, Remote
-from moetrace.formats.remote import url_of
 from moetrace.parse.ranks.gathered import Gathered, gathered
 from moetrace.signals import as_worker, uninterrupted
 

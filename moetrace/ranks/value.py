@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,12 +24,12 @@ from moetrace.errors import RunError
 from moetrace.files import RANKS_SUMMARY
 from moetrace.op import Op
 from moetrace.ops.communication import TOGETHER, matched_name
-from moetrace.routing import ROUTING_COLUMNS, Routing
+from moetrace.ranks.together import meta_of, numbers, shifts, summary_of, together, work
+from moetrace.routing import Routing
 from moetrace.run import Meta, Run, Step
 
 FOLDER = "rank-{}"
 TABLE = "ranks.parquet"
-SCHEMA = "moetrace.ranks/"
 _ROWS = 500_000  # of one part, about, over all ranks
 IntArray = npt.NDArray[np.int64]
 
@@ -38,30 +37,45 @@ IntArray = npt.NDArray[np.int64]
 class Ranks(Run):
     """The ranks of one run; `ranks` are their numbers, `facts` the summary that the ranks were compared to."""
 
-    def __init__(self, meta: Meta, path: Path, runs: Mapping[int, Run], facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, meta: Meta, path: Path | None, runs: Mapping[int, Run], facts: Mapping[str, Any]
+    ) -> None:
         super().__init__(meta, path=path)
         self.ranks = tuple(sorted(runs))
         self.facts = facts
         self._runs = {rank: runs[rank] for rank in self.ranks}
         self._strides = {c["collective"]: int(c["stride"]) for c in facts.get("collectives", ())}
         self._clocks = {r["rank"]: r.get("clock") for r in facts["ranks"]}
-        self._shifts = _shifts(self._runs, self._clocks)
+        self._shifts = shifts(self._runs, self._clocks)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ranks:
         """The ranks in a directory. Raises RunError with one line if they are not all there."""
         root = Path(path)
-        facts = _facts(root)
-        numbers = [int(r["rank"]) for r in facts["ranks"]]
-        runs = {rank: Run.load(root / FOLDER.format(rank)) for rank in numbers}
-        first = runs[numbers[0]].meta
+        file = root / RANKS_SUMMARY
+        try:
+            facts = summary_of(file.read_bytes(), file)
+        except OSError as err:
+            raise RunError(
+                f"{file} cannot be read ({err.strerror}): parse the traces again with --force"
+            ) from err
+        return cls.of(
+            {rank: Run.load(root / FOLDER.format(rank)) for rank in numbers(facts)}, facts, root.name, root
+        )
+
+    @classmethod
+    def of(
+        cls, runs: Mapping[int, Run], facts: Mapping[str, Any], name: str, path: Path | None = None
+    ) -> Ranks:
+        """The runs of ranks, by number, as one called `name`, without those of another number of steps than the first's."""
+        first = next(iter(runs.values())).meta
         kept = {rank: run for rank, run in runs.items() if len(run.meta.steps) == len(first.steps)}
-        meta = _meta(kept, facts, sorted(set(runs) - set(kept)), root.name)
-        ranks = cls(meta, root, kept, facts)
-        return cls(replace(meta, steps=tuple(ranks._all_steps())), root, kept, facts)
+        meta = meta_of(kept, facts, sorted(set(runs) - set(kept)), name)
+        ranks = cls(meta, path, kept, facts)
+        return cls(replace(meta, steps=tuple(ranks._all_steps())), path, kept, facts)
 
     def with_meta(self, **changes: Any) -> Run:
-        return Ranks(replace(self.meta, **changes), self._root, self._runs, self.facts)
+        return Ranks(replace(self.meta, **changes), self.path, self._runs, self.facts)
 
     # -- reading -------------------------------------------------------------------------------------------------
     def column(self, name: str) -> pa.ChunkedArray:
@@ -74,7 +88,7 @@ class Ranks(Run):
         """The run in parts of whole steps of all ranks; rows outside of steps come first."""
         for low, high in self._cuts():
             tables = [self._rows(rank, columns, low, high) for rank in self.ranks]
-            yield Run(self.meta, pa.concat_tables(tables).unify_dictionaries(), self.routing, self._root)
+            yield Run(self.meta, pa.concat_tables(tables).unify_dictionaries(), self.routing, self.path)
 
     @property
     def num_rows(self) -> int:
@@ -83,17 +97,16 @@ class Ranks(Run):
     @cached_property
     def _merged(self) -> Routing | None:
         told = [run.routing for run in self._runs.values()]
-        return _together([r for r in told if r is not None])
+        return together([r for r in told if r is not None])
 
     @property
     def routing(self) -> Routing | None:
         """Recorded routing: that of all ranks where they tell it alike, else their sum; None if a rank has none."""
-        recorded = [(run.path or Path()) / "routing.parquet" for run in self._runs.values()]
-        return self._merged if all(path.is_file() for path in recorded) else None
+        return self._merged if self.has_routing else None
 
     @property
-    def _root(self) -> Path:
-        return self.path or Path()
+    def has_routing(self) -> bool:
+        return all(run.has_routing for run in self._runs.values())
 
     def _cuts(self) -> list[tuple[int, int]]:
         """Steps from and to (places; the first part has the rows of no step) of parts of about `_ROWS` rows."""
@@ -197,20 +210,10 @@ class Ranks(Run):
         for i, step in enumerate(runs[0][1].meta.steps):
             alike = [run.meta.steps[i] for _, run in runs]
             batch, tokens, kv = (
-                _work([getattr(s, n) for s in alike], self.meta) for n in ("batch", "tokens", "kv_tokens")
+                work([getattr(s, n) for s in alike], self.meta) for n in ("batch", "tokens", "kv_tokens")
             )
             begin, end = int(starts[:, i].min()), int(ends[:, i].max())
             yield replace(step, start_ns=begin, end_ns=end, batch=batch, tokens=tokens, kv_tokens=kv)
-
-
-def _work(values: list[int | None], meta: Meta) -> int | None:
-    """A step's sequences or tokens over all ranks: what each says where each has all, else the sum over groups."""
-    known = [v for v in values if v is not None]
-    if len(known) < len(values):
-        return None
-    if meta.dp == 1 and len(set(known)) == 1:
-        return known[0]
-    return sum(known) * max(1, meta.dp) // len(known) if meta.dp > 1 else sum(known) // max(1, meta.tp)
 
 
 def _taken(numbers: IntArray, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -234,95 +237,3 @@ def _between(run: Run, columns: list[str] | None, places: IntArray, low: int, hi
         if pc.any(keep).as_py():
             tables.append(table.filter(keep))
     return pa.concat_tables(tables).unify_dictionaries() if tables else run.table(columns).slice(0, 0)
-
-
-def _facts(root: Path) -> dict[str, Any]:
-    """The summary in a directory. Raises RunError if it is not one."""
-    path = root / RANKS_SUMMARY
-    try:
-        facts = orjson.loads(path.read_bytes())
-        ok = str(facts["schema"]).startswith(SCHEMA) and all(int(r["rank"]) >= 0 for r in facts["ranks"])
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as err:
-        raise RunError(
-            f"{path} is not the summary of ranks ({err}): parse the traces again with --force"
-        ) from err
-    if not ok or not facts["ranks"]:
-        raise RunError(f"{path} is not the summary of ranks: parse the traces again with --force")
-    return dict(facts)
-
-
-def _shifts(runs: Mapping[int, Run], clocks: Mapping[int, Any]) -> dict[int, int]:
-    """What to take off each rank's aligned clock, ns, so that parts that share no collective begin together."""
-    first = next(iter(runs))
-    begin = runs[first].meta.steps[0].start_ns if runs[first].meta.steps else 0
-    home = (clocks[first] or {}).get("of_rank", first)
-    root_begin: dict[int, int] = {}
-    out = {}
-    for rank, run in runs.items():
-        clock = clocks[rank]
-        root = clock["of_rank"] if clock else rank
-        if rank == first or (clock and root == home) or not run.meta.steps:
-            out[rank] = 0
-            continue
-        root_begin.setdefault(root, run.meta.steps[0].start_ns - begin)
-        out[rank] = root_begin[root]
-    return out
-
-
-def _meta(runs: Mapping[int, Run], facts: Mapping[str, Any], left_out: list[int], name: str) -> Meta:
-    """What is known of all ranks together: the first rank's, and the sentences of all."""
-    first = next(iter(runs.values())).meta
-    notes = list(facts.get("notes", ()))
-    own = [n for run in runs.values() for n in run.meta.notes if not n.startswith("one of ")]
-    notes += list(dict.fromkeys(own))
-    unaligned = [r["rank"] for r in facts["ranks"] if r.get("clock") is None and r["rank"] in runs]
-    if unaligned and len(runs) > 1:
-        notes.append(
-            f"no collective aligns the clocks of {_listed(unaligned)}: their first step is put where the first rank's begins"
-        )
-    if left_out:
-        notes.append(
-            f"{_listed(left_out)} left out of the whole: another number of steps than the first rank's"
-        )
-    counted: dict[str, Any] = {}
-    for run in runs.values():
-        for key, value in run.meta.facts.items():
-            if isinstance(value, int) and not isinstance(value, bool):
-                counted[key] = counted.get(key, 0) + value
-            else:
-                counted.setdefault(key, value)
-    return replace(
-        first,
-        source=name,
-        notes=tuple(notes),
-        gpus=max(first.gpus, len(runs)),
-        facts={**counted, "ranks": len(runs)},
-    )
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    return f"rank{'s' if ranks[1:] else ''} {', '.join(map(str, ranks[:5]))}{', ...' if ranks[5:] else ''}"
-
-
-def _together(told: Sequence[Routing]) -> Routing | None:
-    """The routing of all tokens: that of any rank where all tell it alike, else each different one added."""
-    different: list[Routing] = []
-    for one in told:
-        if not any(one.equals(other) for other in different):
-            different.append(one)
-    if not different or len({r.experts for r in different}) > 1:
-        return None
-    if len(different) == 1:
-        return different[0]
-    first = different[0]
-    names = [name for name, _, _ in ROUTING_COLUMNS]
-    columns = [np.concatenate([getattr(r, n) for r in different]) for n in names]
-    keys, which = np.unique(np.stack(columns[:4], axis=1), axis=0, return_inverse=True)
-    count = np.bincount(which.reshape(-1), weights=columns[4]).astype(np.int64)
-    step, layer, expert, choice = keys.T
-    return Routing(
-        first.experts, step, layer, expert, choice, count, first.chosen, all(r.ordered for r in different)
-    )
-
-
-__all__ = ["FOLDER", "TABLE", "Ranks"]
