@@ -54,6 +54,14 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class Loop:
+    """`rows` rows, the first of them of this cell, run `times` times over; of many scenarios, each its own times."""
+
+    times: Any
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A run being edited. `rows` index into the base; an inserted row names the row that it follows."""
 
@@ -73,6 +81,7 @@ class Draft:
     shares: tuple[
         Share, ...
     ] = ()  # of each step; empty: every step is computed once, by one rank's whole batch
+    loops: tuple[Loop | None, ...] = ()  # that begin at each cell; empty: every row runs once
 
     @classmethod
     def of(cls, run: Run, hw: Hardware, scenario: Scenario) -> Draft:

@@ -10,16 +10,17 @@ from moetrace.replay.distinct import settle
 from moetrace.replay.draft import Draft
 from moetrace.replay.knobs import KNOBS
 from moetrace.replay.scenario import Scenario
+from moetrace.replay.unfused import unrolled
 from moetrace.run import Run
 
 
 def edited(run: Run, hw: Hardware, scenario: Scenario) -> Draft:
     """The draft with every knob of the scenario applied, in the knob table's order, and its routing settled."""
-    return with_knobs(Draft.of(run, hw, scenario))
+    return unrolled(with_knobs(Draft.of(run, hw, scenario)))
 
 
 def with_knobs(draft: Draft) -> Draft:
-    """The draft with its scenario's knobs applied and its routing settled."""
+    """The draft with its scenario's knobs applied and its routing settled; experts that run one by one are loops."""
     run, hw, scenario = draft.run, draft.hw, draft.scenario
     _check_parallelism(draft)
     if run.meta.device_class == "cpu" != hw.device_class and "fusion" not in scenario.texts():

@@ -7,23 +7,24 @@ kernels in place of its share of three grouped ones.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from moetrace import ops as work_of
 from moetrace.op import Op
-from moetrace.replay.draft import EXPERTS, Draft
+from moetrace.replay.columns import works_of
+from moetrace.replay.draft import EXPERTS, Draft, Loop
+from moetrace.replay.lanes import largest
 
 
 def unfused(draft: Draft) -> Draft:
-    """The draft with grouped expert ops as rows of single experts' ops, as many as each touches, rows shared evenly."""
+    """The draft with grouped expert ops as loops over the experts that each touches, rows shared evenly."""
     kinds = np.array([op.kind for op in draft.ops])[draft.cell]
-    times = np.ones(draft.rows.size, dtype=np.int64)
-    parts: dict[int, list[Op]] = {}
+    parts: dict[int, tuple[list[Op], Any]] = {}
     for cell, op in enumerate(draft.ops):
         if op.kind in EXPERTS and op.has("tokens", "hidden", "inter", "experts", "topk"):
             parts[cell] = _single(op)
-    count = np.array([len(parts.get(cell, (None,))) for cell in range(len(draft.ops))], dtype=np.int64)
+    count = np.array([len(parts[c][0]) if c in parts else 1 for c in range(len(draft.ops))], dtype=np.int64)
     times = count[draft.cell]
     times[(kinds == "moe_act") & bool(parts)] = 0  # it is among the single ops
     old = np.repeat(np.arange(draft.rows.size), times)
@@ -34,24 +35,49 @@ def unfused(draft: Draft) -> Draft:
     split, which = wide.split(np.where(fused, nth, 0))
     cells = np.zeros(len(split.ops), dtype=np.int64)
     cells[split.cell] = source
-    ops = tuple(
-        parts[cell][n] if cell in parts else op
-        for op, cell, n in zip(split.ops, cells.tolist(), which.tolist(), strict=True)
-    )
-    origin = tuple(
-        None if cell in parts else was for was, cell in zip(split.origin, cells.tolist(), strict=True)
-    )
+    ops, origin, loops = list(split.ops), list(split.origin), list[Loop | None]([None] * len(split.ops))
+    for i, (cell, n) in enumerate(zip(cells.tolist(), which.tolist(), strict=True)):
+        if cell in parts:
+            one, experts = parts[cell]
+            ops[i], origin[i] = one[n], None
+            loops[i] = Loop(experts, len(one)) if n == 0 else None
     new = np.array([cell in parts for cell in cells.tolist()], dtype=bool)[split.cell]
-    return replace(split, ops=ops, origin=origin, inserted=split.inserted | new).noted(
+    made = replace(
+        split, ops=tuple(ops), origin=tuple(origin), inserted=split.inserted | new, loops=tuple(loops)
+    )
+    return made.noted(
         "experts=unfused: every distinct expert runs alone, its rows gathered and added back, all experts with as many rows"
     )
 
 
-def _single(op: Op) -> list[Op]:
-    """The ops of the experts that a grouped op touches, in order."""
-    work = work_of.work(op)
-    experts = max(1, round(work.experts))
-    rows = max(1, round(work.rows / experts))
+def unrolled(draft: Draft) -> Draft:
+    """The draft with the rows of its loops as often as they run."""
+    if not draft.loops:
+        return draft
+    length = np.array([loop.rows if loop else 1 for loop in draft.loops], dtype=np.int64)[draft.cell]
+    times = np.array([int(loop.times) if loop else 1 for loop in draft.loops], dtype=np.int64)[draft.cell]
+    here = np.arange(draft.rows.size)
+    begin = here[
+        here >= np.maximum.accumulate(np.concatenate([[0], (here + length)[:-1]]))
+    ]  # of each loop or row
+    size = length[begin] * times[begin]
+    which = np.repeat(np.arange(begin.size), size)
+    nth = np.arange(which.size) - np.repeat(np.cumsum(size) - size, size)
+    pick = begin[which] + nth % length[begin][which]
+    return replace(
+        draft, rows=draft.rows[pick], cell=draft.cell[pick], inserted=draft.inserted[pick], loops=()
+    )
+
+
+def _single(op: Op) -> tuple[list[Op], Any]:
+    """(the ops of one expert that a grouped op touches, in order; how many it touches)."""
+    works, axis = works_of(op)
+    touched, together = (
+        values[0].item() if axis is None else axis.space.lanes(axis, values)
+        for values in (works["experts"], works["rows"])
+    )
+    experts = largest(1, round(touched))
+    rows = largest(1, round(together / experts))
     hidden, inter = int(op["hidden"]), int(op["inter"])
     act = op.act_dtype
     up = [
@@ -63,5 +89,4 @@ def _single(op: Op) -> list[Op]:
         Op.of("expert_down", op.dtype, m=rows, n=hidden, k=inter),
         Op.of("elementwise", act, elements=rows * hidden, reads=2),
     ]
-    ops = {"moe_gate_up": up, "moe_down": down, "moe_experts": up + down}[op.kind]
-    return ops * experts
+    return {"moe_gate_up": up, "moe_down": down, "moe_experts": up + down}[op.kind], experts

@@ -119,6 +119,13 @@ def test_a_schedule_of_n_a_is_taken_as_simulate_takes_it() -> None:
     assert scenarios["n_a"].to_pylist() == ["8/4", "8"]
 
 
+def test_a_wafers_two_placements_are_told_apart_though_nobody_asked_for_them() -> None:
+    scenarios, _ = all_of(
+        Ask(("olmoe-1b-7b",), ("cs3",), ("batch=4", "input_len=64", "output_len=8", "n_a=8/4"))
+    )
+    assert scenarios["placement"].to_pylist() == ["spread", "own"]
+
+
 def test_an_interrupted_grid_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "CHUNK", 4)
     ask = Ask(("olmoe-1b-7b",), ("h100-sxm",), (*LOAD, "n_a=2,8"))
@@ -220,28 +227,6 @@ def test_limits_as_they_are_written() -> None:
     for text in ("gpus=0", "gpus=x", "8"):
         with pytest.raises(ScenarioError, match="--budget"):
             read_budget(text)
-
-
-def test_what_is_simulated_one_by_one_is_cut_small() -> None:
-    numbers = ",".join(map(str, range(1, 301)))
-    plan = plan_of(
-        Ask(
-            ("olmoe-1b-7b",),
-            ("h100-sxm", "cs3"),
-            (f"batch={numbers}", "input_len=8", "output_len=2,3", "graph=on,off"),
-        )
-    )
-    tasks = [
-        ([(c.hw.name, c.scenario.label) for c, _, _ in plan.parts(task)], task.stop - task.start)
-        for task in plan.tasks()
-    ]
-    one = [("h100-sxm", "graph=off")]
-    assert tasks == [
-        ([("h100-sxm", "graph=on"), ("cs3", "as recorded")], 1200),
-        (one, 256),
-        (one, 256),
-        (one, 88),
-    ]
 
 
 def test_a_plan_of_many_is_not_laid_out_in_memory() -> None:

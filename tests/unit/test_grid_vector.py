@@ -14,7 +14,7 @@ from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import simulate
 from moetrace.replay.grid.shape import Case, Drafts
-from moetrace.replay.grid.vector import Answers, Together, is_vectorised
+from moetrace.replay.grid.vector import Answers, Together
 from moetrace.replay.lanes import Diverged, Lanes, Space, each
 from moetrace.replay.scenario import Scenario
 from moetrace.synthesize import Workload
@@ -110,6 +110,13 @@ GRIDS = [
     (("olmoe-1b-7b", "h100-sxm", "host=5ms"), of([1, 8], [300], [1, 40])),
     (("olmoe-1b-7b", "h100-sxm", "layers=20"), of([1, 8], [300], [40])),
     (("olmoe-1b-7b", "h100-sxm-x4", "ep=4", "routing=skewed", "eplb=4"), of([1, 8], [300], [40], n_a=[2, 8])),
+    (("olmoe-1b-7b", "h100-sxm", "graph=off"), of([1, 8, 300], [300], [1, 40], n_a=[2, 8])),
+    (("gpt-oss-20b", "h100-sxm-x4", "graph=off", "tp=4"), of([1, 64], [64], [512])),
+    (("llama-3.2-1b", "h100-sxm", "graph=off", "layers=20"), of([1, 64], [64], [40])),
+    (("olmoe-1b-7b", "h100-sxm-x4", "graph=off", "pp=2", "tp=2", "overlap=two_batch"), of([1, 8], [300], [40])),
+    (("olmoe-1b-7b", "h100-sxm", "experts=unfused"), of([1, 8, 300], [300], [1, 40], n_a=[2, 8])),
+    (("deepseek-v2-lite", "h100-sxm-x4", "experts=unfused", "graph=off", "ep=4"), of([1, 8], [300], [40], n_a=[2, 6])),
+    (("olmoe-1b-7b", "cs3", "experts=unfused", "placement=own"), of([1, 8], [300], [40], n_a=[2, 8])),
 ]  # fmt: skip
 
 
@@ -120,15 +127,9 @@ def test_each_scenario_of_many_is_answered_as_alone(
     asked: tuple[str, ...], columns: dict[str, np.ndarray]
 ) -> None:
     shape = case(*asked)
-    assert is_vectorised(shape)
     together = answers(shape, columns)
     for row in range(together.fits.size):
         is_answered_alike(shape, columns, together, row)
-
-
-def test_what_is_not_done_at_once_says_so() -> None:
-    for asked in (("h100-sxm", "experts=unfused"), ("h100-sxm", "graph=off")):
-        assert not is_vectorised(case("olmoe-1b-7b", *asked))
 
 
 @given(NUMBERS, NUMBERS, st.integers(1, 9))

@@ -14,7 +14,7 @@ from moetrace.hardware import Hardware, load_hardware
 from moetrace.model import ModelSpec, load_model
 from moetrace.replay.economics import read_prices
 from moetrace.replay.grid.shape import Case
-from moetrace.replay.grid.vector import is_vectorised
+from moetrace.replay.knobs import KNOBS
 from moetrace.replay.load import LOAD, read_load
 from moetrace.replay.scenario import SIZES, Setting, read_sets, scenarios
 from moetrace.run import Run
@@ -25,7 +25,6 @@ VARIED = ("batch", "input_len", "output_len", "n_a")  # knobs that scenarios of 
 CHUNK = 1 << 16  # scenarios worked out at once
 MOST = 10**9
 _CASES = 512  # that are worked out at once, at most
-_FEW = 256
 _MOST_CASES = 100_000
 
 
@@ -54,13 +53,13 @@ class Task:
 class Plan:
     """The scenarios of a grid: in each case the product of the varied knobs' values, the last knob turning fastest.
 
-    Cases that differ in their machine alone lie beside each other, those that are simulated one by one at the end.
+    Cases that differ in their machine alone lie beside each other.
     """
 
     ask: Ask
     cases: tuple[Case, ...]
     varied: Mapping[str, IntArray]
-    knobs: tuple[str, ...]  # those that were asked for and are not varied
+    knobs: tuple[str, ...]  # those that a case says and that are not varied
     prices: Mapping[str, float]
 
     @property
@@ -74,14 +73,11 @@ class Plan:
         return len(self.cases) * self.per_case
 
     def tasks(self) -> Iterator[Task]:
-        """All scenarios, in tasks of at most CHUNK; of few where they are simulated one by one, so that little is lost."""
-        together = sum(is_vectorised(case) for case in self.cases) * self.per_case
-        whole = (
-            min(_CASES, max(1, CHUNK // self.per_case)) * self.per_case
-        )  # whole cases where they are small
-        for first, last, size in ((0, together, min(CHUNK, whole)), (together, self.size, _FEW)):
-            for start in range(first, last, size):
-                yield Task(start, min(start + size, last))
+        """All scenarios, in tasks of at most CHUNK: of whole cases where they are small."""
+        whole = min(_CASES, max(1, CHUNK // self.per_case)) * self.per_case
+        size = min(CHUNK, whole)
+        for start in range(0, self.size, size):
+            yield Task(start, min(start + size, self.size))
 
     def parts(self, task: Task) -> Iterator[tuple[Case, int, int]]:
         """(case, first and last scenario in it) of the cases that a task lies in."""
@@ -115,14 +111,15 @@ def plan_of(ask: Ask) -> Plan:
     models = [load_model(name) for name in ask.models]
     _once([model.name for model in models])
     cases = [case for model in models for case in _cases(model, hardware, ask, rest)]
+    turned = {*read_sets(rest), *(s.name for case in cases for s in case.scenario.settings)}
     plan = Plan(
         ask,
-        tuple(sorted(cases, key=lambda case: not is_vectorised(case))),
+        tuple(cases),
         {
             name: np.array([value.value for value in values], dtype=np.int64)
             for name, values in varied.items()
         },
-        tuple(name for name in read_sets(rest) if name not in (*LOAD, *SIZES)),
+        tuple(name for name in KNOBS if name in turned and name not in (*LOAD, *SIZES)),
         read_prices(ask.prices, hardware),
     )
     if plan.size > MOST:

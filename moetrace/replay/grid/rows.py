@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from moetrace.errors import MoetraceError
 from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
 from moetrace.replay.grid.shape import Case, Drafts
-from moetrace.replay.grid.vector import ECONOMICS, MEASURED, Answers, Together, is_vectorised
+from moetrace.replay.grid.vector import ECONOMICS, MEASURED, Answers, Together
 from moetrace.replay.measures import MEASURES
-from moetrace.replay.scenario import Scenario
-from moetrace.replay.simulation import simulate
 from moetrace.run import TEXT, nullable, numbers, text_column
-from moetrace.synthesize import Workload
 
 _ENDS = ("", "_low", "_high")
 Part = tuple[Case, int, int]
@@ -82,12 +77,9 @@ def tables(ask: Ask, task: Task) -> tuple[pa.Table, pa.Table]:
     at = 0
     for case, start, stop in parts:
         price = plan.prices.get(case.hw.base or case.hw.name)
-        if is_vectorised(case):
-            if (start, stop) not in drafts:
-                drafts[start, stop] = Drafts(plan.columns(start, stop))
-            together.add(case, drafts[start, stop], at, price)
-        else:
-            _one_by_one(case, plan.columns(start, stop), out, at, price)
+        if (start, stop) not in drafts:
+            drafts[start, stop] = Drafts(plan.columns(start, stop))
+        together.add(case, drafts[start, stop], at, price)
         at += stop - start
     together.settle()
     ids = np.arange(task.start, task.stop)
@@ -138,45 +130,6 @@ def _breakdown(found: Answers, ids: npt.NDArray[np.int64]) -> pa.Table:
             "prefill_s": numbers(prefill[row, code]),
         }
     )
-
-
-def _one_by_one(
-    case: Case, columns: Mapping[str, npt.NDArray[Any]], out: Answers, at: int, price_per_hour: float | None
-) -> None:
-    """Fills in the answers of scenarios by one simulation after another."""
-    for row in range(len(next(iter(columns.values())))):
-        texts = [
-            *map(str, case.scenario.settings),
-            *(f"{name}={values[row]}" for name, values in columns.items()),
-        ]
-        scenario = Scenario.of(*texts)
-        try:
-            said = simulate(
-                case.model, Workload(1, 1, 1), case.hw, scenario, price_per_hour=price_per_hour
-            ).summary
-        except MoetraceError as error:
-            out.problem[at + row] = out.word(str(error))
-            continue
-        _take(said, out, at + row)
-
-
-def _take(said: Mapping[str, Any], out: Answers, row: int) -> None:
-    """The figures of one simulation."""
-    for name, values in out.metrics.items():
-        ends = [said["metrics"][name][part] for part in ("value", "low", "high")]
-        values[:, row] = [np.nan if end is None else end for end in ends]
-    memory = said["memory"]
-    for column, value in (
-        (out.needed_bytes, memory["needed_bytes"]), (out.largest_batch, memory["largest_batch"]),
-        (out.wafers, said["wafers"]), *((out.economics[name], said["economics"][name]) for name in ECONOMICS),
-    ):  # fmt: skip
-        column[row] = np.nan if value is None else value
-    out.fits[row] = -1 if memory["fits"] is None else int(memory["fits"])
-    out.gpus[row] = said["gpus"]
-    out.beyond[row] = out.word(said["beyond_fit"])
-    for family in said["families"]:
-        decode, prefill = out.families(family["family"])
-        decode[row], prefill[row] = family["decode_s"], family["prefill_s"]
 
 
 def _text(texts: Sequence[str | None], sizes: Sequence[int]) -> pa.Array:

@@ -24,6 +24,7 @@ from moetrace.replay.base import Base, step_classes
 from moetrace.replay.draft import At, Draft
 from moetrace.replay.editing import with_knobs
 from moetrace.replay.grammar import Segments
+from moetrace.replay.grid.eager import Sequence, launches
 from moetrace.replay.lanes import Diverged, Lanes, Space
 from moetrace.replay.load import served_as, workload_of
 from moetrace.replay.scenario import Scenario, Setting, machine_of
@@ -48,12 +49,17 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """The distinct ops of a draft and how often each is run in each step, [steps, ops]."""
+    """The distinct ops of a draft and how often each is run in each step, [steps, ops], `times` over where it is in a loop.
+
+    `of_cell` is which of them each cell of the draft is.
+    """
 
     ops: tuple[Op, ...]
     keys: tuple[Key, ...]
     families: tuple[str, ...]
     count: FloatArray
+    times: tuple[Any, ...]
+    of_cell: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,9 @@ class Shape:
     load: Workload
     counted: Counted
     drafting: Drafting | None = None
+    order: tuple[
+        Sequence, ...
+    ] = ()  # in which the ops of each step are launched, where the host does so one by one
 
 
 class Drafts:
@@ -140,7 +149,9 @@ class Drafts:
             load, alone = replace(load, verify=verify), replace(alone, verify=verify)
         turned = served_as(case.model, alone, turned)
         draft = with_knobs(self._draft(case.model, hw, turned, load, space))
-        return Shape(some, space, draft, load, _counted(draft, self._times(case.model, turned)), drafting)
+        counted = _counted(draft, self._times(case.model, turned))
+        order = launches(draft, counted.of_cell, self._order(case.model, turned))
+        return Shape(some, space, draft, load, counted, drafting, order)
 
     def _drafting(
         self, case: Case, hw: Hardware, load: Workload, some: IntArray, space: Space
@@ -176,6 +187,13 @@ class Drafts:
         """How many layers each drafted one stands for."""
         kinds = _layer_kinds(model, turned)
         return {kinds.index(kind): kinds.count(kind) for kind in set(kinds)}
+
+    def _order(self, model: ModelSpec, turned: Scenario) -> tuple[int, ...] | None:
+        """The drafted layer that stands for each layer, in order; None: each for itself."""
+        if turned.get("layers") is not None:
+            return None
+        kinds = _layer_kinds(model, turned)
+        return tuple(kinds.index(kind) for kind in kinds)
 
 
 def _moved(shape: Shape, hw: Hardware, scenario: Scenario) -> Shape:
@@ -267,14 +285,31 @@ def _counted(draft: Draft, times: Mapping[int, int]) -> Counted:
     """The distinct ops of a draft, each row as often as its layer stands for."""
     place: dict[Key, int] = {}
     ops: list[Op] = []
+    again: list[Any] = []
     of_cell = []
-    for op in draft.ops:
-        key = key_of(op)
+    for op, often in zip(draft.ops, _loops(draft), strict=True):
+        key = (*key_of(op), id(often) if isinstance(often, Lanes) else often)
         if key not in place:
             place[key] = len(ops)
             ops.append(op)
+            again.append(often)
         of_cell.append(place[key])
     layer = np.array([times.get(at.layer, 1) for at in draft.at], dtype=np.float64)
     count = np.zeros((len(draft.steps), len(ops)))
-    np.add.at(count, (draft.base.step[draft.rows], np.array(of_cell)[draft.cell]), layer[draft.cell])
-    return Counted(tuple(ops), tuple(place), tuple(family(op.kind) for op in ops), count)
+    cells = np.array(of_cell, dtype=np.int64)
+    np.add.at(count, (draft.base.step[draft.rows], cells[draft.cell]), layer[draft.cell])
+    return Counted(tuple(ops), tuple(place), tuple(family(op.kind) for op in ops), count, tuple(again), cells)
+
+
+def _loops(draft: Draft) -> list[Any]:
+    """How often each cell runs at each of its rows: more than once within a loop."""
+    out: list[Any] = [1] * len(draft.ops)
+    inside = 0
+    times: Any = 1
+    for cell in draft.cell.tolist() if draft.loops else ():
+        loop = draft.loops[cell]
+        if loop is not None:
+            times, inside = loop.times, loop.rows
+        if inside:
+            out[cell], inside = times, inside - 1
+    return out

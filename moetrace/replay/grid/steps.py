@@ -10,10 +10,13 @@ import numpy.typing as npt
 
 from moetrace.cost.beyond import with_phase
 from moetrace.replay import memory
+from moetrace.replay.columns import column
+from moetrace.replay.grid.eager import spans
 from moetrace.replay.grid.load import spread
 from moetrace.replay.grid.shape import Shape
 from moetrace.replay.grid.times import Pricing, Times
 from moetrace.replay.intervals import errs_by_family, together
+from moetrace.replay.lanes import Axis
 from moetrace.replay.setting import context_of, crossing_ns
 
 FloatArray = npt.NDArray[np.float64]
@@ -49,18 +52,39 @@ class Steps:
             here, own = np.unique(place[at], return_inverse=True)
             counts = np.zeros((here.size, steps, at.size))
             counts[own, :, np.arange(at.size)] = self.count[:, at].T
-            summed = np.matmul(counts.reshape(-1, at.size), self.times.ns[:, rows])
+            summed = np.matmul(counts.reshape(-1, at.size), self._repeated(at, axis, self.times.ns[:, rows]))
             summed = summed.reshape(3, here.size, steps, -1)
             by_family[:, here] += summed if axis is None else summed[..., axis.index]
         self.of_family = {name: by_family[:, i].transpose(1, 0, 2) for i, name in enumerate(names)}
         self.ns = np.ascontiguousarray(by_family.sum(axis=1).transpose(1, 0, 2))
         self.alone = self.ns[:, 0]
+        if self.shape.order:
+            self.ns = self._launched()
         if self.shape.draft.shares:
             self._share_out()
         if errs_by_family(self.shape.draft):
             self._narrow()
         crossing = crossing_ns(self.shape.draft, self.need)
         self.ns = self.ns + np.stack([spread(ns, self.space) for ns in crossing])[:, None]
+
+    def _repeated(self, at: IntArray, axis: Axis | None, ns: FloatArray) -> FloatArray:
+        """What ops take in all of the times that a loop runs them, [3, ops, values of their axis]."""
+        times = [self.shape.counted.times[i] for i in at.tolist()]
+        if all(isinstance(n, int) and n == 1 for n in times):
+            return ns
+        return ns * np.stack([column(n, axis, ns.shape[2]) for n in times])
+
+    def _launched(self) -> FloatArray:
+        """ns of each step whose ops wait for the host to launch them, [steps, 3, scenarios]."""
+        of_op: dict[int, Axis | None] = {}
+        for axis, members in self.placed.axes.values():
+            of_op |= dict.fromkeys(members.tolist(), axis)
+
+        def ns(op: int) -> FloatArray:
+            axis, begin = of_op[op], int(self.placed.begin[op])
+            return self.times.ns[:, [begin] if axis is None else begin + axis.index]
+
+        return spans(self.shape.order, ns, self.space)
 
     def _share_out(self) -> None:
         """What pipelines and halves make of the steps: `shares.stretched`, for every scenario."""
@@ -94,6 +118,8 @@ class Steps:
             out[_SENT] = span - rest
         else:
             factor = np.ones_like(span)
+            if self.shape.order:
+                factor = span / np.maximum(self.alone, 1e-3)
             if self.shape.draft.shares:
                 one = span / np.maximum(self.alone, 1e-3)
                 both = self.times_of * np.minimum(2.0, span / self.times_of / np.maximum(rest, 1e-3))

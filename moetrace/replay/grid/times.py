@@ -14,8 +14,9 @@ from moetrace.cost import PriceContext, price
 from moetrace.cost.beyond import beyond
 from moetrace.hardware import Hardware
 from moetrace.op import Costs, Op, OpColumns, Works
+from moetrace.replay.columns import axis_of, column
 from moetrace.replay.grid.shape import Counted, Key, key_of
-from moetrace.replay.lanes import Axis, Lanes
+from moetrace.replay.lanes import Axis
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -63,8 +64,8 @@ class Pricing:
         """
         if held is None and id(counted) in self.known:
             return self.known[id(counted)][1]
-        pairs = zip(counted.ops, counted.keys, strict=True)
-        added = [self._add(op, key, held) for op, key in pairs]
+        every = zip(counted.ops, counted.keys, counted.times, strict=True)
+        added = [self._add(op, key, held, times) for op, key, times in every]
         axes: dict[tuple[str, ...], tuple[Axis | None, list[int]]] = {}
         for i, (_, axis) in enumerate(added):
             axes.setdefault(axis.roots if axis else (), (axis, []))[1].append(i)
@@ -75,10 +76,10 @@ class Pricing:
         self.known[id(counted)] = counted, placed
         return placed
 
-    def _add(self, op: Op, key: Key, held: Held | None) -> tuple[int, Axis | None]:
-        """Where the op's rows begin, and the axis that they lie on (None: one row for all scenarios)."""
+    def _add(self, op: Op, key: Key, held: Held | None, times: Any) -> tuple[int, Axis | None]:
+        """Where the op's rows begin, and the axis that they and how often they run lie on (None: one for all scenarios)."""
         asked = tuple(zip(_HELD, held, strict=True)) if held else ()
-        axis = axis_of((*op.dims, *asked))
+        axis = axis_of((*(value for _, value in op.dims), *(held or ()), times))
         whole = (id(axis.space) if axis is not None else 0, key, key_of(Op("", "", asked)))
         if whole not in self.place:
             size = 1 if axis is None else axis.size
@@ -118,13 +119,13 @@ class Pricing:
         columns = [dict(op.dims) for op, _, _, _ in members]
         dims = {
             name: np.concatenate([
-                _on(values[name], axis, size)
+                column(values[name], axis, size)
                 for values, (_, axis, _, _), size in zip(columns, members, sizes, strict=True)
             ])
             for name in kind[2]
         }  # fmt: skip
         told = [
-            (_on(held[0], axis, size), _on(held[1], axis, size))
+            (column(held[0], axis, size), column(held[1], axis, size))
             for (_, axis, held, _), size in zip(members, sizes, strict=True)
             if held is not None
         ]
@@ -134,21 +135,6 @@ class Pricing:
         )
         ops = OpColumns((Op(kind[0], kind[1]),), np.zeros(rows.size, dtype=np.int64), dims)
         return work_of.works(ops), (np.concatenate(own), np.concatenate(other)) if told else None, rows
-
-
-def axis_of(named: Sequence[tuple[str, Any]]) -> Axis | None:
-    """The axis of all these numbers, None if none varies."""
-    axis: Axis | None = None
-    for _, value in named:
-        if isinstance(value, Lanes):
-            axis = value.axis if axis is None else axis.space.joint(axis, value.axis)
-    return axis
-
-
-def _on(value: Any, axis: Axis | None, size: int) -> FloatArray:
-    if isinstance(value, Lanes) and axis is not None:
-        return np.asarray(value.on(axis), dtype=np.float64)
-    return np.full(size, float(value))
 
 
 def _ns(costs: Costs) -> FloatArray:

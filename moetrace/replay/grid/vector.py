@@ -1,8 +1,7 @@
 """Many scenarios at once that differ in numbers alone: the steps of `simulate`, done once for all of them.
 
 Knobs, synthesis and memory are the very code of one scenario (`shape`); only what it does with arrays of rows (prices, sums
-over a step, measures of the load) is done here for [scenarios] at a time. Not done here, and so simulated one by one: eager
-launches and experts that run one by one (see `is_vectorised`).
+over a step, measures of the load) is done here for [scenarios] at a time.
 """
 
 from __future__ import annotations
@@ -70,12 +69,6 @@ class Answers:
             if name not in by_family:
                 by_family[name] = np.full(self.fits.size, np.nan)
         return self.decode_s[name], self.prefill_s[name]
-
-
-def is_vectorised(case: Case) -> bool:
-    """Whether the scenarios of a case can be worked out at once."""
-    said = case.scenario.texts()
-    return said.get("graph", "on") == "on" and said.get("experts", "fused") == "fused"
 
 
 class Together:
