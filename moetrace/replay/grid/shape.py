@@ -6,7 +6,7 @@ hold no times: machines of as many devices share them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
@@ -18,23 +18,21 @@ from moetrace.errors import MoetraceError, ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.model import ModelSpec
 from moetrace.op import Op
-from moetrace.ops import family
 from moetrace.replay import measures, speculate
 from moetrace.replay.base import Base, step_classes
 from moetrace.replay.draft import At, Draft
 from moetrace.replay.editing import with_knobs
 from moetrace.replay.grammar import Segments
+from moetrace.replay.grid.counted import Counted, Key, count_of, key_of
 from moetrace.replay.grid.eager import Sequence, launches
-from moetrace.replay.lanes import Diverged, Lanes, Space
+from moetrace.replay.lanes import Diverged, Space
 from moetrace.replay.load import served_as, workload_of
 from moetrace.replay.scenario import Scenario, Setting, machine_of
 from moetrace.run import Run, Step
 from moetrace.synthesize import Workload, meta_of, passes_of
 
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Column = npt.NDArray[Any]
-Key = tuple[Any, ...]
 _ONE = Workload(1, 1, 1)
 
 
@@ -45,21 +43,6 @@ class Case:
     model: ModelSpec
     hw: Hardware
     scenario: Scenario
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """The distinct ops of a draft and how often each is run in each step, [steps, ops], `times` over where it is in a loop.
-
-    `of_cell` is which of them each cell of the draft is.
-    """
-
-    ops: tuple[Op, ...]
-    keys: tuple[Key, ...]
-    families: tuple[str, ...]
-    count: FloatArray
-    times: tuple[Any, ...]
-    of_cell: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +132,7 @@ class Drafts:
             load, alone = replace(load, verify=verify), replace(alone, verify=verify)
         turned = served_as(case.model, alone, turned)
         draft = with_knobs(self._draft(case.model, hw, turned, load, space))
-        counted = _counted(draft, self._times(case.model, turned))
+        counted = count_of(draft, self._times(case.model, turned))
         order = launches(draft, counted.of_cell, self._order(case.model, turned))
         return Shape(some, space, draft, load, counted, drafting, order)
 
@@ -172,7 +155,7 @@ class Drafts:
             except ScenarioError:
                 continue
             break
-        shape = Shape(some, space, draft, own, _counted(draft, self._times(model, how)))
+        shape = Shape(some, space, draft, own, count_of(draft, self._times(model, how)))
         return Drafting(tokens, acceptance, None, shape)
 
     def _draft(self, model: ModelSpec, hw: Hardware, turned: Scenario, load: Workload, space: Space) -> Draft:
@@ -271,45 +254,3 @@ def _outline(model: ModelSpec, load: Workload, kinds: tuple[Key, ...]) -> _Outli
     zero = np.zeros(cell.size, dtype=np.int64)
     base = Base(np.arange(cell.size), step_of, step_of, layer_of, cell, zero, zero, tuple(ops), 0)
     return _Outline(Run(meta_of(model, load, steps)), base, tuple(ops), tuple(at), cell, model, steps)
-
-
-def key_of(op: Op) -> Key:
-    """What tells an op from others of the same scenarios, numbers of many of them compared without parting them: equal
-    ones are one object."""
-    dims: Iterable[tuple[str, Any]] = op.dims
-    told = ((n, (id(v),) if isinstance(v, Lanes) else v) for n, v in dims)
-    return (op.kind, op.dtype, *told)
-
-
-def _counted(draft: Draft, times: Mapping[int, int]) -> Counted:
-    """The distinct ops of a draft, each row as often as its layer stands for."""
-    place: dict[Key, int] = {}
-    ops: list[Op] = []
-    again: list[Any] = []
-    of_cell = []
-    for op, often in zip(draft.ops, _loops(draft), strict=True):
-        key = (*key_of(op), id(often) if isinstance(often, Lanes) else often)
-        if key not in place:
-            place[key] = len(ops)
-            ops.append(op)
-            again.append(often)
-        of_cell.append(place[key])
-    layer = np.array([times.get(at.layer, 1) for at in draft.at], dtype=np.float64)
-    count = np.zeros((len(draft.steps), len(ops)))
-    cells = np.array(of_cell, dtype=np.int64)
-    np.add.at(count, (draft.base.step[draft.rows], cells[draft.cell]), layer[draft.cell])
-    return Counted(tuple(ops), tuple(place), tuple(family(op.kind) for op in ops), count, tuple(again), cells)
-
-
-def _loops(draft: Draft) -> list[Any]:
-    """How often each cell runs at each of its rows: more than once within a loop."""
-    out: list[Any] = [1] * len(draft.ops)
-    inside = 0
-    times: Any = 1
-    for cell in draft.cell.tolist() if draft.loops else ():
-        loop = draft.loops[cell]
-        if loop is not None:
-            times, inside = loop.times, loop.rows
-        if inside:
-            out[cell], inside = times, inside - 1
-    return out

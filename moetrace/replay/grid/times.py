@@ -15,7 +15,7 @@ from moetrace.cost.beyond import beyond
 from moetrace.hardware import Hardware
 from moetrace.op import Costs, Op, OpColumns, Works
 from moetrace.replay.columns import axis_of, column
-from moetrace.replay.grid.shape import Counted, Key, key_of
+from moetrace.replay.grid.counted import Counted, Key, key_of
 from moetrace.replay.lanes import Axis
 
 FloatArray = npt.NDArray[np.float64]
