@@ -283,6 +283,11 @@ def _twice(hardware: Hardware) -> dict[str, Hardware]:
             wafer=hardware.wafer and hardware.wafer.with_fixed_times(0.5),
         ),
     }
+    if hardware.wafer is not None:
+        faster["fabric bandwidth"] = replace(
+            hardware,
+            wafer=replace(hardware.wafer, fabric_bytes_per_s=2 * hardware.wafer.fabric_bytes_per_s),
+        )
     if hardware.link is not None:
         faster["network bandwidth"] = replace(
             hardware, link=replace(hardware.link, bytes_per_s=2 * hardware.link.bytes_per_s)

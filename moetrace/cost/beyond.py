@@ -43,13 +43,23 @@ def beyond(works: Works, hw: Hardware, context: PriceContext) -> Iterator[tuple[
             known = mine & np.isfinite(values)
             if not family.seen or not known.any():
                 continue
-            if dim not in family.seen:
+            ends = _ends(family.seen, dim, hw, context)
+            if ends is None:
                 yield f"{name} by {dim}", known
                 continue
-            low, high = family.seen[dim]
+            low, high = ends
             for word, end, out in (("above", high, values > high), ("below", low, values < low)):
                 if (out & known).any():
                     yield f"{name} {dim} {word} {end:g}", out & known
+
+
+def _ends(
+    seen: Mapping[str, tuple[float, float]], dim: str, hw: Hardware, context: PriceContext
+) -> tuple[float, float] | None:
+    """The least and the most of a size that a fit saw, by another fit too where every matrix lies over a whole wafer."""
+    whole = hw.wafer.mesh_seen if hw.wafer and context.placement == "whole" else {}
+    found = [ends[dim] for ends in (seen, whole) if dim in ends]
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
 def _of_type(op: Op, name: str, key: str, family: Family, hw: Hardware, engine: str) -> Iterator[str]:

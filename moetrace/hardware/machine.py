@@ -95,7 +95,8 @@ class Wafer:
 
     `hop_s` is what a reduction takes for each core that it passes along one side of its rectangle. A matrix product of many
     tokens over the whole mesh passes its tiles on in as many steps as a side has cores: each takes `shift_s` beside the
-    arithmetic, which then reaches `eta_mesh` of the dense peak (0: not known, as that of one token).
+    arithmetic, which then reaches `eta_mesh` of the dense peak (0: not known, as that of one token). `mesh_seen` has the least
+    and the most of each size that the fit of these two saw.
     """
 
     cores: float
@@ -105,6 +106,7 @@ class Wafer:
     hop_s: float = 0.0
     shift_s: float = 0.0
     eta_mesh: float = 0.0
+    mesh_seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def with_fixed_times(self, factor: float) -> Wafer:
         """The same with what an op takes for crossing the mesh multiplied by `factor`."""

@@ -100,8 +100,9 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
         crossing_s = reader.number(scalars, "assumed", "crossing_s", 0, 1)
         more = {key: reader.number(scalars, "assumed", key, 0, 1) for key in sorted(_MESH & set(scalars))}
         wafer = Wafer(
-            value["cores"], value["fabric_bytes_per_s"], value["off_wafer_bytes_per_s"], crossing_s, **more
-        )
+            value["cores"], value["fabric_bytes_per_s"], value["off_wafer_bytes_per_s"], crossing_s,
+            mesh_seen=_seen(reader, scalars, "assumed", "mesh_seen"), **more,
+        )  # fmt: skip
     return Hardware(
         name=reader.path.stem,
         title=reader.text(table, "", "title"),
@@ -163,7 +164,7 @@ def _coefficients(reader: Reader, table: Mapping[str, Any]) -> tuple[Mapping[str
     if "transferred" in table:
         clock_hz = _clock(reader, table)
         families, sources["transferred"] = _transferred(reader, table["transferred"], clock_hz)
-    scalars = {"crossing_s", *_MESH}
+    scalars = {"crossing_s", "mesh_seen", *_MESH}
     for kind in ("assumed", "fitted"):
         part = table.get(kind)
         if part is None:
@@ -208,13 +209,15 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
     )
 
 
-def _seen(reader: Reader, entry: Mapping[str, Any], where: str) -> Mapping[str, tuple[float, float]]:
+def _seen(
+    reader: Reader, entry: Mapping[str, Any], where: str, key: str = "seen"
+) -> Mapping[str, tuple[float, float]]:
     """The least and the most of each size that the fit saw."""
     found = {}
-    for name, ends in reader.table(entry, where, "seen").items():
+    for name, ends in reader.table(entry, where, key).items():
         if not isinstance(ends, list) or len(ends) != 2:
-            raise reader.error(f"{where}.seen.{name}", ends, "the least and the most that the fit saw")
-        low, high = (reader.number({name: end}, f"{where}.seen", name, 0) for end in ends)
+            raise reader.error(f"{where}.{key}.{name}", ends, "the least and the most that the fit saw")
+        low, high = (reader.number({name: end}, f"{where}.{key}", name, 0) for end in ends)
         found[name] = (low, high)
     return MappingProxyType(found)
 

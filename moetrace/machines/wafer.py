@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.errors import ProfileError, unknown
-from moetrace.hardware import Hardware, Wafer
+from moetrace.hardware import Family, Hardware, Wafer
 from moetrace.machines.forms.base import Parts
 from moetrace.machines.forms.generic import EXPERT_GEMMS
 from moetrace.machines.gpu import errors, families_of, finish, memory_share, peaks, tokens_of
@@ -71,52 +71,71 @@ def cost(
     """
     if placement not in PLACEMENTS:
         raise ProfileError(unknown("placement", placement, PLACEMENTS))
-    count, side = wafers(hw, model_bytes + beside_bytes), _wafer(hw)
-    part = 1.0 if placement == "whole" else part_of(hw, model_bytes, beside_bytes, wanted)
     if layers < 1:
         raise ProfileError(
             f"profile {hw.name!r}: the wafer law needs the model's layers (1 or more), not {layers}"
         )
-    chosen = families_of(works, families, hw)
-    most, machine = int(np.max(count)), count * part
+    count, side, whole = wafers(hw, model_bytes + beside_bytes), _wafer(hw), placement == "whole"
+    part = 1.0 if whole else part_of(hw, model_bytes, beside_bytes, wanted)
+    chosen, most = families_of(works, families, hw), int(np.max(count))
     words = [
         f"{hw.name} {f.provenance} {key}, {most} wafer{'s' * (most > 1)}, {placement}" for key, f in chosen
     ]
-    by_type = works.ops.by_type
+    by_type, machine = works.ops.by_type, count * part
     tokens = np.maximum(np.nan_to_num(tokens_of(works), nan=1.0), 1.0)
     matrix = by_type([1.0 if family in _MATRICES else 0.0 for family in families]) > 0
-    full = model_bytes / (machine * hw.memory.capacity_bytes)
     by_work = works["flops"] / tokens / token_flops if token_flops > 0 and placement == "spread" else None
+    full = model_bytes / (machine * hw.memory.capacity_bytes)
     share = _shares(works["resident_bytes"] / model_bytes, matrix, layers, full, by_work)
-    share = np.ones(len(works)) if placement == "whole" else share
+    share = np.ones(len(works)) if whole else share
     eta_bw, eta = by_type([f["eta_bw"] for _, f in chosen]), by_type([f["eta_flops"] for _, f in chosen])
-    peak = peaks(works, hw, words) * machine
+    peak, cores = peaks(works, hw, words) * machine, side.cores * machine * share
     alone, one_alone = _own(works) if placement == "own" else (np.ones(len(works)),) * 2
     swept = works["bytes"] - works["weight_bytes"] + works["weight_bytes"] * alone
+    mesh = whole and side.eta_mesh > 0  # prefill was fitted there: its error does not grow with the tokens
     first_s = works["flops"] / tokens * one_alone / (eta * peak * share)
-    mesh = side.eta_mesh if placement == "whole" and side.eta_mesh else eta
-    later_s = works["flops"] * (1.0 - 1.0 / tokens) / (mesh * peak * (share if placement == "whole" else 1.0))
+    later_s = works["flops"] * (1.0 - 1.0 / tokens) / ((side.eta_mesh if mesh else eta) * peak)
     memory_s = swept / (eta_bw * hw.memory.bytes_per_s * machine * share)
-    link, cores = side.fabric_bytes_per_s / side.cores / _LINK_DIRECTIONS, side.cores * machine * share
+    link = side.fabric_bytes_per_s / side.cores / _LINK_DIRECTIONS
     network_s = works["act_write_bytes"] / (link * np.sqrt(cores))
-    types = works.ops.types
-    reductions = by_type([max(1, EXPERT_GEMMS.get(op.kind, (1, 1))[1]) for op in types])
-    crosses = by_type([0.0 if key in _LOCAL else 1.0 for key, _ in chosen])
-    latency_s = by_type([f["t0_s"] for _, f in chosen]) + crosses * side.hop_s * 2.0 * np.sqrt(
-        np.minimum(cores, side.cores * part)
-    )
-    if placement == "whole":
-        latency_s = latency_s + matrix * side.shift_s * np.minimum(tokens - 1.0, np.sqrt(side.cores * part))
-    fixed_s = latency_s * works["launches"] * reductions
-    # Cores work on what has arrived while the rest is under way: the three overlap.
-    expected_s = fixed_s + np.maximum(np.maximum(memory_s, first_s), network_s) + later_s
-    parts = Parts(first_s + later_s, memory_s, fixed_s, expected_s, network_s)
+    latency_s = by_type([f["t0_s"] for _, f in chosen]) + _reductions_s(chosen, works, side, cores, part)
+    if whole:
+        latency_s = latency_s + matrix * side.shift_s * np.minimum(tokens - 1.0, np.sqrt(side.cores))
+    times = by_type([max(1, EXPERT_GEMMS.get(op.kind, (1, 1))[1]) for op in works.ops.types])
+    seconds = _taken(first_s, later_s, memory_s, network_s, latency_s * works["launches"] * times)
+    compute_s, memory_s, network_s, fixed_s = seconds
+    parts = Parts(compute_s, memory_s, fixed_s, fixed_s + compute_s + memory_s + network_s, network_s)
     error = np.zeros(len(works))
     for at, (_, family) in enumerate(chosen):
-        error = np.where(works.ops.code == at, errors(family, works, memory_share(parts)), error)
-    lower_s = np.maximum(works["bytes_min"] / (hw.memory.bytes_per_s * count), works["flops"] / peak)
-    parts_s = (parts.compute_s, memory_s, network_s, fixed_s)
-    return finish(works.known, parts_s, expected_s, lower_s, error, words, works.ops.code)
+        own = family.error if mesh else errors(family, works, memory_share(parts))
+        error = np.where(works.ops.code == at, own, error)
+    lower_s = np.maximum(works["bytes_min"] / (hw.memory.bytes_per_s * count), works["flops"] * part / peak)
+    return finish(works.known, seconds, parts.expected_s, lower_s, error, words, works.ops.code)
+
+
+def _reductions_s(
+    chosen: Sequence[tuple[str, Family]],
+    works: Works,
+    side: Wafer,
+    cores: FloatArray,
+    part: float | FloatArray,
+) -> FloatArray:
+    """Seconds that an op takes to pass a reduction along both sides of its cores, there and back, [ops]."""
+    crosses = works.ops.by_type([0.0 if key in _LOCAL else 1.0 for key, _ in chosen])
+    return np.asarray(crosses * side.hop_s * 2.0 * np.sqrt(np.minimum(cores, side.cores * part)))
+
+
+def _taken(
+    first_s: FloatArray, later_s: FloatArray, memory_s: FloatArray, network_s: FloatArray, fixed_s: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """(compute, memory, network, fixed) of what an op takes, which add up to it: of the three that overlap in a sweep (cores
+    work on what has arrived while
+    the rest is under way) the longest alone takes time, so twice the bandwidth of another saves nothing."""
+    longest = np.argmax(np.stack([first_s, memory_s, network_s]), axis=0)
+    compute, memory, network = (
+        np.where(longest == i, each, 0.0) for i, each in enumerate((first_s, memory_s, network_s))
+    )
+    return compute + later_s, memory, network, fixed_s
 
 
 def _shares(
