@@ -14,6 +14,7 @@ from plan import Point
 from moetrace.model import load_config
 from moetrace.record.build import EXPERT_COUNTS, EXPERTS, build_config, build_model
 from moetrace.record.forced import Forcing, Prescribed
+from moetrace.record.fp8 import run_experts
 from moetrace.record.loop import CudaGraph
 from moetrace.record.modules import find_places
 
@@ -30,7 +31,15 @@ class Built:
         self.experts = (
             next(int(raw[k]) for k in EXPERT_COUNTS if raw.get(k)) if point.n_e is None else point.n_e
         )
-        self.model = build_model(self.config, dtype=dtype, experts="fused", seed=0, device=device)
+        self.expert_dtype = point.expert_dtype
+        self.model = build_model(
+            self.config,
+            dtype=dtype,
+            experts=point.experts,
+            seed=0,
+            device=device,
+            expert_dtype=point.expert_dtype,
+        )
         self.places = find_places(self.model)
         self.device = device
 
@@ -61,7 +70,10 @@ class Built:
         }
 
     def _set(self, n_a: int, experts: str) -> None:
-        self.config._experts_implementation = experts
+        if self.expert_dtype is None:
+            self.config._experts_implementation = experts
+        else:
+            run_experts(self.config, experts)
         for module in self.model.modules():
             if isinstance(getattr(module, "top_k", None), int):
                 module.top_k = n_a

@@ -36,17 +36,19 @@ class Point:
     experts: str = "fused"
     graph: bool = True
     routing: str = "uniform"
+    expert_dtype: str | None = None
 
     @property
-    def build(self) -> tuple[str, int, int | None, int | None]:
+    def build(self) -> tuple[object, ...]:
         """Points that share it run on one and the same model."""
-        return self.model, self.layers, self.n_e, self.expert_width
+        return self.model, self.layers, self.n_e, self.expert_width, self.expert_dtype
 
     @property
     def key(self) -> str:
         name = Path(self.model).stem if self.model.endswith(".json") else self.model
         sizes = f"l{self.layers} b{self.batch} c{self.context} k{self.n_a} e{self.n_e} w{self.expert_width}"
-        return f"{name} {sizes} {self.experts} {'graph' if self.graph else 'eager'} {self.routing}"
+        stored = f" {self.expert_dtype}" if self.expert_dtype else ""
+        return f"{name} {sizes} {self.experts} {'graph' if self.graph else 'eager'} {self.routing}{stored}"
 
 
 def decode_points(models: tuple[str, ...], small: bool, graphs: bool) -> list[Point]:

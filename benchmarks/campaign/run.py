@@ -157,6 +157,7 @@ def _decode_row(point: plan.Point, held: list[Built], device: torch.device) -> d
         "context": point.context,
         "expert_width": point.expert_width,
         "dtype": "bf16",
+        "expert_dtype": point.expert_dtype or "bf16",
         "experts": point.experts,
         "graph": point.graph,
         "routing": point.routing,

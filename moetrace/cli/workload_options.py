@@ -33,6 +33,11 @@ _OPTIONS = (
         show_default=True,
         help="Element type of weights and activations.",
     ),
+    click.option(
+        "--expert-dtype",
+        type=click.Choice(["fp8"]),
+        help="Weights of the experts in this type, and the rows they get.  [default: as --dtype]",
+    ),
     click.option("--n-e", metavar="N", type=COUNT, help="Experts of each layer.  [default: the model's]"),
     click.option(
         "--expert-width",
@@ -80,6 +85,7 @@ _OPTIONS = (
 WORKLOAD = frozenset(
     (
         *("model", "layers", "batch", "context", "steps", "n_a", "n_e", "expert_width", "dtype", "experts"),
+        *("expert_dtype",),
         *("routing", "weights", "graph", "prefill", "device", "threads", "seed", "token_ids", "router_extra"),
     )
 )

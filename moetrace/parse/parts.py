@@ -28,7 +28,9 @@ _SIMPLE = {
     "input_norm": "norm", "post_norm": "norm", "final_norm": "norm", "embedding": "embedding", "sampling": "sampling",
 }  # fmt: skip
 _GEMM = {"router": "router", "lm_head": "lm_head"}
-_ONE_EXPERT = re.compile(r"aten::(mm|addmm|linear|mkldnn_linear)$|mkldnn::_linear")  # experts run one by one
+_ONE_EXPERT = re.compile(
+    r"aten::(mm|addmm|_scaled_mm|linear|mkldnn_linear)$|mkldnn::_linear"
+)  # experts run one by one
 _MLP = {
     "shared_expert": ("shared_gate_up", "shared_down", "shared_act"),
     "dense_mlp": ("dense_gate_up", "dense_down", "activation"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import ModelError, MoetraceError
+from moetrace.record.fp8 import check_fused, quantise_experts, run_experts
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # How the experts run, and transformers' name of it (5.23, integrations/moe.py).
 EXPERTS = {"fused": "grouped_mm", "batched": "batched_mm", "unfused": "eager"}
+EXPERT_DTYPES = ("fp8",)  # of the experts alone, the rest in `dtype`
 _DENSE_FIRST = "first_k_dense_replace"
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size")
@@ -85,14 +87,23 @@ def _set_experts(fields: dict[str, Any], n_a: int | None, n_e: int | None, exper
 
 
 def build_model(
-    config: Any, *, dtype: str, experts: str, seed: int, device: torch.device, weights: Path | None = None
+    config: Any,
+    *,
+    dtype: str,
+    experts: str,
+    seed: int,
+    device: torch.device,
+    weights: Path | None = None,
+    expert_dtype: str | None = None,
 ) -> nn.Module:
     """The model in evaluation mode, on `device`: seeded random weights, or those of a folder of safetensors.
 
-    `dtype` and `experts` are keys of DTYPES and EXPERTS. Raises ModelError if the folder's weights are not this
-    model's, or are quantised.
+    `dtype` and `experts` are keys of DTYPES and EXPERTS, `expert_dtype` one of EXPERT_DTYPES. Raises ModelError if the
+    folder's weights are not this model's, or are quantised, MoetraceError if the experts cannot have that type.
     """
     torch, transformers = imports()
+    if expert_dtype is not None and experts == "fused":
+        check_fused(device)
     if hasattr(config, "_experts_implementation"):
         config._experts_implementation = EXPERTS[experts]
     kind = getattr(torch, DTYPES[dtype])
@@ -103,6 +114,9 @@ def build_model(
         with device:
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=kind)
     model.eval()
+    if expert_dtype is not None:
+        quantise_experts(model)
+        run_experts(config, EXPERTS[experts])
     return model
 
 

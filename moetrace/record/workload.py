@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import ModelError, MoetraceError, unknown
 from moetrace.model import load_config, model_names
-from moetrace.record import capture, record
+from moetrace.record import capture, fp8, record
 from moetrace.record.build import (
     DTYPES,
     EXPERT_COUNTS,
+    EXPERT_DTYPES,
     EXPERTS,
     build_config,
     build_model,
@@ -46,8 +47,8 @@ class Workload:
     """What to build and to run. `context` is the prompt length of each sequence, `steps` the decode steps.
 
     `routing` is empty (the router's own), ``uniform``, ``power_law:ALPHA`` or ``recorded:FILE``; `weights` a folder
-    of safetensors; `experts` a key of EXPERTS; `graph` replays the decode step as one CUDA graph. `token_ids` and
-    `router_extra` as for `moetrace.record`.
+    of safetensors; `experts` a key of EXPERTS; `expert_dtype` ``fp8`` for the experts alone; `graph` replays the decode step as
+    one CUDA graph. `token_ids` and `router_extra` as for `moetrace.record`.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Workload:
     n_e: int | None = None
     expert_width: int | None = None
     dtype: str = "bf16"
+    expert_dtype: str | None = None
     experts: str = "fused"
     routing: str = ""
     weights: Path | None = None
@@ -99,8 +101,9 @@ def run_workload(
     weights = "random weights" if work.weights is None else "given weights"
     progress(f"building {name}, {config.num_hidden_layers} of {raw['num_hidden_layers']} layers, {weights}")
     model = build_model(
-        config, dtype=work.dtype, experts=work.experts, seed=work.seed, device=device, weights=work.weights
-    )
+        config, dtype=work.dtype, experts=work.experts, seed=work.seed, device=device, weights=work.weights,
+        expert_dtype=work.expert_dtype,
+    )  # fmt: skip
     forcing = _forcing(work, model, config)
     scratch = Path(tempfile.mkdtemp(prefix="moetrace-"))
     try:
@@ -112,6 +115,7 @@ def run_workload(
             out,
             model=model,
             model_name=name,
+            model_config=_stored_config(work, config),
             force=force,
             skip=rehearsals * (work.steps + work.prefill),
             token_ids=work.token_ids,
@@ -185,6 +189,11 @@ def _unrecorded(
     return loop.chosen, loop.seconds, forcing.share_taken
 
 
+def _stored_config(work: Workload, config: Any) -> dict[str, Any] | None:
+    """The config with what is stored otherwise than in `dtype`; None where nothing is."""
+    return None if work.expert_dtype is None else {**config.to_dict(), "quantization_config": fp8.CONFIG}
+
+
 def _metadata(work: Workload, raw: dict[str, Any]) -> dict[str, Any]:
     return {
         "native_layers": raw["num_hidden_layers"],
@@ -194,6 +203,7 @@ def _metadata(work: Workload, raw: dict[str, Any]) -> dict[str, Any]:
         "context": work.context,
         "cache_tokens": work.context + work.steps,
         "seed": work.seed,
+        "expert_dtype": work.expert_dtype or work.dtype,
         "weights": "random" if work.weights is None else "given",
         "graph": work.graph,
         "routing_prescribed": work.routing.partition(":")[0] + ":file"
@@ -219,6 +229,12 @@ def _check(work: Workload) -> None:
         raise MoetraceError(unknown("dtype", work.dtype, DTYPES))
     if work.experts not in EXPERTS:
         raise MoetraceError(unknown("way to run the experts", work.experts, EXPERTS))
+    if work.expert_dtype is not None and (work.expert_dtype not in EXPERT_DTYPES or work.dtype != "bf16"):
+        raise MoetraceError(
+            f"--expert-dtype {work.expert_dtype}: expected {' or '.join(EXPERT_DTYPES)}, beside --dtype bf16"
+        )
+    if work.expert_dtype is not None and work.experts not in ("fused", "unfused"):
+        raise MoetraceError(f"--expert-dtype {work.expert_dtype}: experts run fused or unfused")
     if work.graph and work.experts == "unfused":
         raise MoetraceError(
             "--graph: a loop over the experts that have tokens asks the device which they are, which a graph cannot; "

@@ -116,9 +116,14 @@ def test_an_unmodified_generate_script_in_one_command(checkpoint: Path, tmp_path
     tokens = pd.read_parquet(out / "routing_tokens.parquet")
     chosen = tokens[tokens.rank_of_choice <= 3]
     assert tokens.rank_of_choice.max() == 5
+    # A first decode step that took long, as on a busy machine, is left out as warm-up: the others keep their own experts.
+    here = {step.kv_tokens: number for number, step in enumerate(parsed.meta.steps)}
+    number = {s["index"]: here[s["kv_tokens"]] for s in facts["steps"] if s["kv_tokens"] in here}
+    assert len(number) + parsed.meta.facts.get("steps_left_out", 0) == STEPS and len(number) >= STEPS - 1
+    chosen = chosen[chosen.step.isin(number)].assign(step=lambda rows: rows.step.map(number))
     exact = chosen.groupby(["step", "layer"])["expert"].nunique().to_dict()
     assert parsed.routing is not None and parsed.routing.distinct() == exact
-    assert len(exact) == STEPS * 2
+    assert len(exact) == len(number) * 2
     prefill = chosen[(chosen.step == 0) & (chosen.layer == 0)]
     assert sorted(set(prefill.token)) == list(range(2, 21))  # without the padding
     ops = {(op.step, op.layer): op for op in table[table.kind == "moe_down"].itertuples()}
