@@ -27,111 +27,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from bench_traces import KINDS, MB, build
+
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "traces" / "kineto" / "olmoe-1b-7b-l2-b16-cpu" / "trace.json.gz"
-MB = 1_000_000
 _MOST_WHOLE = 300  # MB of JSON for ways that hold all of it in memory
-# Numbers that count up through a recording: their distance is shifted on every repeat. `id` is that of flow events.
-COUNTED = (
-    "External id",
-    "correlation",
-    "Record function id",
-    "Ev Idx",
-    "Python id",
-    "Python parent id",
-    "id",
-)
-
-
-# -- building ------------------------------------------------------------------------------------------------------
-class _Template:
-    """One repeat as text with holes: for times (ns, printed as us with 3 decimals) and for counted ids."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-        self.holes: list[tuple[str, int]] = []
-
-    def add(self, text: str) -> None:
-        self.parts.append(text.replace("%", "%%"))
-
-    def hole(self, kind: str, value: int) -> None:
-        self.parts.append("%d.%03d" if kind == "ts" else "%d")
-        self.holes.append((kind, value))
-
-    def event(self, event: dict[str, Any]) -> None:
-        """An event as torch prints it: a key a line, the args below."""
-        self.add("  {\n")
-        for i, (key, value) in enumerate(event.items()):
-            self.add((",\n" if i else "") + f"    {json.dumps(key)}: ")
-            if key == "ts" and isinstance(value, (int, float)):
-                self.hole("ts", round(value * 1000))
-            elif key == "args" and isinstance(value, dict):
-                self.args(value)
-            else:
-                self.value(key, value)
-        self.add("\n  }")
-
-    def args(self, args: dict[str, Any]) -> None:
-        self.add("{\n      ")
-        for i, (key, value) in enumerate(args.items()):
-            self.add((", " if i else "") + f"{json.dumps(key)}: ")
-            self.value(key, value)
-        self.add("\n    }")
-
-    def value(self, key: str, value: Any) -> None:
-        if key in COUNTED and isinstance(value, int) and value >= 0:
-            self.hole(key, value)
-        else:
-            self.add(json.dumps(value))
-
-
-def build(source: Path, target: Path, size: int) -> tuple[int, int]:
-    """Writes a gzip trace of about `size` bytes of JSON made of repeats of `source`; (repeats, bytes of JSON)."""
-    with gzip.open(source) as file:
-        document = json.load(file)
-    events = [e for e in document.pop("traceEvents") if e.get("ph") in ("X", "s", "f", "i")]
-    template = _Template()
-    for i, event in enumerate(events):
-        template.add(",\n" if i else "")
-        template.event(event)
-    text, holes = "".join(template.parts), template.holes
-    times = [v for kind, v in holes if kind == "ts"]
-    period = max(times) - min(times) + 1_000_000
-    counted = [v for kind, v in holes if kind != "ts"]
-    stride = max(counted) - min(counted) + 1 if counted else 0
-    written = 0
-    with target.open("wb") as file:
-        pack = zlib.compressobj(6, wbits=31)
-
-        def put(said: str) -> int:
-            data = said.encode()
-            file.write(pack.compress(data))
-            return len(data)
-
-        head = json.dumps(document, indent=2).rstrip("}").rstrip()
-        written += put(head + ',\n  "traceEvents": [\n')
-        repeats = 0
-        while written < size:
-            written += put((",\n" if repeats else "") + text % _filled(holes, repeats, period, stride))
-            repeats += 1
-        written += put('\n  ],"traceName": "trace.json" }\n')
-        file.write(pack.flush())
-    return repeats, written
-
-
-def _filled(holes: list[tuple[str, int]], repeat: int, period: int, stride: int) -> tuple[int, ...]:
-    out: list[int] = []
-    for kind, value in holes:
-        if kind == "ts":
-            out += divmod(value + repeat * period, 1000)
-        else:
-            out.append(value + repeat * stride)
-    return tuple(out)
 
 
 # -- ways ----------------------------------------------------------------------------------------------------------
@@ -272,6 +176,7 @@ def main() -> None:
     )
     parser.add_argument("--trace", type=Path, default=SHIPPED, help="the trace to repeat (.json.gz)")
     parser.add_argument("--mb", type=float, nargs="+", default=[30, 300, 3000], help="sizes of JSON in MB")
+    parser.add_argument("--kind", choices=KINDS, default="steps", help="what is repeated (bench_traces.py)")
     parser.add_argument("--model", help="the model that ran, for moetrace")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument(
@@ -293,10 +198,10 @@ def main() -> None:
         home.mkdir(parents=True, exist_ok=True)
         print(f"{'JSON MB':>8} {'way':>9} {'CPU-s':>7} {'wall s':>7} {'peak MB':>8} {'MB/CPU-s':>9}  result")
         for size in args.mb:
-            path = home / f"trace-{size:g}mb.json.gz"
+            path = home / f"{args.kind}-{size:g}mb.json.gz"
             written = size * MB  # of one that was kept; the last repeat takes it a little further
             if not path.exists():
-                _, written = build(args.trace, path, int(size * MB))
+                _, written = build(args.trace, path, int(size * MB), args.kind)
             print(f"{written / MB:8.0f} {path.stat().st_size / MB:.1f} MB of gzip", flush=True)
             for way in args.ways:
                 if way in WHOLE and size > _MOST_WHOLE:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.formats.piles import ROWS, Block, Pile, Spill
+from moetrace.formats.texts import Interned, Texts
 
 IntArray = npt.NDArray[np.int64]
 
@@ -56,7 +57,7 @@ class Events:
     nbytes: IntArray
     launched: IntArray
     node: IntArray
-    texts: list[str]
+    texts: Texts
     tensor_sets: list[Tensors]
     rank: int = 0
     devices: tuple[Mapping[str, Any], ...] = ()
@@ -107,7 +108,7 @@ class EventsBuilder:
         self._reach = (0, 0)  # of all starts
         self._spill = spill
         self._piles: dict[int, Pile] = {}
-        self.texts = Codes()
+        self.texts = Interned(spill)
         self.tensor_sets = Codes()
 
     def text(self, text: str) -> int:
@@ -181,9 +182,7 @@ class EventsBuilder:
         Events that then start beyond any clock are left out, and are added to the count of damaged ones.
         """
         self._flush()
-        # A lone half of a surrogate pair, which JSON can spell, is no text that could be written out again.
-        texts = [text.encode("utf-8", "replace").decode() for text in self.texts]
-        facts |= {"texts": texts, "tensor_sets": list(self.tensor_sets)}
+        facts |= {"texts": self.texts.all, "tensor_sets": list(self.tensor_sets)}
         clock = Clock(base)
         if self._piles:
             self._pile()

@@ -30,7 +30,9 @@ _BOM = b"\xef\xbb\xbf"
 # Bytes of one event, or of what stands before or after the events: real ones have a few KB.
 _MAX_PIECE = 8 << 20
 _PATIENCE = 1 << 20  # bytes in which an event ends, or the list of events begins, if nothing is damaged
-_MAX_TEXTS = 256 << 20  # bytes of distinct names: real traces have a few MB
+_MAX_TEXTS = (
+    256 << 20
+)  # characters of distinct names, where all are held in memory: real traces have a few million
 _FACTS = ("distributedInfo", "deviceProperties", "baseTimeNanoseconds", "moetrace", "displayTimeUnit")
 
 
@@ -211,7 +213,7 @@ class _Reader:
                 else:
                     ended = self._mend()
             fresh = False
-            if self.rows.text_bytes > _MAX_TEXTS:
+            if self.rows.builder.texts.held > _MAX_TEXTS:
                 raise TraceError(
                     f"{self._path} has more than {_MAX_TEXTS >> 20} MiB of different names: expected a few MB"
                 )

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from itertools import islice
 from typing import Annotated, Any
 
 import msgspec
@@ -130,7 +129,7 @@ class Rows:
 
     def __init__(self, spill: Spill | None = None) -> None:
         self.builder = EventsBuilder(spill)
-        self.count = self.found = self.damaged = self.text_bytes = self._weighed = 0
+        self.count = self.found = self.damaged = 0
         self.skipped = dict.fromkeys(_TOLD, 0)  # events of these categories, which are not read
         self._classes, self._lanes = _Classes(), _Lanes()
         self._known: dict[tuple[bytes, ...], int] = {}
@@ -152,7 +151,6 @@ class Rows:
             self.found += len(events) + calls
             self.skipped[_CALL] += calls
             self.builder.extend(columns)
-            self._weigh()
             cats = [event.cat for event in events]
             for cat in self.skipped:
                 self.skipped[cat] += cats.count(cat)
@@ -166,17 +164,11 @@ class Rows:
                 self.skipped[cat] += 1
             if not isinstance(event, dict) or not self._add(event):
                 self.damaged += 1
-        self._weigh()
 
     def told(self) -> dict[str, int]:
         """How many events tell of the profiler itself; nothing where none does."""
         names = {"python_function": "python_calls", "overhead": "profiler_overheads"}
         return {names[cat]: count for cat, count in self.skipped.items() if count}
-
-    def _weigh(self) -> None:
-        texts = self.builder.texts
-        self.text_bytes += sum(map(len, islice(reversed(texts), len(texts) - self._weighed)))
-        self._weighed = len(texts)
 
     # -- by type -----------------------------------------------------------------------------------------------------
     def _columns(self, events: list[_Event], text: bytes) -> dict[str, npt.NDArray[Any]]:
@@ -193,8 +185,8 @@ class Rows:
         ]
         kept = [events[i] for i in at]
         args = [e.args or _NO_ARGS for e in kept]
-        names = [e.name for e in kept]
-        if None in names:
+        names = [e.name for e in kept if e.name is not None]
+        if len(names) < len(kept):
             raise _OddError
         start, dur = _times([e.ts for e in kept]), _times([e.dur for e in kept])
         if len(start) and np.abs(start).max() >= _LONG * 1000 and _DECIMALS.search(text):
@@ -223,9 +215,7 @@ class Rows:
             "launched": launched,
         }
 
-    def _text_codes(
-        self, cls: list[int], names: list[str | None], args: list[_Args]
-    ) -> tuple[IntArray, IntArray]:
+    def _text_codes(self, cls: list[int], names: list[str], args: list[_Args]) -> tuple[IntArray, IntArray]:
         texts = self.builder.texts
         name, launched = [], []
         for c, said, a in zip(cls, names, args, strict=True):

@@ -315,7 +315,7 @@ class _Reader:
         for chunk in self.db.rows(_GPU, self.db.selection(_GPU, ("id", "totalMemory", "smCount"), ("name",))):
             texts = EventsBuilder()
             codes = Names(self.db, texts).of([row[3] for row in chunk])[:, 1].tolist()
-            names = list(texts.texts)
+            names = texts.texts.all
             for (i, memory, sms, _), code in zip(chunk, codes, strict=True):
                 sizes = {"totalGlobalMem": max(memory, 0) or None, "numSms": max(sms, 0) or None}
                 found.append({"id": i, "name": names[code], **sizes})

@@ -85,7 +85,6 @@ class Names:
     def __init__(self, db: Database, builder: EventsBuilder, said: Callable[[str], Told] = plain) -> None:
         self._db, self._builder, self._said = db, builder, said
         self._known: dict[str | int | None, tuple[int, int, int]] = {}
-        self._weight = 0
 
     def of(self, raw: Sequence[str | int | None]) -> IntArray:
         """(class or -1, code of the text, code of the tensors or -1) of each name, shape [names, 3]."""
@@ -104,13 +103,11 @@ class Names:
 
     def _learn(self, told: Told) -> tuple[int, int, int]:
         builder = self._builder
-        before = len(builder.texts)
         code = builder.text(told.name)
-        self._weight += len(told.name) if len(builder.texts) > before else 0
         return told.cls, code, -1 if told.tensors is None else builder.tensor_sets[told.tensors]
 
     def _weigh(self) -> None:
-        if self._weight > _MAX_TEXTS:
+        if self._builder.texts.held > _MAX_TEXTS:
             raise TraceError(
                 f"{self._db.path} has more than {_MAX_TEXTS >> 20} million characters of different names: expected a few"
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +47,17 @@ class Spill:
         if free < nbytes + _MARGIN:
             raise OutputError(f"{self.folder} has {free >> 20} MiB free: {needs}")
 
+    def write(self, file: IO[bytes], place: int, chunks: Sequence[bytes | memoryview]) -> int:
+        """Writes into a file of this spill from a place on; where that ends."""
+        nbytes = sum(map(len, chunks))
+        self.check(nbytes)
+        try:
+            file.seek(place)
+            file.writelines(chunks)
+        except OSError as err:
+            raise self._refused(err) from err
+        return place + nbytes
+
     def _refused(self, err: OSError) -> OutputError:
         said = os.strerror(err.errno) if err.errno else str(err)
         return OutputError(f"cannot write a temporary file in {self.folder}: {said}")
@@ -60,7 +71,7 @@ class Pile:
         self._blocks: list[Block] = []  # those still in memory
         self._file: IO[bytes] | None = None
         self._index: list[list[tuple[str, str, int]]] = []  # per block on disk: (column, dtype, rows)
-        self._rows = 0
+        self._rows = self._end = 0  # rows in all, and where the file ends
 
     def __len__(self) -> int:
         return self._rows
@@ -113,25 +124,19 @@ class Pile:
         self._release()
         if self._file is not None:
             self._file.close()
-        self._file, self._index, self._rows = None, [], 0
+        self._file, self._index, self._rows, self._end = None, [], 0, 0
 
     def _release(self) -> None:
         self._spill.held -= sum(values.nbytes for block in self._blocks for values in block.values())
         self._blocks = []
 
     def _flush(self) -> None:
-        nbytes = sum(values.nbytes for block in self._blocks for values in block.values())
-        self._spill.check(nbytes)
         if self._file is None:
             self._file = self._spill.file()
-        self._file.seek(0, os.SEEK_END)
-        try:
-            for block in self._blocks:
-                for values in block.values():
-                    self._file.write(values.data)
-                self._index.append([(name, values.dtype.str, len(values)) for name, values in block.items()])
-        except OSError as err:
-            raise self._spill._refused(err) from err
+        columns = [values for block in self._blocks for values in block.values()]
+        self._end = self._spill.write(self._file, self._end, [values.data.cast("B") for values in columns])
+        for block in self._blocks:
+            self._index.append([(name, values.dtype.str, len(values)) for name, values in block.items()])
         self._release()
 
     def _each(self) -> Iterator[Block]:

@@ -29,6 +29,7 @@ OTHER = "other"
 _TELLING = (
     16_384  # characters of a name that are searched: the longest of templated kernels have a few thousand
 )
+LONG_NUMBER = re.compile(r"\d{5,}")  # what numbers a name: an address, a count
 # Names of groups of kinds that recognition narrows down later (see parse/parts.py and parse/order.py).
 _HOME = {"moe_gemm": moe, **{kind.name: module for module in FAMILIES for kind in module.KINDS}}
 
@@ -46,22 +47,24 @@ _VIEW = re.compile(
 )
 
 
-@lru_cache(maxsize=65536)
 def kernel_kind(name: str) -> str | None:
     """The kind that a device kernel's name says, or None. ``moe_gemm``: an expert GEMM, gate_up or down by its place."""
-    return _match(name, "KERNELS")
+    return _match(_telling(name), "KERNELS")
 
 
-@lru_cache(maxsize=65536)
 def operator_kind(name: str) -> str | None:
     """The kind that a framework operator's name says, or None."""
-    return None if is_view(name) else _match(name, "OPERATORS")
+    return None if is_view(name) else _match(_telling(name), "OPERATORS")
 
 
-@lru_cache(maxsize=65536)
 def is_view(name: str) -> bool:
     """Whether a framework operator only makes a view, allocates or asks: no work of its own."""
     return _VIEW.fullmatch(name) is not None
+
+
+def _telling(name: str) -> str:
+    """What patterns are asked about: names that differ in a long number alone are one, for no pattern knows such a number."""
+    return LONG_NUMBER.sub("00000", name[:_TELLING])
 
 
 @lru_cache(maxsize=1)
@@ -72,8 +75,8 @@ def _patterns() -> dict[str, tuple[tuple[re.Pattern[str], str], ...]]:
     }
 
 
+@lru_cache(maxsize=65536)
 def _match(name: str, table: str) -> str | None:
-    name = name[:_TELLING]
     return next((kind for pattern, kind in _patterns()[table] if pattern.search(name)), None)
 
 

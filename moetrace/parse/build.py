@@ -25,6 +25,9 @@ from moetrace.parse.steps import Attended, StepName
 from moetrace.routing import Routing
 
 _NO_TENSORS = Tensors()
+_MANY = (
+    1 << 15
+)  # sets of facts that are remembered with their op: a trace has more only where names are numbered
 ROUTED = ("moe_gate_up", "moe_down", "moe_experts")
 _BY_TP = ("all_reduce", "all_gather", "reduce_scatter")
 _BY_EP = ("moe_dispatch", "moe_collect", "all_to_all")
@@ -77,6 +80,8 @@ class Ops:
         index = np.zeros(len(first), dtype=np.int64)
         source = np.zeros(len(first), dtype=np.int8)
         found = self.found if self._routed is None else {}
+        if len(self._known) > _MANY:
+            self._known.clear()
         for i, (row, key) in enumerate(
             zip(first.tolist(), zip(*(c[first].tolist() for c in columns), strict=True), strict=True)
         ):

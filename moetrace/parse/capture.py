@@ -20,6 +20,7 @@ import numpy.typing as npt
 from moetrace import ops
 from moetrace.errors import TraceError
 from moetrace.formats.events import Events
+from moetrace.formats.texts import Texts, codes_of
 from moetrace.parse.captured import Captured
 from moetrace.parse.graphs import COPIED, Graph
 from moetrace.parse.nesting import IntArray, lookup
@@ -121,9 +122,9 @@ class Captures:
 class _Codes:
     """Codes of the capture's texts or tensor sets as codes of the trace's, which gets those that it lacks when asked."""
 
-    def __init__(self, own: list[Any], foreign: Sequence[Any]) -> None:
+    def __init__(self, own: Texts | list[Any], foreign: Sequence[Any]) -> None:
         self._own, self._foreign = own, foreign
-        self._code = {value: code for code, value in enumerate(own)}
+        self._code = codes_of(own, foreign)
         self._table = np.full(len(foreign), -1, dtype=np.int64)
 
     def of(self, codes: IntArray, otherwise: IntArray) -> IntArray:

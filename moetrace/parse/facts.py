@@ -6,12 +6,13 @@ Each comes from the user, the recorder's metadata or the trace itself, in that o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from moetrace.errors import ModelError, TraceError
 from moetrace.formats.events import Events
+from moetrace.formats.texts import Told
 from moetrace.grouping import distinct_rows
 from moetrace.hardware import match_device
 from moetrace.model import ModelSpec, infer_model
@@ -19,6 +20,7 @@ from moetrace.ops.communication import COLLECTIVES, collective_kind
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.rows import Rows
 
+_NORM, _MOE, _SORT, _FUSED = range(4)  # operators whose tensors say something of the model
 _TALL = 8192  # rows of a table that only a vocabulary has
 
 
@@ -27,7 +29,10 @@ class Seen:
 
     def __init__(self, events: Events) -> None:
         self._events = events
-        self._pairs: set[tuple[int, int]] = set()  # operator and tensors, by their codes
+        self._said = Told(events.texts, _says)
+        self._pairs: set[tuple[int, int]] = (
+            set()
+        )  # what an operator says of the model, and the code of its tensors
         self.traffic: dict[
             str, int
         ] = {}  # kinds of collectives that ran -> the largest group that states its size, or 0
@@ -48,9 +53,10 @@ class Seen:
         self.rows += len(rows)
         self.on_cpu = rows.on_cpu
         self.layers = max(self.layers, int(rows.layer.max(initial=-1)) + 1)
-        first, _ = distinct_rows(rows.operator, rows.tensors)
-        found = zip(rows.operator[first].tolist(), rows.tensors[first].tolist(), strict=True)
-        self._pairs |= {(operator, tensors) for operator, tensors in found if tensors >= 0}
+        word = self._said.of(rows.operator)
+        first, _ = distinct_rows(word, rows.tensors)
+        found = zip(word[first].tolist(), rows.tensors[first].tolist(), strict=True)
+        self._pairs |= {pair for pair in found if pair[1] >= 0}
         first, _ = distinct_rows(kind_index, rows.message)
         for kind_code, message in zip(kind_index[first].tolist(), rows.message[first].tolist(), strict=True):
             said = self._events.tensor_sets[message] if message >= 0 else None
@@ -61,25 +67,29 @@ class Seen:
     def dims(self, layers: int) -> dict[str, int]:
         """Model dims that operators show: hidden and experts from MoE and norm inputs, top-k from routing, vocabulary."""
         seen: dict[str, int] = {}
-        for operator, tensors in sorted(self._pairs):
-            if operator < 0:
-                continue
-            name = self._events.texts[operator]
+        for said, tensors in sorted(self._pairs):
             matrices = [s for s in self._events.tensor_sets[tensors].shapes if len(s) == 2]
             table = next((s for s in matrices if s[0] > _TALL and s[1] > 256), None)
-            if "norm" in name and matrices:
+            if said == _NORM and matrices:
                 seen["hidden"] = max(seen.get("hidden", 0), matrices[0][1])
-            elif "moe_forward" in name and not name.startswith("triton") and len(matrices) >= 2:
+            elif said == _MOE and len(matrices) >= 2:
                 seen["experts"] = matrices[1][1]
-            elif name == "SortTokens" and matrices:
+            elif said == _SORT and matrices:
                 seen["topk"] = matrices[0][1]
-            elif (
-                name.startswith("triton_poi_fused") and table and self._events.world_size == 1
-            ):  # split over ranks otherwise
+            elif said == _FUSED and table and self._events.world_size == 1:  # split over ranks otherwise
                 seen["vocab"] = table[0]
         if seen and layers:
             seen["layers"] = layers
         return seen
+
+
+def _says(operator: str) -> int:
+    """Which of these an operator is, by its name; -1 for others."""
+    if "norm" in operator:
+        return _NORM
+    if operator.startswith("triton"):
+        return _FUSED if operator.startswith("triton_poi_fused") else -1
+    return _MOE if "moe_forward" in operator else _SORT if operator == "SortTokens" else -1
 
 
 _RECORDED_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -259,13 +269,13 @@ def engine_of(events: Events, recording: Mapping[str, Any]) -> str | None:
     if recording:
         served = recording.get("engine")
         return str(served) if served in ("vllm", "sglang") else "transformers, recorded by moetrace"
-    if any(text.startswith("step[") for text in events.texts):
-        return "sglang"
-    if any("vllm::" in text for text in events.texts):
-        return "vllm"
-    # Operators and annotations of TensorRT-LLM's PyTorch backend; its kernels alone run in other engines too.
-    return (
-        "tensorrt-llm"
-        if any(text.startswith(("trtllm::", "[Executor] _forward_step")) for text in events.texts)
-        else None
-    )
+    seen = {engine for text in events.texts for engine, said in _ENGINES if said(text)}
+    return next((engine for engine, _ in _ENGINES if engine in seen), None)
+
+
+# Of TensorRT-LLM the operators and annotations of its PyTorch backend; its kernels alone run in other engines too.
+_ENGINES: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("sglang", lambda text: text.startswith("step[")),
+    ("vllm", lambda text: "vllm::" in text),
+    ("tensorrt-llm", lambda text: text.startswith(("trtllm::", "[Executor] _forward_step"))),
+)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.formats.events import LAUNCH, OPERATOR, RANGE, Events
+from moetrace.formats.texts import codes_of, matching
 from moetrace.parse.nesting import IntArray, Ranges, lookup
 from moetrace.parse.rows import first_match
 
@@ -70,15 +71,15 @@ def captured_graphs(capture: Events, texts: Sequence[str] = ()) -> list[Graph]:
 
 
 def _called(events: Events, name: IntArray, pattern: re.Pattern[str]) -> npt.NDArray[np.bool_]:
-    codes = [c for c in np.unique(name).tolist() if pattern.match(events.texts[c])]
-    return np.isin(name, codes)
+    return matching(events.texts, name, pattern.match)
 
 
 def _kernel_codes(capture: Events, launches: IntArray, texts: Sequence[str]) -> IntArray:
-    own = {text: code for code, text in enumerate(texts)}
     launched = capture.launched[launches]
     table = np.full(len(capture.texts) + 1, UNNAMED, dtype=np.int64)
-    for code in np.unique(launched[launched >= 0]).tolist():
+    used = np.unique(launched[launched >= 0]).tolist()
+    own = codes_of(texts, [capture.texts[code] for code in used])
+    for code in used:
         text = capture.texts[code]
         table[code] = own.get(text, FOREIGN) if text else UNNAMED
     return table[launched]

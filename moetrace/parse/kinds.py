@@ -10,6 +10,8 @@ from moetrace.grouping import distinct_rows
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.rows import Rows
 
+_MANY = 1 << 16  # pairs of names
+
 
 class Kinds:
     """Kinds by name alone: one recognition per distinct kernel and operator."""
@@ -17,14 +19,18 @@ class Kinds:
     def __init__(self, events: Events, own: ops.Names | None = None) -> None:
         self._events, self._own = events, own
         self._codes: dict[str, int] = {}
-        self._known: dict[tuple[int, int], int] = {}
+        self._known: dict[tuple[int, int], int] = {}  # of the names that were last asked for
         self.names: list[str] = []  # by code
 
     def of(self, rows: Rows) -> IntArray:
-        """The code of each row's kind."""
+        """The code of each row's kind, which the rows then have."""
+        if not (rows.kind < 0).any():
+            return rows.kind
         texts = self._events.texts
         first, inverse = distinct_rows(rows.kernel, rows.operator)
         codes = []
+        if len(self._known) > _MANY:
+            self._known.clear()
         for pair in zip(rows.kernel[first].tolist(), rows.operator[first].tolist(), strict=True):
             if pair not in self._known:
                 kernel, operator = pair
@@ -36,7 +42,8 @@ class Kinds:
                 self._known[pair] = self._codes.setdefault(kind, len(self._codes))
                 self.names[:] = self._codes
             codes.append(self._known[pair])
-        return np.array(codes, dtype=np.int64)[inverse]
+        rows.kind = np.array(codes, dtype=np.int64)[inverse]
+        return rows.kind
 
     def code(self, kind: str) -> int:
         """The code of a kind, which is given one if it has none yet."""

@@ -6,11 +6,12 @@ Parts are the recorder's words (see docs/recording.md); `role_in_part` is the on
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from moetrace.formats.events import MODULE, RANGE, BoolArray, Events
+from moetrace.formats.texts import Told
 from moetrace.grouping import distinct_rows
 from moetrace.parse.aside import RANGE_NAME
 from moetrace.parse.nesting import IntArray, Ranges, lookup
@@ -44,33 +45,38 @@ class Marks:
     """What the ranges of a trace say of layers and parts, by the code of their name."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.layer, self._module = _numbers(texts, _LAYER), _numbers(texts, _MODULE_LAYER)
-        labels: dict[str, int] = {}
-        said = [_PART.match(text) for text in texts]
-        self.part = np.array(
-            [labels.setdefault(m[1], len(labels)) if m else -1 for m in said], dtype=np.int64
-        )
+        self._labels: dict[str, int] = {}
         self.aside = -1  # the code that stands for a part of the run that is no request's
-        if aside := [code for code, text in enumerate(texts) if RANGE_NAME.fullmatch(text)]:
-            self.aside = labels.setdefault(_ASIDE, len(labels))
-            self.part[aside] = self.aside
-        noted = [_LAYER.search(text) or _LISTED.search(text) for text in texts]
-        self._noted_layer = np.array([int(m[1]) if m else -1 for m in noted], dtype=np.int64)
-        noted = [_PART.search(text) for text in texts]
-        self._noted_part = np.array(
-            [labels.setdefault(m[1], len(labels)) if m else -1 for m in noted], dtype=np.int64
+        self._layer, self._module = (
+            Told(texts, _number(_LAYER.match)),
+            Told(texts, _number(_MODULE_LAYER.match)),
         )
-        self.labels = list(labels)
+        self._part = Told(texts, self._part_of)
+        self._noted_layer = Told(texts, _number(lambda text: _LAYER.search(text) or _LISTED.search(text)))
+        self._noted_part = Told(texts, lambda text: self._label(_PART.search(text)))
         self._layers = False
         self._modules: IntArray = np.zeros(0, dtype=np.int64)
 
+    @property
+    def labels(self) -> list[str]:
+        """The parts that were seen so far, by code."""
+        return list(self._labels)
+
+    def _label(self, said: re.Match[str] | None) -> int:
+        return self._labels.setdefault(said[1], len(self._labels)) if said else -1
+
+    def _part_of(self, text: str) -> int:
+        if not RANGE_NAME.fullmatch(text):
+            return self._label(_PART.match(text))
+        self.aside = self._labels.setdefault(_ASIDE, len(self._labels))
+        return self.aside
+
     def saw(self, cls: int, name: IntArray) -> None:
         """Takes note of the names that ranges of a class have."""
-        used = np.unique(name)
         if cls == RANGE:
-            self._layers |= bool((lookup(self.layer, used) >= 0).any())
+            self._layers |= bool((self._layer.of(name) >= 0).any())
         elif cls == MODULE:
-            numbers = lookup(self._module, used)
+            numbers = self._module.of(name)
             self._modules = np.union1d(self._modules, numbers[numbers >= 0])
 
     @property
@@ -84,14 +90,14 @@ class Marks:
         Modules are numbered by their own number's place among all. What the node of a replayed graph was annotated with
         goes before.
         """
-        rows.part = _covered(events, rows, self.part, RANGE)
+        rows.part = _covered(events, rows, self._part, RANGE)
         if self._layers:
-            rows.layer = _covered(events, rows, self.layer, RANGE)
+            rows.layer = _covered(events, rows, self._layer, RANGE)
         elif len(self._modules):
             found = _covered(events, rows, self._module, MODULE)
             rows.layer = np.where(found >= 0, np.searchsorted(self._modules, found), -1)
         if (rows.note >= 0).any():
-            layer, part = lookup(self._noted_layer, rows.note), lookup(self._noted_part, rows.note)
+            layer, part = self._noted_layer.of(rows.note), self._noted_part.of(rows.note)
             rows.layer, rows.part = (
                 np.where(layer >= 0, layer, rows.layer),
                 np.where(part >= 0, part, rows.part),
@@ -99,18 +105,19 @@ class Marks:
             self._layers |= bool((layer >= 0).any())
 
 
-def _numbers(texts: Sequence[str], pattern: re.Pattern[str]) -> IntArray:
-    return np.array([int(m[1]) if (m := pattern.match(text)) else -1 for text in texts], dtype=np.int64)
+def _number(find: Callable[[str], re.Match[str] | None]) -> Callable[[str], int]:
+    """What finds a layer's number in a name: -1 for none."""
+    return lambda text: int(said[1]) if (said := find(text)) else -1
 
 
-def _covered(events: Events, rows: Rows, table: IntArray, cls: int) -> IntArray:
+def _covered(events: Events, rows: Rows, table: Told, cls: int) -> IntArray:
     """What the table has for the innermost range of a class around each row's launch that it knows; -1 for none."""
     ranges = events.where(cls)
-    ranges = ranges[lookup(table, events.name[ranges]) >= 0]
+    said = table.of(events.name[ranges])
+    ranges, said = ranges[said >= 0], said[said >= 0]
     start = events.start[ranges]
     around = Ranges(events.lane[ranges], start, start + events.dur[ranges])
-    found = lookup(ranges, around.covering(rows.host_lane, rows.host_time))
-    return lookup(table, lookup(events.name, found))
+    return lookup(said, around.covering(rows.host_lane, rows.host_time))
 
 
 def role_in_part(

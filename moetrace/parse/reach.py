@@ -6,6 +6,7 @@ import numpy as np
 
 from moetrace.formats.events import OPERATOR, RANGE, Events
 from moetrace.formats.nsys import WHOLE_GRAPH
+from moetrace.formats.texts import matching
 from moetrace.parse.nesting import Ranges, lookup
 from moetrace.parse.rows import Rows
 
@@ -15,14 +16,13 @@ class Reach:
 
     def __init__(self, events: Events) -> None:
         self._asked = "nvtx" in events.counts
-        self._whole = events.texts.index(WHOLE_GRAPH) if self._asked and WHOLE_GRAPH in events.texts else -1
         self._kernels = self._launched = self._covered = 0
 
     def saw(self, rows: Rows, events: Events) -> None:
         """Takes rows into account, with the host's events around their launches."""
         if not self._asked or rows.on_cpu:
             return
-        kernels = ~rows.copied & (rows.kernel != self._whole)
+        kernels = ~rows.copied & ~matching(events.texts, rows.kernel, WHOLE_GRAPH.__eq__)
         launched = kernels & (rows.host_lane >= 0)
         ranges = np.flatnonzero(np.isin(events.cls, (RANGE, OPERATOR)))
         start = events.start[ranges]

@@ -16,7 +16,10 @@ import numpy.typing as npt
 from moetrace import ops
 from moetrace.formats.events import DEVICE_CLASSES, LAUNCH, MEMCPY, MEMSET, NODE, OPERATOR, BoolArray, Events
 from moetrace.formats.piles import Block
+from moetrace.formats.texts import matching
 from moetrace.parse.nesting import IntArray, Ranges, last_before, lookup, outermost, parents, sort_ranges
+
+_LATER = ("step", "layer", "part", "node", "note", "kind")  # columns that are found once the others are known
 
 
 @dataclass(slots=True)
@@ -46,10 +49,11 @@ class Rows:
     part: IntArray = field(init=False)  # code of the annotated part
     node: IntArray = field(init=False)  # number of the graph node that it replays
     note: IntArray = field(init=False)  # code of what that node was annotated with
+    kind: IntArray = field(init=False)  # code of what the names say that it is, once that was asked
 
     def __post_init__(self) -> None:
         self.source = np.where(self.tensors >= 0, SHAPES, NONE).astype(np.int8)
-        for name in ("step", "layer", "part", "node", "note"):
+        for name in _LATER:
             setattr(self, name, np.full(len(self.start), -1, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -72,7 +76,7 @@ class Rows:
             **{f.name: sorted_by[f.name] for f in fields(cls) if f.init and f.name != "on_cpu"}, on_cpu=on_cpu
         )
         rows.source = sorted_by["source"].astype(np.int8)
-        for name in ("step", "layer", "part", "node", "note"):
+        for name in _LATER:
             setattr(rows, name, sorted_by[name])
         return rows
 
@@ -97,7 +101,6 @@ def link(events: Events) -> Block:
         events.correlation[launches], events.start[launches], events.correlation[device], events.start[device]
     )
     launch = lookup(launches, linked)
-    graph_codes = [i for i, t in enumerate(events.texts) if "GraphLaunch" in t]
     copied = np.isin(events.cls[device], (MEMCPY, MEMSET))
     return {
         "start": events.start[device],
@@ -115,7 +118,7 @@ def link(events: Events) -> Block:
         "launch": lookup(events.start, launch),
         "host_lane": lookup(events.lane, launch),
         "launch_external": lookup(events.external, launch),
-        "by_graph": (launch >= 0) & np.isin(events.name[launch], graph_codes),
+        "by_graph": matching(events.texts, lookup(events.name, launch), _replays),
     }
 
 
@@ -186,6 +189,10 @@ def _launch_of(ids: IntArray, start: IntArray, asked: IntArray, moment: IntArray
     return np.where(linked >= 0, linked, first_match(ids, asked))
 
 
+def _replays(call: str) -> bool:
+    return "GraphLaunch" in call
+
+
 _DEVICE_CALL = re.compile(r"(cuda|hip|cu(?=[A-Z]))\w*(Launch|Memcpy|Memset)")
 
 
@@ -198,8 +205,7 @@ def doubts(events: Events) -> list[str]:
 
 def device_calls(events: Events) -> int:
     """Number of calls that should have made a device work."""
-    codes = [i for i, t in enumerate(events.texts) if _DEVICE_CALL.match(t)]
-    return int(np.isin(events.name[events.where(LAUNCH)], codes).sum())
+    return int(matching(events.texts, events.name[events.where(LAUNCH)], _DEVICE_CALL.match).sum())
 
 
 def shared_ids(events: Events) -> tuple[int, int]:
@@ -272,9 +278,9 @@ def cpu_rows(
     order = sort_ranges(lane, start, start + events.dur[operators])
     operators = operators[order]
     lane, start, end = lane[order], start[order], start[order] + events.dur[operators]
-    codes, inverse = np.unique(events.name[operators], return_inverse=True)
-    known = np.array([ops.operator_kind(events.texts[c]) is not None for c in codes], dtype=bool)[inverse]
-    view = np.array([ops.is_view(events.texts[c]) for c in codes], dtype=bool)[inverse]
+    name = events.name[operators]
+    known = matching(events.texts, name, lambda text: ops.operator_kind(text) is not None)
+    view = matching(events.texts, name, ops.is_view)
     parent = parents(lane, start, end)
     within = _has_ancestor(parent, known)
     has_child = np.zeros(len(operators), dtype=bool)

@@ -21,7 +21,8 @@ from moetrace.model import ModelSpec
 from moetrace.model.config import is_whole
 from moetrace.parse import aside, capture, facts
 from moetrace.parse.captured import captured_in
-from moetrace.parse.gather import Gathered, gather
+from moetrace.parse.gather import gather
+from moetrace.parse.gathered import Gathered
 from moetrace.parse.kinds import Kinds
 from moetrace.parse.placing import Order, needs_model, remarks
 from moetrace.parse.rows import Rows

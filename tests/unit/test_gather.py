@@ -10,8 +10,8 @@ import pytest
 from moetrace import formats
 from moetrace.attribute import attribute
 from moetrace.errors import OutputError
-from moetrace.formats import events, piles
-from moetrace.parse import gather, parse, summary
+from moetrace.formats import events, piles, texts
+from moetrace.parse import batches, build, kinds, long, parse, summary
 from moetrace.replay import Scenario, replay
 from moetrace.run import Run
 from tests.conftest import REPO
@@ -24,7 +24,7 @@ ORDER = ["start_ns", "stream", "dur_ns", "kernel", "op"]
 def long_way(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """From now on even a short trace is long."""
     monkeypatch.setattr(events, "IN_MEMORY", 0)
-    for module in (events, gather):
+    for module in (events, long, batches):
         monkeypatch.setattr(module, "ROWS", rows)
     monkeypatch.setattr(piles, "_HELD", 1 << 16)
 
@@ -86,6 +86,64 @@ def test_steps_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: i
         assert long.num_rows == short.num_rows
         assert (len(long.meta.steps) > 1) == (rows < 300)
         assert long.numpy("launch_ns").sum() == short.numpy("launch_ns").sum()
+
+
+def few_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on hardly any name is remembered."""
+    for name, size in (("_PAGE", 3), ("_CACHED", 2), ("_HELD", 40), ("_MANY", 5)):
+        monkeypatch.setattr(texts, name, size)
+    for module in (build, kinds):
+        monkeypatch.setattr(module, "_MANY", 5)
+
+
+@pytest.mark.parametrize("path", RECORDED[:2], ids=lambda p: p.name)
+def test_names_that_outgrow_memory_change_nothing(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    short = parse(path)
+    long_way(monkeypatch, 4000)
+    few_names(monkeypatch)
+    assert_same(parse(path), short)
+
+
+def test_a_name_for_every_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbered = ("nvjet_gemm", "aten::mm", "python")
+    made = [
+        {**e, "name": f"{e['name']}_{i}"} if e["name"] in numbered else e for i, e in enumerate(served(40))
+    ]
+    file = write(tmp_path / "t.json", made)
+    short = parse(file)
+    long_way(monkeypatch, 30)
+    few_names(monkeypatch)
+    long = parse(file)
+    assert_same(long, short)
+    assert len(set(long.column("kernel").to_pylist())) == long.num_rows == 321
+    assert differs(summary(long), summary(short)) == ""
+    held, other = attribute(long, "h100-sxm"), attribute(short, "h100-sxm")
+    assert differs(dict(held.summary), dict(other.summary)) == ""
+
+
+def test_a_step_with_more_ops_than_a_forward_pass_has_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [e for e in served(40) if e["cat"] != "user_annotation"]
+    made += [event("step[DECODE bs=4]", "user_annotation", 0, 29_950, tid=7)]
+    made += [event(f"step[DECODE bs={i}]", "user_annotation", 1000 * i, 900, tid=7) for i in range(30, 40)]
+    file = write(tmp_path / "t.json", made)
+    short = parse(file)
+    assert [step.phase for step in short.meta.steps] == ["decode"] * 11
+    long_way(monkeypatch, 30)
+    assert_same(parse(file), short)
+    monkeypatch.setattr(batches, "LONGEST", 60)
+    long = parse(file)
+    phases = [step.phase for step in long.meta.steps]
+    assert phases == [None] * 8 + ["decode"] * 10
+    assert [step.batch for step in long.meta.steps[8:]] == list(range(30, 40))
+    ops = [row["ops"] for row in summary(long)["steps"]]
+    assert sum(ops[:8]) == 8 * 30 and max(ops[:8]) <= 32 and ops[8:] == [8] * 10
+    assert max(part.num_rows for part in long.parts(["step"])) <= 60
+    said = [note for note in long.meta.notes if "more ops (up to 240)" in note]
+    assert len(said) == 1 and "(60): 8 pieces" in said[0]
+    starts = [step.start_ns for step in long.meta.steps]
+    assert starts == sorted(starts) and long.num_rows == short.num_rows
 
 
 def test_the_parts_of_a_stored_run_are_whole_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,3 +214,10 @@ def test_tables_are_sound() -> None:
         for kind in module.KINDS:
             assert kind.family in ops.FAMILY_NAMES
     assert len(ops.KINDS) == sum(len(module.KINDS) for module in ops.FAMILIES)  # no name twice
+
+
+def test_a_long_number_in_a_name_tells_nothing() -> None:
+    tables = [p for module in ops.FAMILIES for table in (module.KERNELS, module.OPERATORS) for p, _ in table]
+    assert len(tables) > 50 and not [p for p in tables if ops.LONG_NUMBER.search(p) or re.search(r"\{\d", p)]
+    for name, kind in {**VLLM_CUTLASS, **VLLM_TRITON}.items():
+        assert ops.kernel_kind(f"{name} 1234567") == ops.kernel_kind(f"{name} 7654321") == kind, name

@@ -1,0 +1,162 @@
+"""Rows in batches of whole steps: as they come from a short trace, or dealt out by step from what a long one left on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moetrace.formats.piles import ROWS, Pile, Spill
+from moetrace.parse.nesting import IntArray
+from moetrace.parse.rows import Rows
+from moetrace.parse.steps import StepName
+
+# Ops that a step may have: a forward pass has some thousand, and some hundred thousand where experts run one by one.
+LONGEST = 1 << 18
+StepOf = Callable[[Rows], IntArray]  # the step of each row; -1: none
+
+
+class Batches:
+    """Rows in batches of whole steps, in the order of steps; each batch is sorted by start."""
+
+    def __init__(self, batches: list[Rows] | list[Pile], on_cpu: bool) -> None:
+        self._batches, self._on_cpu = batches, on_cpu
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Rows]:
+        for batch in self._batches:
+            if isinstance(batch, Rows):
+                yield batch
+            elif len(batch):
+                yield Rows.of(batch.all(), self._on_cpu)
+
+    def update(self, change: Callable[[Rows], None]) -> None:
+        """Lets `change` work on each batch in place."""
+        for batch in self._batches:
+            if isinstance(batch, Rows):
+                change(batch)
+            elif len(batch):
+                rows = Rows.of(batch.all(), self._on_cpu)
+                change(rows)
+                batch.clear()
+                batch.append(rows.columns())
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """Rows dealt out by step: the steps, those of them that have rows, how many rows have none, and what is said of it."""
+
+    batches: Batches
+    names: list[StepName]
+    used: IntArray
+    outside: int
+    said: list[str]
+    stated: bool  # whether the trace itself says where each of the steps is
+
+
+def deal(pile: Pile, on_cpu: bool, spill: Spill, step_of: StepOf, names: Sequence[StepName]) -> Dealt:
+    """The rows of a pile, which is empty afterwards, by step: several steps to a batch.
+
+    Without names of steps, pieces of time stand for them; and where one has more rows than a step can have, for that one.
+    """
+    most, stated = (LONGEST, True) if names else (ROWS, False)
+    if not names:
+        step_of, names = (lambda rows: np.zeros(len(rows), dtype=np.int64)), [StepName(None)]
+    count, first = _counted(pile, on_cpu, step_of, len(names))
+    said, long = [], np.flatnonzero(count[1:] > most)
+    if len(long):
+        size = dict(zip(long.tolist(), count[1:][long].tolist(), strict=True))
+        before = len(names) - len(long)
+        step_of, names = _cut(pile, on_cpu, step_of, names, {i: -(-n // ROWS) for i, n in size.items()})
+        count, first = _counted(pile, on_cpu, step_of, len(names))
+        said = [_CUT.format(len(size), max(size.values()), most, len(names) - before)]
+    if not stated:
+        said = [no_steps(len(names))]
+    used, outside = np.flatnonzero(count[1:]), int(count[0])
+    if len(used):
+        batches = _dealt(pile, on_cpu, spill, step_of, used, count[1:][used], first[1:][used])
+    else:
+        edges = _edges([b["start"][::16] for b in pile.blocks()], -(-len(pile) // ROWS))
+        batches = pile.scatter(lambda b: np.searchsorted(edges, b["start"], side="right"), len(edges) + 1)
+    return Dealt(Batches(batches, on_cpu), list(names), used, outside, said, stated and not len(long))
+
+
+def _counted(pile: Pile, on_cpu: bool, step_of: StepOf, steps: int) -> tuple[IntArray, IntArray]:
+    """(number of rows of no step and of each step, when the first of each began)."""
+    count, first = np.zeros(steps + 1, dtype=np.int64), np.full(steps + 1, np.iinfo(np.int64).max)
+    for block in pile.blocks():
+        rows = Rows.of(block, on_cpu)
+        step = step_of(rows)
+        count += np.bincount(step + 1, minlength=steps + 1)
+        np.minimum.at(first, step + 1, rows.start)
+    return count, first
+
+
+def _cut(
+    pile: Pile, on_cpu: bool, step_of: StepOf, names: Sequence[StepName], parts: Mapping[int, int]
+) -> tuple[StepOf, list[StepName]]:
+    """The steps, with so many pieces of time in the place of each that is too long; nothing is known of a piece."""
+    starts: dict[int, list[IntArray]] = {i: [] for i in parts}
+    for block in pile.blocks():
+        rows = Rows.of(block, on_cpu)
+        step = step_of(rows)
+        for i, found in starts.items():
+            found.append(rows.start[step == i][::16])
+    edges = {i: _edges(found, parts[i]) for i, found in starts.items()}
+    size = np.array([len(edges[i]) + 1 if i in edges else 1 for i in range(len(names))], dtype=np.int64)
+    place = np.append(np.cumsum(size) - size, -1)
+
+    def piece_of(rows: Rows) -> IntArray:
+        step = step_of(rows)
+        out: IntArray = place[step]
+        for i, at in edges.items():
+            own = step == i
+            out[own] += np.searchsorted(at, rows.start[own], side="right")
+        return out
+
+    cut = [[StepName(None)] * n if i in edges else [names[i]] for i, n in enumerate(size.tolist())]
+    return piece_of, [name for some in cut for name in some]
+
+
+def _edges(starts: Sequence[IntArray], parts: int) -> IntArray:
+    """Times between which about equally many of the starts lie."""
+    sample = np.sort(np.concatenate([np.zeros(0, np.int64), *starts]))
+    return np.unique(sample[np.arange(1, parts) * len(sample) // parts]) if len(sample) else sample
+
+
+def _dealt(
+    pile: Pile, on_cpu: bool, spill: Spill, step_of: StepOf, used: IntArray, count: IntArray, first: IntArray
+) -> list[Pile]:
+    """The rows by step; those of no step lie with the step that began last before them."""
+    batch = (np.cumsum(count) - count) // ROWS
+    batch = np.unique(batch, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(first, kind="stable")
+    number = np.full(int(used[-1]) + 2, -1, dtype=np.int64)
+    number[used] = np.arange(len(used))
+    out = [Pile(spill) for _ in range(int(batch[-1]) + 1)]
+    for block in pile.blocks():
+        rows = Rows.of(block, on_cpu)
+        rows.step = number[step_of(rows)]
+        near = order[np.clip(np.searchsorted(first[order], rows.start, side="right") - 1, 0, None)]
+        code = batch[np.where(rows.step >= 0, rows.step, near)]
+        columns = rows.columns()
+        for i in np.unique(code).tolist():
+            out[i].append({name: values[code == i] for name, values in columns.items()})
+    pile.clear()
+    return out
+
+
+def no_steps(pieces: int) -> str:
+    """What is said of a trace without annotated steps."""
+    return f"no step annotation was found: {_ONE if pieces == 1 else _PIECES.format(pieces)}"
+
+
+_ONE = "the whole trace is taken as one step"
+_PIECES = "the trace is cut into {} pieces of like numbers of ops, which stand for steps"
+_CUT = (
+    "{} annotated step(s) have more ops (up to {:,}) than are taken for one forward pass ({:,}): {} pieces of like numbers of "
+    "ops stand for steps instead, and what the annotation says of phase, batch and tokens is not taken"
+)
