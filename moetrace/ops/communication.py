@@ -75,7 +75,7 @@ def dims(kind: str, seen: Seen) -> Op | None:
     if kind in ("memcpy", "memset"):
         host = {"host": 1} if re.search(r"HtoD|DtoH|Host", seen.kernel) else {}
         return Op.of(kind, "int8", bytes=seen.nbytes, **host) if seen.nbytes else None
-    kind = collective_kind(seen.collective) or kind
+    kind = collective_kind(seen.collective) or (_sent_by(seen.operator) if kind == "send_recv" else kind)
     nbytes = seen.nbytes or _contribution(kind, seen)
     if (
         not nbytes
@@ -89,6 +89,11 @@ def dims(kind: str, seen: Seen) -> Op | None:
     ranks = {"ranks": seen.group} if seen.group > 1 else {}
     ranks |= {"stride": seen.stride} if ranks and seen.stride > 1 else {}
     return Op.of(kind, "bf16", bytes=nbytes, **ranks) if nbytes else Op(kind, seen.act_dtype)
+
+
+def _sent_by(operator: str) -> str:
+    """What sends and receives are for: where nothing else says it, the operator around the calls does."""
+    return collective_kind(operator) or "send_recv"
 
 
 def _contribution(kind: str, seen: Seen) -> int:

@@ -157,6 +157,8 @@ class Ranks(Run):
         clock, shift = self._clocks[rank], self._shifts[rank]
         if clock is None:
             return np.asarray(moment - shift)
+        if not clock["drift"]:
+            return np.asarray(moment - round(float(clock["offset_ns"])) - shift)
         away = moment - int(clock["at_ns"]) - float(clock["offset_ns"])
         return np.asarray(
             int(clock["at_ns"]) + np.rint(away / (1.0 + float(clock["drift"]))).astype(np.int64) - shift

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import os
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,39 @@ def test_nccl_ranges_stay_ranges_and_operators_become_operators():
     assert {"ncclSend", "ncclRecv", "ncclGroupEnd"} <= ranges
     assert {"aten::copy_", "FlashAttnFunc"} <= operators
     assert not any("op_id" in text for text in ranges | operators)
+
+
+def test_the_schemas_of_nccl_s_payloads_lay_out_what_is_sent(tmp_path):
+    """The file has NCCL's payload schemas and calls but was cut before their bytes: those are put in, laid out by hand."""
+    name = "2026-2gpu-nccl-nvtx"
+    told = """SELECT DISTINCT schemaId, name, type, offset FROM NVTX_PAYLOAD_SCHEMA_ENTRIES
+              WHERE schemaId IN (16777225, 16777226) ORDER BY schemaId, idx"""
+    layout = [("NCCL communicator ID", 18, None), ("Message size [bytes]", 22, 8), ("Peer rank", 5, 16)]
+    assert queried(name, told, tmp_path) == [(i, *field) for i in (16777225, 16777226) for field in layout]
+    file = tmp_path / f"{name}.sqlite"
+    with sqlite3.connect(file) as db:
+        for call, schema in (("ncclSend", 16777226), ("ncclRecv", 16777225)):
+            payload = struct.pack("<QQQQ", 1, schema, 24, 0) + struct.pack("<QQiI", 77, 4096, 1, 0)
+            db.execute(
+                """UPDATE NVTX_EVENTS SET binaryData = ? WHERE eventType = 59 AND
+                   COALESCE(text, (SELECT value FROM StringIds WHERE id = textId)) = ?""",
+                (payload, call),
+            )
+    texts = [set(parse(file, gpu=i).codes("op")[1]) for i in range(2)]
+    assert all("send_recv bf16 bytes=8192" in told for told in texts)  # two sends in each group
+    assert not any(
+        "bytes" in text for run in both(name) for text in run.codes("op")[1] if "send_recv" in text
+    )
+
+
+def test_the_operator_around_sends_says_that_they_are_an_all_to_all():
+    with ranks_of(export("2026-2gpu-nccl-nvtx")) as (_, files):
+        facts = parse_ranks(files, jobs=1)
+    assert [(c["collective"], c["count"]) for c in facts["collectives"]] == [("all_to_all", 32)]
+    assert [r["clock_offset_s"] for r in facts["ranks"]] == [0.0, 0.0]
+    waits = [r["wait_s"] for r in facts["ranks"]]
+    assert waits == pytest.approx([10.9e-3, 2.5e-3], rel=0.05)
+    assert any("share its clock" in note for note in facts["notes"])
 
 
 def test_an_old_schema():

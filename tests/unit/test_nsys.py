@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import sqlite3
 import stat
@@ -205,6 +206,9 @@ def test_parse_makes_a_run_of_each_rank(tmp_path, process):
     done = process("parse", packed, "-o", tmp_path / "out", "--jobs", "1")
     assert done.status == 0, done.err
     assert "2 of 2 kernels lie in an NVTX range" in done.out
+    assert "share its clock" in done.out and "who waits for whom is not told" in done.out
+    ranks = json.loads((tmp_path / "out" / "ranks.json").read_bytes())["ranks"]
+    assert [(r["clock"]["of_rank"], r["clock_offset_s"], r["wait_s"]) for r in ranks] == [(0, 0.0, None)] * 2
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "rank-0",
         "rank-1",

@@ -83,3 +83,19 @@ def test_only_an_all_reduce_that_states_nothing_takes_its_bytes_from_the_model()
     assert not ops.work(ops.build("all_gather", plain)).known
     stated = Seen("ncclDevKernel_AllReduce", tokens=4, model=model, collective="allreduce")
     assert not ops.work(ops.build("all_reduce", stated)).known  # a message of a type that has no known width
+
+
+def test_the_operator_around_sends_says_what_they_are_for():
+    """emit_nvtx around torch's all_to_all, which NCCL runs as sends and receives; a point-to-point send stays one."""
+    for operator, kind in (
+        ("nccl:all_to_all", "all_to_all"),
+        ("nccl:send 0->1", "send_recv"),
+        ("", "send_recv"),
+    ):
+        assert (
+            ops.build("send_recv", Seen("ncclDevKernel_SendRecv", nbytes=64, operator=operator)).kind == kind
+        )
+    assert (
+        ops.build("all_reduce", Seen("ncclDevKernel_AllReduce", nbytes=64, operator="nccl:all_to_all")).kind
+        == "all_reduce"
+    )

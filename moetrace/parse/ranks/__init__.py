@@ -47,15 +47,15 @@ def parse_ranks(
     """
     place = output_at(output) if output is not None else None
     if place is None:
-        return compare(_parsed(files, Task(files, None, options or {}), None, jobs, scheduler, progress, {}))[
-            1
-        ]
+        task = Task(files, None, options or {})
+        return compare(_parsed(files, task, None, jobs, scheduler, progress, {}), _one_clock(files))[1]
     place.check(force)
     stage = place.stage()
     try:
         made: dict[int, str] = {}
         task = Task(files, stage, options or {})
-        table, facts = compare(_parsed(files, task, place, jobs, scheduler, progress, made))
+        found = _parsed(files, task, place, jobs, scheduler, progress, made)
+        table, facts = compare(found, _one_clock(files))
         place.take(made)
     finally:
         place.clean()
@@ -63,6 +63,12 @@ def parse_ranks(
         place.edit_meta(own["rank"], lambda raw, own=own: _told(raw, own, len(facts["ranks"])))  # type: ignore[misc]
     place.finish(table, facts)
     return facts
+
+
+def _one_clock(files: Mapping[int, Path | Remote | Export]) -> bool:
+    """Whether the ranks are of one nsys file, which has one clock for all its processes and GPUs."""
+    whole = {file.path if isinstance(file, Export) else None for file in files.values()}
+    return len(whole) == 1 and None not in whole
 
 
 def _parsed(

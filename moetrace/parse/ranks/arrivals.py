@@ -46,6 +46,7 @@ class Compared:
     unmatched: dict[int, str] = field(default_factory=dict)
     talks: dict[str, Talk] = field(default_factory=dict)
     assumed: list[str] = field(default_factory=list)  # collectives taken as of neighbours
+    one_clock: bool = False  # the ranks share a clock
 
     def skew(self) -> dict[str, float] | None:
         """Median, 95th percentile and maximum of the time between the first and the last arrival, in seconds."""
@@ -68,9 +69,18 @@ class Compared:
         if self.assumed:
             said.append(f"{_NEIGHBOURS} ({', '.join(self.assumed[:3])}{', ...' if self.assumed[3:] else ''})")
         error = max((c.error_ns for c in self.clocks.values()), default=0.0)
+        if self.one_clock:
+            said.append("the ranks lie in one file and share its clock: their times are taken as they are")
         if not self.clocks:
             said.append(
                 "no collective is on more than one of these ranks: clocks are not aligned, nothing is compared"
+            )
+        elif self.one_clock and not self.talks:
+            said.append("no collective is on more than one of these ranks: who waits for whom is not told")
+        elif self.one_clock and error >= _SEEN_NS:
+            said.append(
+                f"by that clock collectives end up to {error / 1e3:,.1f} us apart (median of a rank): shorter waits are not to "
+                "be trusted"
             )
         elif error >= _SEEN_NS:
             said.append(
@@ -110,9 +120,12 @@ class Arrivals:
         np.save(self._folder / f"{found.rank}.npy", talk, allow_pickle=False)
         self._steps[found.rank] = len(found.steps["step"])
 
-    def compared(self, world: int) -> Compared:
-        """The comparison of ranks of a world of so many: which of them are a group, then their clocks, then who waits."""
-        found = Compared()
+    def compared(self, world: int, one_clock: bool = False) -> Compared:
+        """The comparison of ranks of a world of so many: which of them are a group, then their clocks, then who waits.
+
+        With `one_clock` the ranks share one, and collectives tell only how far its moments are to be trusted.
+        """
+        found = Compared(one_clock=one_clock)
         ranks = sorted(self._steps)
         self._kinds, found.assumed = settled(self._told, world, ranks, self._late)
         self._all = largest_first(self._kinds.values())
@@ -178,6 +191,9 @@ class Arrivals:
         found.clocks, found.roots = linked(links)
         for rank in found.clocks:
             found.unmatched.pop(rank, None)
+        if found.one_clock:
+            found.clocks = {rank: Clock(at, error_ns=_apart(found.clocks.get(rank))) for rank in ranks}
+            found.roots = dict.fromkeys(ranks, ranks[0])
 
     # -- waiting ---------------------------------------------------------------------------------------------------
     def _waits(self, block: Sequence[int], kind: int, found: Compared) -> None:
@@ -262,3 +278,8 @@ class Arrivals:
             found.talks[names[code]] = replace(
                 talk, count=talk.count + int(at.sum()), on_ranks=talk.on_ranks + ranks * int(at.sum()), **more
             )
+
+
+def _apart(clock: Clock | None) -> float:
+    """How far from each other's the ends of collectives are, ns, by one clock; 0 where there are none."""
+    return abs(clock.offset_ns) + clock.error_ns if clock is not None else 0.0

@@ -41,8 +41,11 @@ _SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in RANKS_CO
 _SECONDS = ("busy", "comm", "exposed_comm", "experts")
 
 
-def compare(ranks: Iterable[Gathered]) -> tuple[pa.Table, dict[str, Any]]:
-    """(the table of RANKS_COLUMNS, the summary) of the ranks; one is held at a time, their collectives in files."""
+def compare(ranks: Iterable[Gathered], one_clock: bool = False) -> tuple[pa.Table, dict[str, Any]]:
+    """(the table of RANKS_COLUMNS, the summary) of the ranks; one is held at a time, their collectives in files.
+
+    With `one_clock` their moments are by one clock already.
+    """
     with tempfile.TemporaryDirectory(prefix="moetrace-") as folder:
         steps: dict[int, dict[str, IntArray]] = {}
         loads, world, arrivals = Loads(), 1, Arrivals(Path(folder))
@@ -53,7 +56,7 @@ def compare(ranks: Iterable[Gathered]) -> tuple[pa.Table, dict[str, Any]]:
             arrivals.add(one)
             loads.add(one)
             reach += one.reach
-        found = arrivals.compared(world)
+        found = arrivals.compared(world, one_clock)
     table = pa.concat_tables(
         [
             _rows(rank, steps[rank], found, loads.of_rank(rank, len(steps[rank]["step"])))
