@@ -104,10 +104,15 @@ def staging(root: Path) -> Path:
 
 
 def publish(
-    made: Path, root: Path, force: bool, ours: Iterable[str] = _OURS, whose: str = "moetrace's"
+    made: Path,
+    root: Path,
+    force: bool,
+    ours: Iterable[str] = _OURS,
+    whose: str = "moetrace's",
+    folders: str = "",
 ) -> None:
     """Renames a finished directory into place; the old one is set aside until that has worked, and else put back."""
-    check_directory(root, force, ours, whose)
+    check_directory(root, force, ours, whose, folders)
     old = made.with_suffix(".old")
     try:
         if root.exists():
@@ -119,15 +124,22 @@ def publish(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_directory(path: Path, force: bool, ours: Iterable[str] = _OURS, whose: str = "moetrace's") -> None:
+def check_directory(
+    path: Path, force: bool, ours: Iterable[str] = _OURS, whose: str = "moetrace's", folders: str = ""
+) -> None:
     """`check_output` where a directory is to be written: a file in its place is refused."""
-    check_output(path, force, ours, whose)
+    check_output(path, force, ours, whose, folders)
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is not a directory: it is not replaced, give another name")
 
 
-def check_output(path: Path, force: bool, ours: Iterable[str] = _OURS, whose: str = "moetrace's") -> None:
-    """Raises OutputError if `path` exists and may not be replaced. Even `force` replaces only what moetrace wrote."""
+def check_output(
+    path: Path, force: bool, ours: Iterable[str] = _OURS, whose: str = "moetrace's", folders: str = ""
+) -> None:
+    """Raises OutputError if `path` exists and may not be replaced. Even `force` replaces only what moetrace wrote.
+
+    `folders`: a pattern of names of directories in it that may be replaced, where they hold nothing but `ours`.
+    """
     if path.name in RUN_FILES and is_run(path.parent):
         raise OutputError(f"{path} is a part of the run {path.parent}: give another name")
     if (url := url_of(path)) is not None:
@@ -144,7 +156,7 @@ def check_output(path: Path, force: bool, ours: Iterable[str] = _OURS, whose: st
         )
     if not force:
         raise OutputError(f"{path} exists: give another name or --force to replace it")
-    strange = _strange(path, frozenset(ours)) if path.is_dir() else []
+    strange = _strange(path, frozenset(ours), folders) if path.is_dir() else []
     if strange:
         raise OutputError(
             f"{path} holds files that are not {whose} ({', '.join(strange[:3])}): give another name"
@@ -161,8 +173,8 @@ def _is_stood_in(folder: Path) -> bool:
     return there == here or there in here.parents or os.path.ismount(folder)
 
 
-def _strange(folder: Path, ours: frozenset[str]) -> list[str]:
-    """Names in a directory that are not ours to remove: a directory is never, whatever it is called."""
+def _strange(folder: Path, ours: frozenset[str], folders: str = "") -> list[str]:
+    """Names in a directory that are not ours to remove: a directory is never, unless `folders` matches it and it holds ours."""
     try:
         found = {p.name: p.is_dir() and not p.is_symlink() for p in folder.iterdir()}
     except OSError as err:
@@ -170,7 +182,8 @@ def _strange(folder: Path, ours: frozenset[str]) -> list[str]:
     return sorted(
         name
         for name, is_folder in found.items()
-        if is_folder or (name not in ours and not ((m := _STALE.fullmatch(name)) and m[1] in ours))
+        if (is_folder and not (folders and re.fullmatch(folders, name) and not _strange(folder / name, ours)))
+        or (not is_folder and name not in ours and not ((m := _STALE.fullmatch(name)) and m[1] in ours))
     )
 
 

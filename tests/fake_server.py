@@ -36,6 +36,8 @@ class FakeEngine(ThreadingHTTPServer):
         self.routed = False  # vLLM's --enable-return-routed-experts
         self.key = ""
         self.redirect = ""
+        self.ranks = 1  # each writes a trace
+        self.tp = 0  # what SGLang says of them; 0: the truth
         self.slow_s = 0.0  # between the halves of a trace file
         self.broken = ""  # a path that answers 500
         self.garbage = ""  # a path that answers what is no JSON
@@ -56,20 +58,22 @@ class FakeEngine(ThreadingHTTPServer):
                 if event["cat"] == "user_annotation":
                     event["name"] = f"step[DECODE bs={batch}]"
         trace = {"traceEvents": events, "baseTimeNanoseconds": 1_700_000_000_000_000_000, "host_name": SECRET}
-        body = gzip.compress(json.dumps(trace, indent=1).encode())
-        ranks = {
+        whole = gzip.compress(json.dumps(trace, indent=1).encode())
+        names = {
             "vllm": "dp0_pp0_tp{0}_dcp0_ep0_rank{0}.17.pt.trace.json.gz",
             "sglang": "17-TP-{0}.trace.json.gz",
         }
-        for rank in (1, 0):
-            path = folder / ranks[self.engine].format(rank)
+        for rank in reversed(range(self.ranks)):
+            trace["distributedInfo"] = {"backend": "nccl", "rank": rank, "world_size": self.ranks}
+            body = gzip.compress(json.dumps(trace, indent=1).encode())
+            path = folder / names[self.engine].format(rank)
             path.write_bytes(body[: len(body) // 2])
             time.sleep(self.slow_s)
             path.write_bytes(body)
         if self.engine == "vllm":
             (folder / f"{SECRET}_1.async_llm.18.pt.trace.json.gz").write_bytes(gzip.compress(b"{}"))
             (folder / "capture_traces").mkdir(exist_ok=True)
-            (folder / "capture_traces" / "rank0.1.pt.trace.json.gz").write_bytes(body)
+            (folder / "capture_traces" / "rank0.1.pt.trace.json.gz").write_bytes(whole)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -138,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         told = {
             "model_path": "Qwen/Qwen3-30B-A3B",
             "version": "0.5.6",
-            "tp_size": 2,
+            "tp_size": self.server.tp or self.server.ranks,
             "ep_size": 1,
             "dtype": "bfloat16",
             "host": SECRET,

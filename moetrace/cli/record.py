@@ -57,7 +57,7 @@ def record(
         ctx, PROGRAM - WORKLOAD, "is about a program, and none is given (moetrace record -o DIR -- SCRIPT)"
     )
     if server is not None:
-        _refuse(ctx, WORKLOAD - SHARED, "is of a program or of the built-in workload, not of a server's")
+        _refuse(ctx, WORKLOAD - SHARED, "is of the built-in workload or a program, not of a server")
         _server(
             server, output, force, as_json, {k: v for k, v in options.items() if k in SHARED | SERVER_ONLY}
         )

@@ -6,6 +6,7 @@ entrypoints/http_server, managers/io_struct, eplb/expert_distribution); not run 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -49,6 +50,12 @@ class Engine:
     root: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     records_experts: bool = False
+
+    @property
+    def ranks(self) -> int:
+        """How many traces it writes at least, if it says how many ranks share the model; else 0."""
+        told = [n for name in ("tp", "pp") if isinstance(n := self.facts.get(name), int) and n > 0]
+        return math.prod(told) if told else 0
 
     def start(self, client: Client, trace_dir: Path, options: Mapping[str, Any]) -> None:
         """Start the profiler. Raises MoetraceError saying how the server must be started where it cannot."""

@@ -1,8 +1,8 @@
 """Experts in fp8: weights stored as e4m3 with one scale per output channel, rows quantised with one scale each.
 
 That is what engines call per-channel weights and dynamic per-token activations (torch's "rowwise" scaling). Router,
-attention, norms and head stay as they are. Fused is one `torch._scaled_grouped_mm` for all experts, which needs a GPU that has it (H100 on);
-unfused is a `torch._scaled_mm` per expert that has tokens, which runs on a CPU too.
+attention, norms and head stay as they are. Fused is one `torch._scaled_grouped_mm` for all experts, which needs a GPU
+that has it (H100 on); unfused is a `torch._scaled_mm` per expert that has tokens, which runs on a CPU too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A running vLLM or SGLang server, profiled under a built-in load or beside live traffic -> a recording.
 
-The engine writes its traces itself, into a folder that must be seen from here too. Kept of it: the trace of rank 0,
-its graph capture if there is one, what the engine says of how it runs, and its export of which experts were chosen if
-it makes one. Not kept: prompts, tokens, host and user names, paths, keys.
+The engine writes its traces itself, into a folder that must be seen from here too. Kept of it: the trace of each rank (of
+several each in a folder of its own, which `parse` reads as ranks), its graph capture if there is one, what the engine
+says of how it runs, and its export of which experts were chosen if it makes one. Not kept: prompts, tokens, host and user
+names, paths, keys.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from moetrace.record.files import (
     TRACE_FILE,
     check_output,
     publish,
+    rank_folder,
     staging,
 )
 from moetrace.record.http import Client
@@ -108,10 +110,12 @@ def record_server(
         session = _Session(client, engine, what, options, Traces(what.trace_dir or own or made), progress)
         facts, routing = session.run(made, prompts, spec)
         facts = _facts(engine, what, name, config) | facts
-        if routing is not None:
-            routing.save(made / ROUTING_FILE)
-        text = json.dumps(facts, indent=2) + "\n"
-        (made / RECORDING_FILE).write_text(text)
+        ranks = facts["trace"]["ranks"]
+        for rank, folder in enumerate(_folders(made, ranks)):
+            if routing is not None:
+                routing.save(folder / ROUTING_FILE)
+            place = {"parallelism": {"world_size": ranks, "rank": rank}}
+            (folder / RECORDING_FILE).write_text(json.dumps(facts | place, indent=2) + "\n")
         publish(made, target, force)
     except OSError as failure:
         raise OutputError(f"{target}: the recording could not be written: {failure.strerror}") from failure
@@ -160,10 +164,13 @@ class _Session:
         if experts is not None:
             routing, source = experts.collect(self.client, what.timeout_s, spec)
         self.progress("waiting for the traces")
-        facts["trace"] = self.traces.keep(made / TRACE_FILE, what.timeout_s)
-        captured = what.capture_trace or self.traces.capture()
-        if captured is not None:
-            keep_trace(captured, made / CAPTURE_FILE)
+        facts["trace"] = self.traces.keep(
+            lambda rank, ranks: _folders(made, ranks)[rank] / TRACE_FILE, what.timeout_s, self.engine.ranks
+        )
+        folders = _folders(made, facts["trace"]["ranks"])
+        captured = [what.capture_trace] if what.capture_trace else self.traces.captures()
+        for rank, folder in enumerate(folders if captured else ()):
+            keep_trace(captured[rank if len(captured) == len(folders) else 0], folder / CAPTURE_FILE)
         facts["routing"] = {"source": source}
         return facts, routing
 
@@ -195,6 +202,11 @@ class _Session:
         if not isinstance(answer, dict) or len(answer.get("choices") or ()) != len(prompts):
             raise MoetraceError(f"the server's answer to /v1/completions has not {len(prompts)} choices")
         return took, answer
+
+
+def _folders(made: Path, ranks: int) -> list[Path]:
+    """Where each rank's files go."""
+    return [made] if ranks == 1 else [rank_folder(made, rank) for rank in range(ranks)]
 
 
 def _prompts(what: Attachment) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The traces that an engine writes: which are new, which is rank 0's, when they are whole; copied without names."""
+"""The traces that an engine writes: which are new, whose rank's they are, when they are whole; copied without names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import re
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from moetrace.record import capture
 
 _PATTERN = "*.trace.json*"
 _CAPTURES = "capture_traces"  # vLLM's folder for them
-_RANK = re.compile(r"(?:TP-|rank_?|tp)(\d+)")
+# The places of a rank, in the order in which ranks are numbered; the names of vLLM, SGLang and torch.
+_PLACES = tuple(
+    re.compile(rf"(?i)(?<![a-z0-9]){name}[-_]?(\d+)") for name in ("dp", "pp", "tp", "ep", "rank")
+)
 _POLL_S = 0.5
+_QUIET_S = 3.0  # how long nothing may change where the engine does not say how many traces come
 
 
 class Traces:
@@ -33,9 +38,13 @@ class Traces:
         """Take what is there now as old."""
         self._before = self._state()
 
-    def keep(self, target: Path, timeout: float) -> dict[str, Any]:
-        """Copy rank 0's new trace to `target` once it is whole; what is known of it. Raises MoetraceError after `timeout`."""
-        deadline = time.monotonic() + timeout
+    def keep(self, place: Callable[[int, int], Path], timeout: float, expected: int) -> dict[str, Any]:
+        """Copy each rank's new trace to `place(rank, ranks)` once all are whole; what is known of them.
+
+        Waits until there are as many as the engine was `expected` to write or, where that is 0, none has come for a while.
+        Raises MoetraceError after `timeout`.
+        """
+        deadline, changed = time.monotonic() + timeout, time.monotonic()
         seen: dict[Path, tuple[int, int]] = {}
         why = "no new trace came"
         while True:
@@ -44,25 +53,31 @@ class Traces:
                 for p, s in self._state().items()
                 if self._before.get(p) != s and _CAPTURES not in p.parts
             }
-            found = rank_zero(list(now))
-            if found is not None and now == seen:
-                try:
-                    keep_trace(found, target)
-                except (EOFError, zlib.error, gzip.BadGzipFile):
-                    why = f"{found.name} stayed incomplete"
-                else:
-                    return {"ranks": len(_ranks(list(now))), "files": len(now)}
-            if time.monotonic() > deadline:
+            ranks, late = by_rank(list(now)), time.monotonic() > deadline
+            if now != seen:
+                changed = time.monotonic()
+            quiet = late or (len(ranks) >= expected if expected else time.monotonic() - changed >= _QUIET_S)
+            if ranks and now == seen and quiet:
+                broken = next((p for p in ranks if not is_whole(p)), None)
+                if broken is None:
+                    for rank, path in enumerate(ranks):
+                        keep_trace(path, place(rank, len(ranks)))
+                    return {
+                        "ranks": len(ranks),
+                        "expected_ranks": max(expected, len(ranks)),
+                        "files": len(now),
+                    }
+                why = f"{broken.name} stayed incomplete"
+            if late:
                 raise MoetraceError(
                     f"{self.folder}: {why} within {timeout:g} s (does the server write its traces there?)"
                 )
             seen = now
             time.sleep(_POLL_S)
 
-    def capture(self) -> Path | None:
-        """vLLM's newest trace of a graph capture, if it was started to make one."""
-        found = [p for p in self._state() if _CAPTURES in p.parts]
-        return max(found, key=lambda p: p.stat().st_mtime_ns, default=None)
+    def captures(self) -> list[Path]:
+        """vLLM's traces of a graph capture, the newest of each rank, if it was started to make them."""
+        return by_rank([p for p in self._state() if _CAPTURES in p.parts])
 
     def _state(self) -> dict[Path, tuple[int, int]]:
         """(size, time of change) of every trace file there is."""
@@ -77,25 +92,30 @@ class Traces:
         return state
 
 
-def rank_zero(paths: list[Path]) -> Path | None:
-    """The trace of the lowest rank, the decode stage's where stages are apart; never that of vLLM's front end."""
-    workers = [p for p in paths if "async_llm" not in p.name]
-    if not workers:
-        return None
-    return min(workers, key=lambda p: (_rank(p), "DECODE" not in p.name, -p.stat().st_mtime_ns))
+def by_rank(paths: list[Path]) -> list[Path]:
+    """One trace of each rank, in their order; the decode stage's where stages are apart; never vLLM's front end's."""
+    found: dict[tuple[int, ...], Path] = {}
+    for path in sorted(paths, key=lambda p: ("DECODE" in p.name, p.stat().st_mtime_ns)):
+        if "async_llm" not in path.name:
+            found[tuple(int(m[-1]) if (m := at.findall(path.name)) else 0 for at in _PLACES)] = path
+    return [found[place] for place in sorted(found)]
 
 
-def _rank(path: Path) -> int:
-    numbers = _RANK.findall(path.name)
-    return max((int(n) for n in numbers), default=0)
-
-
-def _ranks(paths: list[Path]) -> set[int]:
-    return {_rank(p) for p in paths if "async_llm" not in p.name}
+def is_whole(path: Path) -> bool:
+    """Whether a trace was written to its end, as far as its compression tells."""
+    if path.suffix != ".gz":
+        return True
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return False
+    return True
 
 
 def keep_trace(source: Path, target: Path) -> None:
-    """Copy a trace, line by line, without the names of host and user. Raises EOFError if its gzip is cut off."""
+    """Copy a trace, line by line, without the names of host and user."""
     with (
         source.open("rb") as raw,
         gzip.GzipFile(fileobj=raw) if source.suffix == ".gz" else raw as lines,

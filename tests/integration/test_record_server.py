@@ -25,6 +25,7 @@ LOAD = ("--batch", "4", "--context", "6", "--steps", "2", "--timeout", "20")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traces, "_POLL_S", 0.02)
+    monkeypatch.setattr(traces, "_QUIET_S", 0.3)
     monkeypatch.setattr(routing_export, "_POLL_S", 0.02)
 
 
@@ -50,7 +51,7 @@ def facts_of(out: Path) -> dict[str, Any]:
 def said_nothing_private(out: Path) -> None:
     import gzip
 
-    for path in out.iterdir():
+    for path in (p for p in out.rglob("*") if p.is_file()):
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
         for canary in (SECRET, "canary-key", "canary-text", str(out.parent)):
@@ -77,7 +78,7 @@ def test_vllm_under_the_built_in_load(call: Call, vllm: FakeEngine, tmp_path: Pa
     assert (facts["engine"], facts["model"]) == ("vllm", "qwen3-30b-a3b")
     assert facts["routing"]["source"].startswith("none: ")
     assert (facts["batch"], facts["context"], facts["decode_steps"]) == (4, 6, 2)
-    assert facts["trace"] == {"ranks": 2, "files": 3}
+    assert facts["trace"] == {"ranks": 1, "expected_ranks": 1, "files": 2}
     assert min(facts["unprofiled_load_s"], facts["recorded_load_s"]) > 0
     assert sorted(p.name for p in out.iterdir()) == ["capture.json.gz", "recording.json", "trace.json.gz"]
     said_nothing_private(out)
@@ -125,7 +126,7 @@ def test_sglang_with_its_expert_recorder_and_profile_options(
         "with_stack": False,
     }
     facts = json.loads(answer.out)
-    assert facts["engine_facts"] == {"tp": 2, "ep": 1, "dtype": "bfloat16", "attention_backend": "fa3"}
+    assert facts["engine_facts"] == {"tp": 1, "ep": 1, "dtype": "bfloat16", "attention_backend": "fa3"}
     assert facts["profile_options"] == {"num_steps": "2", "with_stack": "false"}
     said_nothing_private(out)
     run = parse(out, kv_len=8)
@@ -291,16 +292,75 @@ def test_options_of_a_server_need_one(call: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "first"),
+    ("names", "kept"),
     [
-        (("1-TP-1.trace.json.gz", "1-TP-0.trace.json.gz"), "1-TP-0.trace.json.gz"),
-        (("1-TP-0-EXTEND.trace.json.gz", "1-TP-0-DECODE.trace.json.gz"), "1-TP-0-DECODE.trace.json.gz"),
-        (("h_1.async_llm.2.pt.trace.json.gz", "rank3.1.pt.trace.json.gz"), "rank3.1.pt.trace.json.gz"),
-        (("h_1.async_llm.2.pt.trace.json.gz",), None),
+        (("1-TP-1.trace.json.gz", "1-TP-0.trace.json.gz"), ("1-TP-0", "1-TP-1")),
+        (
+            ("1-TP-0-EXTEND.trace.json.gz", "1-TP-0-DECODE.trace.json.gz", "1-TP-1-DECODE.trace.json.gz"),
+            ("1-TP-0-DECODE", "1-TP-1-DECODE"),
+        ),
+        (("1-TP-0-DP-1-EP-0.trace.json.gz", "1-TP-1-DP-0-EP-1.trace.json.gz"), ("1-TP-1-DP-0-EP-1", "1-TP-0-DP-1-EP-0")),
+        (("h_1.async_llm.2.pt.trace.json.gz", "rank3.1.pt.trace.json.gz"), ("rank3.1.pt",)),
+        (
+            [f"dp{d}_pp0_tp{t}_dcp0_ep0_rank{t}.1.pt.trace.json.gz" for d in (1, 0) for t in (1, 0)],
+            [f"dp{d}_pp0_tp{t}_dcp0_ep0_rank{t}.1.pt" for d in (0, 1) for t in (0, 1)],
+        ),
+        (("h_1.async_llm.2.pt.trace.json.gz",), ()),
     ],
-)
-def test_which_trace_is_kept(tmp_path: Path, names: tuple[str, ...], first: str | None) -> None:
+)  # fmt: skip
+def test_one_trace_of_each_rank_is_kept_in_their_order(
+    tmp_path: Path, names: tuple[str, ...], kept: tuple[str, ...]
+) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    found = traces.rank_zero([tmp_path / name for name in names])
-    assert (found and found.name) == first
+    found = traces.by_rank([tmp_path / name for name in names])
+    assert [path.name.removesuffix(".trace.json.gz") for path in found] == list(kept)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_all_ranks_become_one_folder_that_parse_reads_as_ranks(
+    engine: str, call: Call, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "engine", tmp_path / "out"
+    folder.mkdir()
+    with serving(engine, folder) as fake:
+        fake.ranks, fake.slow_s, fake.routed = 4, 0.05, True
+        ask = (
+            "record",
+            "--server",
+            fake.url,
+            "--trace-dir",
+            folder,
+            "--expert-dir",
+            folder,
+            *LOAD,
+            "-o",
+            out,
+        )
+        assert call(*ask).status == 0
+        assert call(*ask).status == 2  # it exists
+        assert call(*ask, "--force").status == 0
+        (out / "rank-0" / "mine.txt").write_text("of the user")
+        refused = call(*ask, "--force")
+        assert (refused.status, "files that are not a recording's (rank-0)" in refused.err) == (2, True)
+        (out / "rank-0" / "mine.txt").unlink()
+    assert sorted(p.name for p in out.iterdir()) == [f"rank-{r}" for r in range(4)]
+    said_nothing_private(out)
+    for rank in range(4):
+        facts = facts_of(out / f"rank-{rank}")
+        assert facts["parallelism"] == {"world_size": 4, "rank": rank}
+        assert facts["trace"]["ranks"] == facts["trace"]["expected_ranks"] == 4
+        assert (out / f"rank-{rank}" / "routing.parquet").is_file()
+    parsed = call("parse", out, "-o", tmp_path / "run", "--kv-len", "8", "--json")
+    assert parsed.status == 0, parsed.err
+    assert sorted(p.name for p in (tmp_path / "run").iterdir() if p.is_dir()) == [
+        f"rank-{r}" for r in range(4)
+    ]
+
+
+def test_a_rank_that_does_not_come_is_told(call: Call, sglang: FakeEngine, tmp_path: Path) -> None:
+    """The server says two ranks, one writes: kept is what came, and recording.json says that one is missing."""
+    sglang.tp = 2
+    ask = ("--trace-dir", sglang.folder, *LOAD[:-1], "0.5")
+    assert call("record", "--server", sglang.url, *ask, "-o", tmp_path / "out").status == 0
+    assert facts_of(tmp_path / "out")["trace"] == {"ranks": 1, "expected_ranks": 2, "files": 1}
