@@ -19,7 +19,7 @@ _MAX_VALUE = 1 << 31
 # Names that public configs use for the same thing, first found wins.
 _EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
 _TOPK = ("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_k", "num_selected_experts")
-_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+_SHARED = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
 # Model types whose experts are counted by this field of their config. Without it Hugging Face takes its class's own number,
 # which is some other model's (transformers 5.23, models/*/configuration_*.py; kimi_k2 by the code beside its weights).
 _COUNTED_BY = {
@@ -34,7 +34,7 @@ _COUNTED_BY = {
         "num_local_experts",
     ),
     **dict.fromkeys(
-        ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "glm4v_moe_text",
+        ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "glm4_moe", "glm4_moe_lite", "glm4v_moe_text",
          "glm_moe_dsa", "kimi_k2", "longcat_flash", "mimo_v2_flash", "mistral4", "nemotron_h", "solar_open", "step3p5"),
         "n_routed_experts",
     ),
@@ -63,7 +63,7 @@ _BITS = {
 _MODELOPT = {"FP8": "fp8", "NVFP4": "nvfp4", "W4A16_AWQ": "int4"}
 # How families normalise queries and keys where they do (transformers 5.23, models/*/modeling_*.py): over each head, or all at
 # once. These always do; others say so in a field.
-_HEAD_NORMS = {"qwen3": "head", "qwen3_moe": "head", "olmoe": "width"}
+_HEAD_NORMS = {"qwen3": "head", "dots1": "head", "qwen3_moe": "head", "olmoe": "width"}
 _UNGATED_ACTIVATIONS = ("relu2", "relu", "gelu_new")
 
 
@@ -88,6 +88,8 @@ class _Config:
         if name is None:
             return None
         value = self.data[name]
+        if isinstance(value, list) and value and all(one == value[0] for one in value):
+            value = value[0]  # said of each layer, the same for all
         if not is_whole(value):
             raise ModelError(f"{self.where}: {name} is {value!r}, expected a whole number")
         return int(value)

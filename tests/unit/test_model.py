@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from moetrace.model import (
     model_names,
     same_shape_as,
 )
+from moetrace.model.catalogue import _entry
 from moetrace.model.config import _COUNTED_BY, _FULL_KV
+from tests.conftest import REPO
 
 # name: total B, active B, whether the published active figure has the embedding table in it. Where from:
 PUBLISHED = {
@@ -52,6 +55,9 @@ PUBLISHED = {
     "qwen3-4b": (4.0, 4.0, True),
     "qwen3-14b": (14.8, 14.8, True),
     "qwen3-32b": (32.8, 32.8, True),
+    "qwen2-57b-a14b": (57, 14, True),  # arXiv 2407.10671
+    "hunyuan-a13b": (80, 13, True),  # model card
+    "dots.llm1": (142, 14, True),  # arXiv 2506.05767, abstract
 }
 # What is published of these is rounded to the billion, or counts otherwise: (total, active, embedding, relative tolerance).
 ROUNDED = {
@@ -63,6 +69,20 @@ ROUNDED = {
         0.07,
     ),  # arXiv 2508.06471; without embedding and lm_head 12.2 B are active
     "deepseek-vl2-tiny": (3, 0.57, False, 0.03),  # arXiv 2412.10302, table 1
+    "ernie-4.5-21b-a3b": (
+        21,
+        3,
+        False,
+        0.12,
+    ),  # its name; its parts in transformers' class and two copies of its config
+    "glm-4.7-flash": (
+        30,
+        3,
+        False,
+        0.2,
+    ),  # model card, 30B-A3B; the active ones without embedding and lm_head are 3.3
+    "granite-3.1-1b-a400m": (1.3, 0.4, False, 0.08),  # model cards
+    "granite-3.1-3b-a800m": (3.3, 0.8, False, 0.11),
 }
 # Parameters that transformers 5.23 gives a causal LM built from the same JSON on the meta device.
 COUNTED = {
@@ -97,6 +117,13 @@ COUNTED = {
     "qwen3-235b-a22b": 235093634560,
     "qwen3-30b-a3b": 30532122624,
     "qwen3-8b": 8190735360,
+    "dots.llm1": 142774373888,
+    "ernie-4.5-21b-a3b": 21825437888,
+    "glm-4.7-flash": 29943390976,
+    "granite-3.1-1b-a400m": 1334628352,
+    "granite-3.1-3b-a800m": 3298793472,
+    "hunyuan-a13b": 80393183232,
+    "qwen2-57b-a14b": 57408658944,
 }
 SMALL: dict[str, Any] = {
     "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
@@ -289,6 +316,46 @@ def test_nested_text_config_inherits_the_outer_fields() -> None:
     assert spec.params() == small(tie_word_embeddings=True).params() == small().params() - 100 * 64
 
 
+def test_what_is_said_of_each_layer_is_one_number_where_all_agree() -> None:
+    spec = small(num_experts_per_tok=[3] * 4, num_shared_expert=[2, 2, 2, 2])
+    assert (spec.topk, spec.shared_inter) == (3, 2 * 96)
+    with pytest.raises(ModelError, match="num_experts_per_tok is"):
+        small(num_experts_per_tok=[3, 3, 3, 2])
+
+
+def test_the_page_lists_the_catalogue_as_it_is() -> None:
+    page = (REPO / "docs" / "models.md").read_text()
+    rows = [line for line in page.splitlines() if re.match(r"\| `[\w.-]+` \|", line)]
+    assert rows == [row_of(name) for name in model_names() if not same_shape_as(name)]
+    assert set(re.findall(r"`([\w.-]+)` \(\[", page)) == {
+        name for name in model_names() if same_shape_as(name)
+    }
+
+
+def row_of(name: str) -> str:
+    """The line of docs/models.md on a model."""
+    spec, source = load_model(name), _entry(name)["_source"].removesuffix("/blob/main/config.json")
+    shared = f", shared {spec.shared_inter}" if spec.shared_inter else ""
+    experts = f"{spec.topk} of {spec.experts}, {spec.expert_inter}{shared}" if spec.experts else "dense"
+    mla = f"MLA {spec.heads} heads, {spec.kv_lora}+{spec.rope_dim}"
+    heads = mla if spec.attention == "mla" else f"{spec.heads}/{spec.kv_heads} x {spec.head_dim}"
+    types = spec.dtype + (f", experts {spec.expert_dtype}" if spec.expert_dtype != spec.dtype else "")
+    counts = f"{spec.params() / 1e9:.1f} / {spec.active_params() / 1e9:.1f}"
+    link = f"[{source.removeprefix('https://huggingface.co/')}]({source})"
+    cells = (
+        f"`{name}`",
+        link,
+        spec.layers,
+        spec.hidden,
+        experts,
+        heads,
+        types,
+        counts,
+        f"{spec.weight_bytes() / 1e9:.1f}",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def test_shared_experts_and_ungated_ffns() -> None:
     assert small(n_shared_experts=2, moe_intermediate_size=16).shared_inter == 32
     assert small(shared_expert_intermediate_size=48).shared_inter == 48
@@ -336,7 +403,7 @@ def test_what_a_class_would_fill_in_must_be_said(name: str) -> None:
         with pytest.raises(ModelError, match=f"lacks the field '{field}'"):
             ModelSpec.from_config({k: v for k, v in config.items() if k != field}, name)
     without = {k: v for k, v in config.items() if k != "num_key_value_heads"}
-    if config["model_type"] in ("llama", "olmoe") or config.get("kv_lora_rank"):
+    if config["model_type"] in _FULL_KV or config.get("kv_lora_rank"):
         spec = ModelSpec.from_config(without, name)
         assert spec.kv_heads == spec.heads
     else:
@@ -350,7 +417,7 @@ def test_the_tables_of_fields_are_what_transformers_does() -> None:
     configs = pytest.importorskip("transformers.models.auto.configuration_auto").CONFIG_MAPPING
     for kind, field in _COUNTED_BY.items():
         if kind in configs and kind != "llama4":  # the outer config, whose decoder is llama4_text
-            assert isinstance(getattr(configs[kind](), field), int), kind
+            assert isinstance(getattr(configs[kind](), field), int | None), kind
     for kind in _FULL_KV & set(configs):
         field = inspect.signature(configs[kind]).parameters.get("num_key_value_heads")
         assert field is None or field.default is None, kind
