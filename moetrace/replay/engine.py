@@ -23,10 +23,12 @@ from moetrace.replay.assumptions import assumptions_of
 from moetrace.replay.draft import Draft, Share
 from moetrace.replay.editing import edited
 from moetrace.replay.intervals import narrowed
+from moetrace.replay.outcome import Outcome
 from moetrace.replay.predicted import first_rows, meta_of, per_step, steps_at, table_of
 from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.setting import context_of, crossing_ns, launch_s, source_of
-from moetrace.replay.summary import Outcome, Tally, as_html
+from moetrace.replay.shown import as_html
+from moetrace.replay.summary import Tally
 from moetrace.replay.waits import waits_of
 from moetrace.run import OPS_SCHEMA, TABLE_FACTS, Meta, Run, TableParts
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moetrace import markup, units
 from moetrace import ops as work_of
-from moetrace.cost import PriceContext
 from moetrace.cost.beyond import beyond, said
 from moetrace.errors import ScenarioError
-from moetrace.hardware import Hardware
-from moetrace.model.accuracy import edited_accuracy
 from moetrace.op import BOUNDS, Op
-from moetrace.replay.anchor import ADDED, ANCHORED, KEPT, MODEL, SCALED, Priced
+from moetrace.replay.anchor import ADDED, MODEL, SCALED
 from moetrace.replay.draft import Draft
 from moetrace.replay.memory import Need
+from moetrace.replay.outcome import (
+    Outcome,
+    accuracy_of,
+    anchored_share,
+    measured_ns,
+    produced,
+    routing_source,
+)
 from moetrace.replay.parallel import NAMES
 from moetrace.run import GENERATING, Run, main_phase
 
@@ -31,26 +33,6 @@ EXTRAPOLATED = "extrapolated, times and intervals alike, for the fit did not see
 # Above this share of the predicted time, a prediction is called anchored without more words.
 _WHOLLY = 0.9995
 _NUMBER = re.compile(r"[\d.,]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """All that a summary is made of. `dur` is ns by row, of which `wait` is waiting for other ranks and `was` what that was as
-    recorded; `span`, `low`, `high`, `busy` ns by step."""
-
-    draft: Draft
-    priced: Priced
-    source: Hardware | None
-    dur: IntArray
-    wait: IntArray
-    was: IntArray
-    span: IntArray
-    low: IntArray
-    high: IntArray
-    busy: IntArray
-    need: Need
-    context: PriceContext
-    assumptions: tuple[str, ...]
 
 
 class Tally:
@@ -83,7 +65,7 @@ class Tally:
         for text in o.assumptions:
             self._said.setdefault(_NUMBER.sub("", text), text)
         total = float(o.dur.sum())
-        self._anchored, self._total = self._anchored + _anchored_share(o) * total, self._total + total
+        self._anchored, self._total = self._anchored + anchored_share(o) * total, self._total + total
         self._add_steps(o)
         self._add_families(o, crossing_ns)
         self._add_ranks(o)
@@ -107,7 +89,7 @@ class Tally:
         o, need = self._first, self._need
         if o is None or need is None:
             raise ScenarioError("the run has no op inside a step, so there is nothing to replay")
-        share = self._anchored / self._total if self._total else _anchored_share(o)
+        share = self._anchored / self._total if self._total else anchored_share(o)
         word = "unanchored" if o.source is None else "anchored" if share > _WHOLLY else "partly"
         return {
             "schema": SCHEMA,
@@ -133,16 +115,16 @@ class Tally:
                 "largest_batch": need.largest_batch,
             },
             "wafers": need.wafers,
-            "accuracy": _accuracy(o.draft),
+            "accuracy": accuracy_of(o.draft),
             "beyond_fit": self.beyond_fit,
             "assumptions": list(self.assumptions),
         }
 
     def _add_steps(self, o: Outcome) -> None:
-        measured = _measured(o.draft)
+        measured = measured_ns(o.draft)
         idle = np.clip(1.0 - o.busy / np.maximum(o.span, 1), 0.0, 1.0)
         for i in np.flatnonzero(measured >= 0).tolist():
-            ns = (o.span[i], o.low[i], o.high[i], measured[i], idle[i], _produced(o.draft, i) or 0)
+            ns = (o.span[i], o.low[i], o.high[i], measured[i], idle[i], produced(o.draft, i) or 0)
             self._steps.setdefault(o.draft.steps[i].phase or "unknown", []).append(ns)
 
     def _phases(self) -> dict[str, Any]:
@@ -220,7 +202,7 @@ class Tally:
         count = np.bincount(o.draft.cell[rows], minlength=len(o.draft.ops)).tolist()
         for op, n in zip(o.draft.ops, count, strict=True):
             if n and op.has("experts", "topk", "tokens", "hidden"):
-                self._experts[op, _source(op, o.draft)] += n
+                self._experts[op, routing_source(op, o.draft)] += n
 
     def _add_beyond(self, o: Outcome) -> None:
         """Of the ops that the law prices, in each phase."""
@@ -255,79 +237,3 @@ class Tally:
             "mean_distinct": sum(work_of.distinct_experts(op)[0] * n for op, _, n in chosen) / total,
             "source": " and ".join(sorted({source for _, source, _ in chosen})),
         }
-
-
-def _accuracy(draft: Draft) -> list[dict[str, float | str]]:
-    """What was published of the accuracy that each edit of the scenario costs, edits taken one by one."""
-    model = draft.run.meta.model
-    texts = draft.scenario.texts()
-    if "prune_inter" in texts and model is not None:
-        texts["n_e"] = str(draft.experts)
-    found = (
-        edited_accuracy(model.name if model else None, knob, texts[knob])
-        for knob in ("n_a", "n_e")
-        if knob in texts
-    )
-    return [point for point in found if point is not None]
-
-
-def _produced(draft: Draft, step: int) -> int | None:
-    """Tokens that a step yields: one per sequence in decode, the prompt tokens it works through otherwise.
-
-    None where drafts are made or verified: how many are accepted is not told.
-    """
-    said = draft.steps[step]
-    if said.phase in ("verify", "draft"):
-        return None
-    return draft.batch_of(step) if said.phase == "decode" else said.tokens
-
-
-def _measured(draft: Draft) -> IntArray:
-    """ns of each recorded step, first start to last end of its ops; -1 for a step without ops."""
-    base, size = draft.base, len(draft.steps)
-    first, last = np.full(size, np.iinfo(np.int64).max), np.full(size, -1, dtype=np.int64)
-    np.minimum.at(first, base.step, base.start)
-    np.maximum.at(last, base.step, base.start + base.dur)
-    seen = np.bincount(base.step, minlength=size) > 0
-    return np.where(seen, last - np.where(seen, first, 0), -1)
-
-
-def _anchored_share(o: Outcome) -> float:
-    """Share of the predicted busy time whose ops rest on their own measurement."""
-    if o.source is None:
-        return 0.0
-    fine = np.isin(o.priced.how, ANCHORED)
-    if o.source.chip == o.draft.hw.chip:
-        fine |= o.priced.how == KEPT
-    total = int(o.dur.sum())
-    return float(o.dur[fine[o.draft.cell]].sum()) / total if total else 1.0
-
-
-def _source(op: Op, draft: Draft) -> str:
-    if op.get("distinct") is not None:
-        return "counted"
-    stated = draft.scenario.get("routing")
-    if stated not in (None, "recorded"):
-        return f"routing={stated}"
-    if op.get("distinct_est") is None:
-        return "uniform formula"
-    return "estimate from the recording" if draft.run.routing is not None else "uniform formula, worst rank"
-
-
-def as_html(summary: Mapping[str, Any]) -> str:
-    """A prediction's summary as two small tables for a notebook, everything in them escaped."""
-    phases = [
-        (
-            phase,
-            *(units.seconds(p[end]) for end in ("step_s", "low_s", "high_s")),
-            f"{p['tokens_per_s']:,.0f}" if p["tokens_per_s"] else "-",
-        )
-        for phase, p in summary["phases"].items()
-    ]
-    families = [
-        (f["family"], units.seconds(f["step_s"]), units.percent(f["share"]), f["bound"] or "-")
-        for f in summary["families"]
-    ]
-    title = f"{summary['label']} on {summary['hardware']}: {summary['anchored']}"
-    steps = markup.table(title, ("phase", "step", "80 % low", "80 % high", "tokens/s"), phases)
-    return steps + markup.table("Where that step goes", ("family", "time", "share", "bound"), families)

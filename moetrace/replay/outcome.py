@@ -1,0 +1,96 @@
+"""What became of one part of a run that is replayed, and what can be said of it alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace.cost import PriceContext
+from moetrace.hardware import Hardware
+from moetrace.model.accuracy import edited_accuracy
+from moetrace.op import Op
+from moetrace.replay.anchor import ANCHORED, KEPT, Priced
+from moetrace.replay.draft import Draft
+from moetrace.replay.memory import Need
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that a summary is made of. `dur` is ns by row, of which `wait` is waiting for other ranks and `was` what that was as
+    recorded; `span`, `low`, `high`, `busy` ns by step."""
+
+    draft: Draft
+    priced: Priced
+    source: Hardware | None
+    dur: IntArray
+    wait: IntArray
+    was: IntArray
+    span: IntArray
+    low: IntArray
+    high: IntArray
+    busy: IntArray
+    need: Need
+    context: PriceContext
+    assumptions: tuple[str, ...]
+
+
+def accuracy_of(draft: Draft) -> list[dict[str, float | str]]:
+    """What was published of the accuracy that each edit of the scenario costs, edits taken one by one."""
+    model = draft.run.meta.model
+    texts = draft.scenario.texts()
+    if "prune_inter" in texts and model is not None:
+        texts["n_e"] = str(draft.experts)
+    found = (
+        edited_accuracy(model.name if model else None, knob, texts[knob])
+        for knob in ("n_a", "n_e")
+        if knob in texts
+    )
+    return [point for point in found if point is not None]
+
+
+def produced(draft: Draft, step: int) -> int | None:
+    """Tokens that a step yields: one per sequence in decode, the prompt tokens it works through otherwise.
+
+    None where drafts are made or verified: how many are accepted is not told.
+    """
+    said = draft.steps[step]
+    if said.phase in ("verify", "draft"):
+        return None
+    return draft.batch_of(step) if said.phase == "decode" else said.tokens
+
+
+def measured_ns(draft: Draft) -> IntArray:
+    """ns of each recorded step, first start to last end of its ops; -1 for a step without ops."""
+    base, size = draft.base, len(draft.steps)
+    first, last = np.full(size, np.iinfo(np.int64).max), np.full(size, -1, dtype=np.int64)
+    np.minimum.at(first, base.step, base.start)
+    np.maximum.at(last, base.step, base.start + base.dur)
+    seen = np.bincount(base.step, minlength=size) > 0
+    return np.where(seen, last - np.where(seen, first, 0), -1)
+
+
+def anchored_share(o: Outcome) -> float:
+    """Share of the predicted busy time whose ops rest on their own measurement."""
+    if o.source is None:
+        return 0.0
+    fine = np.isin(o.priced.how, ANCHORED)
+    if o.source.chip == o.draft.hw.chip:
+        fine |= o.priced.how == KEPT
+    total = int(o.dur.sum())
+    return float(o.dur[fine[o.draft.cell]].sum()) / total if total else 1.0
+
+
+def routing_source(op: Op, draft: Draft) -> str:
+    """Where the distinct experts of an expert op come from, in words."""
+    if op.get("distinct") is not None:
+        return "counted"
+    stated = draft.scenario.get("routing")
+    if stated not in (None, "recorded"):
+        return f"routing={stated}"
+    if op.get("distinct_est") is None:
+        return "uniform formula"
+    return "estimate from the recording" if draft.run.routing is not None else "uniform formula, worst rank"
