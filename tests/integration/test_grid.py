@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from moetrace import cluster
 from moetrace.errors import ScenarioError
 from moetrace.replay.grid import plan as plans
-from moetrace.replay.grid import spread
 from moetrace.replay.grid.plan import Ask, Task
 from moetrace.replay.grid.spread import on_cluster
 from moetrace.replay.grid.store import Made, open_grid, run_grid
@@ -71,7 +71,7 @@ def test_what_cannot_be_is_one_line(
 ) -> None:
     pytest.importorskip("distributed")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(spread, "_CONNECT_S", 1)
+    monkeypatch.setattr(cluster, "_CONNECT_S", 1)
     done = call(*ARGUMENTS, *more)
     assert done.status == 2 and words in done.err and len(done.error_lines) == 1
 

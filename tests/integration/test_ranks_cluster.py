@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -71,53 +73,67 @@ def test_urls_need_no_shared_folder(files, tmp_path):
     ]
 
 
-def test_a_scheduler_of_its_own_process(files, tmp_path, process):
-    at = tmp_path / "scheduler.json"
+@contextmanager
+def cluster_of_processes(folder, *options):
+    """(scheduler's address) of a scheduler and a worker, each a process of its own."""
+    at = folder / "scheduler.json"
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    common = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    python = [sys.executable, "-m"]
-    started = [
-        subprocess.Popen(
-            [
-                *python,
-                "distributed.cli.dask_scheduler",
-                "--port",
-                "0",
-                "--no-dashboard",
-                "--scheduler-file",
-                str(at),
-            ],
-            **common,
-        )
-    ]
+    started = []
+
+    def start(module, *more):
+        command = [
+            sys.executable,
+            "-m",
+            f"distributed.cli.{module}",
+            "--scheduler-file",
+            str(at),
+            "--no-dashboard",
+        ]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started.append(subprocess.Popen([*command, *options, *more], env=environment, **quiet))
+
     try:
+        start("dask_scheduler", "--port", "0")
         for _ in range(300):
             if at.is_file() and at.stat().st_size:
                 break
             time.sleep(0.1)
-        started.append(
-            subprocess.Popen(
-                [
-                    *python,
-                    "distributed.cli.dask_worker",
-                    "--scheduler-file",
-                    str(at),
-                    "--nthreads",
-                    "1",
-                    "--no-dashboard",
-                ],
-                **common,
-            )
-        )
-        with distributed.Client(scheduler_file=str(at)) as client:
-            address = client.scheduler.address
-        answer = process("parse", files[0].parent, "-o", tmp_path / "out", "--scheduler", address)
+        start("dask_worker", "--nthreads", "1")
+        yield json.loads(at.read_text())["address"]
     finally:
         for one in reversed(started):
             one.terminate()
             one.wait(30)
+
+
+def test_a_scheduler_of_its_own_process(files, tmp_path, process):
+    with cluster_of_processes(tmp_path) as address:
+        answer = process("parse", files[0].parent, "-o", tmp_path / "out", "--scheduler", address)
     assert answer.status == 0, answer.err
     assert "straggler: the others wait" in answer.out and "for rank 1" in answer.out
+
+
+def test_tls_of_dask_s_own_configuration(files, tmp_path, process, monkeypatch):
+    """Scheduler and worker are started with certificates; moetrace finds its own where Dask's configuration says."""
+    security, named = distributed.Security.temporary(), {}
+    for option, text in (
+        ("ca-file", security.tls_ca_file),
+        ("cert", security.tls_scheduler_cert),
+        ("key", security.tls_scheduler_key),
+    ):
+        named[option] = tmp_path / f"{option}.pem"
+        named[option].write_text(text)
+    options = [word for option, file in named.items() for word in (f"--tls-{option}", str(file))]
+    with cluster_of_processes(tmp_path, "--protocol", "tls", *options) as address:
+        assert address.startswith("tls://")
+        arguments = ("parse", files[0].parent, "-o", tmp_path / "out", "--scheduler", address)
+        bare = process(*arguments)
+        for name, option in (("CA_FILE", "ca-file"), ("CLIENT__CERT", "cert"), ("CLIENT__KEY", "key")):
+            monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{name}", str(named[option]))
+        answer = process(*arguments)
+    assert bare.status == 2 and len(bare.error_lines) == 1 and address in bare.err, bare.err
+    assert answer.status == 0, answer.err
+    assert "for rank 1" in answer.out and Run.load(tmp_path / "out" / "rank-2").num_rows == 6
 
 
 def test_a_damaged_rank_and_a_scheduler_that_is_not_there(files, tmp_path, process):

@@ -22,7 +22,7 @@ ROWS = (
     {"run"},
     {"routing", "model", "hardware"},
     {"op"},
-    {"units", "files", "grouping", "markup", "signals"},
+    {"units", "files", "grouping", "markup", "signals", "cluster"},
     {"errors"},
 )
 DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moetrace.cluster import connected
 from moetrace.errors import TraceError
 from moetrace.files import url_of
 from moetrace.formats import Export, Remote
@@ -17,7 +18,6 @@ from moetrace.parse.ranks.gathered import Gathered, gathered
 from moetrace.signals import as_worker, uninterrupted
 
 _RETRIES = 3  # of a rank whose worker dies
-_CONNECT_S = 10
 Results = Generator[
     tuple[int, Gathered], None, None
 ]  # (place in the task's files, what comparing needs of it)
@@ -105,15 +105,10 @@ def on_cluster(scheduler: str, task: Task) -> Results:
 
     Raises TraceError if Dask is not installed, nobody answers at `scheduler`, or a rank's workers died again and again.
     """
-    try:
-        from distributed import Client, KilledWorker
-        from distributed import as_completed as completed
-    except ImportError as err:
-        raise TraceError('--scheduler needs Dask: pip install "moetrace[dask]"') from err
-    try:
-        client: Any = Client(scheduler, timeout=_CONNECT_S)
-    except (OSError, ValueError) as err:
-        raise TraceError(f"--scheduler {scheduler}: no Dask scheduler answers there ({err})") from err
+    client = connected(scheduler, TraceError)
+    from distributed import KilledWorker
+    from distributed import as_completed as completed
+
     with client:
         asked = {
             client.submit(parse_one, *task.arguments(place), retries=_RETRIES, pure=False): place

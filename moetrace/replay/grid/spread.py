@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from moetrace.cluster import connected
 from moetrace.errors import ScenarioError
 from moetrace.replay.grid.plan import Ask, Task
 from moetrace.replay.grid.rows import tables
@@ -12,7 +13,6 @@ from moetrace.replay.grid.store import Made
 
 _RETRIES = 3  # of a task whose worker dies
 _AHEAD = 3  # tasks given out per worker, so that results wait in bounded memory
-_CONNECT_S = 10
 
 
 def on_cluster(scheduler: str, ask: Ask, waiting: list[tuple[int, Task]]) -> Iterator[Made]:
@@ -21,14 +21,9 @@ def on_cluster(scheduler: str, ask: Ask, waiting: list[tuple[int, Task]]) -> Ite
     Raises ScenarioError if Dask is not installed or nobody answers at `scheduler`. Profiles and configs that are named by a
     path must lie there on the workers too.
     """
-    try:
-        from distributed import Client, as_completed
-    except ImportError as error:
-        raise ScenarioError('--scheduler needs Dask: pip install "moetrace[dask]"') from error
-    try:
-        client: Any = Client(scheduler, timeout=_CONNECT_S)
-    except (OSError, ValueError) as error:
-        raise ScenarioError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error})") from error
+    client = connected(scheduler, ScenarioError)
+    from distributed import as_completed
+
     with client:
         todo = iter(waiting)
 
