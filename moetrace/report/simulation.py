@@ -32,12 +32,16 @@ _NAMES = {
 }
 
 
+_LOAD = ("batch", "input_len", "output_len")
+
+
 def simulation_report(simulations: Sequence[Facts]) -> list[Block]:
     """Blocks for the `Simulation.summary` dicts of one model and workload."""
     if len(simulations) == 1:
         return [*_one(simulations[0]), *accuracy_lines(simulations), *assumption_lines(simulations)]
     return [
         _side_by_side(simulations),
+        *_sensitivity(simulations),
         *_formulas(simulations[0]),
         *accuracy_lines(simulations),
         *assumption_lines(simulations),
@@ -226,6 +230,32 @@ def _short_fits(facts: Facts) -> str:
     if facts["memory"]["fits"] is False and facts["memory"]["largest_batch"] is not None:
         return f"NO ({number(facts['memory']['largest_batch'])} would)"
     return {True: "yes", False: "NO", None: DASH}[facts["memory"]["fits"]]
+
+
+def _sensitivity(simulations: Sequence[Facts]) -> list[Block]:
+    """What each machine gains from another n_a, all else equal: TPOT over that of the first n_a asked; nothing for one n_a."""
+    groups: dict[tuple[str, ...], dict[str, Facts]] = {}
+    for facts in simulations:
+        said = dict(facts["scenario"])
+        n_a = said.pop("n_a", None)
+        if n_a is not None:
+            key = (
+                facts["hardware"],
+                _workload(facts),
+                " ".join(f"{k}={v}" for k, v in said.items() if k not in _LOAD),
+            )
+            groups.setdefault(key, {})[n_a] = facts
+    asked = list(dict.fromkeys(n_a for group in groups.values() for n_a in group))
+    if len(asked) < 2:
+        return []
+    rows = []
+    for (machine, load, rest), group in groups.items():
+        base = group[asked[0]]["metrics"]["tpot"]["value"] if asked[0] in group else None
+        times = [group[n_a]["metrics"]["tpot"]["value"] if n_a in group else None for n_a in asked[1:]]
+        cells = [f"{time / base:.2f}" if time and base else DASH for time in times]
+        rows.append((clean(machine), clean(rest or DASH), load, *cells))
+    header = ("machine", "scenario", "load", *(f"n_a {clean(n_a)}" for n_a in asked[1:]))
+    return [Table(f"TPOT over that of n_a {clean(asked[0])}, all else equal", header, tuple(rows), left=3)]
 
 
 def _formulas(facts: Facts) -> list[Block]:

@@ -165,3 +165,18 @@ def test_as_a_process_it_takes_no_longer_than_promised(process: Callable[..., An
         return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
 
     assert min(once() for _ in range(3)) < 1.5
+
+
+def test_each_machine_says_what_it_gains_from_fewer_active_experts(call: Callable[..., Answer]) -> None:
+    asked = ("--hw", "h100-sxm,cs3", "--n-a", "4,2", *WORKLOAD)
+    answer = call("simulate", "--model", "gpt-oss-20b", *asked)
+    lines = answer.out.splitlines()
+    at = lines.index("TPOT over that of n_a 4, all else equal")
+    rows = [line.split() for line in lines[at + 3 : at + 6]]
+    assert [(row[0], row[1]) for row in rows] == [
+        ("h100-sxm", "-"), ("cs3", "placement=spread"), ("cs3", "placement=own")
+    ]  # fmt: skip
+    done = json.loads(call("simulate", "--model", "gpt-oss-20b", *asked, "--json").out)["simulations"]
+    tpot = {s["scenario"]["n_a"]: s["metrics"]["tpot"]["value"] for s in done if s["hardware"] == "h100-sxm"}
+    assert float(rows[0][-1]) == round(tpot["2"] / tpot["4"], 2) < 1
+    assert "all else equal" not in call(*GPT_OSS, "--hw", "h100-sxm,h200-sxm", "--n-a", "2").out
