@@ -19,7 +19,6 @@ from moetrace.cost import PriceContext, price
 from moetrace.cost.anchors import RATIO_ERROR, between_chips
 from moetrace.hardware import FOREIGN, Hardware
 from moetrace.op import Costs, Op
-from moetrace.replay.copies import copy_error
 from moetrace.replay.draft import Draft
 
 FloatArray = npt.NDArray[np.float64]
@@ -69,10 +68,13 @@ class Priced:
         return np.asarray(np.rint(chosen), dtype=np.int64)
 
 
-def price_cells(draft: Draft, source: Hardware | None, here: PriceContext, there: PriceContext) -> Priced:
+def price_cells(
+    draft: Draft, source: Hardware | None, here: PriceContext, there: PriceContext, copies: FloatArray
+) -> Priced:
     """What every cell takes on the draft's machine. `source` is the machine of the measurement, None if it anchors nothing.
 
-    `here` and `there` are the price contexts of the recorded and of the edited run.
+    `here` and `there` are the price contexts of the recorded and of the edited run, `copies` the error of each cell that
+    repeats another layer (`copy_error`).
     """
     target = price_ops(draft.ops, draft.hw, there)
     origins = [origin or op for op, origin in zip(draft.ops, draft.origin, strict=True)]
@@ -99,7 +101,7 @@ def price_cells(draft: Draft, source: Hardware | None, here: PriceContext, there
         error = np.where(how == KEPT, kept, np.where(how == SAME, 0.0, error))
         other = np.array([at.layer != at.source_layer for at in draft.at])
         copied = other & np.isin(how, (*ANCHORED, KEPT))
-        error = np.where(copied, (1 + error) * (1 + copy_error(draft)[0]) - 1, error)
+        error = np.where(copied, (1 + error) * (1 + copies) - 1, error)
     words = tuple(
         _words(h, copy, text)
         for h, copy, text in zip(how.tolist(), copied.tolist(), target.provenance, strict=True)

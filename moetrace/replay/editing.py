@@ -21,25 +21,38 @@ def edited(run: Run, hw: Hardware, scenario: Scenario) -> Draft:
 
 def with_knobs(draft: Draft) -> Draft:
     """The draft with its scenario's knobs applied and its routing settled; experts that run one by one are loops."""
-    run, hw, scenario = draft.run, draft.hw, draft.scenario
-    _check_parallelism(draft)
-    if run.meta.device_class == "cpu" != hw.device_class and "fusion" not in scenario.texts():
-        draft = KNOBS["fusion"].apply(draft, "runs")
-    turned = {s.name: s.value for s in scenario.settings}
+    check_parallelism(draft)
+    return turned(fused(draft))
+
+
+def fused(draft: Draft) -> Draft:
+    """The draft with its runs of small operators as one kernel each, where no knob says, and they are a CPU's elsewhere."""
+    if (
+        draft.run.meta.device_class == "cpu" != draft.hw.device_class
+        and "fusion" not in draft.scenario.texts()
+    ):
+        return KNOBS["fusion"].apply(draft, "runs")
+    return draft
+
+
+def turned(draft: Draft) -> Draft:
+    """The draft with its scenario's knobs applied and its routing settled, `fused` already."""
+    run, scenario = draft.run, draft.scenario
+    chosen = {s.name: s.value for s in scenario.settings}
     if draft.parallel != draft.ran:
-        turned.setdefault("tp", draft.parallel.tp)
+        chosen.setdefault("tp", draft.parallel.tp)
     for name, knob in KNOBS.items():
-        if name not in turned:
+        if name not in chosen:
             continue
         if knob.not_recorded and run.meta.kind != "synthesized":
             raise ScenarioError(f"{name}: {knob.not_recorded}")
         if not knob.late:
-            draft = knob.apply(draft, turned[name])
+            draft = knob.apply(draft, chosen[name])
     _check_choice(draft)
     draft = settle(draft)
     for name, knob in KNOBS.items():
-        if knob.late and name in turned:
-            draft = knob.apply(draft, turned[name])
+        if knob.late and name in chosen:
+            draft = knob.apply(draft, chosen[name])
     return draft
 
 
@@ -52,7 +65,7 @@ def _check_choice(draft: Draft) -> None:
             )
 
 
-def _check_parallelism(draft: Draft) -> None:
+def check_parallelism(draft: Draft) -> None:
     """Raises ScenarioError where the parallelism does not fill the machine, or a rank of many would move to a lone device."""
     meta, hw, gpus = draft.run.meta, draft.hw, draft.gpus
     if meta.hardware == hw.name and draft.parallel == draft.ran:

@@ -13,23 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from moetrace.cost import PriceContext
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware, load_hardware
-from moetrace.parse.nesting import exposed_by
-from moetrace.replay import memory, schedule, shares
-from moetrace.replay.anchor import price_cells
+from moetrace.replay import memory
 from moetrace.replay.assumptions import assumptions_of
+from moetrace.replay.copies import copy_error
 from moetrace.replay.draft import Draft, Share
 from moetrace.replay.editing import edited
-from moetrace.replay.intervals import narrowed
 from moetrace.replay.outcome import Outcome
 from moetrace.replay.predicted import first_rows, meta_of, per_step, steps_at, table_of
 from moetrace.replay.scenario import Scenario, machine_of
-from moetrace.replay.setting import context_of, crossing_ns, launch_s, source_of
+from moetrace.replay.setting import context_of, crossing_ns, keeps_gaps, source_of
 from moetrace.replay.shown import as_html
 from moetrace.replay.summary import Tally
-from moetrace.replay.waits import waits_of
+from moetrace.replay.timed import timed
 from moetrace.run import OPS_SCHEMA, TABLE_FACTS, Meta, Run, TableParts
 
 IntArray = npt.NDArray[np.int64]
@@ -114,60 +111,23 @@ def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> N
     """Predicts the steps of one part of a run."""
     draft = edited(run, hw, scenario)
     source = source_of(run, hw)
-    gaps = source is not None and draft.scenario.get("graph") != "on"
     need = memory.need(draft)
     context = context_of(draft, need, whole.beside)
     if whole.beside:
         need = memory.joined(need, whole.beside.need, hw, draft.gpus)
-    priced = price_cells(draft, source, PriceContext(engine=context.engine), context)
-    line, measured = _timeline(draft)
-    waits = waits_of(draft, gaps)
-    was = waits.recorded(draft.rows.size)
-    measured = measured - was
-    dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
-    error = np.nan_to_num(priced.error)[draft.cell]
-    eager = launch_s(draft, source)
-    off = schedule.HOST_LAUNCH_FACTOR
-
-    def lay_out(durations: IntArray, host: float) -> tuple[IntArray, IntArray, IntArray]:
-        return waits.laid_out(
-            durations,
-            lambda d, w: schedule.lay_out(line, draft.rows, draft.inserted, d, gaps, host, (was, w)),
-        )
-
-    ends = [np.rint(d).astype(np.int64) for d in (dur, dur / (1 + error), dur * (1 + error))]
-    laid = [lay_out(d, host) for d, host in zip(ends, (eager, eager / off, eager * off), strict=True)]
-    assumptions = (*scenario.notes, *draft.notes, *assumptions_of(draft, source, priced, measured, dur))
-    start, _, dur = laid[0]
-    wait = dur - ends[0]
-    alone = exposed_by(line.segment[draft.rows], start, start + dur)[0]
     crossing = np.array(crossing_ns(draft, need), dtype=np.int64)
-    of_step = draft.base.step[first_rows(draft)]
-    expected, fast_end, slow_end = (
-        shares.stretched(draft, line.segment[draft.rows], d, span) + crossing[of_step] for _, span, d in laid
-    )
-    spans, low, high = narrowed(draft, line.segment[draft.rows], ends, (expected, fast_end, slow_end))
-    begin = _begins(draft, spans, gaps, whole)
-    steps = steps_at(draft, begin, spans)
-    meta = meta_of(draft, steps, assumptions, context)
-    table = table_of(draft, priced, begin[line.segment[draft.rows]] + start, dur)
-    span, fast, slow = (per_step(draft, x) for x in (spans, low, high))
-    worked = np.bincount(line.segment[draft.rows], alone, spans.size).astype(np.float64)
-    busy = per_step(draft, shares.worked(draft, worked, laid[0][1], spans - crossing[of_step])) + crossing
+    found = timed(draft, source, context, crossing, copy_error(draft)[0])
+    said = assumptions_of(draft, source, found.priced, found.measured, found.dur - found.wait)
+    assumptions = (*scenario.notes, *draft.notes, *said)
+    begin = _begins(draft, found.spans, keeps_gaps(draft, source), whole)
+    meta = meta_of(draft, steps_at(draft, begin, found.spans), assumptions, context)
+    table = table_of(draft, found.priced, begin[draft.base.segment[draft.rows]] + found.start, found.dur)
+    span, low, high = (per_step(draft, ns) for ns in (found.spans, found.low, found.high))
     outcome = Outcome(
-        draft, priced, source, dur, wait, was, span, fast, slow, busy, need, context, assumptions
-    )
+        draft, found.priced, source, found.dur, found.wait, found.was, span, low, high, found.busy, need, context,
+        assumptions,
+    )  # fmt: skip
     whole.add(meta, table, outcome, crossing)
-
-
-def _timeline(draft: Draft) -> tuple[schedule.Timeline, IntArray]:
-    """(the recorded order in time, measured duration of each row of the draft)."""
-    base, run = draft.base, draft.run
-    stream, launch, graph = (
-        run.numpy(n).astype(np.int64)[base.row] for n in ("stream", "launch_ns", "graph")
-    )
-    line = schedule.measure(base.segment, base.start, base.dur, stream, launch, graph)
-    return line, base.dur[draft.rows]
 
 
 def _begins(draft: Draft, spans: IntArray, gaps: bool, whole: _Whole) -> IntArray:

@@ -14,6 +14,7 @@ from moetrace.op import Op
 from moetrace.replay.anchor import ANCHORED, KEPT, Priced
 from moetrace.replay.draft import Draft
 from moetrace.replay.memory import Need
+from moetrace.run import GENERATING, Run, main_phase
 
 IntArray = npt.NDArray[np.int64]
 
@@ -77,11 +78,23 @@ def anchored_share(o: Outcome) -> float:
     """Share of the predicted busy time whose ops rest on their own measurement."""
     if o.source is None:
         return 0.0
-    fine = np.isin(o.priced.how, ANCHORED)
-    if o.source.chip == o.draft.hw.chip:
-        fine |= o.priced.how == KEPT
+    fine = rests_on_measurement(o.priced, o.source, o.draft.hw)
     total = int(o.dur.sum())
     return float(o.dur[fine[o.draft.cell]].sum()) / total if total else 1.0
+
+
+def rests_on_measurement(priced: Priced, source: Hardware | None, hw: Hardware) -> npt.NDArray[np.bool_]:
+    """Which cells rest on their own measurement."""
+    if source is None:
+        return np.zeros(priced.how.size, dtype=bool)
+    fine = np.isin(priced.how, ANCHORED)
+    return fine | (priced.how == KEPT) if source.chip == hw.chip else fine
+
+
+def focus_of(run: Run) -> str | None:
+    """The phase of generation that most steps are in; None where they do not generate."""
+    main = main_phase(s.phase or "unknown" for s in run.meta.steps)
+    return main if main in GENERATING else None
 
 
 def routing_source(op: Op, draft: Draft) -> str:

@@ -19,6 +19,11 @@ def source_of(run: Run, hw: Hardware) -> Hardware | None:
     return hw if meta.hardware == hw.name else load_hardware(meta.hardware)
 
 
+def keeps_gaps(draft: Draft, source: Hardware | None) -> bool:
+    """Whether ops keep the recorded idle time between them: where the recording anchors them and no graph removes it."""
+    return source is not None and draft.scenario.get("graph") != "on"
+
+
 def context_of(draft: Draft, need: memory.Need, beside: memory.Beside | None = None) -> PriceContext:
     """What the law of the draft's machine must know beside the ops; `beside` is another model on the same wafers.
 

@@ -20,12 +20,13 @@ from moetrace.replay.outcome import (
     Outcome,
     accuracy_of,
     anchored_share,
+    focus_of,
     measured_ns,
     produced,
     routing_source,
 )
 from moetrace.replay.parallel import NAMES
-from moetrace.run import GENERATING, Run, main_phase
+from moetrace.run import Run
 
 IntArray = npt.NDArray[np.int64]
 SCHEMA = "moetrace.replay/1"
@@ -40,8 +41,7 @@ class Tally:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        main = main_phase(s.phase or "unknown" for s in run.meta.steps)
-        self._focus = main if main in GENERATING else None
+        self._focus = focus_of(run)
         self._first: Outcome | None = None
         self._need: Need | None = None
         self._said: dict[str, str] = {}  # by the text without its numbers

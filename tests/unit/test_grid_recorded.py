@@ -6,17 +6,24 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
-from moetrace.replay import Scenario, replay
+from moetrace.parse import parse
+from moetrace.replay import Scenario
 from moetrace.replay.grid import recorded
 from moetrace.replay.grid.choose import Limits, front
 from moetrace.replay.grid.recorded import Replays, check_measures, replays_of
 from moetrace.replay.grid.store import open_grid, run_grid
 from moetrace.run import Run
 from moetrace.synthesize import Workload, synthesize
+from tests.conftest import REPO
+from tests.drawn_grids import check_replays, replay_sets
+from tests.unit.replay_runs import H100, decode_run
+from tests.unit.test_waits import ranks, slow
 
 SETS = ("n_a=8,2,4/8", "batch=4,16", "tp=4")
 
@@ -33,26 +40,61 @@ def plan(*sets: str, machines: tuple[str, ...] = ("h100-sxm", "h100-sxm-x4")) ->
 
 def test_each_row_is_what_replay_says() -> None:
     asked = plan()
-    (task,) = asked.tasks()
-    rows, parts = (table.to_pylist() for table in asked.tables(task))
-    assert [row["scenario"] for row in rows] == list(range(asked.size)) and asked.size == 12
-    assert {row["n_a"] for row in rows} == {"8", "2", "4/8"} and {row["batch"] for row in rows} == {4, 16}
-    for row, (hw, scenario) in zip(rows, asked.pairs, strict=True):
-        said = replay(asked.run, hw, scenario).summary
-        decode = said["phases"]["decode"]
-        assert (row["hardware"], row["gpus"], row["phase"]) == (hw.name, hw.gpus, "decode")
-        assert (row["step_s"], row["step_low_s"], row["tpot_s"]) == (
-            decode["step_s"],
-            decode["low_s"],
-            decode["tpot_s"],
-        )
-        assert row["output_per_gpu_per_s"] == pytest.approx(decode["tokens_per_s"] / hw.gpus)
-        assert row["cost_per_million_tokens"] == pytest.approx(
-            2 * hw.gpus / 3600 / decode["tokens_per_s"] * 1e6
-        )
-        assert (row["fits"], row["beyond_fit"] or "") == (said["memory"]["fits"], said["beyond_fit"])
-        mine = {part["family"]: part["step_s"] for part in parts if part["scenario"] == row["scenario"]}
-        assert mine == {part["family"]: part["step_s"] for part in said["families"]}
+    assert asked.size == 12 and {hw.name for hw, _ in asked.pairs} == {"h100-sxm", "h100-sxm-x4"}
+    assert check_replays(asked) == 12
+
+
+SHIPPED = tuple(
+    parse(REPO / "traces" / "kineto" / name)
+    for name in ("olmoe-1b-7b-l2-b16-cpu", "deepseek-v2-lite-l2-b16-cpu")
+)
+
+
+@settings(max_examples=15, phases=(Phase.explicit, Phase.generate))
+@given(
+    st.sampled_from(SHIPPED),
+    replay_sets(),
+    st.sampled_from([("cpu",), ("h100-sxm", "cs3"), ("h100-sxm-x4",)]),
+)
+def test_each_row_of_a_drawn_grid_of_replays_is_the_replay_of_its_settings(
+    run: Run, sets: tuple[str, ...], machines: tuple[str, ...]
+) -> None:
+    try:
+        asked = replays_of(run, "a run", [load_hardware(name) for name in machines], sets)
+    except ScenarioError:
+        return
+    check_replays(asked)
+
+
+LONG = ("n_a=4,2", "batch=2,8", "context=100,900")
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        LONG,
+        ("dtype=fp8", "layers=2,6"),
+        ("graph=on", "kv=fp8,bf16"),
+        ("graph=off", "n_a=4"),
+        ("experts=unfused",),
+    ],
+)
+def test_a_gpus_recording_keeps_its_own_timeline_in_every_row(sets: tuple[str, ...]) -> None:
+    check_replays(replays_of(decode_run(), "a run", [H100, load_hardware("h200-sxm")], sets))
+
+
+def test_ranks_wait_for_each_other_in_every_row(tmp_path: Path) -> None:
+    run, node = ranks(tmp_path / "slow", slow), load_hardware("h100-sxm-x4")
+    assert (
+        check_replays(replays_of(run, "ranks", [node, load_hardware("h200-sxm-x4")], ("graph=on,off",))) == 4
+    )
+
+
+def test_a_run_that_is_read_in_parts_is_replayed_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = decode_run()
+    asked = replays_of(long, "a run", [H100], ("n_a=4,2",))
+    monkeypatch.setattr(Run, "parts", lambda run: iter((Run(run.meta, run.table(), run.routing),)))
+    assert check_replays(asked) == 2
 
 
 def test_what_cannot_be_is_a_row_with_its_problem() -> None:

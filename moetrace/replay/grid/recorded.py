@@ -1,7 +1,7 @@
 """A grid of a recorded run: the run replayed once for each machine and combination of knobs, as rows of the same two tables.
 
-Every scenario is a replay of its own, anchored to what was measured, and so takes as long as one; nothing is shared between
-scenarios and nothing is spread on a cluster.
+Every scenario is anchored to what was measured, as a replay of its own is; those of a task are priced and laid out together
+(`replayed`). Nothing is spread on a cluster.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from moetrace.errors import MoetraceError, ScenarioError
+from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.replay.economics import economics, read_prices
-from moetrace.replay.engine import replay
 from moetrace.replay.grid.plan import Task
+from moetrace.replay.grid.replayed import Replayed, Replayer
 from moetrace.replay.scenario import SIZES, Scenario, read_sets, scenarios
 from moetrace.run import Run
 
@@ -41,6 +41,7 @@ class Replays:
     knobs: tuple[str, ...]
     prices: dict[str, float]
     asked: tuple[tuple[str, ...], ...]
+    replayer: Replayer
 
     @property
     def whole(self) -> frozenset[str]:
@@ -72,9 +73,12 @@ class Replays:
 
     def tables(self, task: Task) -> tuple[pa.Table, pa.Table]:
         """(scenarios, breakdown) of a task."""
-        rows, parts = [], []
-        for number in range(task.start, task.stop):
-            row, families = self._replayed(number)
+        rows: list[dict[str, Any]] = []
+        parts: list[dict[str, Any]] = []
+        numbers = range(task.start, task.stop)
+        pairs = self.pairs[task.start : task.stop]
+        for number, found in zip(numbers, self.replayer.of(pairs), strict=True):
+            row, families = self._row(number, found)
             rows.append(row)
             parts += families
         knobs = ((name, pa.int64() if name in self.whole else _WORD) for name in self.knobs)
@@ -88,7 +92,7 @@ class Replays:
         ])  # fmt: skip
         return pa.Table.from_pylist(rows, schema), pa.Table.from_pylist(parts, families_of)
 
-    def _replayed(self, number: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def _row(self, number: int, found: Replayed | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The row of one scenario, and those of its op families."""
         hw, scenario = self.pairs[number]
         model = self.run.meta.model
@@ -96,35 +100,26 @@ class Replays:
             "scenario": number, "model": model.name if model else None, "hardware": hw.name,
             **{s.name: s.value if s.name in self.whole else s.text for s in scenario.settings},
         }  # fmt: skip
-        try:
-            prediction = replay(self.run, hw, scenario)
-        except MoetraceError as error:
-            return {**row, "problem": str(error)}, []
-        said = prediction.summary
-        phases = said["phases"]
-        phase = "decode" if "decode" in phases else next(iter(phases), "")
-        step = phases.get(phase, {})
-        rate, gpus = step.get("tokens_per_s"), prediction.run.meta.gpus
-        tpot = step.get("tpot_s")
-        money = economics(hw, rate, said["wafers"], self.prices.get(hw.base or hw.name))
+        if isinstance(found, str):
+            return {**row, "problem": found}, []
+        step = found.step
+        rate, tpot = step["tokens_per_s"], step["tpot_s"]
+        money = economics(hw, rate, found.memory["wafers"], self.prices.get(hw.base or hw.name))
+        decodes = rate is not None and found.phase == "decode"
         row |= {
-            "gpus": gpus,
-            "phase": phase,
-            **{name: step.get(name) for name in ("step_s", "measured_s", "idle_share", "tpot_s")},
-            "step_low_s": step.get("low_s"),
-            "step_high_s": step.get("high_s"),
-            "anchored_share": said["anchored_share"],
+            **{name: value for name, value in step.items() if name in _FIGURES},
+            "gpus": found.gpus,
+            "phase": found.phase,
             "user_speed_per_s": 1 / tpot if tpot else None,
-            "output_throughput_per_s": rate if phase == "decode" else None,
-            "output_per_gpu_per_s": rate / gpus if rate and phase == "decode" else None,
+            "output_throughput_per_s": rate if decodes else None,
+            "output_per_gpu_per_s": rate / found.gpus if rate and decodes else None,
             **{name: money[name] for name in ("tokens_per_joule", "cost_per_million_tokens")},
-            **{name: said["memory"][name] for name in ("needed_bytes", "largest_batch", "fits")},
-            "wafers": said["wafers"],
-            "beyond_fit": said["beyond_fit"] or None,
+            **found.memory,
+            "beyond_fit": found.beyond_fit or None,
         }
         return row, [
-            {"scenario": number, **{name: part[name] for name in ("family", "bound", "step_s")}}
-            for part in said["families"]
+            {"scenario": number, "family": family, "bound": bound, "step_s": seconds}
+            for family, bound, seconds in found.families
         ]
 
 
@@ -136,7 +131,7 @@ def replays_of(
     names = dict.fromkeys((*read_sets(sets), *(name for _, scenario in pairs for name in scenario.texts())))
     knobs = tuple(name for name in names if name not in SIZES)
     asked = (tuple(hw.name for hw in machines), tuple(sets), tuple(prices))
-    return Replays(run, source, tuple(pairs), knobs, read_prices(prices, machines), asked)
+    return Replays(run, source, tuple(pairs), knobs, read_prices(prices, machines), asked, Replayer(run))
 
 
 def check_measures(slo: dict[str, float]) -> None:

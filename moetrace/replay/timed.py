@@ -1,0 +1,91 @@
+"""The ops of a draft in time: what each takes on the draft's machine, and what the steps take that they make up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace.cost import PriceContext
+from moetrace.hardware import Hardware
+from moetrace.parse.nesting import exposed_by
+from moetrace.replay import schedule, shares
+from moetrace.replay.anchor import Priced, price_cells
+from moetrace.replay.draft import Draft
+from moetrace.replay.intervals import narrowed
+from moetrace.replay.predicted import first_rows, per_step
+from moetrace.replay.setting import keeps_gaps, launch_s
+from moetrace.replay.waits import waits_of
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What a draft takes, in ns.
+
+    By row: `measured` as recorded without waiting, `start` from its segment's begin, `dur` with the `wait` for other ranks in
+    it, `was` what that was as recorded. By segment (step and rank): `spans` and both ends of its 80 % interval. By step:
+    `busy`, in which some op runs, and `crossing`, spent between wafers.
+    """
+
+    priced: Priced
+    measured: IntArray
+    start: IntArray
+    dur: IntArray
+    wait: IntArray
+    was: IntArray
+    spans: IntArray
+    low: IntArray
+    high: IntArray
+    busy: IntArray
+    crossing: IntArray
+
+
+def timed(
+    draft: Draft, source: Hardware | None, context: PriceContext, crossing: IntArray, copies: FloatArray
+) -> Timed:
+    """The draft in time. `source` is the machine whose measurement anchors it, `crossing` [steps] ns between wafers, `copies`
+    the error of each cell that repeats another layer."""
+    gaps = keeps_gaps(draft, source)
+    priced = price_cells(draft, source, PriceContext(engine=context.engine), context, copies)
+    line, measured = _timeline(draft)
+    waits = waits_of(draft, gaps)
+    was = waits.recorded(draft.rows.size)
+    measured = measured - was
+    dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
+    error = np.nan_to_num(priced.error)[draft.cell]
+    eager = launch_s(draft, source)
+    off = schedule.HOST_LAUNCH_FACTOR
+
+    def lay_out(durations: IntArray, host: float) -> tuple[IntArray, IntArray, IntArray]:
+        return waits.laid_out(
+            durations,
+            lambda d, w: schedule.lay_out(line, draft.rows, draft.inserted, d, gaps, host, (was, w)),
+        )
+
+    ends = [np.rint(d).astype(np.int64) for d in (dur, dur / (1 + error), dur * (1 + error))]
+    laid = [lay_out(d, host) for d, host in zip(ends, (eager, eager / off, eager * off), strict=True)]
+    start, _, dur = laid[0]
+    segment = line.segment[draft.rows]
+    alone = exposed_by(segment, start, start + dur)[0]
+    of_step = draft.base.step[first_rows(draft)]
+    expected, fast, slow = (
+        shares.stretched(draft, segment, d, span) + crossing[of_step] for _, span, d in laid
+    )
+    spans, low, high = narrowed(draft, segment, ends, (expected, fast, slow))
+    worked = np.bincount(segment, alone, spans.size).astype(np.float64)
+    busy = per_step(draft, shares.worked(draft, worked, laid[0][1], spans - crossing[of_step])) + crossing
+    return Timed(priced, measured, start, dur, dur - ends[0], was, spans, low, high, busy, crossing)
+
+
+def _timeline(draft: Draft) -> tuple[schedule.Timeline, IntArray]:
+    """(the recorded order in time, measured duration of each row of the draft)."""
+    base, run = draft.base, draft.run
+    stream, launch, graph = (
+        run.numpy(n).astype(np.int64)[base.row] for n in ("stream", "launch_ns", "graph")
+    )
+    line = schedule.measure(base.segment, base.start, base.dur, stream, launch, graph)
+    return line, base.dur[draft.rows]
