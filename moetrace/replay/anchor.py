@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from moetrace.replay.draft import Draft
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Held = tuple[FloatArray, FloatArray]  # bytes of the model and of one beside it, by cell
 
 # How a cell's duration is found.
 SAME, SCALED, ADDED, MODEL, KEPT, UNPRICED = range(6)
@@ -69,14 +71,19 @@ class Priced:
 
 
 def price_cells(
-    draft: Draft, source: Hardware | None, here: PriceContext, there: PriceContext, copies: FloatArray
+    draft: Draft,
+    source: Hardware | None,
+    here: PriceContext,
+    there: PriceContext,
+    copies: FloatArray,
+    held: Held | None = None,
 ) -> Priced:
     """What every cell takes on the draft's machine. `source` is the machine of the measurement, None if it anchors nothing.
 
     `here` and `there` are the price contexts of the recorded and of the edited run, `copies` the error of each cell that
-    repeats another layer (`copy_error`).
+    repeats another layer (`copy_error`), `held` what stands for the bytes in `there` where cells are of several models.
     """
-    target = price_ops(draft.ops, draft.hw, there)
+    target = price_ops(draft.ops, draft.hw, there, held)
     origins = [origin or op for op, origin in zip(draft.ops, draft.origin, strict=True)]
     recorded = price_ops(origins, source, here) if source is not None else None
     size = len(draft.ops)
@@ -171,9 +178,15 @@ def _tokens(op: Op) -> float | None:
     return next((op[dim] for dim in ("tokens", "m", "q", "batch") if op.has(dim)), None)
 
 
-def price_ops(ops: Sequence[Op], hw: Hardware, context: PriceContext) -> Costs:
-    """The costs of ops on a machine, in order; equal ops are priced once."""
-    distinct = list(dict.fromkeys(ops))
-    where = {op: i for i, op in enumerate(distinct)}
-    index = np.array([where[op] for op in ops], dtype=np.int64)
-    return price(work_of.works(distinct), hw, context=context).take(index)
+def price_ops(ops: Sequence[Op], hw: Hardware, context: PriceContext, held: Held | None = None) -> Costs:
+    """The costs of ops on a machine, in order; equal ops are priced once. `held` as of `price`."""
+    keys: Sequence[Any] = (
+        ops if held is None else list(zip(ops, *(part.tolist() for part in held), strict=True))
+    )
+    where = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    index = np.array([where[key] for key in keys], dtype=np.int64)
+    if held is None:
+        return price(work_of.works(list(where)), hw, context=context).take(index)
+    works = work_of.works([key[0] for key in where])
+    own, other = (np.array([key[part] for key in where]) for part in (1, 2))
+    return price(works, hw, context=context, held=(own, other)).take(index)

@@ -8,7 +8,6 @@ prediction and what it is held against rest on the same source.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 
@@ -17,22 +16,18 @@ import numpy.typing as npt
 
 from moetrace.op import Op
 from moetrace.replay.draft import EXPERTS, At, Draft
-from moetrace.replay.grammar import Kept
 from moetrace.replay.lanes import Lanes, each
+from moetrace.replay.popularity import Popularity
 from moetrace.replay.pruning import pruned_note, put_pruned
 from moetrace.replay.stated import stated_routing
 from moetrace.routing import (
     Routing,
     ep_max_distinct,
     own_block,
-    popularity_distinct,
     uniform_distinct,
 )
-from moetrace.routing.pruned import kept_experts
-from moetrace.routing.skewed import shares
 
 IntArray = npt.NDArray[np.int64]
-_SAMPLE = 4
 _PARTS = 100  # of an expert: what an estimate by step and layer is rounded to
 DRAWN = "popularity"  # the routing that is drawn anew from what was recorded
 UNIFORM = (
@@ -81,7 +76,7 @@ def _settled_from_run(draft: Draft, drawn: bool) -> Draft:
     said: dict[str, None] = {}
     recut: set[int] = set()
     pruned: set[tuple[int, int]] = set()
-    found, popularity = [], _Popularity(draft)
+    found, popularity = [], Popularity(draft)
     for op, origin, at, count in zip(draft.ops, draft.origin, draft.at, counts.tolist(), strict=True):
         if origin is None or not _is_expert(op):
             found.append(op)
@@ -120,16 +115,16 @@ def _same(op: Op, origin: Op) -> bool:
     return all(op.get(dim) == origin.get(dim) for dim in ("topk", "tokens", "experts", "local_experts"))
 
 
-def _drawn(popularity: _Popularity, op: Op, at: At, ranks: int) -> tuple[Op, str]:
+def _drawn(popularity: Popularity, op: Op, at: At, ranks: int) -> tuple[Op, str]:
     """(the op with the distinct experts that popularity says, where they come from)."""
-    estimate = _from_popularity(popularity, op, at, op["topk"], ranks)
+    estimate = popularity(op, at, op["topk"], ranks)
     if estimate is not None:
         return op.with_dims(distinct=None, distinct_est=round(estimate, 4)), "drawn"
     worst = None if ranks == 1 else round(each(_worst_rank, *_choice(op), ranks), 4)
     return op.with_dims(distinct=None, distinct_est=worst), "uniform"
 
 
-def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: float, ranks: int) -> tuple[Op, str]:
+def _settled(popularity: Popularity, op: Op, origin: Op, at: At, count: float, ranks: int) -> tuple[Op, str]:
     """(the op with its distinct experts, where they come from if that had to change)."""
     if _same(op, origin):
         counted = op.get("distinct")
@@ -141,10 +136,10 @@ def _settled(popularity: _Popularity, op: Op, origin: Op, at: At, count: float, 
     if count >= 0:
         estimate, source = count, "recut" if topk != origin["topk"] else "ranked"
         source = source if experts == origin["experts"] else "pruned"
-    elif (found := _from_popularity(popularity, op, at, topk, ranks)) is not None:
+    elif (found := popularity(op, at, topk, ranks)) is not None:
         estimate, source = found, "popularity"
         if known is not None and _same_load(op, origin):
-            before = _from_popularity(popularity, op, at, origin["topk"], ranks)
+            before = popularity(op, at, origin["topk"], ranks)
             if before:
                 most = _most(experts, topk, tokens, ranks)
                 estimate, source = min(known * found / before, most), "proportion"
@@ -182,81 +177,9 @@ def _most(experts: float, topk: float, tokens: float, ranks: int) -> float:
     return min(experts / ranks, tokens * topk)
 
 
-def _from_popularity(popularity: _Popularity, op: Op, at: At, topk: float, ranks: int) -> float | None:
-    """Distinct experts (of the worst rank, if several) of the op's tokens at an n_a by recorded popularity; None without it."""
-    if not popularity.routing:
-        return None
-    experts, tokens = int(op["experts"]), int(op["tokens"])
-    q = popularity(at, int(topk), tokens, experts)
-    if q is None:
-        return None
-    return (
-        popularity_distinct(q, tokens)
-        if ranks == 1
-        else ep_max_distinct(experts, int(topk), tokens, ranks, q)
-    )
-
-
 @lru_cache(maxsize=1 << 18)
 def _worst_rank(experts: float, topk: float, tokens: float, ranks: int) -> float:
     return ep_max_distinct(int(experts), int(topk), int(tokens), ranks)
-
-
-class _Popularity:
-    """Recorded popularity of experts, each asked of the routing once."""
-
-    def __init__(self, draft: Draft) -> None:
-        self.draft, self.routing = draft, draft.run.routing
-        self.known: dict[tuple[int, int, str | None], npt.NDArray[np.float64]] = {}
-        self.phase_of = {step.index: step.phase for step in draft.steps}
-        self.held: Counter[tuple[int, str | None]] = Counter()  # tokens by (layer, phase)
-        if self.routing is not None:
-            for (step, layer), tokens in self.routing.token_counts().items():
-                self.held[layer, self.phase_of.get(step)] += tokens
-        self.layers = {layer for layer, _ in self.held}
-
-    def __call__(self, at: At, topk: int, tokens: int, experts: int) -> npt.NDArray[np.float64] | None:
-        """Popularity of a layer's experts at this n_a; None if it was not recorded. Of fewer `experts`, those that are kept.
-
-        Over steps of the same phase where they hold _SAMPLE times the tokens asked for (few tokens miss experts that
-        more would reach), else over all steps.
-        """
-        if self.routing is None or topk > self.routing.topk or at.source_layer not in self.layers:
-            return None
-        phase = self.draft.steps[at.step].phase
-        enough = self.held[at.source_layer, phase] >= _SAMPLE * tokens
-        key = (at.source_layer, topk, phase if enough else "")
-        if key not in self.known:
-            had = set(self.routing.steps) if enough else set()
-            steps = sorted(step for step in had if self.phase_of.get(step) == phase)
-            self.known[key] = _popularity(self.routing, at.source_layer, topk, steps)
-        found = self.known[key]
-        if experts == found.size:
-            return found
-        kept = self.draft.scenario.get("n_e")
-        return kept_popularity(found, experts, topk, popular=isinstance(kept, Kept) and kept.popular)
-
-
-def kept_popularity(
-    q: npt.NDArray[np.float64], experts: int, topk: int, popular: bool
-) -> npt.NDArray[np.float64]:
-    """Popularity of the `experts` that are kept, [experts], most popular first; it sums to `topk` again.
-
-    The most popular ones, or else one of each of `experts` equal parts of the order by popularity, which stands for a choice
-    at random. What their tokens chose before goes to the kept ones in proportion; none is chosen by more than all.
-    """
-    kept = q[kept_experts(q, experts, popular)]
-    if kept.sum() <= 0:
-        return np.full(experts, topk / experts)
-    return shares(kept, topk)
-
-
-def _popularity(routing: Routing, layer: int, topk: int, steps: list[int]) -> npt.NDArray[np.float64]:
-    """At this n_a; where the order of choice is not known, the popularity at the recorded one in proportion."""
-    if routing.ordered or topk == routing.topk:
-        return routing.popularity(layer, topk, steps or None)
-    q = routing.popularity(layer, None, steps or None)
-    return np.asarray(q * (topk / routing.topk), dtype=np.float64)
 
 
 def _recounted(draft: Draft, routing: Routing, ranks: int) -> IntArray:

@@ -45,7 +45,8 @@ COLLECTIVES = frozenset(
         "broadcast",
     }
 )
-_PER_TOKEN = ("m", "tokens", "batch", "q", "kv", "pairs", "elements", "rows")
+_PER_TOKEN = frozenset({"m", "tokens", "batch", "q", "kv", "pairs", "elements", "rows"})
+_PER_SENT = _PER_TOKEN | {"bytes"}
 # Split by output columns, or by input rows, under tensor parallelism (Megatron-LM, arXiv 1909.08053, section 3).
 _BY_COLUMN = frozenset({"dense_gate_up", "shared_gate_up", "expert_up"})
 _BY_ROW = frozenset({"o_proj", "dense_down", "shared_down", "expert_down"})
@@ -100,10 +101,9 @@ def scaled(op: Op, new: int, old: int) -> Op:
     """
     if op.get("fixed") or (type(new) is int and new == old):
         return op
-    names = [n for n in _PER_TOKEN if op.has(n)]
-    if op.kind in COLLECTIVES and op.has("bytes"):
-        names.append("bytes")
-    return op.with_dims(**{n: _one_at_least(round(op[n] * new / old)) for n in names}) if names else op
+    names = _PER_SENT if op.kind in COLLECTIVES else _PER_TOKEN
+    dims = [(n, _one_at_least(round(v * new / old)) if n in names else v) for n, v in op.dims]
+    return replace(op, dims=tuple(dims))
 
 
 def _one_at_least(count: int) -> int:

@@ -11,7 +11,7 @@ from moetrace.cost import PriceContext
 from moetrace.hardware import Hardware
 from moetrace.parse.nesting import exposed_by
 from moetrace.replay import schedule, shares
-from moetrace.replay.anchor import Priced, price_cells
+from moetrace.replay.anchor import Held, Priced, price_cells
 from moetrace.replay.draft import Draft
 from moetrace.replay.intervals import narrowed
 from moetrace.replay.predicted import first_rows, per_step
@@ -45,12 +45,17 @@ class Timed:
 
 
 def timed(
-    draft: Draft, source: Hardware | None, context: PriceContext, crossing: IntArray, copies: FloatArray
+    draft: Draft,
+    source: Hardware | None,
+    context: PriceContext,
+    crossing: IntArray,
+    copies: FloatArray,
+    held: Held | None = None,
 ) -> Timed:
     """The draft in time. `source` is the machine whose measurement anchors it, `crossing` [steps] ns between wafers, `copies`
-    the error of each cell that repeats another layer."""
+    the error of each cell that repeats another layer, `held` as of `price_cells`."""
     gaps = keeps_gaps(draft, source)
-    priced = price_cells(draft, source, PriceContext(engine=context.engine), context, copies)
+    priced = price_cells(draft, source, PriceContext(engine=context.engine), context, copies, held)
     line, measured = _timeline(draft)
     waits = waits_of(draft, gaps)
     was = waits.recorded(draft.rows.size)

@@ -11,10 +11,10 @@ from moetrace import ops as work_of
 from moetrace.errors import ScenarioError
 from moetrace.model import load_model
 from moetrace.replay import Scenario, simulate
-from moetrace.replay.distinct import kept_popularity
 from moetrace.replay.draft import Draft
 from moetrace.replay.editing import edited
 from moetrace.replay.grammar import Segments
+from moetrace.replay.popularity import kept_popularity
 from moetrace.routing import popularity_distinct, uniform_distinct
 from moetrace.run import Run
 from moetrace.synthesize import Workload, synthesize

@@ -75,13 +75,13 @@ class Replays:
         """(scenarios, breakdown) of a task."""
         rows: list[dict[str, Any]] = []
         parts: list[dict[str, Any]] = []
-        numbers = range(task.start, task.stop)
+        numbers, whole = range(task.start, task.stop), self.whole
         pairs = self.pairs[task.start : task.stop]
         for number, found in zip(numbers, self.replayer.of(pairs), strict=True):
-            row, families = self._row(number, found)
+            row, families = self._row(number, found, whole)
             rows.append(row)
             parts += families
-        knobs = ((name, pa.int64() if name in self.whole else _WORD) for name in self.knobs)
+        knobs = ((name, pa.int64() if name in whole else _WORD) for name in self.knobs)
         schema = pa.schema([
             ("scenario", pa.int64()), ("model", _WORD), ("hardware", _WORD), ("gpus", pa.int32()), *knobs,
             ("phase", _WORD), *((name, _FLOAT) for name in _FIGURES), ("largest_batch", pa.int64()),
@@ -92,13 +92,15 @@ class Replays:
         ])  # fmt: skip
         return pa.Table.from_pylist(rows, schema), pa.Table.from_pylist(parts, families_of)
 
-    def _row(self, number: int, found: Replayed | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The row of one scenario, and those of its op families."""
+    def _row(
+        self, number: int, found: Replayed | str, whole: frozenset[str]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The row of one scenario, and those of its op families; the values of knobs in `whole` are numbers."""
         hw, scenario = self.pairs[number]
         model = self.run.meta.model
         row: dict[str, Any] = {
             "scenario": number, "model": model.name if model else None, "hardware": hw.name,
-            **{s.name: s.value if s.name in self.whole else s.text for s in scenario.settings},
+            **{s.name: s.value if s.name in whole else s.text for s in scenario.settings},
         }  # fmt: skip
         if isinstance(found, str):
             return {**row, "problem": found}, []

@@ -20,7 +20,7 @@ from moetrace.errors import MoetraceError
 from moetrace.hardware import Hardware
 from moetrace.op import BOUNDS
 from moetrace.replay import memory
-from moetrace.replay.anchor import ADDED, MODEL, SCALED
+from moetrace.replay.anchor import ADDED, MODEL, SCALED, Held
 from moetrace.replay.base import Base
 from moetrace.replay.copies import copy_error
 from moetrace.replay.draft import Draft, Share
@@ -86,7 +86,8 @@ class Replayer:
                 out[place] = str(error)
                 continue
             draft = made.draft
-            key = (draft.hw.name, made.context, draft.scenario.get("graph"), bool(draft.shares))
+            alike_context = replace(made.context, model_bytes=0.0, beside_bytes=0.0)
+            key = (draft.hw.name, alike_context, draft.scenario.get("graph"), bool(draft.shares))
             alike.setdefault(key, []).append((place, made))
         for group in alike.values():
             for some in _cut(group):
@@ -142,7 +143,8 @@ def _together(made: Sequence[Edited]) -> list[Replayed]:
     draft = _behind_one_another([one.draft for one in made])
     source, context = source_of(draft.run, draft.hw), made[0].context
     copies = np.concatenate([copy_error(one.draft)[0] for one in made])
-    found = timed(draft, source, context, np.concatenate([one.crossing for one in made]), copies)
+    crossing = np.concatenate([one.crossing for one in made])
+    found = timed(draft, source, context, crossing, copies, _held(made) if draft.hw.law == "wafer" else None)
     seconds = _by_family(made, draft, found)
     texts = _beyond(made, draft, found, context)
     steps = _steps(made, draft, found)
@@ -152,6 +154,13 @@ def _together(made: Sequence[Edited]) -> list[Replayed]:
         held = {name: getattr(one.need, name) for name in NEEDED}
         out.append(Replayed(held, one.draft.gpus, phase, {**step, "anchored_share": share}, text, families))
     return out
+
+
+def _held(made: Sequence[Edited]) -> Held:
+    """Bytes of the model, and of one beside it, in each cell's scenario."""
+    sizes = [len(one.draft.ops) for one in made]
+    own, other = ([getattr(one.context, name) for one in made] for name in ("model_bytes", "beside_bytes"))
+    return np.repeat(own, sizes), np.repeat(other, sizes)
 
 
 def _behind_one_another(drafts: Sequence[Draft]) -> Draft:
