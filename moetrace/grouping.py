@@ -52,10 +52,18 @@ def _encode(key: IntArray) -> tuple[IntArray, IntArray]:
     # From buffers: pa.array would import pandas.
     values = pa.Array.from_buffers(pa.int64(), len(key), [None, pa.py_buffer(np.ascontiguousarray(key))])
     encoded = values.dictionary_encode()  # codes in order of first appearance
-    codes = np.asarray(encoded.indices.to_numpy(), dtype=np.int64)
+    codes = _values(encoded.indices).astype(np.int64)
     seen = np.concatenate(([-1], np.maximum.accumulate(codes)[:-1]))
     first = np.flatnonzero(codes > seen)
-    order = np.argsort(encoded.dictionary.to_numpy())
+    order = np.argsort(_values(encoded.dictionary))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     return first[order], rank[codes]
+
+
+def _values(array: pa.Array) -> npt.NDArray[np.int64 | np.int32]:
+    """An array without nulls; its own `to_numpy` would import pandas."""
+    width = np.int64 if array.type == pa.int64() else np.int32
+    return np.frombuffer(
+        array.buffers()[1], dtype=width, count=len(array), offset=array.offset * width().itemsize
+    )

@@ -26,7 +26,7 @@ from moetrace.hardware import Hardware, load_hardware
 from moetrace.op import BOUNDS, PARTS, Costs, Op
 from moetrace.parse.nesting import exposed_by
 from moetrace.parse.summary import step_and_device
-from moetrace.run import TEXT, Run, TableParts, nullable, text_column
+from moetrace.run import TEXT, Run, TableParts, nullable, numbers, text_column
 from moetrace.units import percent, seconds
 
 ATTRIBUTION_VERSION = 1
@@ -331,8 +331,8 @@ def _table(run: Run, priced: _Priced, hardware: Hardware, touched: FloatArray) -
     for part in (*PARTS, "expected_s", "lower_bound_s", "error"):
         columns[part] = nullable(getattr(costs, part)[index], unknown, pa.float64())
     columns |= {
-        "exposed_ns": pa.array(priced.exposed),
-        "gap_ns": pa.array(priced.gap),
+        "exposed_ns": numbers(priced.exposed),
+        "gap_ns": numbers(priced.gap),
         "launch_ns": nullable(priced.launch, priced.launch < 0, pa.int64()),
         "bound": text_column(costs.bound[index], BOUNDS),
         "unexplained_s": nullable(priced.dur / 1e9 - costs.expected_s[index], unknown, pa.float64()),

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from moetrace.op import PARTS
-from moetrace.parse.summary import devices_of_steps, known_work, step_and_device
-from moetrace.run import Run, codes_of
+from moetrace.parse.summary import devices_of_steps, keep_longest, known_work, step_and_device
+from moetrace.run import Run, codes_of, without_nulls
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -69,7 +68,7 @@ class Columns:
         return np.where(self.inside, 1.0 / number[np.maximum(self.step, 0)], 1.0)
 
     def _of(self, name: str, null: float) -> Any:
-        return np.asarray(pc.fill_null(self.table.column(name), null).to_numpy())
+        return without_nulls(self.table.column(name), null)
 
     def _split(self) -> tuple[FloatArray, dict[str, FloatArray]]:
         """(what of the exposed time of each op the law explains, that time dealt out to its parts in proportion and the rest).
@@ -109,7 +108,9 @@ class Sums:
             totals = [c.total(code, v, len(names)) for v in values]
             count = np.bincount(code[c.inside & (code >= 0)], minlength=len(names))
             for i, row in enumerate(np.array([count, *totals], dtype=np.float64).T):
-                groups[names[i]] = groups[names[i]] + row if names[i] in groups else row
+                if row[0]:
+                    groups[names[i]] = groups[names[i]] + row if names[i] in groups else row
+            keep_longest(groups, 1)
 
         def inside(seconds: FloatArray) -> float:
             return float((seconds * c.weight)[c.inside].sum())

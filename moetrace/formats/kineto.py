@@ -17,8 +17,9 @@ import orjson
 
 from moetrace.errors import TraceError
 from moetrace.formats.events import Events, Stored
+from moetrace.formats.kineto_json import loads
 from moetrace.formats.kineto_mend import EVENT, LIST_OF_EVENTS, PH, ends_list, entries, mend
-from moetrace.formats.kineto_rows import Rows, loads
+from moetrace.formats.kineto_rows import Rows
 from moetrace.formats.kineto_text import BLOCK, ZSTD, Blocks, Layout, cuts, list_of_events
 from moetrace.formats.kineto_values import whole
 from moetrace.formats.piles import Spill
@@ -30,9 +31,7 @@ _BOM = b"\xef\xbb\xbf"
 # Bytes of one event, or of what stands before or after the events: real ones have a few KB.
 _MAX_PIECE = 8 << 20
 _PATIENCE = 1 << 20  # bytes in which an event ends, or the list of events begins, if nothing is damaged
-_MAX_TEXTS = (
-    256 << 20
-)  # characters of distinct names, where all are held in memory: real traces have a few million
+_MAX_TEXTS = 256 << 20  # characters of distinct names that memory holds: real traces have a few million
 _FACTS = ("distributedInfo", "deviceProperties", "baseTimeNanoseconds", "moetrace", "displayTimeUnit")
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from moetrace.formats.kineto_rows import loads
+from moetrace.formats.kineto_json import loads
 
 _SPACE = rb"[ \t\r\n]*"
 _START = rb"\{" + _SPACE + rb'"(?:ph|cat|name|pid|tid|ts|dur|args|id|bp|s)"' + _SPACE + rb":"

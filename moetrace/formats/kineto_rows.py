@@ -6,11 +6,8 @@ refuses a whole chunk for one that is not; the second takes whatever JSON can ho
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from decimal import Decimal
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,6 +30,22 @@ from moetrace.formats.events import (
     IntArray,
     Tensors,
 )  # fmt: skip
+from moetrace.formats.kineto_json import (
+    ABSENT,
+    DECIMALS,
+    EVENTS,
+    LONG,
+    NO_ARGS,
+    NO_TEXT,
+    STAMPS,
+    Args,
+    Event,
+    OddError,
+    digits_ns,
+    loads,
+    times_ns,
+    without_calls,
+)
 from moetrace.formats.kineto_values import INT64, message_of, ns, tensors_of, whole
 from moetrace.formats.piles import Spill
 
@@ -46,62 +59,7 @@ _CLASS = {
 _CALL = "python_function"
 _TOLD = (_CALL, "overhead")
 _OTHER = NODE + 1  # classes that are not read
-_EXACT = float(1 << 51)  # us that a float holds, in ns still far within 64 bits
-_LONG = 8_796_000_000_000  # us from which (2^43) a float does not hold every ns: three months, or an absolute time
-_DECIMALS = re.compile(rb'"ts"[ \t\r\n]*:[ \t\r\n]*-?\d{13,}\.\d*[1-9]')
 _MAX_KNOWN = 1 << 16  # distinct texts of shapes remembered at a time
-
-_ABSENT = -INT64  # outside of what _Int takes, so no event can say it
-_Int = Annotated[int, msgspec.Meta(ge=1 - INT64, le=INT64 - 1)]
-_NO_TEXT = msgspec.Raw(b"")
-
-
-class _Args(msgspec.Struct, gc=False, frozen=True):
-    external: _Int = msgspec.field(default=_ABSENT, name="External id")
-    external_2021: _Int = msgspec.field(default=-1, name="external id")
-    correlation: _Int = -1
-    device: _Int = 0
-    stream: _Int = _ABSENT
-    bytes: _Int | str = 0
-    kernel: str | None = None
-    node: _Int = msgspec.field(default=0, name="graph node id")
-    marked: str | None = msgspec.field(default=None, name="str")
-    annotation: str | None = None
-    dims: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Input Dims")
-    dims_2021: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Input dims")
-    types: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Input type")
-    collective: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Collective name")
-    dtype: msgspec.Raw = _NO_TEXT
-    elements_in: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="In msg nelems")
-    elements_out: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Out msg nelems")
-    group: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Group size")
-    ranks: msgspec.Raw = msgspec.field(default=_NO_TEXT, name="Process Group Ranks")
-
-
-_NO_ARGS = _Args()
-
-
-class _Event(msgspec.Struct, gc=False):
-    ph: str | None = None
-    cat: str | None = None
-    name: str | None = None
-    ts: float | None = None
-    dur: float | None = 0.0
-    pid: int | str | None = None
-    tid: int | str | None = None
-    args: _Args | None = _NO_ARGS
-
-
-class _Stamp(msgspec.Struct, gc=False):
-    ts: msgspec.Raw = _NO_TEXT
-
-
-_EVENTS = msgspec.json.Decoder(list[_Event])
-_STAMPS = msgspec.json.Decoder(list[_Stamp])
-
-
-class _OddError(ValueError):
-    """A chunk that is not as profilers write it, for reading event by event."""
 
 
 class _Classes(dict[str | None, int]):
@@ -139,10 +97,10 @@ class Rows:
 
         With what stands `between` events, calls of Python are not decoded.
         """
-        kept, calls = _without_calls(chunk, between) if between else (chunk, 0)
+        kept, calls = without_calls(chunk, between) if between else (chunk, 0)
         try:
             text = b"[" + kept + b"]"
-            events = _EVENTS.decode(text)
+            events = EVENTS.decode(text)
             columns = self._columns(events, text)
         except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
             self.add_each(loads(b"[" + chunk + b"]"))
@@ -171,8 +129,8 @@ class Rows:
         return {names[cat]: count for cat, count in self.skipped.items() if count}
 
     # -- by type -----------------------------------------------------------------------------------------------------
-    def _columns(self, events: list[_Event], text: bytes) -> dict[str, npt.NDArray[Any]]:
-        """The columns of the events that are read. Raises _OddError (or OverflowError) for what is not as usual."""
+    def _columns(self, events: list[Event], text: bytes) -> dict[str, npt.NDArray[Any]]:
+        """The columns of the events that are read. Raises OddError (or OverflowError) for what is not as usual."""
         classes = self._classes
         at = [
             i
@@ -184,14 +142,14 @@ class Rows:
             and e.ph == "X"
         ]
         kept = [events[i] for i in at]
-        args = [e.args or _NO_ARGS for e in kept]
+        args = [e.args or NO_ARGS for e in kept]
         names = [e.name for e in kept if e.name is not None]
         if len(names) < len(kept):
-            raise _OddError
-        start, dur = _times([e.ts for e in kept]), _times([e.dur for e in kept])
-        if len(start) and np.abs(start).max() >= _LONG * 1000 and _DECIMALS.search(text):
-            stamps = _STAMPS.decode(text)
-            start = np.array([_digits(bytes(stamps[i].ts)) for i in at], dtype=np.int64)
+            raise OddError
+        start, dur = times_ns([e.ts for e in kept]), times_ns([e.dur for e in kept])
+        if len(start) and np.abs(start).max() >= LONG * 1000 and DECIMALS.search(text):
+            stamps = STAMPS.decode(text)
+            start = np.array([digits_ns(bytes(stamps[i].ts)) for i in at], dtype=np.int64)
         cls = np.array([classes[e.cat] for e in kept], dtype=np.int8)
         device = cls <= MEMSET
         nbytes = [n if (n := a.bytes).__class__ is int else whole(n) for a in args]
@@ -209,13 +167,13 @@ class Rows:
             "correlation": np.where(
                 cls <= LAUNCH, np.array([a.correlation for a in args], dtype=np.int64), -1
             ),
-            "external": np.where(external == _ABSENT, older, external),
+            "external": np.where(external == ABSENT, older, external),
             "tensors": tensors,
             "nbytes": np.where(device, np.array(nbytes, dtype=np.int64), 0),
             "launched": launched,
         }
 
-    def _text_codes(self, cls: list[int], names: list[str], args: list[_Args]) -> tuple[IntArray, IntArray]:
+    def _text_codes(self, cls: list[int], names: list[str], args: list[Args]) -> tuple[IntArray, IntArray]:
         texts = self.builder.texts
         name, launched = [], []
         for c, said, a in zip(cls, names, args, strict=True):
@@ -229,17 +187,17 @@ class Rows:
             name.append(texts[said])
         return np.array(name, dtype=np.int64), np.array(launched, dtype=np.int64)
 
-    def _lane_codes(self, device: list[bool], kept: list[_Event], args: list[_Args]) -> IntArray:
+    def _lane_codes(self, device: list[bool], kept: list[Event], args: list[Args]) -> IntArray:
         lanes = self._lanes
         return np.array(
             [
-                lanes[e.pid, e.tid] if not d else a.stream if a.stream != _ABSENT else whole(e.tid)
+                lanes[e.pid, e.tid] if not d else a.stream if a.stream != ABSENT else whole(e.tid)
                 for e, a, d in zip(kept, args, device, strict=True)
             ],
             dtype=np.int64,
         )
 
-    def _tensor_codes(self, cls: list[int], args: list[_Args]) -> IntArray:
+    def _tensor_codes(self, cls: list[int], args: list[Args]) -> IntArray:
         """Codes of shapes, by their text: a text that was seen before is not decoded again."""
         known = self._known
         if len(known) > _MAX_KNOWN:
@@ -253,7 +211,7 @@ class Rows:
                     key: tuple[bytes, ...] = (dims, bytes(a.types))
                     found = known.get(key)
                     code = self._learn(key, _shapes(*key)) if found is None else found
-            elif c <= MEMSET and a.collective is not _NO_TEXT:
+            elif c <= MEMSET and a.collective is not NO_TEXT:
                 key = (
                     bytes(a.collective),
                     bytes(a.dtype),
@@ -314,76 +272,6 @@ class Rows:
         else:
             add(cls, name, start, dur, lane, external=external)
         return True
-
-
-# How torch's event of a Python call begins, up to its name: a text in JSON cannot hold it, for its quotes would be escaped.
-_SPACE = rb"[ \t\r\n]*"
-_WORDS = (
-    rb'"ph"',
-    rb":",
-    rb'"X"',
-    rb",",
-    rb'"cat"',
-    rb":",
-    rb'"python_function"',
-    rb",",
-    rb'"name"',
-    rb":",
-    b'"',
-)
-_BEGINS = re.compile(rb"\{(" + b"".join(_SPACE + word for word in _WORDS) + rb")")
-_MODULE_CALL = b"nn.Module"
-
-
-def _without_calls(chunk: bytes, between: bytes) -> tuple[bytes, int]:
-    """(the chunk without its events of calls of Python that are no module's, their number), by how each event begins.
-
-    The first event and the last always stay, so that what is left is a list if the chunk was one.
-    """
-    begins = _BEGINS.search(chunk)
-    if begins is None:
-        return chunk, 0
-    first, *events, last = chunk.split(between) if between in chunk else (chunk, b"")
-    call = begins[1]
-    module = call + _MODULE_CALL
-    kept = [event for event in events if not event.startswith(call) or event.startswith(module)]
-    if len(kept) == len(events):
-        return chunk, 0
-    return between.join([first, *kept, last]), len(events) - len(kept)
-
-
-def loads(text: bytes) -> Any:
-    """JSON as profilers write it, Infinity, control characters and bad UTF-8 included. Raises ValueError, RecursionError.
-
-    Where times are longer than a float holds, long numbers with decimals come as Decimal.
-    """
-    if _DECIMALS.search(text):
-        return json.loads(text.decode("utf-8", "replace"), strict=False, parse_float=_exact)
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return json.loads(text.decode("utf-8", "replace"), strict=False)
-
-
-def _exact(text: str) -> float | Decimal:
-    value = float(text)
-    return Decimal(text) if _LONG <= abs(value) < INT64 else value
-
-
-def _times(values: list[float | None]) -> IntArray:
-    """Microseconds as whole nanoseconds. Split before scaling: exact for floats below 2^43 us. Raises _OddError."""
-    us = np.array(values, dtype=np.float64)  # None becomes NaN
-    if not (np.abs(us) < _EXACT).all():
-        raise _OddError
-    low = np.floor(us)
-    return low.astype(np.int64) * 1000 + np.rint((us - low) * 1000).astype(np.int64)
-
-
-def _digits(text: bytes) -> int:
-    """Microseconds as whole nanoseconds, read digit by digit: exact for any."""
-    if b"e" in text or b"E" in text:
-        raise _OddError
-    return int((Decimal(text.decode()) * 1000).to_integral_value())
 
 
 def _shapes(dims: bytes, types: bytes) -> Tensors | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moetrace.formats.piles import ROWS, Pile, Spill
+from moetrace.formats.piles import Pile, Spill
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.rows import Rows
 from moetrace.parse.steps import StepName
@@ -57,12 +57,14 @@ class Dealt:
     stated: bool  # whether the trace itself says where each of the steps is
 
 
-def deal(pile: Pile, on_cpu: bool, spill: Spill, step_of: StepOf, names: Sequence[StepName]) -> Dealt:
-    """The rows of a pile, which is empty afterwards, by step: several steps to a batch.
+def deal(
+    pile: Pile, on_cpu: bool, spill: Spill, step_of: StepOf, names: Sequence[StepName], batch: int
+) -> Dealt:
+    """The rows of a pile, which is empty afterwards, by step: several steps to a batch of about so many rows.
 
     Without names of steps, pieces of time stand for them; and where one has more rows than a step can have, for that one.
     """
-    most, stated = (LONGEST, True) if names else (ROWS, False)
+    most, stated = (LONGEST, True) if names else (batch, False)
     if not names:
         step_of, names = (lambda rows: np.zeros(len(rows), dtype=np.int64)), [StepName(None)]
     count, first = _counted(pile, on_cpu, step_of, len(names))
@@ -70,18 +72,19 @@ def deal(pile: Pile, on_cpu: bool, spill: Spill, step_of: StepOf, names: Sequenc
     if len(long):
         size = dict(zip(long.tolist(), count[1:][long].tolist(), strict=True))
         before = len(names) - len(long)
-        step_of, names = _cut(pile, on_cpu, step_of, names, {i: -(-n // ROWS) for i, n in size.items()})
+        step_of, names = _cut(pile, on_cpu, step_of, names, {i: -(-n // batch) for i, n in size.items()})
         count, first = _counted(pile, on_cpu, step_of, len(names))
         said = [_CUT.format(len(size), max(size.values()), most, len(names) - before)]
     if not stated:
         said = [no_steps(len(names))]
     used, outside = np.flatnonzero(count[1:]), int(count[0])
     if len(used):
-        batches = _dealt(pile, on_cpu, spill, step_of, used, count[1:][used], first[1:][used])
+        code = (np.cumsum(count[1:][used]) - count[1:][used]) // batch
+        dealt = _dealt(pile, on_cpu, spill, step_of, used, code, first[1:][used])
     else:
-        edges = _edges([b["start"][::16] for b in pile.blocks()], -(-len(pile) // ROWS))
-        batches = pile.scatter(lambda b: np.searchsorted(edges, b["start"], side="right"), len(edges) + 1)
-    return Dealt(Batches(batches, on_cpu), list(names), used, outside, said, stated and not len(long))
+        edges = _edges([b["start"][::16] for b in pile.blocks()], -(-len(pile) // batch))
+        dealt = pile.scatter(lambda b: np.searchsorted(edges, b["start"], side="right"), len(edges) + 1)
+    return Dealt(Batches(dealt, on_cpu), list(names), used, outside, said, stated and not len(long))
 
 
 def _counted(pile: Pile, on_cpu: bool, step_of: StepOf, steps: int) -> tuple[IntArray, IntArray]:
@@ -128,10 +131,9 @@ def _edges(starts: Sequence[IntArray], parts: int) -> IntArray:
 
 
 def _dealt(
-    pile: Pile, on_cpu: bool, spill: Spill, step_of: StepOf, used: IntArray, count: IntArray, first: IntArray
+    pile: Pile, on_cpu: bool, spill: Spill, step_of: StepOf, used: IntArray, batch: IntArray, first: IntArray
 ) -> list[Pile]:
-    """The rows by step; those of no step lie with the step that began last before them."""
-    batch = (np.cumsum(count) - count) // ROWS
+    """The rows by step, whose batch is given; those of no step lie with the step that began last before them."""
     batch = np.unique(batch, return_inverse=True)[1].reshape(-1)
     order = np.argsort(first, kind="stable")
     number = np.full(int(used[-1]) + 2, -1, dtype=np.int64)

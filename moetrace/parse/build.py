@@ -80,27 +80,31 @@ class Ops:
         index = np.zeros(len(first), dtype=np.int64)
         source = np.zeros(len(first), dtype=np.int8)
         found = self.found if self._routed is None else {}
-        if len(self._known) > _MANY:
-            self._known.clear()
-        for i, (row, key) in enumerate(
-            zip(first.tolist(), zip(*(c[first].tolist() for c in columns), strict=True), strict=True)
-        ):
-            if key not in self._known:
-                step = self._steps[placed.step[row]] if placed.step[row] >= 0 else None
-                kind, seen = _seen(
-                    self._events, rows, placed, row, step, self._model, self._split, self._pad,
-                    int(window[row]), int(halves[row]),
-                )  # fmt: skip
-                op = ops.build(kind, seen)
-                self._known[key] = op, _source(op, rows, row)
-            op, source[i] = self._known[key]
-            index[i] = found.setdefault(op, len(found))
+        for low in range(0, len(first), _MANY):
+            some = first[low : low + _MANY]
+            if len(self._known) > _MANY:
+                self._known.clear()
+            keys = zip(*(column[some].tolist() for column in columns), strict=True)
+            for i, (row, key) in enumerate(zip(some.tolist(), keys, strict=True), low):
+                if key not in self._known:
+                    self._known[key] = self._learn(rows, placed, row, int(window[row]), int(halves[row]))
+                op, source[i] = self._known[key]
+                index[i] = found.setdefault(op, len(found))
         spread = index[inverse]
         if self._routed is not None:
             spread, routed = self._routed(spread, list(found), placed.step, placed.layer)
             table = np.array([self.found.setdefault(op, len(self.found)) for op in routed], dtype=np.int64)
             spread = table[spread] if len(table) else spread
         return spread, source[inverse]
+
+    def _learn(self, rows: Rows, placed: Placed, row: int, window: int, half: int) -> tuple[Op, int]:
+        """(the op of a row, its source)."""
+        step = self._steps[placed.step[row]] if placed.step[row] >= 0 else None
+        kind, seen = _seen(
+            self._events, rows, placed, row, step, self._model, self._split, self._pad, window, half
+        )
+        op = ops.build(kind, seen)
+        return op, _source(op, rows, row)
 
 
 def _seen(

@@ -10,7 +10,7 @@ from moetrace.grouping import distinct_rows
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.rows import Rows
 
-_MANY = 1 << 16  # pairs of names
+_MANY = 1 << 13  # pairs of names that are worked on, and remembered, at a time
 
 
 class Kinds:
@@ -26,24 +26,24 @@ class Kinds:
         """The code of each row's kind, which the rows then have."""
         if not (rows.kind < 0).any():
             return rows.kind
-        texts = self._events.texts
         first, inverse = distinct_rows(rows.kernel, rows.operator)
-        codes = []
-        if len(self._known) > _MANY:
-            self._known.clear()
-        for pair in zip(rows.kernel[first].tolist(), rows.operator[first].tolist(), strict=True):
-            if pair not in self._known:
-                kernel, operator = pair
-                kind = ops.recognise(
-                    "" if rows.on_cpu else texts[kernel],
-                    texts[operator] if operator >= 0 else "",
-                    self._own,
-                )
-                self._known[pair] = self._codes.setdefault(kind, len(self._codes))
-                self.names[:] = self._codes
-            codes.append(self._known[pair])
-        rows.kind = np.array(codes, dtype=np.int64)[inverse]
+        codes = np.zeros(len(first), dtype=np.int64)
+        for low in range(0, len(first), _MANY):
+            some = first[low : low + _MANY]
+            if len(self._known) > _MANY:
+                self._known.clear()
+            pairs = zip(rows.kernel[some].tolist(), rows.operator[some].tolist(), strict=True)
+            for i, pair in enumerate(pairs, low):
+                if pair not in self._known:
+                    self._known[pair] = self._learn(*pair, rows.on_cpu)
+                codes[i] = self._known[pair]
+        rows.kind = codes[inverse]
         return rows.kind
+
+    def _learn(self, kernel: int, operator: int, on_cpu: bool) -> int:
+        texts = self._events.texts
+        own, above = "" if on_cpu else texts[kernel], texts[operator] if operator >= 0 else ""
+        return self.code(ops.recognise(own, above, self._own))
 
     def code(self, kind: str) -> int:
         """The code of a kind, which is given one if it has none yet."""

@@ -143,6 +143,18 @@ class _Sums:
         ]
 
 
+_MOST = 1 << 14  # names whose sums are kept: a trace has more only where names are numbered
+
+
+def keep_longest(sums: dict[Any, FloatArray], time: int, most: int = _MOST) -> None:
+    """Leaves those with the longest time (its place in each one's sums) once there are more than twice as many as `most`."""
+    if len(sums) > 2 * most:
+        names = list(sums)
+        order = np.argsort([-row[time] for row in sums.values()], kind="stable")
+        for i in order[most:].tolist():
+            del sums[names[i]]
+
+
 def _add(
     sums: dict[str, FloatArray], code: IntArray, names: list[str], which: Any, values: tuple[Any, ...]
 ) -> None:
@@ -151,7 +163,9 @@ def _add(
     size = len(names)
     totals = [np.bincount(code[at], weights=v[at], minlength=size) for v in values]
     for i, row in enumerate(np.array([np.bincount(code[at], minlength=size), *totals], dtype=np.float64).T):
-        sums[names[i]] = sums[names[i]] + row if names[i] in sums else row
+        if row[0]:
+            sums[names[i]] = sums[names[i]] + row if names[i] in sums else row
+    keep_longest(sums, 1)
 
 
 def _facts(run: Run) -> dict[str, Any]:

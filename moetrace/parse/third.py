@@ -23,7 +23,7 @@ from moetrace.parse.parts import part_roles
 from moetrace.parse.placing import Order
 from moetrace.parse.routed import Routed
 from moetrace.parse.rows import NONE, PERIOD, Rows
-from moetrace.run import Step, TableParts, nullable, ops_table, text_column
+from moetrace.run import Step, TableParts, nullable, numbers, ops_table, text_column
 
 if TYPE_CHECKING:
     from moetrace.parse.stages import Stages
@@ -109,15 +109,15 @@ class Third:
         used, kernel = distinct_rows(rows.kernel)
         return ops_table(
             {
-                "rank": pa.array(np.full(len(rows), events.rank, dtype=np.int64)),
-                "device": pa.array(rows.device),
-                "stream": pa.array(rows.stream),
+                "rank": numbers(np.full(len(rows), events.rank, dtype=np.int64)),
+                "device": numbers(rows.device),
+                "stream": numbers(rows.stream),
                 "step": nullable(step, step < 0, pa.int32()),
                 "phase": text_column(phase, known),
                 "layer": nullable(layer, layer < 0, pa.int32()),
                 "kernel": text_column(kernel, [events.texts[c] for c in rows.kernel[used]]),
-                "start_ns": pa.array(rows.start),
-                "dur_ns": pa.array(rows.dur),
+                "start_ns": numbers(rows.start),
+                "dur_ns": numbers(rows.dur),
                 "launch_ns": nullable(rows.launch, rows.launch < 0, pa.int64()),
                 "graph": nullable(rows.graph, rows.graph < 0, pa.int64()),
                 "op_source": text_column(source.astype(np.int64), sources()),

@@ -24,7 +24,7 @@ ORDER = ["start_ns", "stream", "dur_ns", "kernel", "op"]
 def long_way(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """From now on even a short trace is long."""
     monkeypatch.setattr(events, "IN_MEMORY", 0)
-    for module in (events, long, batches):
+    for module in (events, long):
         monkeypatch.setattr(module, "ROWS", rows)
     monkeypatch.setattr(piles, "_HELD", 1 << 16)
 

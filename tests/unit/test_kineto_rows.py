@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from moetrace.formats import kineto_rows
+from moetrace.formats import kineto_json, kineto_rows
 from moetrace.formats.events import COLUMNS, Events
 from moetrace.formats.kineto_rows import Rows
 from moetrace.formats.kineto_values import ns
@@ -79,14 +79,14 @@ def test_calls_of_python_are_counted_and_not_decoded(
     events = [*kept, call, *kept, call, call, *kept]
     chunk = json.dumps(events, indent=indent).encode()[1:-1]
     decoded: list[bytes] = []
-    plain = kineto_rows._EVENTS
+    plain = kineto_rows.EVENTS
 
     class Told:
         def decode(self, text: bytes) -> Any:
             decoded.append(text)
             return plain.decode(text)
 
-    monkeypatch.setattr(kineto_rows, "_EVENTS", Told())
+    monkeypatch.setattr(kineto_rows, "EVENTS", Told())
     rows, step = Rows(), "\n" + " " * (indent or 0)
     rows.add(chunk, f"{step}}},{step}{{".encode() if indent else b"}, {")
     assert len(rows.builder.build().cls) == 6 and (rows.count, rows.damaged) == (9, 0)
@@ -128,12 +128,12 @@ def test_a_chunk_that_is_no_json_leaves_nothing_behind() -> None:
 @given(st.integers(-(2**51) * 1000 + 1, 2**51 * 1000 - 1))
 def test_digits_are_exact_to_half_a_century(value: int) -> None:
     sign, size = ("-" if value < 0 else ""), abs(value)
-    assert kineto_rows._digits(f"{sign}{size // 1000}.{size % 1000:03d}".encode()) == value
+    assert kineto_json.digits_ns(f"{sign}{size // 1000}.{size % 1000:03d}".encode()) == value
 
 
 @given(st.floats(-(2.0**43), 2.0**43))
 def test_times_in_columns_and_alone_are_the_same(us: float) -> None:
-    assert kineto_rows._times([us]).tolist() == [ns(us)]
+    assert kineto_json.times_ns([us]).tolist() == [ns(us)]
 
 
 @pytest.mark.parametrize(
