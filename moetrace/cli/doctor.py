@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moetrace.cli.options import hardware_option, json_option, open_source, reading_options, run_argument
+
+if TYPE_CHECKING:
+    from moetrace.parse.ranks import Found
 
 ENGINES = (
     "vllm",
@@ -40,25 +45,40 @@ def doctor(
 ) -> None:
     """Say what a trace can and cannot answer, and how to capture what it lacks.
 
+    The ranks of one run (a folder of traces, an Nsight Systems file of several GPUs) are asked together.
+
     Exit status: 0 if it answers everything, 1 if something is missing, 2 if it cannot be read.
     """
     from moetrace.parse.doctor import diagnose
+    from moetrace.parse.ranks import ranks_of
     from moetrace.report import terminal
     from moetrace.report.doctor import doctor_report
 
-    run = open_source(
-        source,
-        model=model,
-        capture_trace=capture_trace,
-        kv_len=kv_len,
-        ran_tp=ran_tp,
-        ran_ep=ran_ep,
-        hardware=hardware,
-    )
-    facts = diagnose(run, engine)
+    options: dict[str, Any] = {
+        "model": model, "capture_trace": capture_trace, "kv_len": kv_len, "ran_tp": ran_tp, "ran_ep": ran_ep,
+        "hardware": hardware,
+    }  # fmt: skip
+    with ranks_of(source) as (trace, ranks):
+        facts = (
+            _of_ranks(ranks, options, engine) if ranks else diagnose(open_source(trace, **options), engine)
+        )
     if as_json:
         terminal.show_json(facts)
     else:
         terminal.show(doctor_report(facts))
     if not facts["whole"]:
         ctx.exit(LACKING)
+
+
+def _of_ranks(ranks: Found, options: dict[str, Any], engine: str | None) -> dict[str, Any]:
+    """The answers of several ranks together, parsed into a temporary folder."""
+    from moetrace.parse.doctor import diagnose
+    from moetrace.parse.ranks import parse_ranks
+    from moetrace.ranks import Ranks
+    from moetrace.report import terminal
+
+    with tempfile.TemporaryDirectory(prefix="moetrace-") as folder:
+        place = Path(folder) / f"{len(ranks)} ranks"
+        with terminal.progress(f"reading {len(ranks)} ranks") as tell:
+            parse_ranks(ranks, place, options=options, progress=tell)
+        return diagnose(Ranks.load(place), engine)

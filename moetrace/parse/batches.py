@@ -153,9 +153,10 @@ def _dealt(
 
 def no_steps(pieces: int) -> str:
     """What is said of a trace without annotated steps."""
-    return f"no step annotation was found: {_ONE if pieces == 1 else _PIECES.format(pieces)}"
+    return f"{UNMARKED}: {_ONE if pieces == 1 else _PIECES.format(pieces)}"
 
 
+UNMARKED = "no step annotation was found"
 _ONE = "the whole trace is taken as one step"
 _PIECES = "the trace is cut into {} pieces of like numbers of ops, which stand for steps"
 _CUT = (

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moetrace.parse.batches import UNMARKED
 from moetrace.parse.remedies import command, remedy
 from moetrace.parse.summary import summary
 from moetrace.run import GENERATING, Run
@@ -56,7 +57,7 @@ def diagnose(run: Run, engine: str | None = None) -> dict[str, Any]:
     nsys = "kernels" in run.meta.facts
     found = [
         *_time(run, facts), *_steps(run, facts), *_layers(run, facts), *_sizes(run, shares, facts),
-        *_machine(run, shares, holders), *_asked_for(run), *_whole(run),
+        *_machine(run, shares, holders), *_asked_for(run, shares), *_whole(run),
     ]  # fmt: skip
     answers = [
         Answer(a.question, a.answer, a.why, a.lacking, remedy(a.lacking, engine, nsys) if a.lacking else "")
@@ -127,8 +128,14 @@ def _steps(run: Run, facts: dict[str, Any]) -> Iterator[Answer]:
     steps = run.meta.steps
     question = "What does a decode step take (TPOT)?"
     decodes, verifying = ([s for s in steps if s.phase == phase] for phase in GENERATING)
-    if not any(s.phase for s in steps):
-        yield Answer(question, NO, "no annotation says where a step begins and which phase it is", "steps")
+    if run.meta.facts.get("only_aside"):
+        why = "all of it ran in ranges of a graph's capture, of warm-up or of dummy runs: no step of a request is in it"
+        yield Answer(question, NO, why, "requests")
+    elif not any(s.phase for s in steps):
+        whole = any(note.startswith(UNMARKED) for note in run.meta.notes)
+        begin = "no annotation says where a step begins and which phase it is"
+        which = f"{len(steps):,} step(s) are annotated, none as prefill or decode"
+        yield Answer(question, NO, begin if whole else which, "steps")
     elif verifying and not decodes:
         why = f"{len(verifying)} step(s) verify drafted tokens: how many were accepted is not recorded"
         yield Answer(question, PARTLY, why, "accepted")
@@ -163,7 +170,7 @@ def _sizes(run: Run, shares: _Shares, facts: dict[str, Any]) -> Iterator[Answer]
     yield _graded(
         "Which sizes does each op have?", shares.of(shares.shaped),
         "{} of the time has recorded shapes"
-        + (f", {100 * shares.of(shares.sized):.0f} % with those that the model tells" if shares.sized else ""),
+        + (f", {100 * shares.of(shares.sized):.0f} % with those that the model tells" if run.meta.model else ""),
         "graph" if shares.bare > shares.total * (1 - _MOST) else "shapes",
     )  # fmt: skip
     if shares.replayed:
@@ -210,11 +217,20 @@ def _machine(run: Run, shares: _Shares, holders: int) -> Iterator[Answer]:
         yield Answer("How far is it from the machine's limits?", YES)
 
 
-def _asked_for(run: Run) -> Iterator[Answer]:
-    """Whether steps compute only what requests asked for; warm-up, dummy batches and captures are left out of them already."""
+def _asked_for(run: Run, shares: _Shares) -> Iterator[Answer]:
+    """Whether steps compute only what requests asked for; warm-up, dummy batches and captures are left out of them already.
+
+    Not asked where nothing tells requests' steps from others.
+    """
+    if not any(s.phase for s in run.meta.steps):
+        return
     wide = [s for s in run.meta.steps if s.padded_tokens]
     left = run.meta.facts.get("steps_left_out", 0)
     question = "Do steps compute only what requests asked for?"
+    if not wide and shares.bare > shares.total * (1 - _MOST):
+        why = "graphs were replayed: how many tokens each was captured for, only its capture tells"
+        yield Answer(question, PARTLY, why, "graph")
+        return
     if not wide:
         said = f"{left:,} step(s) of warm-up, dummy batches or graph captures are left out" if left else ""
         yield Answer(question, YES, said)

@@ -36,6 +36,7 @@ _ANY = {
     "names": "profile the host too (activities CPU and CUDA): operators name what kernels do not; parse --json lists the rest",
     "shapes": "torch.profiler.profile(record_shapes=True)",
     "steps": "name the steps: 'moetrace record -- SCRIPT.py', or rec.step(...) in your loop (docs/recording.md)",
+    "requests": "profile while requests are decoded, and give this file with that trace: --capture-trace FILE, for its graphs",
     "few_steps": "profile more steps: ten or more decode steps behind the warm-up",
     "kv": "say it: --kv-len N, the KV tokens per sequence",
     "layers": "name the model (--model NAME or config.json), or record with moetrace, which names layers",

@@ -98,6 +98,7 @@ class Stages:
         self.notes: list[str] = []
         self._span_ns = np.full(len(self.names), np.nan)
         self._aside = self.left_out = 0
+        self.only_aside = False
 
     def run(self, source: str, spill: formats.Spill | None) -> Run:
         """All of it."""
@@ -198,6 +199,8 @@ class Stages:
 
         if inside:
             self.batches.update(leave)
+        elif any(((rows.step >= 0) & (rows.part == code)).any() for rows in self.batches):
+            self.only_aside = True
 
     def _set_aside(self) -> list[str]:
         """Takes what is no request's out of the steps, and says so; gives the steps what the captures know of them."""
@@ -239,6 +242,7 @@ class Stages:
             notes = [*notes, said]
         native = self.recording.get("native_layers")
         left_out = {"steps_left_out": self.left_out} if self.left_out else {}
+        left_out |= {"only_aside": 1} if self.only_aside else {}
         own = {OWN_EXPERTS: True} if table.routed and table.routed.own_counted else {}
         on_cpu = self.seen.on_cpu
         provenance = table.routed.source if table.routed else "uniform formula: no routing was recorded"

@@ -10,7 +10,7 @@ from moetrace.cli import doctor as verb
 from moetrace.parse import parse
 from moetrace.parse.doctor import diagnose
 from moetrace.parse.remedies import ENGINES, command, remedy
-from tests.made import decode_trace, event, write
+from tests.made import decode_trace, event, rank_traces, write
 
 WAITS = "Do ranks wait for each other?"
 
@@ -120,3 +120,42 @@ def test_the_process_says_by_its_status_what_it_found(tmp_path, process):
 def test_a_shipped_recording_lacks_nothing(shipped, process):
     answer = process("doctor", shipped)
     assert answer.status == 0 and answer.out.endswith("nothing is missing\n")
+
+
+STEPS, ASKED = "What does a decode step take (TPOT)?", "Do steps compute only what requests asked for?"
+
+
+def test_steps_without_a_phase_are_not_said_to_lack_annotations(tmp_path):
+    plain = [e for e in decode_trace() if e["cat"] == "kernel"]
+    named = [event(f"ProfilerStep#{i}", "user_annotation", 1000 * i, 900, 1) for i in range(3)]
+    launches = [e for e in decode_trace() if e["cat"] in ("kernel", "cuda_runtime")]
+    bare, facts = answers(write(tmp_path / "bare.json", plain))
+    assert bare[STEPS]["why"].startswith("no annotation says") and ASKED not in bare
+    assert "model tells" not in str(facts["answers"])
+    steps, _ = answers(write(tmp_path / "steps.json", [*launches, *named]))
+    assert steps[STEPS]["why"].endswith("annotated, none as prefill or decode") and ASKED not in steps
+
+
+def test_the_padding_of_a_graph_without_its_capture_is_not_known(tmp_path):
+    found, _ = answers(write(tmp_path / "t.json", decode_trace(steps=4, graph=True)))
+    assert found[ASKED]["answer"] == "partly" and "only its capture tells" in found[ASKED]["why"]
+    found, _ = answers(write(tmp_path / "eager.json", decode_trace(steps=4)))
+    assert found[ASKED]["answer"] == "yes"
+
+
+def test_the_trace_of_a_graph_s_capture_is_known_as_one(tmp_path):
+    launches = [e for e in decode_trace() if e["cat"] in ("kernel", "cuda_runtime", "cpu_op")]
+    tid = next(e["tid"] for e in launches if e["cat"] == "cuda_runtime")
+    around = event("capture_32_FULL", "user_annotation", -10, 1e6, tid)
+    found, _ = answers(write(tmp_path / "t.json", [around, *launches]))
+    assert found[STEPS]["answer"] == "no" and "a graph's capture" in found[STEPS]["why"]
+    assert "--capture-trace" in found[STEPS]["fix"]
+
+
+def test_ranks_are_asked_together(tmp_path, process):
+    for rank, events in enumerate(rank_traces([100, 130], clocks=[0, 70])):
+        write(tmp_path / f"rank{rank}.json", events, distributedInfo={"rank": rank, "world_size": 2})
+    done = process("doctor", tmp_path, "--json")
+    assert done.status == 1, done.err
+    found = {a["question"]: a for a in json.loads(done.out)["answers"]}
+    assert found[WAITS]["answer"] == "yes"
