@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 
 from moetrace.validate.figure import shipped
 from moetrace.validate.sources import fewer_active
+from tests.conftest import REPO
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +43,25 @@ def test_the_gain_of_fewer_active_experts_rises_falls_and_recovers(
 def test_the_gain_is_within_what_is_asked_of_it(gains: dict[str, list[tuple[int, float, float]]]) -> None:
     rows = [row for found in gains.values() for row in found]
     assert sum(abs(measured - ratio) for _, measured, ratio in rows) / len(rows) < 0.06
+
+
+def test_the_page_on_hardware_tells_what_the_fit_of_wafers_leaves() -> None:
+    """Each row of its table: published and predicted speed of a model left out, and the tokens of a pass that were assumed."""
+    fitted = subprocess.run(
+        [sys.executable, "benchmarks/fit_wafer_profile.py"],
+        cwd=REPO, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPO)},
+    ).stdout  # fmt: skip
+    told = r"measured +(\d+)  spread +(\d+) \( *([+-][\d.]+) %\)  own +\d+ \( *[+-][\d.]+ %\)  (?:x ([\d.]+)|not drafted)"
+    said = {
+        (f"{int(m[1]):,}", f"{int(m[2]):,} ({float(m[3]):+.0f} %)", m[4] or "no")
+        for m in re.finditer(told, fitted)
+    }
+    page = (REPO / "docs" / "hardware.md").read_text().split("| model left out |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()[2:]]
+    assert len(rows) == 7
+    for name, published, spread, _, drafted in rows:
+        assert (
+            published.removesuffix(" (approximate)"),
+            spread,
+            drafted.removesuffix(" tokens per pass"),
+        ) in said, name
