@@ -5,7 +5,9 @@
 FOLDER holds the public tables of make_profiles.py. Every engine's coefficients of one machine, fixed times at the other's
 clock, price the other's rows (decode sizes, unflagged, L2 warm as they were measured). Mean / median absolute error in percent:
 with fixed times as they are, at the other's clock, and at that clock from the same op's measurement on the first machine.
-Then, of those at the clock, the factor that 80 % of the rows lie within.
+Then, of those at the clock: the factor that 80 % of the rows lie within, the share of them that the first machine's intervals
+hold, and the `widen` of a profile with which these would hold 80 %. Last, by family, the `widen` of all engines and ways
+alike, and the least and the most that it holds of the rows of one.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from moetrace import ops
 from moetrace.calibrate.measured import Measured
@@ -22,7 +25,7 @@ from moetrace.calibrate.tables import read_measurements
 from moetrace.cost.anchors import anchored_s
 from moetrace.hardware import FORM_OF, Family, Hardware, coefficient_family, load_hardware
 from moetrace.machines.forms import FORMS, Setting
-from moetrace.machines.gpu import peaks, tokens_of
+from moetrace.machines.gpu import errors, memory_share, peaks, tokens_of
 from moetrace.op import FloatArray
 
 TABLES = (
@@ -30,14 +33,17 @@ TABLES = (
 )  # fmt: skip
 NAMES = ("h100-sxm", "a100-sxm")
 MOST_TOKENS = 512
+_EACH = 1000
+_WIDTHS = (7, 13, 13, 14, 7, 5, 7)
 
 
-def priced(rows: Measured, family: Family, hw: Hardware) -> tuple[FloatArray, FloatArray]:
-    """(seconds by the law, share of them that no faster resource saves) of rows on `hw`, [rows]."""
+def priced(rows: Measured, family: Family, hw: Hardware) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(seconds by the law, share of them that no faster resource saves, error of its interval) of rows on `hw`, [rows]."""
     works = ops.works(rows.ops)
     at = Setting(hw, peaks(works, hw, [""] * len(rows.ops.types)), "warm")
     parts = FORMS[family.form].seconds(family.value, works, at)
-    return parts.expected_s, np.clip(parts.fixed_s / parts.expected_s, 0.0, 1.0)
+    floor = np.clip(parts.fixed_s / parts.expected_s, 0.0, 1.0)
+    return parts.expected_s, floor, errors(family, works, memory_share(parts))
 
 
 def groups(tables: dict[str, Measured]) -> Iterator[tuple[str, dict[str, Measured]]]:
@@ -69,6 +75,16 @@ def within(predicted: FloatArray, measured: FloatArray) -> float:
     return float(np.exp(np.nanquantile(np.abs(np.log(predicted / measured)), 0.8)))
 
 
+def needed(beyond: FloatArray) -> float:
+    """The `widen` with which 80 % of rows lie within; `beyond` is how far, in logarithms, each lies beyond its interval."""
+    return float(np.expm1(max(np.nanquantile(beyond, 0.8), 0.0)))
+
+
+def _spread(rows: int) -> npt.NDArray[np.int64]:
+    """As many rows of each engine, so that none outweighs another."""
+    return np.linspace(0, rows - 1, _EACH).astype(np.int64)
+
+
 def matched(one: Measured, two: Measured) -> tuple[list[int], list[int]]:
     """Rows of both that are the same op, each once."""
     names = sorted(set(one.ops.dims) | set(two.ops.dims))
@@ -88,9 +104,13 @@ def main() -> None:
         name: Measured.join([read_measurements(folder / f"{table}.parquet", name) for table in TABLES])
         for name in NAMES
     }
-    print(
-        f"{'':34s}{'rows':>7s}  {'as they are':>13s}  {'at the clock':>13s}  {'measured there':>14s}  {'80 % in':>7s}"
+    open_rows: dict[str, list[FloatArray]] = {}
+    heads = zip(
+        ("rows", "as they are", "at the clock", "measured there", "80 % in", "held", "widen"),
+        _WIDTHS,
+        strict=True,
     )
+    print(" " * 34 + "  ".join(f"{head:>{width}s}" for head, width in heads))
     for key, rows in groups(tables):
         for source, target in (NAMES, NAMES[::-1]):
             own = machine[source].families.get(key)
@@ -98,16 +118,24 @@ def main() -> None:
                 continue
             here, there = rows[target], rows[source]
             moved = own.at_clock(machine[source].clock_hz, machine[target].clock_hz)
-            still, _ = priced(here, own, machine[target])
-            found, _ = priced(here, moved, machine[target])
+            still, _, _ = priced(here, own, machine[target])
+            found, _, stated = priced(here, moved, machine[target])
             a, b = matched(there, here)
-            law_there, floor = priced(there, own, machine[source])
+            law_there, floor, _ = priced(there, own, machine[source])
+            beyond = np.abs(np.log(found / here.seconds)) - np.log1p(stated)
+            open_rows.setdefault(key.partition("@")[0], []).append(beyond)
             anchored = anchored_s(there.seconds[a], law_there[a], floor[a], found[b])
             print(
                 f"{key:24s}{source[:4]}->{target[:4]}{len(here):7d}  {error(still, here.seconds):>13s}  "
                 f"{error(found, here.seconds):>13s}  {error(anchored, here.seconds[b]):>14s}  "
-                f"x {within(found, here.seconds):.2f}"
+                f"x {within(found, here.seconds):.2f}  {(beyond <= 0).mean():5.0%}  {needed(beyond):+7.0%}"
             )
+    for name, parts in open_rows.items():
+        share = needed(np.concatenate([part[_spread(part.size)] for part in parts]))
+        held = [float((part <= np.log1p(share)).mean()) for part in parts]
+        print(
+            f"{name:24s}all alike {share:+.0%}: holds {min(held):.0%} to {max(held):.0%} of one engine's rows"
+        )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ _PRIOR_SHARE = 0.01  # of the rows that the prior is worth, at an error of _SCAL
 _UNDETERMINED = (
     3.0  # of its prior's spread: a coefficient that the rows alone leave wider stays where it started
 )
+_GONE = (
+    0.4  # of where it started: what the rows drove below it and do not determine is the least that it may be
+)
 _NOTHING = 1e-9  # information about a logarithm: none
 _TOGETHER = 10.0  # rows of one shape that count as one, at most
 _EVALUATIONS = 60
@@ -39,7 +42,8 @@ _EVALUATIONS = 60
 class Fit:
     """Coefficients of one form for one group of rows. `covariance` is of the logarithms of those in `fitted`, in order.
 
-    `kept` are the coefficients that the rows do not determine: they stay at the value they started from.
+    `kept` are the coefficients that the rows do not determine: they stay at the value they started from, or at the least that
+    they may be where the rows drove them there.
     """
 
     value: Mapping[str, float]
@@ -104,7 +108,7 @@ def fit(problem: Problem, start: Mapping[str, float]) -> Fit:
     """
     parameters = problem.form.schema.parameters
     free = [name for name, parameter in parameters.items() if not parameter.given]
-    kept = [name for name in parameters if name not in free]
+    kept, start = [name for name in parameters if name not in free], dict(start)
     # Rows of one shape err together, so that each counts for less than one.
     together = min(_TOGETHER, np.sqrt(len(problem) / np.unique(problem.shape).size))
     while True:
@@ -119,6 +123,9 @@ def fit(problem: Problem, start: Mapping[str, float]) -> Fit:
         alone = np.sqrt(together / np.maximum(np.diag(information), _NOTHING)) / spread
         loose = np.flatnonzero(alone > _UNDETERMINED).tolist() or [int(np.argmax(wide))]
         kept += [free[at] for at in loose]
+        # The logarithm of what the rows drive towards nothing is open too: then it is the least that it may be, not the start.
+        begun = {name: start.get(name, 0.0) or parameters[name].start for name in kept}
+        start |= {name: parameters[name].low for name in kept if value[name] < _GONE * begun[name]}
         free = [name for name in free if name not in kept]
         if not free:
             raise CalibrationError("the rows determine none of the coefficients")

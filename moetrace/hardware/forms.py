@@ -238,8 +238,11 @@ EXPERTS = Schema.of(
         3,
         0.05,
         0,
-        "GEMMs with more tokens than experts take so much longer",
+        "GEMMs of more tokens than experts on the rank take so much longer where no tiles were tuned",
         1.5,
+    ),
+    Parameter(
+        "above_serial", "share", 0, 5, 0.3, 0, "the same for what one thread block streams in its K loop", 1.5
     ),
     Parameter(
         "misaligned", "share", 0, 5, 0.3, 0, "GEMMs of a width that 16 does not divide take so much longer"

@@ -199,7 +199,8 @@ class Hardware:
     `law` names the timing law; `base` the profile that a node repeats. `sources` maps a table of
     the profile to where its figures come from. `multiprocessors` is 1 where the profile does not say, `clock_hz`, their
     highest, None. `power_w` is the most that one device draws (a wafer: the whole system), `domain_gpus` how many devices
-    the fast links join.
+    the fast links join. `tuned` has by dtype of the weights the (experts on a rank, width) for which engines ship tiles that
+    were tuned on this device.
     """
 
     name: str
@@ -217,6 +218,7 @@ class Hardware:
     clock_hz: float | None = None
     power_w: float | None = None
     domain_gpus: int = 8
+    tuned: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
 
     @property
     def device_class(self) -> str:

@@ -38,7 +38,8 @@ _ABOUT_FIT = {
     "form", "error_decades", "error_memory", "error_apart", "source", "rows",
     "shapes", "kernels", "held_out", "kept", "covariance", "seen"
 }  # fmt: skip
-_TABLES = {"fitted", "assumed", "transferred", "match"}
+_TABLES = {"fitted", "assumed", "transferred", "match", "tuned"}
+_TUNED = {"bf16", "fp8", "fp8_block"}
 
 
 def load_hardware(machine: str | Hardware) -> Hardware:
@@ -85,6 +86,9 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
     if "match" in table:
         check_match(reader, table["match"])
     families, sources = _coefficients(reader, table)
+    tuned = _tuned(reader, table)
+    if "tuned" in table:
+        sources["tuned"] = reader.text(table["tuned"], "tuned", "source")
     if "other" not in families:
         raise ProfileError(
             f"hardware profile {reader.path}: lacks [assumed.family.other], the family of unnamed ops"
@@ -119,7 +123,25 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
         clock_hz=value.get("clock_hz"),
         power_w=value.get("power_w"),
         domain_gpus=int(value.get("domain_gpus", 8)),
+        tuned=tuned,
     )
+
+
+def _tuned(reader: Reader, table: Mapping[str, Any]) -> Mapping[str, frozenset[tuple[int, int]]]:
+    """(Experts, width) by dtype of the weights, from [tuned]."""
+    if "tuned" not in table:
+        return MappingProxyType({})
+    found = {}
+    for dtype, pairs in reader.keys(table["tuned"], "tuned", {"source"}, _TUNED).items():
+        if dtype == "source":
+            continue
+        good = isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 for p in pairs)
+        if not good or not all(type(n) is int and n > 0 for pair in pairs for n in pair):
+            raise reader.error(
+                f"tuned.{dtype}", pairs, "pairs [experts on a rank, width] of whole numbers above 0"
+            )
+        found[dtype] = frozenset((pair[0], pair[1]) for pair in pairs)
+    return MappingProxyType(found)
 
 
 def _overlay(reader: Reader, base: Hardware, table: dict[str, Any], gpus: int) -> Hardware:

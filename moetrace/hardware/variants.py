@@ -112,7 +112,8 @@ def variant_of(
         link=link,
         wafer=wafer,
         families=MappingProxyType(families),
-        sources=MappingProxyType({**one.sources, **told}),
+        sources=MappingProxyType({**{k: v for k, v in one.sources.items() if k != "tuned"}, **told}),
+        tuned=MappingProxyType({}),  # for the other device's name
         multiprocessors=value.get("multiprocessors", one.multiprocessors),
         clock_hz=clock_hz,
         power_w=value.get("power_w", one.power_w),

@@ -28,7 +28,8 @@ SHAPES = ((2048, 768, 128), (4096, 1536, 128), (7168, 2048, 256), (4096, 14336, 
 def machine() -> Hardware:
     hw = load_hardware("h100-sxm")
     own = hw.families["experts"]
-    return replace(hw, families={**hw.families, "experts": replace(own, value={**own.value, **TRUE})})
+    value = {**own.value, "above_experts": 0.0, "above_serial": 0.0, **TRUE}
+    return replace(hw, families={**hw.families, "experts": replace(own, value=value)})
 
 
 def table(noise: float = 0.01) -> pd.DataFrame:
@@ -77,6 +78,23 @@ def test_what_is_determined_is_told_by_the_rows_alone(
     ).any()
     monkeypatch.setattr(sys.modules[Problem.__module__], "_PRIOR_SHARE", 100.0)
     assert set(fit(problem, {}).fitted) <= set(one.fitted)  # a strong prior is no row
+
+
+def test_what_the_rows_drive_towards_nothing_is_nothing_and_what_they_do_not_touch_stays(
+    tmp_path: Path,
+) -> None:
+    """A step that the rows do not have must not come back with the value that the fit started from."""
+    rows = table()
+    rows.loc[rows["tokens"] > rows["experts"], "seconds"] *= (
+        0.9  # a step downwards, which no coefficient allows
+    )
+    rows.to_csv(tmp_path / "mine.csv", index=False)
+    problem = Problem.of("experts", read_measurements(tmp_path / "mine.csv", "h100-sxm"), machine(), "warm")
+    found = fit(problem, {})
+    assert {"above_experts", "misaligned"} <= set(found.kept)
+    assert found.value["above_experts"] == 0.0
+    start = problem.form.schema.parameters["misaligned"].start
+    assert found.value["misaligned"] == start  # no row has such a width
 
 
 def test_any_takes_the_fastest_kernel_where_one_set_holds_for_none(tmp_path: Path) -> None:

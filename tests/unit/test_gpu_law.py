@@ -164,19 +164,33 @@ def more_cache(hw: Hardware, factor: float) -> Hardware:
     return replace(hw, memory=replace(hw.memory, cache_bytes=hw.memory.cache_bytes * factor))
 
 
-def test_the_steps_of_the_experts_form_are_where_it_says() -> None:
-    """More tokens than experts, and widths that 16 does not divide; next to them nothing jumps."""
+@pytest.mark.parametrize("step", ["above_experts", "above_serial"])
+def test_the_steps_of_the_experts_form_are_where_it_says(step: str) -> None:
+    """More tokens than experts on the rank, and widths that 16 does not divide; next to them nothing jumps."""
     hw = load_hardware("h100-sxm")
     own = hw.families["experts"]
-    family = replace(own, value={**own.value, "above_experts": 0.5, "misaligned": 0.5})
-    hw = replace(hw, families={**hw.families, "experts": family})
+    value = {
+        **own.value,
+        "serial_s": 5e-10,
+        "above_experts": 0.0,
+        "above_serial": 0.0,
+        "misaligned": 0.5,
+        step: 0.5,
+    }
+    hw = replace(hw, families={**hw.families, "experts": replace(own, value=value)})
 
     def seconds(**changed: float) -> float:
-        works = ops.works([Op.of("moe_module", **{**MODULE, "tokens": 128, "distinct": 128, **changed})])
-        return float(gpu.cost(works, ["experts"], hw).expected_s[0])
+        dims = {**MODULE, "inter": 800, "tokens": 128, "distinct": 64, **changed}
+        return float(gpu.cost(ops.works([Op.of("moe_module", **dims)]), ["experts"], hw).expected_s[0])
 
-    assert seconds(tokens=129) > 1.3 * seconds(tokens=128) > 1.3 * 0.98 * seconds(tokens=127)
-    assert seconds(inter=770) > 1.3 * seconds(inter=768) and seconds(inter=784) < 1.05 * seconds(inter=768)
+    assert seconds(tokens=129) > 1.1 * seconds(tokens=128) > 1.1 * 0.98 * seconds(tokens=127)
+    assert seconds(tokens=65, local_experts=64) > 1.1 * seconds(tokens=64, local_experts=64)
+    assert (128, 768) in hw.tuned["bf16"]  # there tiles were tuned, and nothing switches
+    assert seconds(tokens=129, inter=768) < 1.02 * seconds(tokens=128, inter=768)
+    assert seconds(tokens=65, local_experts=64, inter=752) > 1.1 * seconds(
+        tokens=64, local_experts=64, inter=752
+    )
+    assert seconds(inter=802) > 1.1 * seconds(inter=800) and seconds(inter=816) < 1.05 * seconds(inter=800)
 
 
 def test_qwen3_experts_on_h100_near_what_was_measured() -> None:

@@ -72,6 +72,7 @@ def test_a_node_is_its_base_with_more_devices() -> None:
     assert (node.peaks, node.memory, node.families) == (one.peaks, one.memory, one.families)
     assert one.gpus == 1 and one.base is None
     assert node.title == "8 x NVIDIA H100 SXM5 80 GB" and node.link == one.link
+    assert node.tuned == one.tuned and (8, 7168) in one.tuned["bf16"]
     assert load_hardware("b200-x72").gpus == 72 and load_hardware("h100-sxm-x1") == one
 
 
@@ -285,6 +286,13 @@ def test_unknown_name_says_what_there_is() -> None:
         ("family.other = { t0_s = 1e-6, error = 1.0 }", "family = 3", "assumed.family = 3: expected a table"),
         ("{ t0_s = 1e-6, error = 1.0 }", "7", "assumed.family.other = 7: expected a table"),
         ('title = "A machine"', "title = 3", "title = 3: expected a text"),
+        (
+            "[assumed]",
+            '[tuned]\nsource = "a file"\nbf16 = [[8]]\n[assumed]',
+            "tuned.bf16 = ..8..: expected pairs",
+        ),
+        ("[assumed]", "[tuned]\nbf16 = [[8, 64]]\n[assumed]", "lacks the key 'source'"),
+        ("[assumed]", '[tuned]\nsource = "a file"\nint3 = []\n[assumed]', "unknown key in .tuned. 'int3'"),
         ('law = "gpu"', "law = ", "is not TOML"),
     ],
 )

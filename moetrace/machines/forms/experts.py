@@ -3,15 +3,18 @@
     fixed   = t0 + per_expert E + per_local_expert E_local + per_row T k + serial x block bytes of both GEMMs
     memory  = weights of the distinct experts / (eta_bw x bandwidth) + act_passes x activation bytes / bandwidth
     compute = FLOPs, each expert's rows padded to tiles of 16 / (eta_flops x peak)
-    time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned and 1 + above_experts where these apply
+    time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned where that applies; where tiles switch,
+              weights and FLOPs times 1 + above_experts, block bytes times 1 + above_serial
 
 A module was measured as a whole, so each of its ops carries the share of the fixed terms that is its own: a sixth of t0 for
 each launch, per_expert in top-k and align, per_row in align and combine, the rest in the GEMMs. The parts of a module add
 up to `moe_module`. Block bytes: what one thread block streams one after another, K rows of 64 columns, which no number of
 idle neighbours shortens.
 
-Steps, where kernels switch: above_experts from T > E on (engines' default tiles change there), misaligned where the
-width is no multiple of 16. Warm cache: weights that fit it cost the share `cached` of their time, smoothly in the size.
+Steps, where kernels switch: misaligned where the width is no multiple of 16; above_experts and above_serial where the
+tokens exceed the experts on the rank, from where on SGLang's Triton kernel takes other default tiles (its
+get_default_config), unless tiles were tuned for that number of experts and that width on that GPU (the profile's [tuned]).
+Warm cache: weights that fit it cost the share `cached` of their time, smoothly in the size.
 Measured on H100 the sum of memory and compute fits better than any sharper blend, and tile padding, wave quantisation
 and tiles per multiprocessor add nothing (held-out errors: the profiles). Not modelled: kernels tuned for one shape and
 those an autotuner picks at few local experts, which is most of what is left; routing limited to groups of experts.
@@ -22,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from moetrace.hardware import SCHEMAS
 from moetrace.machines.forms.base import Form, Parts, Setting
@@ -43,6 +47,7 @@ _OVER_HIDDEN = ("moe_gate_up", "moe_experts", "moe_module")  # GEMMs whose reduc
 _OVER_INTER = ("moe_down", "moe_experts", "moe_module")
 _LAUNCHES = 6.0
 _TILE, _BLOCK_COLUMNS, _WIDTH_MULTIPLE = 16.0, 64.0, 16.0
+_PAIR = 1 << 20  # above any width: makes one number of experts and width
 _CACHE_SHARE, _CACHE_SHARPNESS = (
     0.8,
     4.0,
@@ -55,7 +60,10 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     launches, expert, row, gemm = (works.ops.by_type([share[i] for share in shares]) for i in range(4))
     tokens, experts = works.dim("tokens", 0.0), works.dim("experts", 0.0)
     local = works.dim("local_experts")
-    extra = _extra(c, works, gemm, tokens, experts)
+    local = np.where(np.isnan(local), experts, local)
+    odd = 1.0 + c["misaligned"] * ((gemm > 0) & (np.mod(works.dim("inter", 0.0), _WIDTH_MULTIPLE) != 0))
+    switched = _switched(c, works, gemm, local, at)
+    extra = odd * (1.0 + c["above_experts"] * switched)
     bandwidth = at.hw.memory.bytes_per_s
     weights_s = works["weight_bytes"] / (c["eta_bw"] * bandwidth) * _from_memory(c, works, at)
     memory_s = (
@@ -73,20 +81,29 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     fixed_s = (
         c["t0_s"] * launches / _LAUNCHES * works["launches"]
         + c["per_expert_s"] * expert * experts
-        + c["per_local_expert_s"] * gemm * np.where(np.isnan(local), experts, local)
+        + c["per_local_expert_s"] * gemm * local
         + c["per_row_s"] * row * tokens * works.dim("topk", 0.0)
-        + c["serial_s"] * _block_bytes(works) * extra
+        + c["serial_s"] * _block_bytes(works) * odd * (1.0 + c["above_serial"] * switched)
     )
     return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s)
 
 
-def _extra(
-    c: Mapping[str, float], works: Works, gemm: FloatArray, tokens: FloatArray, experts: FloatArray
-) -> FloatArray:
-    """What kernels that are not tuned for the size multiply a GEMM by."""
-    odd = (gemm > 0) & (np.mod(works.dim("inter", 0.0), _WIDTH_MULTIPLE) != 0)
-    many = (gemm > 0) & (tokens > experts)
-    return np.asarray((1.0 + c["misaligned"] * odd) * (1.0 + c["above_experts"] * many))
+def _switched(
+    c: Mapping[str, float], works: Works, gemm: FloatArray, local: FloatArray, at: Setting
+) -> npt.NDArray[np.bool_]:
+    """Whether an op's GEMMs run with an engine's default tiles for many tokens, [ops]."""
+    many = (gemm > 0) & (works.dim("tokens", 0.0) > local)
+    if not (many.any() and (c["above_experts"] or c["above_serial"])):
+        return np.zeros_like(many)
+    asked = local * _PAIR + works.dim("inter", 0.0)
+    for code, op in enumerate(works.ops.types):
+        known = at.hw.tuned.get("bf16" if op.weight_dtype == "fp16" else op.weight_dtype)
+        mine = works.ops.code == code
+        if known and mine.any():
+            pairs = np.sort([float(experts * _PAIR + width) for experts, width in known])
+            found = pairs[np.minimum(np.searchsorted(pairs, asked), pairs.size - 1)] == asked
+            many &= ~(mine & found)
+    return many
 
 
 def _from_memory(c: Mapping[str, float], works: Works, at: Setting) -> FloatArray | float:
