@@ -51,6 +51,8 @@ def simulation_report(simulations: Sequence[Facts]) -> list[Block]:
 def _one(facts: Facts) -> list[Block]:
     label = "" if facts["label"] == "as recorded" else f", {clean(facts['label'])}"
     title = f"{clean(facts['model'])} on {clean(facts['hardware'])}: {_workload(facts)}{label} (no measurement behind it)"
+    if facts["memory"]["fits"] is False and (facts["wafers"] or 1) == 1:
+        title += ": IT DOES NOT FIT, see memory"
     rows = tuple(
         (_NAMES[name], clean(m["formula"]), *_value(m))
         for name, m in facts["metrics"].items()

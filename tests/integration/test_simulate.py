@@ -180,3 +180,10 @@ def test_each_machine_says_what_it_gains_from_fewer_active_experts(call: Callabl
     tpot = {s["scenario"]["n_a"]: s["metrics"]["tpot"]["value"] for s in done if s["hardware"] == "h100-sxm"}
     assert float(rows[0][-1]) == round(tpot["2"] / tpot["4"], 2) < 1
     assert "all else equal" not in call(*GPT_OSS, "--hw", "h100-sxm,h200-sxm", "--n-a", "2").out
+
+
+def test_what_does_not_fit_is_said_beside_the_times(call: Callable[..., Answer]) -> None:
+    big = call("simulate", "--model", "mixtral-8x7b", "--hw", "h100-sxm", *WORKLOAD).out.splitlines()
+    assert big[0].endswith("(no measurement behind it): IT DOES NOT FIT, see memory")
+    assert "Memory: IT DOES NOT FIT" in big
+    assert call(*GPT_OSS, "--hw", "h100-sxm").out.splitlines()[0].endswith("(no measurement behind it)")

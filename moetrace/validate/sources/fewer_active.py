@@ -26,7 +26,10 @@ from moetrace.validate.figure import Figure
 from moetrace.validate.simulating import machine_of, model_of, need, ratio, simulated
 
 KINDS = ("FM3", "FM4", "FM8", "FMA")
-_TAKEN = "tensor parallelism over all GPUs, a steady load and uniform routing (random prompts) are taken"
+_TAKEN = (
+    "tensor parallelism over all GPUs, a steady load and uniform routing (random prompts) are taken; SGLang 0.4.4 ran, the "
+    "coefficients are of later versions"
+)
 NOISE = 0.05  # the paper's own repeats differ by 1-5 %
 
 
