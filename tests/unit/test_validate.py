@@ -28,7 +28,8 @@ from moetrace.validate.figure import COLUMNS, Figure, read, shipped
 from moetrace.validate.ledger import LEDGER_SCHEMA, table_of
 from moetrace.validate.measured import measured_table
 from moetrace.validate.simulating import MACHINES, machine_of, model_of
-from moetrace.validate.sources import SOURCES, moe_bench
+from moetrace.validate.sources import SOURCES
+from moetrace.validate.sources.moe_bench import variants
 
 
 def figure(**given: str) -> Figure:
@@ -319,9 +320,9 @@ def test_cells_that_do_not_fit_are_left_out() -> None:
     """MIB-0017: 32 Mixtral experts of full width are 360 GB in 16 bits, four H100s have 320."""
     bench = figure(id="MIB-17", model="Mixtral-8x7B variant", hw="H100-SXM5-80GB", n_gpus="4")
     narrow, wide = (1792, 32, 1), (14336, 32, 1)
-    assert [len(cell) for cell in moe_bench._cells(bench, [(wide,), (narrow,), (narrow, wide)])] == [1]
+    assert [len(cell) for cell in variants._cells(bench, [(wide,), (narrow,), (narrow, wide)])] == [1]
     with pytest.raises(RefusalError, match="none of its variants fits"):
-        moe_bench._cells(bench, [(wide,)])
+        variants._cells(bench, [(wide,)])
 
 
 def test_drafts_are_held_only_against_what_acceptance_does_not_decide() -> None:
