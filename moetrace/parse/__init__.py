@@ -124,9 +124,10 @@ def _locate(
     path: Path | formats.Remote | formats.Export,
 ) -> tuple[Path | formats.Remote | formats.Export, Mapping[str, Any], Routing | None]:
     """(trace file, the recorder's metadata, the recorded routing) of a file, a recording's directory or one with a trace."""
+    if isinstance(path, formats.Export) and path.path.is_dir():  # a recording of several ranks
+        return path, *_facts_in(path.path)
     if not isinstance(path, Path) or not path.is_dir():
         return path, {}, None
-    meta = path / "recording.json"
     traces = [p for p in (path / name for name in _IN_RECORDING) if p.is_file()]
     if not traces:
         if runs := sorted(p.name for p in path.iterdir() if is_run(p)):
@@ -134,14 +135,20 @@ def _locate(
                 f"{path} holds the runs {', '.join(runs[:3])}{', ...' if runs[3:] else ''}: give one of them, or a trace"
             )
         return formats.trace_in(path), {}, None
+    return traces[0], *_facts_in(path)
+
+
+def _facts_in(folder: Path) -> tuple[Mapping[str, Any], Routing | None]:
+    """(the recorder's metadata, the recorded routing) in a recording's directory."""
+    meta = folder / "recording.json"
     try:
         recording = orjson.loads(meta.read_bytes()) if meta.is_file() else {}
     except orjson.JSONDecodeError as err:
         raise TraceError(f"{meta} is damaged ({err}): record again") from err
     if not isinstance(recording, dict):
         raise TraceError(f"{meta} is damaged (expected an object with the recording's facts): record again")
-    routing = path / "routing.parquet"
-    return traces[0], recording, Routing.load(routing) if routing.is_file() else None
+    routing = folder / "routing.parquet"
+    return recording, Routing.load(routing) if routing.is_file() else None
 
 
 def _as_parse() -> Signature:

@@ -147,6 +147,13 @@ def test_a_range_that_ends_on_another_thread_is_of_every_thread_that_launches(tm
     assert len(events.where(RANGE)) == 2  # once for each of the two threads that launch
 
 
+CONFIG = {
+    "model_type": "qwen3_moe", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "intermediate_size": 64, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
+}  # fmt: skip
+
+
 def two_processes(**more):
     """The same correlation id in two processes, each on a GPU of its own."""
     return {
@@ -220,6 +227,25 @@ def test_parse_makes_a_run_of_each_rank(tmp_path, process):
         assert run.codes("kernel")[1] == [name] and run.meta.source == "two.sqlite.gz"
     done = process("attribute", packed, "--hw", "h100-sxm")
     assert done.status == 2 and "holds 2 ranks" in done.err
+
+
+def test_the_ranks_of_a_recording_have_its_facts(tmp_path, process):
+    """What `record --nsys` wrote, with the calls of two processes in one export."""
+    recording = tmp_path / "recorded"
+    recording.mkdir()
+    save(recording / "trace.sqlite", **two_processes())
+    facts = {"model": "tiny", "model_config": CONFIG, "native_layers": 7, "engine": "transformers"}
+    (recording / "recording.json").write_text(json.dumps(facts))
+    done = process("parse", recording, "-o", tmp_path / "out", "--jobs", "1")
+    assert done.status == 0, done.err
+    for rank in range(2):
+        meta = Run.load(tmp_path / "out" / f"rank-{rank}").meta
+        assert meta.model.name == "tiny" and meta.model_source == "recorded" and meta.native_layers == 7
+        assert meta.source == "recorded" and meta.engine == "transformers, recorded by moetrace"
+    assert parse(recording, gpu=1).meta.native_layers == 7
+    (recording / "recording.json").write_text("[")
+    done = process("parse", recording, "--jobs", "1")
+    assert done.status == 2 and "recording.json is damaged" in done.err and len(done.error_lines) == 1
 
 
 def test_a_process_may_number_its_gpus_otherwise(tmp_path):

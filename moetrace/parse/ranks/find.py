@@ -25,6 +25,7 @@ _RANK = (
 )
 _STAGE = re.compile(r"(?i)[-_](decode|extend|prefill)(?![a-z])")
 _RECORDING = "recording.json"
+_NSYS_FILE = "trace.sqlite"  # what a recording under nsys has
 _OTHER = (
     "capture",
     "recording",
@@ -35,7 +36,8 @@ _OTHER = (
 
 @contextmanager
 def ranks_of(source: Path) -> Iterator[tuple[Path | Export, Found]]:
-    """(what to parse, its ranks if it holds several): the files of a folder or a pattern, or the ranks of one nsys file.
+    """(what to parse, its ranks if it holds several): the files of a folder or a pattern, or the ranks of one nsys file,
+    also of one that `moetrace record --nsys` recorded.
 
     A report, and an export that is compressed, lies beside as an SQLite file until the end, so that it is made only once.
     Raises TraceError as `rank_files` does, and for an nsys file that cannot be read.
@@ -44,8 +46,14 @@ def ranks_of(source: Path) -> Iterator[tuple[Path | Export, Found]]:
         yield source, files
         return
     path = source if source.is_dir() or url_of(source) is not None else located(source)
+    if source.is_dir() and (source / _RECORDING).is_file():
+        path = source / _NSYS_FILE
     if not isinstance(path, Path) or not is_nsys(path):
         yield source, {}
+        return
+    if path.parent == source:  # a recording, whose facts are of all its ranks
+        count = nsys_ranks(path)
+        yield source, {i: Export(source, path, i) for i in range(count)} if count > 1 else {}
         return
     with exported(path) as file:
         whole = Export(path, file)
