@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.errors import OutputError
+from moetrace.scratch import held_directory, let_go, remove
 
 RUN_FILES = (
     "run.json",
@@ -89,14 +89,14 @@ def replace_directory(root: Path, fill: Callable[[Path], None], force: bool) -> 
     except OSError as err:
         raise _cannot(root, err) from err
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        remove(made)
 
 
 def staging(root: Path) -> Path:
     """A new directory beside `root`, to be published: a bad path fails before the work, and the last act is a rename."""
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
+        made = held_directory(root.parent, f".{root.name}.", ".part")
         made.chmod(0o755)
     except OSError as err:
         raise _cannot(root, err) from err
@@ -118,6 +118,7 @@ def publish(
         if root.exists():
             root.rename(old)
         made.rename(root)
+        let_go(made)
     finally:  # after an interrupt too
         if old.exists() and not root.exists():
             old.rename(root)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from moetrace.errors import TraceError
+from moetrace.scratch import held_directory, remove
 
 REPORTS = (".nsys-rep", ".qdrep")
 EXPORT = "nsys export --type sqlite -f true -o OUT.sqlite"
@@ -98,10 +99,13 @@ def exported(path: Path | Export) -> Iterator[Path]:
     if not zipped and path.suffix not in REPORTS:
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="moetrace-") as folder:
-        target = Path(folder) / "trace.sqlite"
+    folder = held_directory(Path(tempfile.gettempdir()), "moetrace-nsys-")
+    try:
+        target = folder / "trace.sqlite"
         _expand(path, target) if zipped else _export(path, target)
         yield target
+    finally:
+        remove(folder)
 
 
 def _expand(path: Path, target: Path) -> None:

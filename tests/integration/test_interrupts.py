@@ -51,11 +51,37 @@ def test_workers_go_with_a_parent_that_was_killed(traces: Path, tmp_path: Path) 
     assert child.returncode == -signal.SIGKILL
 
 
+def test_the_next_parse_removes_what_a_killed_one_left(traces: Path, tmp_path: Path) -> None:
+    child = _started(traces, tmp_path)
+    child.kill()
+    child.communicate(timeout=30)
+    left = list((tmp_path / "out").iterdir())
+    assert [path.name[:16] for path in left] == [".moetrace-ranks-"]
+    (tmp_path / "out" / ".moetrace-ranks-mine").mkdir()  # no such name is made
+    again = _parse(traces, tmp_path, "--force")
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert not left[0].exists()
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")} == {
+        ".moetrace-ranks-mine"
+    }
+
+
 def _started(traces: Path, folder: Path) -> subprocess.Popen[str]:
     """A parse of the ranks, whose workers have been asked to begin."""
     (folder / "temporary").mkdir()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "moetrace", "parse", str(traces), "-o", "out", "--jobs", "2"],
+    child = _parse(traces, folder)
+    until = time.monotonic() + 30
+    while not list(folder.glob("out/.moetrace-ranks-*")) and child.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(0.2)
+    return child
+
+
+def _parse(traces: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "moetrace", "parse", str(traces), "-o", "out", "--jobs", "2", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -63,9 +89,3 @@ def _started(traces: Path, folder: Path) -> subprocess.Popen[str]:
         env={"PYTHONPATH": str(REPO), "TMPDIR": str(folder / "temporary")},
         start_new_session=True,
     )
-    until = time.monotonic() + 30
-    while not list(folder.glob("out/.moetrace-ranks-*")) and child.poll() is None:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    time.sleep(0.2)
-    return child

@@ -23,7 +23,7 @@ ROWS = (
     {"routing", "model", "hardware"},
     {"op"},
     {"units", "files", "grouping", "markup", "signals", "cluster"},
-    {"errors"},
+    {"errors", "scratch"},
 )
 DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}
 TOP = {"__init__", "__main__"}  # the public face: it may name every room

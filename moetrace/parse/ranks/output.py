@@ -26,6 +26,7 @@ from moetrace.files import (
 from moetrace.formats.remote import file_system, reached
 from moetrace.ranks import FOLDER, TABLE
 from moetrace.run import Run
+from moetrace.scratch import held_directory, remove
 
 _TABLE_FACTS = table_facts("ranks", 1)
 _STAGE = ".moetrace-ranks-"
@@ -102,7 +103,7 @@ class Folder:
         """A new place for the RUNs while they are made."""
         self._fresh = not self.root.exists()
         self.root.mkdir(parents=True, exist_ok=True)
-        self._stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=self.root)).resolve()
+        self._stage = held_directory(self.root, _STAGE)
         return str(self._stage)
 
     def check_made(self, target: str) -> None:
@@ -133,7 +134,7 @@ class Folder:
 
     def clean(self) -> None:
         """Removes what is left of the making, the folder itself if it is new and nothing came of it."""
-        shutil.rmtree(self._stage, ignore_errors=True)
+        remove(self._stage)
         if self._fresh and not any(self.root.iterdir()):
             self.root.rmdir()
 
