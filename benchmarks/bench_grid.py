@@ -49,7 +49,7 @@ def asked(kind: str, small: bool) -> Ask:
 
 def on_workers(grid: Grid, count: int, kill: bool) -> None:
     """Works the grid out on a LocalCluster of so many processes."""
-    from distributed import LocalCluster
+    from distributed import Client, LocalCluster
 
     from moetrace.replay.grid.spread import on_cluster
 
@@ -63,6 +63,13 @@ def on_workers(grid: Grid, count: int, kill: bool) -> None:
                 yield made
 
         run_grid(grid, work=work)
+        with Client(cluster) as client:
+            peaks = client.run(_peak_gb)
+            print("peak memory of each worker", " and ".join(f"{peak:.2f} GB" for peak in peaks.values()))
+
+
+def _peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def main() -> None:
@@ -89,13 +96,12 @@ def main() -> None:
         best, met = front(grid.parts(), Limits())
         chosen = time.process_time() - begin
         size = sum(file.stat().st_size for file in root.rglob("*.parquet"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{grid.plan.size:,} scenarios of {len(grid.plan.cases)} cases in {wall:.1f} s")
     if not said.workers:
         print(
             f"{cpu:.1f} CPU seconds, {planned:.1f} of them the plan: {grid.plan.size / cpu:,.0f} per CPU second"
         )
-    print(f"peak memory of this process {peak:.2f} GB, tables {size / 1e6:.0f} MB")
+    print(f"peak memory of this process {_peak_gb():.2f} GB, tables {size / 1e6:.0f} MB")
     print(f"Pareto front in {chosen:.1f} CPU seconds: {best.num_rows if best else 0} of {met:,} that fit")
 
 

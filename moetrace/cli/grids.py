@@ -14,8 +14,10 @@ from moetrace.cli.options import PATH
 if TYPE_CHECKING:
     from moetrace.replay.grid.plan import Ask
     from moetrace.replay.grid.recorded import Replays
+    from moetrace.replay.grid.store import Grid
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_LARGE = 1_000_000  # scenarios, from which on it is said beforehand what they take
 
 
 price_option = click.option(
@@ -119,8 +121,8 @@ def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_
     import time
 
     from moetrace.files import table_facts, write_parquet
-    from moetrace.replay.grid.choose import Limits, front, read_budget, read_slo
-    from moetrace.replay.grid.store import open_grid, run_grid
+    from moetrace.replay.grid.choose import WHY, Limits, front, read_budget, read_slo, refused
+    from moetrace.replay.grid.store import check_room, open_grid
     from moetrace.report import grid as report
     from moetrace.report import terminal
 
@@ -128,19 +130,41 @@ def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_
         read_slo(asked.slo) if asked.slo else {}, read_budget(asked.budget) if asked.budget else None
     )
     grid = open_grid(root, what, force)
+    if grid.left >= _LARGE:
+        room = check_room(grid)
+        terminal.note(
+            f"{grid.left:,} scenarios, about {room / 1e9:,.1f} GB of tables, {report.about_s(grid.left)}"
+        )
     begin = time.perf_counter()
-    with terminal.progress(f"{grid.plan.size:,} scenarios") as tell:
-        before = run_grid(grid, tell, _worker(asked.scheduler))
+    before = _worked_out(asked, grid)
     took = time.perf_counter() - begin
     best, met = front(grid.parts(), limits)
-    written = asked.root if asked.root is not None else None
-    if asked.pareto and best is not None and written is not None:
+    if asked.pareto and best is not None and asked.root is not None:
         write_parquet(best, root / "pareto.parquet", table_facts("scenarios", 1))
-    facts = report.grid_facts(grid.plan, before, took, met, best, limits, asked.pareto, written)
+    facts = report.grid_facts(
+        grid.plan, before, took, met, best, refused(grid.parts(WHY)), limits, asked.pareto, asked.root
+    )
     if as_json:
         terminal.show_json(facts)
     else:
         terminal.show(report.grid_report(facts))
+
+
+def _worked_out(asked: GridAsked, grid: Grid) -> int:
+    """Works the grid out; how many of its scenarios had been before. An interruption says what is kept."""
+    from moetrace.replay.grid.store import run_grid
+    from moetrace.report import terminal
+
+    try:
+        with terminal.progress(f"{grid.plan.size:,} scenarios") as tell:
+            return run_grid(grid, tell, _worker(asked.scheduler))
+    except KeyboardInterrupt:
+        if asked.root is None:
+            raise
+        done = grid.plan.size - grid.left
+        raise KeyboardInterrupt(
+            f"interrupted: {done:,} of {grid.plan.size:,} scenarios are in {grid.root}; the same command goes on from there"
+        ) from None
 
 
 def _worker(scheduler: str | None) -> Any:

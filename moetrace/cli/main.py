@@ -81,8 +81,8 @@ def run(arguments: Sequence[str]) -> int:
         return _flushed(done.exit_code)
     except BrokenPipeError:
         return _pipe_closed()
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        return _fail(str(stop) or "interrupted", INTERRUPTED)
     except click.ClickException as err:
         return _fail(_usage(err), BAD_USE)
     except MoetraceError as err:

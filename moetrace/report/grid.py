@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from moetrace.replay.grid.rows import measure_column
 from moetrace.report.tables import DASH, Block, Table, plural
 from moetrace.units import seconds
 
+_SLOW, _FAST = 45_000.0, 150_000.0  # scenarios a CPU second (docs/grid.md)
+_REASONS = 3  # why scenarios cannot be, that are printed
 _MOST = 40  # rows of a front that are printed; all of them are in the table and in the JSON
 
 
@@ -23,11 +26,15 @@ def grid_facts(
     took_s: float,
     met: int,
     best: pa.Table | None,
+    refused: tuple[int, Mapping[str, int]],
     limits: Limits,
     pareto: bool,
     root: Path | None,
 ) -> dict[str, Any]:
-    """A JSON-able summary of a grid (schema ``moetrace.grid-summary/1``): counts, and the rows of the front."""
+    """A JSON-able summary of a grid (schema ``moetrace.grid-summary/1``): counts, and the rows of the front.
+
+    `refused` are the scenarios that are out of memory, and those that cannot be, by their reason.
+    """
     rows = best.to_pylist() if best is not None else []
     rates = limits.per_device(best).tolist() if best is not None else []
     for row, rate in zip(rows, rates, strict=True):
@@ -40,11 +47,18 @@ def grid_facts(
         "slo": dict(limits.slo),
         "budget_gpus": limits.gpus,
         "met": met,
+        "out_of_memory": refused[0],
+        "refused": dict(refused[1]),
         "pareto": rows if pareto else rows_of_interest(rows),
         "knobs": [*plan.knobs, *(plan.varied if isinstance(plan, Plan) else ())],
         "models": len(plan.ask.models) if isinstance(plan, Plan) else 1,
         "written": str(root) if root is not None else None,
     }
+
+
+def about_s(scenarios: int) -> str:
+    """How long so many take one core, in words: at the rates of docs/grid.md."""
+    return f"{seconds(scenarios / _FAST)} to {seconds(scenarios / _SLOW)} of one core"
 
 
 def rows_of_interest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -63,6 +77,7 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
     lines.append(
         f"{facts['met']:,} fit their machine" + (f" and keep to {', '.join(limits)}" if limits else "")
     )
+    lines += _refused(facts)
     if facts["pareto"]:
         lines.append(_table(facts))
         beyond = _beyond_words(facts["pareto"][:_MOST])
@@ -71,6 +86,20 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
             lines.append(f"the first {_MOST} of {len(facts['pareto']):,} rows")
     if facts["written"]:
         lines.append(f"written: {facts['written']}")
+    return lines
+
+
+def _refused(facts: dict[str, Any]) -> list[Block]:
+    """What became of scenarios that are no answer: too large for their machine, or none at all, and why."""
+    lines: list[Block] = []
+    if facts["out_of_memory"]:
+        lines.append(f"{facts['out_of_memory']:,} out of memory: column fits")
+    reasons = facts["refused"]
+    if reasons:
+        lines.append(f"{sum(reasons.values()):,} cannot be: column problem")
+        lines += [f"  {count:,}: {reason}" for reason, count in list(reasons.items())[:_REASONS]]
+        if len(reasons) > _REASONS:
+            lines.append(f"  and {len(reasons) - _REASONS:,} other reasons")
     return lines
 
 

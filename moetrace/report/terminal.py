@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import east_asian_width
 
-from moetrace.report.tables import Block, Table
+from moetrace.report.tables import Block, Table, clean
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -65,6 +65,12 @@ def progress(
         yield tell
     finally:
         bar.stop()
+
+
+def note(text: str) -> None:
+    """A line about what is going to be done, beside the output; nothing while `quiet` is set."""
+    if not quiet.get():
+        print(clean(text), file=sys.stderr)
 
 
 def plain(blocks: Sequence[Block]) -> str:

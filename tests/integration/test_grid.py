@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from moetrace import cluster
+from moetrace.cli import grids
 from moetrace.errors import ScenarioError
 from moetrace.replay.grid import plan as plans
+from moetrace.replay.grid import store
 from moetrace.replay.grid.plan import Ask, Task
 from moetrace.replay.grid.spread import on_cluster
-from moetrace.replay.grid.store import Made, open_grid, run_grid
+from moetrace.replay.grid.store import Grid, Made, open_grid, run_grid
 from tests.conftest import Answer
 
 ASK = Ask(
@@ -52,6 +54,59 @@ def test_limits_without_a_directory_keep_nothing(
     done = call(*ARGUMENTS, "--budget", "gpus=4", "--slo", "ttft=1us")
     assert done.status == 0 and "0 fit their machine and keep to ttft 1e-06, at most 4 GPUs" in done.out
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_answer_is_counted_with_its_reasons(call: Callable[..., Answer], tmp_path: Path) -> None:
+    asked = ("simulate", "--model", "mixtral-8x7b", "--hw", "h100-sxm-x4", "--set", "tp=4", "--input-len", "128",
+             "--output-len", "8", "--batch", "1,100000", "--n-a", "2,9")  # fmt: skip
+    done = call(*asked, "--pareto")
+    assert done.status == 0 and "\n1 out of memory: column fits\n2 cannot be: column problem\n" in done.out
+    assert "  2: n_a=9: there are 8 experts per layer, so n_a is at most 8\n" in done.out
+    facts = json.loads(call(*asked, "--json", "--pareto").out)
+    assert (facts["met"], facts["out_of_memory"], sum(facts["refused"].values())) == (1, 1, 2)
+    none = call(*asked[:-1], "9", "--grid", str(tmp_path / "grid"))
+    assert (
+        none.status == 0
+        and "\n0 fit their machine\n2 cannot be" in none.out
+        and "best scenarios" not in none.out
+    )
+
+
+def test_a_large_grid_says_what_it_takes_and_an_interrupted_one_what_is_kept(
+    call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = str(tmp_path / "grid")
+    monkeypatch.setattr(plans, "CHUNK", 2)
+    monkeypatch.setattr(grids, "_LARGE", 8)
+    keep = Grid.keep
+
+    def stopped(self: Grid, made: Made) -> None:
+        keep(self, made)
+        if made[0] == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Grid, "keep", stopped)
+    done = call(*ARGUMENTS, "--grid", grid)
+    assert done.status == 130 and done.error_lines[0].startswith("8 scenarios, about 0.0 GB of tables, ")
+    assert done.error_lines[1].endswith(
+        f"interrupted: 4 of 8 scenarios are in {grid}; the same command goes on from there"
+    )
+    monkeypatch.setattr(Grid, "keep", keep)
+    again = call(*ARGUMENTS, "--grid", grid)
+    assert (
+        again.status == 0 and again.out.startswith("8 scenarios, 4 of them worked out in ") and not again.err
+    )
+    monkeypatch.setattr(store, "BYTES", 1e18)
+    full = call(*ARGUMENTS, "--grid", str(tmp_path / "more"))
+    assert full.status == 2 and "8 scenarios take about" in full.err
+
+
+def test_a_file_is_no_place_for_a_grid(call: Callable[..., Answer], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for force in ((), ("--force",)):
+        done = call(*ARGUMENTS, "--grid", str(tmp_path / "file"), *force)
+        assert done.status == 2 and "is no directory: give another name" in done.err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ against throughput of a device."""
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from moetrace.units import SECONDS
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*(s|ms|us)?")
+WHY = ("fits", "problem")
 USER, DEVICE = measure_column("user_speed"), "output_per_gpu_per_s"
 
 
@@ -88,6 +90,23 @@ def front(parts: Iterable[pa.Table], limits: Limits) -> tuple[pa.Table | None, i
         both = some if best is None else pa.concat_tables([best, some], promote_options="permissive")
         best = both.take(numbers(_unbeaten(_numbers(both, USER), limits.per_device(both))))
     return (best if met else None), met
+
+
+def refused(parts: Iterable[pa.Table]) -> tuple[int, dict[str, int]]:
+    """(scenarios that do not fit their machine's memory, why others cannot be: how many for each reason, most first).
+
+    Parts need the columns of WHY.
+    """
+    short = 0
+    reasons: Counter[str] = Counter()
+    for rows in parts:
+        problem = rows.column("problem").cast(pa.string())
+        reasons.update(
+            {str(p["values"]): p["counts"] for p in problem.drop_null().value_counts().to_pylist()}
+        )
+        can = without_nulls(problem.is_null(), False)
+        short += int((can & ~_flag(rows, "fits")).sum())
+    return short, dict(reasons.most_common())
 
 
 def _unbeaten(one: FloatArray, two: FloatArray) -> npt.NDArray[np.int64]:

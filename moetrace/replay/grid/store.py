@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from moetrace.replay.grid.recorded import Replays
 from moetrace.replay.grid.rows import tables
 
 SCHEMA = "moetrace.grid/1"
+BYTES = 215.0  # of a scenario's rows in both tables, as measured (docs/grid.md)
 FILES = ("grid.json", "scenarios", "breakdown", "pareto.parquet")
 Made = tuple[int, pa.Table, pa.Table]  # place of the task, its tables
 
@@ -43,10 +44,15 @@ class Grid:
             (i, task) for i, task in enumerate(self.plan.tasks()) if not self.part("scenarios", i).exists()
         ]
 
-    def parts(self, table: str = "scenarios") -> Iterator[pa.Table]:
-        """The tables of all tasks, one at a time."""
+    @property
+    def left(self) -> int:
+        """Scenarios that are not worked out yet."""
+        return sum(task.stop - task.start for _, task in self.waiting())
+
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of the scenarios of all tasks, or these columns of them, one task at a time."""
         for i, _ in enumerate(self.plan.tasks()):
-            yield read_parquet(self.part(table, i))
+            yield read_parquet(self.part("scenarios", i), columns)
 
     def keep(self, made: Made) -> None:
         """Writes what a task gave."""
@@ -65,7 +71,9 @@ def open_grid(root: Path, asked: Ask | Replays, force: bool = False) -> Grid:
     facts = root / "grid.json"
     if facts.is_file() and facts.read_bytes() == said and not force:
         return Grid(root, plan)
-    if root.exists() and not force and any(root.iterdir() if root.is_dir() else [root]):
+    if root.exists() and not root.is_dir():
+        raise OutputError(f"{root} is no directory: give another name")
+    if root.exists() and not force and any(root.iterdir()):
         what = "another grid (or this one from another version or profile)" if facts.is_file() else "no grid"
         raise OutputError(f"{root} exists and holds {what}: give another name or --force to replace it")
     if root.exists():
@@ -101,6 +109,18 @@ def run_grid(
         done += made[1].num_rows
         progress(done / max(1, grid.plan.size))
     return before
+
+
+def check_room(grid: Grid) -> float:
+    """Bytes that the tables which are not written yet will take, about. Raises OutputError if the disk has less."""
+    needed = grid.left * BYTES
+    free = shutil.disk_usage(grid.root).free
+    if needed > free:
+        raise OutputError(
+            f"{grid.left:,} scenarios take about {needed / 1e9:,.1f} GB of tables, and {grid.root} has {free / 1e9:,.1f}: name "
+            "another place with --grid, or fewer values"
+        )
+    return needed
 
 
 def one_after_another(ask: Ask, waiting: list[tuple[int, Task]]) -> Iterator[Made]:
