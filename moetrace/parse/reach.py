@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moetrace.formats.events import OPERATOR, RANGE, Events
-from moetrace.formats.nsys import WHOLE_GRAPH
+from moetrace.formats.nsys_reader import WHOLE_GRAPH
 from moetrace.formats.texts import matching
 from moetrace.parse.nesting import Ranges, lookup
 from moetrace.parse.rows import Rows

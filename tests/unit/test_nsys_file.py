@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moetrace import formats
 from moetrace.errors import TraceError
-from moetrace.formats import nsys, nsys_file, nsys_names
+from moetrace.formats import nsys_file, nsys_names, nsys_reader
 from moetrace.formats.events import KERNEL, LAUNCH, RANGE
 from moetrace.parse import parse
 from tests.made_nsys import API, GRAPHS, KERNEL_TABLE, NVTX, call, kernel, save, small, span
@@ -193,7 +193,7 @@ def test_a_database_is_closed_whatever_happens(tmp_path, monkeypatch):
     opened = []
     plain = nsys_file._connect
     monkeypatch.setattr(nsys_file, "_connect", lambda file: opened.append(plain(file)) or opened[-1])
-    monkeypatch.setattr(nsys, "FAR", "no number")
+    monkeypatch.setattr(nsys_reader, "FAR", "no number")
     with pytest.raises((TypeError, sqlite3.Error, TraceError)):
         formats.read(path)
     with pytest.raises(sqlite3.ProgrammingError):
