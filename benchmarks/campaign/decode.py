@@ -19,6 +19,7 @@ from moetrace.record.loop import CudaGraph
 from moetrace.record.modules import find_places
 
 LEFT_OUT = 0.125  # of the steps, at the start
+MOST_S = 20.0  # of a point's steps, once there are eight
 
 
 class Built:
@@ -96,7 +97,10 @@ class Built:
             _set_length(cache, point.context)
             replayed = CudaGraph(step)
             _set_length(cache, point.context)
+        until = time.monotonic() + MOST_S
         for i in range(point.steps):
+            if i >= 8 and time.monotonic() > until:
+                return
             forcing.prepare(i, point.batch)
             self._wait()
             began = time.perf_counter()

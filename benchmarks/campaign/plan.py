@@ -44,6 +44,12 @@ class Point:
         return self.model, self.layers, self.n_e, self.expert_width, self.expert_dtype
 
     @property
+    def is_first(self) -> bool:
+        """Of what tells most: the model as it is, at each batch, as it is served."""
+        own = (self.n_a, self.n_e, self.expert_width, self.expert_dtype) == (None,) * 4
+        return own and self.experts == "fused" and self.graph and self.routing == "uniform"
+
+    @property
     def key(self) -> str:
         name = Path(self.model).stem if self.model.endswith(".json") else self.model
         sizes = f"l{self.layers} b{self.batch} c{self.context} k{self.n_a} e{self.n_e} w{self.expert_width}"
@@ -64,6 +70,12 @@ def decode_points(models: tuple[str, ...], small: bool, graphs: bool) -> list[Po
             found += [Point(model, layers, batch, n_a=n_a, graph=graphs, **common) for n_a in (None, *sweep)]
         modes = [(e, False) for e in ("fused", "unfused")]
         found += [Point(model, layers, b, experts=e, graph=g, **common) for e, g in modes for b in batches]
+        stored = [("fused", True), ("unfused", False)] if graphs else [("unfused", False)]
+        found += [
+            Point(model, layers, b, experts=e, graph=g, expert_dtype="fp8", **common)
+            for e, g in stored
+            for b in (batches if e == "fused" else few)
+        ]
         if model == VARIED or small:
             varied = [(n, None) for n in N_E] + [(None, w) for w in WIDTHS]
             for n_e, width in varied[2:4] if small else varied:

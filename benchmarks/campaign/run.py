@@ -1,4 +1,4 @@
-"""The campaign on one machine: decode points, single ops and whole traces, resumable, into one folder.
+"""The campaign on one machine: whole traces, decode points and single ops, resumable, into one folder.
 
     python benchmarks/campaign/run.py -o campaign-h100                    # all of it, on CUDA
     python benchmarks/campaign/run.py -o campaign-h100 --minutes 8        # as much as fits; the next run goes on
@@ -12,143 +12,125 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import time
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import plan
-import pyarrow as pa
 import torch
+from clocks import Clocks
 from decode import Built
+from log import BrokenDeviceError, Log, NoKernelsError, pack
 from ops import ops, time_op
 
 from moetrace import __version__
-from moetrace.errors import MoetraceError
-from moetrace.files import write_parquet
 from moetrace.hardware.match import match_device
-from moetrace.record.capture import device_facts
+from moetrace.record.device import NO_KERNELS, device_facts
 from moetrace.record.workload import Workload, run_workload
 
-PARTS = ("ops", "decode", "traces")
+PARTS = ("traces", "decode", "ops")
 _SMALL_MODELS = ("olmoe-1b-7b",)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A point of the campaign; jobs of one `build` run on the same model."""
+
+    part: str
+    key: str
+    make: Callable[[], dict[str, Any]]
+    build: tuple[object, ...] = ()
 
 
 def main() -> None:
     options = _options()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    graphs = device.type == "cuda"
-    if not graphs and not options.small:
+    if device.type != "cuda" and not options.small:
         raise SystemExit("no CUDA device: give --small to try the campaign at reduced size")
     torch.manual_seed(0)
-    log = Log(options.output, options.minutes, _hardware(device))
     models = tuple(options.model) or (_SMALL_MODELS if options.small else tuple(plan.FULL))
-    if "ops" in options.only:
-        for key, make in ops(device, options.small):
-            log.point("ops", key, lambda make=make: _op_row(make, device))
-    if "decode" in options.only:
-        _decode(log, plan.decode_points(models, options.small, graphs), device)
-    if "traces" in options.only:
-        for name, work in plan.traces(models, options.small, graphs).items():
-            log.point("traces", name, lambda name=name, work=work: _trace(options.output, name, work))
+    with Clocks(device) as clocks:
+        log = Log(options.output, options.minutes, _hardware(device), clocks)
+        held = Held(device)
+        jobs = [job for job in _jobs(options, models, device, held) if job.part in options.only]
+        broken = _work(log, sorted(jobs, key=lambda job: log.tries(job.part, job.key)), held)
     log.tables()
     (options.output / "environment.json").write_text(json.dumps(_environment(device), indent=2) + "\n")
+    if options.pack is not None:
+        print("packed:", ", ".join(str(path) for path in pack(options.output, options.pack)))
     print(log.summary())
+    if broken:
+        raise SystemExit(f"stopped: {broken}; run it again, it goes on from here")
 
 
-class Log:
-    """points.jsonl: what is done is not done again; what failed says why, and is tried again by the next run."""
-
-    def __init__(self, folder: Path, minutes: float | None, hardware: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.hardware = folder, hardware
-        self._path = folder / "points.jsonl"
-        text = self._path.read_text() if self._path.exists() else ""
-        if text and not text.endswith("\n"):  # a run was killed while it wrote
-            self._path.write_text(text[: text.rfind("\n") + 1])
-        self.rows = {(row["part"], row["key"]): row for row in _whole(text.splitlines())}
-        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self.made, self.left = 0, 0
-
-    def wanted(self, part: str, key: str) -> bool:
-        """Whether a point is still to be done, and there is time for it."""
-        row = self.rows.get((part, key))
-        if row is not None and "error" not in row:
-            return False
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            self.left += 1
-            return False
-        return True
-
-    def point(self, part: str, key: str, make: Callable[[], dict[str, Any]]) -> None:
-        """Do a point and write it down; one that the machine cannot do is written down with its error."""
-        if not self.wanted(part, key):
-            return
-        row: dict[str, Any] = {"part": part, "key": key, "hardware": self.hardware}
-        try:
-            row |= make()
-        except (RuntimeError, ValueError, NotImplementedError, MoetraceError) as failure:
-            row["error"] = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        self.rows[part, key] = row
-        self.made += 1
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{part}: {key}: {row.get('error') or _told(row)}", flush=True)
-
-    def tables(self) -> None:
-        """decode.parquet and ops.parquet from all that was done so far."""
-        for part in ("decode", "ops"):
-            rows = [row for (where, _), row in self.rows.items() if where == part and "error" not in row]
-            if rows:
-                frame = pd.DataFrame(rows).drop(columns=["part", "key"])
-                meta = {"moetrace.campaign": f"{part}/1", "moetrace": __version__}
-                write_parquet(
-                    pa.Table.from_pandas(frame, preserve_index=False), self.folder / f"{part}.parquet", meta
-                )
-
-    def summary(self) -> str:
-        failed = sum("error" in row for row in self.rows.values())
-        return f"{self.folder}: {self.made} points now, {len(self.rows)} in all, {failed} failed, {self.left} left"
-
-
-def _whole(lines: list[str]) -> Iterator[dict[str, Any]]:
-    """The lines that were written to their end."""
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
+def _work(log: Log, jobs: list[Job], held: Held) -> str:
+    """Does the jobs in their order; why it stopped before the end, if it did."""
+    blind = False
+    for job in jobs:
+        if blind and job.part == "traces":
             continue
-        if isinstance(row, dict) and "key" in row and "part" in row:
-            yield row
+        if held.build != job.build:
+            held.drop()
+        try:
+            log.point(job.part, job.key, job.make)
+        except NoKernelsError as said:
+            blind = True
+            print(f"traces: {said}; no more traces are tried", file=sys.stderr, flush=True)
+        except BrokenDeviceError as failure:
+            return f"the device failed ({failure})"
+    return ""
 
 
-def _told(row: dict[str, Any]) -> str:
-    return f"{1e6 * row['seconds']:.1f} us" if "seconds" in row else str(row.get("bytes", "done"))
+class Held:
+    """The model that decode points run on, until another is needed."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.build: tuple[object, ...] = ()
+        self._built: Built | None = None
+        self._cannot: dict[tuple[object, ...], str] = {}  # what is too large once is not tried for each point
 
-def _decode(log: Log, points: list[plan.Point], device: torch.device) -> None:
-    """Points in their order, grouped by the model that they run on, which is built once."""
-    groups: dict[tuple[Any, ...], list[plan.Point]] = {}
-    for point in points:
-        groups.setdefault(point.build, []).append(point)
-    for group in groups.values():
-        held: list[Built] = []
-        for point in group:
-            log.point("decode", point.key, lambda point=point, held=held: _decode_row(point, held, device))
-        held.clear()
-        if device.type == "cuda":
+    def of(self, point: plan.Point) -> Built:
+        if self._built is None:
+            if said := self._cannot.get(point.build):
+                raise RuntimeError(said)
+            self.build = point.build
+            try:
+                self._built = Built(point, self.device, "bf16")
+            except RuntimeError as failure:
+                self._cannot[point.build] = f"the model cannot be built: {str(failure).splitlines()[0]}"
+                raise
+        return self._built
+
+    def drop(self) -> None:
+        self._built, self.build = None, ()
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def _decode_row(point: plan.Point, held: list[Built], device: torch.device) -> dict[str, Any]:
-    if not held:
-        held.append(Built(point, device, "bf16"))
+def _jobs(
+    options: argparse.Namespace, models: tuple[str, ...], device: torch.device, held: Held
+) -> Iterator[Job]:
+    """By worth: traces, decode of every model at its own n_a, ops, the rest of decode."""
+    graphs = device.type == "cuda"
+    for name, work in plan.traces(models, options.small, graphs).items():
+        yield Job("traces", name, partial(_trace, options.output, name, work))
+    points = plan.decode_points(models, options.small, graphs)
+    first = [p for p in points if p.is_first]
+    for point in first:
+        yield Job("decode", point.key, partial(_decode_row, point, held), point.build)
+    for key, make in ops(device, options.small):
+        yield Job("ops", key, partial(_op_row, make, device))
+    for point in (p for p in points if not p.is_first):
+        yield Job("decode", point.key, partial(_decode_row, point, held), point.build)
+
+
+def _decode_row(point: plan.Point, held: Held) -> dict[str, Any]:
     model = Path(point.model).stem if point.model.endswith(".json") else point.model
     return {
         "model": model,
@@ -161,7 +143,7 @@ def _decode_row(point: plan.Point, held: list[Built], device: torch.device) -> d
         "experts": point.experts,
         "graph": point.graph,
         "routing": point.routing,
-        **held[0].time(point),
+        **held.of(point).time(point),
         "source": f"benchmarks/campaign, torch {torch.__version__}",
     }
 
@@ -185,8 +167,11 @@ def _op_row(make: Callable[[], Any], device: torch.device) -> dict[str, Any]:
 
 def _trace(folder: Path, name: str, options: dict[str, Any]) -> dict[str, Any]:
     out = folder / "traces" / name
-    run_workload(Workload(**options), out, force=True)
-    return {"bytes": sum(path.stat().st_size for path in out.iterdir())}
+    told = run_workload(Workload(**options), out, force=out.exists())
+    if told["saw_no_kernel"]:
+        shutil.rmtree(out)
+        raise NoKernelsError(NO_KERNELS)
+    return {"bytes": sum(path.stat().st_size for path in out.iterdir()), "tokens_equal": told["tokens_equal"]}
 
 
 def _hardware(device: torch.device) -> str:
@@ -204,12 +189,6 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": device_facts(device),
     }
-    if device.type == "cuda" and (smi := shutil.which("nvidia-smi")):
-        asked = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
-        done = subprocess.run(
-            [smi, f"--query-gpu={asked}", "--format=csv"], capture_output=True, text=True, check=False
-        )
-        facts["nvidia_smi"] = done.stdout.splitlines()
     return facts
 
 
@@ -226,6 +205,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--only", action="append", choices=PARTS, help="a part; repeats (default: all)")
     parser.add_argument("--minutes", type=float, help="begin no point after so long")
+    parser.add_argument(
+        "--pack", type=Path, metavar="DIR", help="also put all results there as tars of 15 MiB"
+    )
     options = parser.parse_args()
     options.only = options.only or list(PARTS)
     return options

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Columns that are no dims; the last four, a measuring script's account of itself, are not used.
 OWN = frozenset({
     "kind", "dtype", "seconds", "engine", "kernel", "hardware", "shape", "weight", "p10_s", "p90_s", "repeats", "source",
+    "sm_mhz", "mem_mhz", "power_w",
 })  # fmt: skip
 _SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "q", "distinct", "distinct_est", "rows"})
 

@@ -45,6 +45,7 @@ def run_program_recorded(
                 f"{output}: recorded; next: moetrace parse {output}",
             )
         sys.exit(status)
+    from moetrace.record.device import NO_KERNELS, saw_no_kernel
     from moetrace.record.script import run_program
     from moetrace.record.settings import Settings
 
@@ -55,7 +56,16 @@ def run_program_recorded(
         click.echo(f"moetrace: error: {ran.said}", err=True)
         sys.exit(ran.status or 2)
     if ran.recording is not None and not under:
-        facts = {key: ran.recording[key] for key in ("ended", "model", "overhead", "routing")}
+        told = ("ended", "model", "overhead", "overhead_unknown", "routing", "models_not_recorded")
+        facts = {key: ran.recording[key] for key in told}
+        if others := ran.recording["models_not_recorded"]:
+            click.echo(
+                f"moetrace: note: one model is recorded, the first with experts that is called; not {', '.join(others)}, "
+                "which this program holds or called too (moetrace.record(model=...) records another)",
+                err=True,
+            )
+        if saw_no_kernel(ran.recording):
+            click.echo(f"moetrace: note: {NO_KERNELS}", err=True)
         steps = len(ran.recording["steps"])
         _said(
             {"output": str(output), "status": ran.status, "steps": steps, **facts},
@@ -82,7 +92,7 @@ def _told(output: Path, recording: dict[str, Any]) -> str:
         f"a decode step took {1e3 * cost['recorded_step_s']:.1f} ms recorded and {1e3 * cost['unprofiled_step_s']:.1f} ms "
         "unrecorded (medians)"
         if cost
-        else "no decode step ran outside of the window, so what recording cost is not known (--skip, --active)"
+        else f"what recording cost is not known: {recording['overhead_unknown']}"
     )
     return f"{output}: recorded {counts} step(s) of {recording['model_class']}; {said}; next: moetrace parse {output}"
 

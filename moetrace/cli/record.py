@@ -97,6 +97,7 @@ def _server(url: str, output: Path, force: bool, as_json: bool, options: dict[st
 
 
 def _workload(output: Path, force: bool, as_json: bool, options: dict[str, Any]) -> None:
+    from moetrace.record.device import NO_KERNELS
     from moetrace.record.workload import Workload, run_workload
 
     told = run_workload(Workload(**options), output, force=force, progress=_progress)
@@ -111,6 +112,8 @@ def _workload(output: Path, force: bool, as_json: bool, options: dict[str, Any])
     taken = told["routing_taken"]
     if taken is not None and taken < 1:
         click.echo(f"note: the routers took {100 * taken:.1f} % of the prescribed choices", err=True)
+    if told["saw_no_kernel"]:
+        click.echo(f"note: {NO_KERNELS}", err=True)
     if not told["tokens_equal"]:
         click.echo(
             "note: the recorded run chose other tokens than the unrecorded one (atomics on this device?)",

@@ -118,6 +118,19 @@ def model_of(
     return inferred[0], "inferred", [inferred[1]]
 
 
+def recording_cost(recording: Mapping[str, Any]) -> list[str]:
+    """What the recorder says that recording cost, as remarks."""
+    cost, unknown = recording.get("overhead"), recording.get("overhead_unknown")
+    if isinstance(cost, dict):
+        with_it, without = cost.get("recorded_step_s"), cost.get("unprofiled_step_s")
+        if isinstance(with_it, float) and isinstance(without, float):
+            return [
+                f"under the recorder a decode step took {1e3 * with_it:.4g} ms, without it {1e3 * without:.4g} ms (medians by "
+                "the host's clock): times here are those under the recorder"
+            ]
+    return [f"what recording cost is not known: {unknown}"] if isinstance(unknown, str) else []
+
+
 def _check_given(model: ModelSpec, seen: Mapping[str, int]) -> None:
     """Sizes and bytes from another model would be wrong in silence. Depth may differ: layers can be cut or drafted."""
     other = [

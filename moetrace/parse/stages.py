@@ -144,7 +144,7 @@ class Stages:
         )
         for rows in self.batches:
             table.write(rows)
-        notes += told + more + sorted(table.notes)
+        notes += told + more + sorted(table.notes) + facts.recording_cost(self.recording)
         if table.told and model is not None:
             notes.append(_TOLD.format(table.told, model.name))
         notes += [] if self.captures else table.missing.remarks()

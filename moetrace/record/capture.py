@@ -1,5 +1,4 @@
-"""torch.profiler started, stopped and written out once, and the facts about the machine that a trace does not
-hold.
+"""torch.profiler started, stopped and written out once, and what of a config is kept.
 
 The trace always parses: torch 2.13's C++ exporter can write names with unescaped quotes (pytorch/kineto,
 mended after 2.13 by commit eba157ad), so the Python exporter is used where there is one and every line of it
@@ -10,8 +9,6 @@ from __future__ import annotations
 
 import gzip
 import inspect
-import os
-import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +19,6 @@ import orjson
 from moetrace.record.files import TRACE_FILE
 
 if TYPE_CHECKING:
-    import torch
     from torch.profiler import _KinetoProfile
 
 _DTYPES = {
@@ -85,7 +81,7 @@ def export_trace(profiler: _KinetoProfile, folder: Path) -> dict[str, object]:
     """Write the stopped `profiler`'s trace into `folder` and return what is known about it.
 
     ``exporter``: python or c++; ``events``: how many events; ``dropped``: events left out because their JSON
-    was broken; ``valid``: whether the file as a whole parses. No path, host or user name is kept.
+    was broken; ``kernels``: those of a GPU; ``valid``: whether the file as a whole parses. No path, host or user name is kept.
     """
     raw = folder / "trace.json"
     python = "use_python_export" in inspect.signature(profiler.export_chrome_trace).parameters
@@ -105,7 +101,7 @@ def export_trace(profiler: _KinetoProfile, folder: Path) -> dict[str, object]:
 
 def _copy_lines(source: IO[bytes], target: gzip.GzipFile) -> dict[str, object]:
     """Copy a trace of one event per line, leaving out events that do not parse."""
-    events = dropped = 0
+    events = dropped = kernels = 0
     for line in source:
         if line.startswith(b'"traceName"'):
             line = b'"traceName": "' + TRACE_FILE.encode() + b'"\n'  # it holds the path of the file
@@ -116,10 +112,11 @@ def _copy_lines(source: IO[bytes], target: gzip.GzipFile) -> dict[str, object]:
                 dropped += 1
                 continue
             events += 1
+            kernels += b'"cat": "kernel"' in line
         else:
             line = _OWNER.sub(rb'\1""', line)
         target.write(line)
-    return {"events": events, "dropped": dropped, "valid": True}
+    return {"events": events, "dropped": dropped, "kernels": kernels, "valid": True}
 
 
 def _copy_whole(source: IO[bytes], target: gzip.GzipFile) -> dict[str, object]:
@@ -134,47 +131,14 @@ def _copy_whole(source: IO[bytes], target: gzip.GzipFile) -> dict[str, object]:
         trace.pop(key, None)
     trace["traceName"] = TRACE_FILE
     target.write(orjson.dumps(trace))
-    return {"events": len(trace["traceEvents"]), "dropped": 0, "valid": True}
+    events = trace["traceEvents"]
+    kernels = sum(event.get("cat") == "kernel" for event in events)
+    return {"events": len(events), "dropped": 0, "kernels": kernels, "valid": True}
 
 
 def without_owner(line: bytes) -> bytes:
     """A line of a trace without the names of host, user and file."""
     return _OWNER.sub(rb'\1""', line)
-
-
-def device_facts(device: torch.device | None) -> dict[str, Any]:
-    """What ran the model: type, name, CPU model, threads, SMs, memory in bytes. No host name."""
-    import torch
-
-    cpu = cpu_model()
-    facts: dict[str, Any] = {"type": "cpu", "name": cpu, "cpu": cpu, "threads": torch.get_num_threads()}
-    if device is not None and device.type == "cuda":
-        card = torch.cuda.get_device_properties(device)
-        facts |= {
-            "type": "cuda",
-            "name": card.name,
-            "multiprocessors": card.multi_processor_count,
-            "memory_bytes": card.total_memory,
-            "capability": f"{card.major}.{card.minor}",
-            "clock_khz": getattr(card, "clock_rate", None),
-            "memory_clock_khz": getattr(card, "memory_clock_rate", None),
-            "count": torch.cuda.device_count(),
-            "cuda": torch.version.cuda,
-        }
-        return facts
-    facts["memory_bytes"] = (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
-    )
-    facts["cpus"] = os.cpu_count()
-    return facts
-
-
-def cpu_model() -> str:
-    """The processor's model name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def dtype_name(dtype: object) -> str:

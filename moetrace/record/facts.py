@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moetrace import __version__
 from moetrace.record import capture
 from moetrace.record.counted import Counted
+from moetrace.record.device import device_facts
 from moetrace.record.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def model_facts(model: nn.Module | None, given: object, name: str) -> dict[str, 
         "attention_implementation": getattr(config, "_attn_implementation", None),
         "torch": torch.__version__,
         "transformers": capture.version("transformers"),
-        "device": capture.device_facts(None if weight is None else weight.device),
+        "device": device_facts(None if weight is None else weight.device),
         "parallelism": _parallelism(model),
     }
 
@@ -113,6 +114,7 @@ def run_facts(ended: str, steps: Sequence[StepFacts], outside: Sequence[StepFact
             for step in outside
         ],
         "overhead": overhead(steps, outside),
+        "overhead_unknown": _why_unknown(steps, outside),
     }
 
 
@@ -125,12 +127,14 @@ def recording_facts(
     annotated: bool,
     marked: bool,
     counted: Counted | None,
+    others: Sequence[str],
 ) -> dict[str, Any]:
     """All that recording.json says but the trace's name: `run` (see `run_facts`), model, window, and how steps were told."""
     return {
         **run,
         **model_facts(model, settings.model_config, settings.model_name),
         "graph_mode": "eager" if settings.graph_tokens is None else "cuda graph",
+        "models_not_recorded": list(others),
         "nvtx": nvtx,
         "annotations": annotated,
         "steps_told_by": "marks" if marked else "forwards of the model",
@@ -159,6 +163,20 @@ def overhead(steps: Sequence[StepFacts], outside: Sequence[StepFacts]) -> dict[s
         "unprofiled_step_s": round(median(plain), 6),
         "ratio": round(median(inside) / max(median(plain), 1e-9), 4),
     }
+
+
+def _why_unknown(steps: Sequence[StepFacts], outside: Sequence[StepFacts]) -> str | None:
+    """Why `overhead` is None; None where it is not."""
+    if overhead(steps, outside) is not None:
+        return None
+    if not any(step.phase == "decode" and step.complete for step in steps):
+        return "no whole decode step was recorded"
+    if any(step.phase == "decode" for step in outside):
+        return "the decode steps that ran outside of the recorded window were of another batch"
+    return (
+        "no decode step ran outside of the recorded window: the program ended within it (--skip N only times the first N "
+        "steps, a smaller --active leaves the last ones unrecorded)"
+    )
 
 
 def routing_facts(counted: Counted | None, extra: int) -> dict[str, Any]:

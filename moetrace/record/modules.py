@@ -87,6 +87,29 @@ def find_places(model: nn.Module, parts: Mapping[str, str] | None = None) -> tup
     return tuple(found)
 
 
+def other_models(recorded: nn.Module | None, called: Iterable[str]) -> list[str]:
+    """Classes of models with experts that were not `recorded`: those `called` by name, and those that this process holds.
+
+    Nothing watches other models while they run, so that they cost nothing; of one that is held it is not known whether it ran.
+    """
+    import gc
+
+    from torch import nn
+
+    held = [
+        m for m in gc.get_objects() if issubclass(type(m), nn.Module)
+    ]  # isinstance would wake lazy objects
+    inside = {id(c) for m in held for c in m._modules.values() if c is not None}
+    inside |= {id(m) for m in recorded.modules()} if recorded is not None else set()
+    roots = [m for m in held if id(m) not in inside and not _holds(m, recorded)]
+    found = [type(m).__name__ for m in roots if any(p.part == "moe" for p in find_places(m))]
+    return sorted({*found, *called})
+
+
+def _holds(module: nn.Module, model: nn.Module | None) -> bool:
+    return model is not None and any(m is model for m in module.modules())
+
+
 def child(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
     """The first child module that has one of these attribute names."""
     return next((c for c in (getattr(module, n, None) for n in names) if hasattr(c, "named_modules")), None)

@@ -20,7 +20,7 @@ import orjson
 from moetrace.errors import MoetraceError, OutputError
 from moetrace.record import capture
 from moetrace.record.files import NSYS_FILE, RECORDING_FILE, check_output, publish, staging
-from moetrace.record.recorder import WINDOW
+from moetrace.record.window import WINDOW
 
 INSTALL = (
     "install Nsight Systems: 'apt-get install nsight-systems' (Debian: component non-free; NVIDIA's own repository has newer "

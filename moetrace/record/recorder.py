@@ -9,33 +9,28 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import orjson
-
 from moetrace.errors import MoetraceError, OutputError, unknown
-from moetrace.record import capture, facts
+from moetrace.record import facts
 from moetrace.record.counted import Counted
 from moetrace.record.facts import StepFacts
 from moetrace.record.files import check_output, staging
-from moetrace.record.modules import PARTS, ModuleHooks, Place, Ranges, find_places, has_parts
-from moetrace.record.routing_hooks import RoutingTap
+from moetrace.record.modules import PARTS, find_places, has_parts, other_models
 from moetrace.record.settings import Settings
 from moetrace.record.watch import Forward, Watch
+from moetrace.record.window import Window
 from moetrace.record.written import interrupts_held, write
 from moetrace.run import PHASES
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.profiler import _KinetoProfile
 
-WINDOW = "moetrace.window"  # the range that nsys waits for
 _MOST_OUTSIDE = 10_000  # timings kept of steps outside of the window
 
 
@@ -77,15 +72,8 @@ class Recorder:
         self._open: StepFacts | None = None
         self._active = False
         self._began = 0.0
-        self._base = 0  # depth of a step's range
-        self._window = False
-        self._thread = threading.get_ident()
-        self._places: tuple[Place, ...] = ()
         self._watch: Watch | None = None
-        self._hooks: ModuleHooks | None = None
-        self._tap: RoutingTap | None = None
-        self._profiler: _KinetoProfile | None = None
-        self._running = False
+        self._window: Window
 
     def __enter__(self) -> Recorder:
         _need_torch()
@@ -98,8 +86,8 @@ class Recorder:
             raise MoetraceError("record(parts=...) needs model= too, whose module names the patterns match")
         check_output(self.out, settings.force)
         self._staging = staging(self.out)
+        self._window = Window(settings, self._recorded)
         try:
-            self._ranges = Ranges(settings.nvtx)
             self._watch = Watch(self._wanted, self._step_found, self._forward_ended, self._generate_ended)
             self._watch.end_steps_with_generate()
             if self._model is None:
@@ -162,11 +150,11 @@ class Recorder:
         if not self._active:
             yield
             return
-        depth = self._ranges.push(f"moetrace.part:{name}")
+        depth = self._window.ranges.push(f"moetrace.part:{name}")
         try:
             yield
         finally:
-            self._ranges.close_to(depth)
+            self._window.ranges.close_to(depth)
 
     def _wanted(self, module: nn.Module) -> bool:
         """Whether a module is the model to record; if so its places are known from now on."""
@@ -178,11 +166,8 @@ class Recorder:
             if places and not self.found:
                 self.found = type(module).__name__
             return False
-        self._model, self._places, self.found = module, places, type(module).__name__
-        if self._window:
-            self._attach()
-        elif settings.graph_tokens is not None:
-            self._tap_routing()  # before the capture, which comes before the window
+        self._model, self.found = module, type(module).__name__
+        self._window.take(module, places)
         return True
 
     def _step_found(self, forward: Forward) -> None:
@@ -190,14 +175,14 @@ class Recorder:
             return
         made = StepFacts(-1, forward.phase, forward.batch, forward.tokens, forward.kv_tokens)
         self._begin_step(made)
-        if self._tap is not None and made.index >= 0:
-            self._tap.mask(made.index, forward.mask)
+        if self._window.tap is not None and made.index >= 0:
+            self._window.tap.mask(made.index, forward.mask)
 
     def _forward_ended(self) -> None:
         """What runs between two forwards is sampling."""
         if self._active and not self._manual:
-            self._ranges.close_to(self._base + 1)
-            self._ranges.push("moetrace.part:sampling")
+            self._window.ranges.close_to(self._window.base + 1)
+            self._window.ranges.push("moetrace.part:sampling")
 
     def _generate_ended(self, whole: bool) -> None:
         if not self._manual:
@@ -207,13 +192,13 @@ class Recorder:
         self._end_step(complete=True)
         where = self._settings.window(self._seen)
         self._seen += 1
-        if where in ("warmup", "active") and not self._window:
-            self._prepare()
+        if where in ("warmup", "active") and not self._window.is_open:
+            self._window.open()
         if where == "active":
-            self._start()
+            self._window.start()
             made.index = len(self.steps)
             self.steps.append(made)
-            self._ranges.push(made.range_name)
+            self._window.ranges.push(made.range_name)
             self._active = True
         elif where == "after":
             self._close_window()
@@ -228,105 +213,27 @@ class Recorder:
         step.complete = complete
         self._open, self._active = None, False
         if step.index < 0:
-            if len(self.outside) < _MOST_OUTSIDE and not self._window:
+            if len(self.outside) < _MOST_OUTSIDE and not self._window.is_open:
                 self.outside.append(step)
             return
-        self._ranges.close_to(self._base)
-        if self._hooks is not None:
-            self._hooks.forget()
-        if self._tap is not None:
-            self._tap.end_step(step.index, step.tokens)
+        self._window.end_step(step.index, step.tokens)
 
-    def _prepare(self) -> None:
-        """Open the window: from here on the profiler and the hooks run, for warm-up steps too."""
-        import torch
-
-        self._thread = threading.get_ident()
-        cuda, nsys = torch.cuda.is_available(), self._settings.nsys
-        if not (cuda and nsys):  # a GPU's counters serve one of them
-            elsewhere = threading.current_thread() is not threading.main_thread()
-            self._profiler = capture.prepared_profiler(cuda, elsewhere)
-        self._window = True
-        self._base = self._ranges.push(WINDOW) + 1 if nsys else 0
-        if self._places:
-            self._attach()
-
-    def _start(self) -> None:
-        if not self._running:
-            self._running = True
-            if self._profiler is not None:
-                self._profiler.start_trace()
-
-    def _attach(self) -> None:
-        if self._hooks is None:
-            self._hooks = ModuleHooks(self._places, self._ranges, self._is_active)
-            self._tap_routing()
-
-    def _tap_routing(self) -> None:
-        settings = self._settings
-        if settings.routing and self._tap is None:
-            self._tap = RoutingTap(
-                self._places,
-                lambda: self._open.index if self._open is not None and self._is_active() else None,
-                getattr(self._model, "config", None)
-                if settings.model_config is None
-                else settings.model_config,
-                extra=settings.router_extra,
-                tokens=settings.token_ids,
-                graph_tokens=settings.graph_tokens,
-            )
-
-    def _is_active(self) -> bool:
-        return self._active and threading.get_ident() == self._thread
+    def _recorded(self) -> int | None:
+        """The index of the recorded step that is open on this thread."""
+        step = self._open
+        return step.index if self._active and step is not None and self._window.on_thread() else None
 
     def _forget(self) -> None:
         """Drop steps that were told from forwards: the user marks them."""
         self._end_step(complete=False)
         self._seen = 0
         self.outside.clear()
-        if self._window:
-            self._stop()
+        if self._window.is_open:
+            self._window.forget()
             self.steps.clear()
-            self._profiler = None
-            if self._tap is not None:
-                self._tap.forget()
-
-    def _stop(self) -> None:
-        if not self._window:
-            return
-        self._ranges.close_to(0)
-        self._window = False
-        if self._profiler is not None and self._running:
-            self._profiler.stop_trace()
-        self._running = False
 
     def _close_window(self) -> None:
-        """Stop profiling and take the hooks off; what was captured stays."""
-        if self._window and self._profiler is not None and self._running:
-            told = self._facts("open") | self.metadata  # how it ends and its routing are known later
-            inside = {key: value for key, value in told.items() if key not in ("ended", "routing")}
-            self._profiler.add_metadata_json("moetrace", orjson.dumps(inside, default=str).decode())
-        self._stop()
-        self._take_off()
-
-    def _take_off(self) -> None:
-        for hooks in (self._hooks, self._tap):
-            if hooks is not None:
-                hooks.remove()
-
-    def _undo(self) -> None:
-        """Leave the model and torch as they were, also where the profiler fails to stop."""
-        self._open, self._active = None, False
-        try:
-            self._stop()
-        finally:
-            self._take_off()
-            if self._watch is not None:
-                self._watch.remove()
-            self._profiler = None
-            if self.entered:
-                Recorder._running_one = None
-            shutil.rmtree(self._staging, ignore_errors=True)
+        self._window.close(lambda: self._facts("open") | self.metadata)
 
     def _why_nothing(self) -> str:
         if self._model is None:
@@ -338,30 +245,51 @@ class Recorder:
             )
         return f"{self._seen} steps ran, none of them after the {self._settings.skip + self._settings.warmup} to leave out"
 
+    def _undo(self) -> None:
+        """Leave the model and torch as they were, also where the profiler fails to stop."""
+        self._open, self._active = None, False
+        try:
+            self._window.stop()
+        finally:
+            self._window.take_off()
+            if self._watch is not None:
+                self._watch.remove()
+            self._window.profiler = None
+            if self.entered:
+                Recorder._running_one = None
+            shutil.rmtree(self._staging, ignore_errors=True)
+
     def _save(self, ended: str) -> None:
-        counted = self._tap.counted() if self._tap is not None else None
+        tap = self._window.tap
+        counted = tap.counted() if tap is not None else None
         for step in self.steps:
             step.padding = counted.padding(step.index) if counted is not None else 0
         with interrupts_held():
             self.told = write(
                 self.out,
                 self._staging,
-                self._facts(ended, counted) | self.metadata,
+                self._facts(ended, counted, self._others()) | self.metadata,
                 counted=counted,
-                profiler=self._profiler,
+                profiler=self._window.profiler,
                 others=self.files,
                 force=self._settings.force,
             )
 
-    def _facts(self, ended: str, counted: Counted | None = None) -> dict[str, Any]:
+    def _others(self) -> list[str]:
+        return other_models(self._model, () if self._watch is None else self._watch.generated)
+
+    def _facts(
+        self, ended: str, counted: Counted | None = None, others: Sequence[str] = ()
+    ) -> dict[str, Any]:
         return facts.recording_facts(
             self._settings,
             run={"date": self._date, **facts.run_facts(ended, self.steps, self.outside)},
             model=self._model,
-            nvtx=self._ranges.has_nvtx,
-            annotated=self._hooks is not None,
+            nvtx=self._window.ranges.has_nvtx,
+            annotated=self._window.annotated,
             marked=self._manual,
             counted=counted,
+            others=others,
         )
 
 

@@ -72,10 +72,13 @@ def run_program(program: Program, out: Path, settings: Settings) -> Ran:
     _check(program)
     ran = Ran()
     recorder = Recorder(out.absolute(), settings)  # the program may change the directory
+    left: list[
+        object
+    ] = []  # the program's names: what models it holds is looked at when the recording is written
     try:
         with recorder:
             with _Held() as held, _as_main(program), terminable():
-                _execute(program)
+                left.append(_execute(program))
                 _wait_for_threads()
             ran.error, ran.status = held.error, _status(held.error)
             if ran.status:
@@ -93,11 +96,10 @@ def _check(program: Program) -> None:
         raise MoetraceError(f"{program.name}: no such script (give a module with -m NAME)")
 
 
-def _execute(program: Program) -> None:
+def _execute(program: Program) -> dict[str, Any]:
     if program.is_module:
-        runpy.run_module(program.name, run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(program.name, run_name="__main__")
+        return runpy.run_module(program.name, run_name="__main__", alter_sys=True)
+    return runpy.run_path(program.name, run_name="__main__")
 
 
 @contextmanager

@@ -14,7 +14,9 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from moetrace.record.modules import find_places
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +102,8 @@ class Watch:
         self._patched: list[Callable[[], None]] = []
         self._depth = 0
         self._thread: int | None = None
+        self._followed: nn.Module | None = None
+        self.generated: set[str] = set()  # classes of other models with experts whose ``generate`` was called
 
     def find(self) -> None:
         """Ask of each module that is called whether it is the model, until one is."""
@@ -129,6 +133,7 @@ class Watch:
 
     def follow(self, model: nn.Module) -> None:
         """Take the forwards of `model` as steps."""
+        self._followed = model
         self._handles.append(model.register_forward_pre_hook(self._before, with_kwargs=True))
         self._handles.append(model.register_forward_hook(self._after, always_call=True))
 
@@ -156,6 +161,7 @@ class Watch:
         @functools.wraps(plain)
         def generate(*args: Any, **kwargs: Any) -> Any:
             whole = False
+            self._note_other(args[0] if args else None)
             try:
                 answer = plain(*args, **kwargs)
                 whole = True
@@ -167,6 +173,15 @@ class Watch:
         mixin.generate = generate
         self._patched.append(lambda: setattr(mixin, "generate", plain))
         return True
+
+    def _note_other(self, model: object) -> None:
+        followed = self._followed
+        if followed is None or not hasattr(model, "modules") or model is followed:
+            return
+        if not any(m is followed for m in model.modules()) and any(
+            p.part == "moe" for p in find_places(cast("nn.Module", model))
+        ):
+            self.generated.add(type(model).__name__)
 
     def _before(self, _module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         import torch

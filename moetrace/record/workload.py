@@ -30,6 +30,7 @@ from moetrace.record.build import (
     find_device,
     imports,
 )
+from moetrace.record.device import saw_no_kernel
 from moetrace.record.files import CAPTURE_FILE, TRACE_FILE, check_output
 from moetrace.record.forced import Forcing
 from moetrace.record.loop import CudaGraph, Graph, Loop
@@ -84,8 +85,8 @@ def run_workload(
 
     Keys: ``tokens_equal`` (whether both runs chose the same tokens), ``unprofiled_s`` and ``recorded_s`` (seconds of
     each step, prefill first), ``routing_taken`` (share of the prescribed choices that the routers made; None where
-    none was prescribed). Raises ModelError for a config that transformers cannot build, MoetraceError if a value
-    makes no sense or torch or transformers are missing.
+    none was prescribed), ``saw_no_kernel`` (whether the profiler recorded a GPU and no kernel of it). Raises ModelError for a
+    config that transformers cannot build, MoetraceError if a value makes no sense or torch or transformers are missing.
     """
     _check(work)
     check_output(Path(out), force)
@@ -137,7 +138,7 @@ def run_workload(
                 "routing_taken": taken,
             }
             rec.metadata |= told
-        return told
+        return told | {"saw_no_kernel": saw_no_kernel(rec.told or {})}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if forcing is not None:

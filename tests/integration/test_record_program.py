@@ -192,6 +192,46 @@ def test_steps_outside_of_the_window_are_timed_and_the_cost_is_stated(
     cost = facts["overhead"]
     assert (cost["recorded_steps"], cost["unprofiled_steps"], cost["batch"]) == (2, 3, 2)
     assert cost["ratio"] == pytest.approx(cost["recorded_step_s"] / cost["unprofiled_step_s"], rel=1e-3)
+    assert facts["overhead_unknown"] is None
+    assert any("under the recorder a decode step took" in note for note in parse(tmp_path / "out").meta.notes)
+
+
+@pytest.mark.parametrize(
+    ("code", "window", "why"),
+    [
+        (CALL, {}, "the program ended within it"),
+        (CALL + CALL.replace("ones(2", "ones(5"), {"active": 3}, "were of another batch"),
+        (CALL, {"active": 1}, "no whole decode step was recorded"),
+    ],
+)
+def test_where_the_cost_is_not_known_the_recording_and_the_run_say_why(
+    code: str, window: dict[str, int], why: str, run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    run(code, **window)
+    facts = facts_of(tmp_path / "out")
+    assert facts["overhead"] is None and why in facts["overhead_unknown"]
+    notes = parse(tmp_path / "out").meta.notes
+    assert any(note.startswith("what recording cost is not known: ") and why in note for note in notes)
+
+
+def test_a_second_model_with_experts_is_told_of(checkpoint: Path, tmp_path: Path) -> None:
+    """Only the first is recorded; one that was called and is gone is told of as well as one that is held."""
+    (tmp_path / "two.py").write_text(
+        LOAD.format(str(checkpoint)) + CALL + "config = model.config\n"
+        "class Second(type(model)):\n    pass\n"
+        "class Third(type(model)):\n    pass\n"
+        f"Second(config).generate{CALL.partition('generate')[2]}held = Third(config)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-m", "moetrace", "record", "-o", "out", "--", "two.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "note: one model is recorded, the first with experts that is called; not Second, Third" in done.stderr
+    )
+    facts = facts_of(tmp_path / "out")
+    assert facts["models_not_recorded"] == ["Second", "Third"]
+    assert facts["model_class"] == "OlmoeForCausalLM" and len(facts["steps"]) == 3
 
 
 def test_a_model_that_generates_on_another_thread_is_recorded(

@@ -185,7 +185,7 @@ def test_a_replayed_graph_is_recorded_with_its_capture_and_its_routing(
     class Replayed(StandIn):
         def replay(self) -> None:
             with monkeypatch.context() as replaying:
-                replaying.setattr(Recorder, "_is_active", lambda _: False)
+                replaying.setattr(Recorder, "_recorded", lambda _: None)
                 self._run()
 
     plain, graph = tmp_path / "plain", tmp_path / "graph"

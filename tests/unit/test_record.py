@@ -334,7 +334,9 @@ def test_metadata_says_what_ran(olmoe: Any, tmp_path: Path) -> None:
     ]
     assert facts["routing"]["source"] == "router output"
     inside = trace_of(tmp_path / "out")["moetrace"]
-    assert inside == {k: v for k, v in facts.items() if k not in ("trace", "ended", "routing")}
+    assert inside == {
+        k: v for k, v in facts.items() if k not in ("trace", "ended", "routing", "models_not_recorded")
+    }
 
 
 def test_no_host_user_path_or_environment_is_kept(
@@ -559,7 +561,7 @@ def test_broken_lines_of_a_trace_are_dropped_and_counted() -> None:
     with gzip.GzipFile(fileobj=written, mode="wb") as target:
         told = capture._copy_lines(io.BytesIO(b"{\n" + b"".join(lines)), target)
     trace = json.loads(gzip.decompress(written.getvalue()))
-    assert told == {"events": 2, "dropped": 1, "valid": True}
+    assert told == {"events": 2, "dropped": 1, "kernels": 0, "valid": True}
     assert [e["name"] for e in trace["traceEvents"]] == ["a", "end"]
     assert trace["traceName"] == "trace.json.gz"
     assert trace["host_name"] == ""
