@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from moetrace import ops as work_of
 from moetrace.op import Op
+from moetrace.replay.columns import works_of
 from moetrace.replay.draft import Draft
+from moetrace.replay.lanes import Lanes
 
 IntArray = npt.NDArray[np.int64]
 
@@ -31,7 +33,7 @@ _TINY_BYTES = 8192.0
 def fuse(draft: Draft) -> Draft:
     """The draft with each run of neighbouring small ops of one class, in one layer of one step, as a single op."""
     act = draft.model.act_dtype if draft.model else "bf16"
-    moved = np.nan_to_num(work_of.works([_typed(op, act) for op in draft.ops])["bytes"])
+    moved = np.nan_to_num(_moved([_typed(op, act) for op in draft.ops]))
     of_cell = np.array(
         [_class(op, nbytes) for op, nbytes in zip(draft.ops, moved.tolist(), strict=True)], dtype=np.int64
     )
@@ -56,6 +58,14 @@ def fuse(draft: Draft) -> Draft:
         f"{dropped} of {run.size} recorded operators are taken to run inside a neighbour's kernel, as serving engines fuse "
         "norms, rotary embedding, routing and activations (--set fusion=recorded prices each as a kernel)"
     )
+
+
+def _moved(ops: list[Op]) -> npt.NDArray[np.float64]:
+    """Bytes that each op moves, [ops]. Which op speaks for a run hangs on them, so many scenarios are parted by them."""
+    if not any(isinstance(value, Lanes) for op in ops for _, value in op.dims):
+        return work_of.works(ops)["bytes"]
+    found = [(works["bytes"], axis) for works, axis in map(works_of, ops)]
+    return np.array([b[0] if axis is None else float(axis.space.lanes(axis, b)) for b, axis in found])
 
 
 def _class(op: Op, nbytes: float) -> int:
@@ -86,7 +96,7 @@ def _typed(op: Op, act: str) -> Op:
 
 
 def _written(op: Op) -> float:
-    return op.get("elements", 0) or 0 if op.kind == "kv_write" else 0
+    return float(op.get("elements", 0) or 0) if op.kind == "kv_write" else 0.0
 
 
 def _as_one(op: Op, act: str, value: int) -> Op:

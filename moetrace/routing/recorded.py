@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.errors import OutputError, RunError, ScenarioError
-from moetrace.files import read_parquet, table_facts
+from moetrace.files import read_parquet, table_facts, values_of
 from moetrace.routing.distinct import FloatArray, IntArray, ep_blocks
 from moetrace.routing.tokens import TOKENS_FILE, TokenRouting
 
@@ -266,7 +266,7 @@ class Routing:
         if any(table.column(n).null_count or not pa.types.is_integer(table.column(n).type) for n in _NAMES):
             raise RunError(f"{path}: a column of the routing table has nulls or is not of whole numbers")
         try:
-            step, layer, expert, rank, count = (table.column(n).to_numpy().astype(np.int64) for n in _NAMES)
+            step, layer, expert, rank, count = (values_of(table.column(n)).astype(np.int64) for n in _NAMES)
             chosen = stamp.get(b"moetrace.routing.chosen", b"0")
             ordered = stamp.get(b"moetrace.routing.ordered") != b"0"
             first = int(chosen) if chosen.isdigit() else 0

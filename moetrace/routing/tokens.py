@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.errors import OutputError, RunError
-from moetrace.files import table_facts
+from moetrace.files import table_facts, values_of
 from moetrace.routing.distinct import IntArray
 
 TOKENS_FILE = "routing_tokens.parquet"  # beside routing.parquet
@@ -117,7 +117,7 @@ class TokenRouting:
                     table = file.read_row_group(group, columns=list(_NAMES))
                     if any(table.column(name).null_count for name in _NAMES):
                         raise RunError(f"{self.place}: a column of the table of tokens has nulls")
-                    yield self._here([table.column(name).to_numpy().astype(np.int64) for name in _NAMES])
+                    yield self._here([values_of(table.column(name)).astype(np.int64) for name in _NAMES])
         except (OSError, pa.ArrowException) as error:
             raise RunError(f"{self.place}: is damaged ({str(error).splitlines()[0]})") from None
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moetrace.errors import RunError
-from moetrace.files import table_facts
+from moetrace.files import table_facts, values_of
 
 RUN_VERSION = 1
 TABLE_FACTS = table_facts("ops", RUN_VERSION)
@@ -129,21 +129,8 @@ def nullable(
 
 def without_nulls(column: pa.ChunkedArray | pa.Array, null: float) -> npt.NDArray[Any]:
     """A numeric column with `null` in the place of nulls."""
-    # From buffers, and a value of an array: pa.scalar and to_numpy would import pandas.
-    filled = pc.fill_null(column, numbers(np.array([null]), column.type)[0])
-    chunks = filled.chunks if isinstance(filled, pa.ChunkedArray) else [filled]
-    found = [_values(chunk) for chunk in chunks]
-    return np.concatenate(found) if found else _values(numbers(np.zeros(0), column.type))
-
-
-def _values(array: pa.Array) -> npt.NDArray[Any]:
-    """An array without nulls."""
-    data, begin, end = array.buffers()[1], array.offset, array.offset + len(array)
-    if pa.types.is_boolean(array.type):
-        return np.unpackbits(np.frombuffer(data or b"", np.uint8), count=end, bitorder="little")[
-            begin:
-        ].astype(bool)
-    return np.frombuffer(data or b"", array.type.to_pandas_dtype(), count=end)[begin:]
+    # A value of an array: pa.scalar would import pandas.
+    return values_of(pc.fill_null(column, numbers(np.array([null]), column.type)[0]))
 
 
 def _bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

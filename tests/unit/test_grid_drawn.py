@@ -30,6 +30,7 @@ LOAD = ("batch=2,64", "input_len=64", "output_len=1,2")
         (("h100-sxm",), (*LOAD[:1], "input_len=40000000", "output_len=1,2"), 4),
         (("h100-sxm",), (*LOAD, "context=4"), 4),
         (("h100-sxm",), (*LOAD, "n_e=500"), 4),
+        (("cs3",), (*LOAD, "fusion=runs,recorded", "kv=fp8"), 8),
     ],
 )
 def test_what_was_answered_otherwise_once(
