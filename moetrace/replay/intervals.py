@@ -2,9 +2,9 @@
 
 Ops of one family err alike: their coefficients come from one fit. Families' fits are made on measurements of their own, so
 their errors are taken as independent of each other, and a step's deviation is the root of the sum of the families' squares.
-Over served runs on H100 the 80 % interval then holds 79 % (docs/simulate.md); with all errors at once it held nearly all. The
-rule was chosen with those runs in view. A wafer's error is the whole law's and one for all its ops; what a transfer to another
-chip gets wrong (its clock, its memory) is common to all families too, so there all ops are at their ends at once.
+Over served runs on H100 the 80 % interval then holds about 80 % (docs/simulate.md); with all errors at once it held nearly
+all. The rule was chosen with those runs in view. A wafer's error is the whole law's and one for all its ops; what a transfer to
+another chip gets wrong (its clock, its memory) is common to all families too, so there all ops are at their ends at once.
 """
 
 from __future__ import annotations
