@@ -1,4 +1,4 @@
-"""Attention (MHA, GQA, MLA), rotary embedding and KV cache writes.
+"""Attention (MHA, GQA, MLA, linear), rotary embedding and KV cache writes.
 
 `kv` is the number of KV tokens that the layer reads, summed over sequences and already cut to a sliding window; `q` the
 query tokens of the step (default: one per sequence). The op's dtype is the KV cache's, then the activations'.
@@ -64,6 +64,26 @@ def mla_work(op: OpGroup) -> Amounts:
     )
 
 
+def linear_work(op: OpGroup) -> Amounts:
+    """One step of a gated delta rule per token and head: S = a S (I - b k k^T) + b v k^T, o = S q, S of head_dim x v_dim.
+
+    Per token and head: decay 1, S k 2, the update 2, S q 2, each times head_dim v_dim. The state, of the op's own type, is read
+    and written once per sequence; `kv_heads` share keys and queries. Source: Gated Delta Networks, arXiv 2412.06464, eq. 10.
+    """
+    heads, cells = op["heads"], op["head_dim"] * op["v_dim"]
+    q = op.given("q", op["batch"])
+    state = op["batch"] * heads * cells * element_bytes(op.weight_dtype)
+    keys = 2.0 * op.given("kv_heads", heads) * op["head_dim"]
+    return Amounts(
+        flops=7.0 * q * heads * cells,
+        kv_read_bytes=state,
+        kv_write_bytes=state,
+        act_read_bytes=q * (keys + heads * (op["v_dim"] + 2)) * act(op),  # and two gates per head
+        act_write_bytes=q * heads * op["v_dim"] * act(op),
+        rows=q,
+    )
+
+
 def reduce_work(op: OpGroup) -> Amounts:
     """Merging split-KV partial results: fp32 partials of a few splits in, one row out; `elements` outputs."""
     return Amounts(
@@ -91,12 +111,17 @@ _E = ("elements",)
 KINDS = (
     Kind("attention", "attention", ("batch", "heads", "kv_heads", "head_dim", "kv"), gqa_work),
     Kind("mla_attention", "attention", ("batch", "heads", "kv_lora", "rope", "kv"), mla_work),
+    Kind("linear_attention", "attention", ("batch", "heads", "head_dim", "v_dim"), linear_work),
     Kind("attention_reduce", "attention", _E, reduce_work),
     Kind("rope", "attention", _E, rope_work),
     Kind("kv_write", "attention", _E, kv_write_work),
 )
 
 KERNELS = (
+    (  # flash-linear-attention's, vLLM's and SGLang's: gated delta net, Kimi's KDA, lightning attention, their short convolution
+        r"gated_delta_rule|fused_gdn_gating|fused_sigmoid_gating_delta|chunk_scaled_dot_kkt|recompute_w_u_fwd|kda_gate|fused_recurrent_kda|chunk_kda|linear_attn_decode|lightning_attn|causal_conv1d_(fwd|update)",
+        "linear_attention",
+    ),
     (
         r"reduce_segments|paged_attention\w*_reduce|flash_fwd_splitkv_combine|FlashAttnFwdCombine|mla_combine|merge_attn_states|MergeStates|_fwd_kernel_stage2|VariableLengthMergeStates|kernel_mla_reduce",
         "attention_reduce",
@@ -131,6 +156,10 @@ OPERATORS = (
 
 def dims(kind: str, seen: Seen) -> Op | None:
     """The op from the operator's shapes, the step's KV length and the layer's window, else from the model."""
+    if (
+        kind == "linear_attention"
+    ):  # its sizes are in no model's shape here, and several kernels share one operator
+        return None
     if kind in ("rope", "kv_write"):
         return _moved(kind, seen)
     if kind == "attention_reduce":

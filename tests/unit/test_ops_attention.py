@@ -174,3 +174,27 @@ def test_mla_moves_one_latent_for_all_heads() -> None:
     assert ops.build("rope", Seen("rotary_embedding", tokens=32, model=v2))["elements"] == 32 * 17 * 64
     reduce = ops.build("attention_reduce", Seen("mla_combine", tokens=32, model=v2))
     assert reduce["elements"] == 32 * 16 * 512
+
+
+def test_a_step_of_linear_attention_by_hand():
+    """2 sequences of 2 tokens, 4 heads whose state is 8 x 16 in fp32: 7 x 128 FLOPs per token and head."""
+    w = ops.work(
+        Op.of("linear_attention", "fp32/bf16", batch=2, q=4, heads=4, kv_heads=2, head_dim=8, v_dim=16)
+    )
+    assert w.flops == 7 * 4 * 4 * 128
+    assert w.kv_read_bytes == w.kv_write_bytes == 2 * 4 * 128 * 4
+    assert w.act_read_bytes == 4 * (2 * 2 * 8 + 4 * 16 + 2 * 4) * 2
+    assert w.act_write_bytes == 4 * 4 * 16 * 2
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "fused_recurrent_gated_delta_rule_fwd_kernel", "chunk_gated_delta_rule_fwd_kernel_h_blockdim64",
+        "fused_gdn_gating_kernel", "_causal_conv1d_update_kernel", "_linear_attn_decode_kernel", "kda_gate_fwd_kernel",
+    ],
+)  # fmt: skip
+def test_a_kernel_of_linear_attention_is_named_and_has_no_sizes(kernel):
+    assert ops.kernel_kind(kernel) == "linear_attention"
+    op = ops.build("linear_attention", Seen(kernel, batch=4, tokens=4, kv_tokens=100))
+    assert str(op) == "linear_attention bf16" and not ops.work(op).known
