@@ -21,7 +21,7 @@ IntArray = npt.NDArray[np.int64]
 Block = dict[str, npt.NDArray[Any]]
 
 ROWS = 1 << 17  # rows that the stages behind the reader work on at a time
-_HELD = 48 << 20  # bytes that all piles together hold in memory
+_HELD = 24 << 20  # bytes that all piles together hold in memory
 _MARGIN = 256 << 20  # bytes of the disk that a spill leaves free
 _NEEDS = "a trace of this size needs more to be sorted on disk (write the RUN to a larger disk, or point TMPDIR at one)"
 _NARROW = (np.int8, np.int16, np.int32)
@@ -88,14 +88,14 @@ class Pile:
         if self._spill.held > _HELD or self._file is not None:
             self._flush()
 
-    def blocks(self, rows: int = ROWS) -> Iterator[Block]:
-        """The rows in blocks of about so many; wide numbers, as they were appended."""
+    def blocks(self) -> Iterator[Block]:
+        """The rows in blocks of about ROWS; wide numbers, as they were appended."""
         waiting: list[Block] = []
         have = 0
         for block in self._each():
             waiting.append(block)
             have += len(next(iter(block.values())))
-            if have >= rows:
+            if have >= ROWS:
                 yield _joined(waiting)
                 waiting, have = [], 0
         if waiting:

@@ -30,9 +30,8 @@ _VAGUE = (
     "sampling",
 )  # kinds that name an op less well than its kernel
 _ONCE = ("topk", "moe_combine", "activation")  # kinds of which a layer has one: the first that the step has
-_SOLVED = (
-    256  # sequences of kinds that are remembered at a time: a graph has one, steps run op by op have many
-)
+# Sequences of kinds that are remembered at a time, and their ops: a graph has one, steps run op by op have many.
+_SOLVED, _ROWS = 256, 1 << 17
 
 
 class Located(NamedTuple):
@@ -64,6 +63,7 @@ class Order:
         self._events, self._kinds, self._labels, self._hints = events, kinds, labels, _hints(model)
         self._model, self._depth = model, model.layers if model else 0
         self._solved: dict[bytes, Located] = {}
+        self._rows = 0  # of the sequences that are remembered
 
     def place(self, rows: Rows, kind_index: IntArray) -> Located:
         """Where each row lies, and what it is."""
@@ -83,8 +83,10 @@ class Order:
             one = self._stated or self._depth > 0 or _one_graph(rows.graph[at])
             key = hashlib.blake2b(said.tobytes() + bytes([one]), digest_size=16).digest()
             if key not in self._solved:
-                if len(self._solved) >= _SOLVED:
+                if len(self._solved) >= _SOLVED or self._rows + len(at) > _ROWS:
                     self._solved.clear()
+                    self._rows = 0
+                self._rows += len(at)
                 widths = [sizes[w] for w in width[at].tolist()]
                 self._solved[key] = self._resolve(kind_index[at], names, widths, bare[at], rows.dur[at], one)
             for column, values in zip(out, self._solved[key], strict=True):

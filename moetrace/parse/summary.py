@@ -146,12 +146,12 @@ class _Sums:
 _MOST = 1 << 14  # names whose sums are kept: a trace has more only where names are numbered
 
 
-def keep_longest(sums: dict[Any, FloatArray], time: int, most: int = _MOST) -> None:
-    """Leaves those with the longest time (its place in each one's sums) once there are more than twice as many as `most`."""
-    if len(sums) > 2 * most:
+def keep_longest(sums: dict[Any, FloatArray], time: int) -> None:
+    """Leaves the 16,384 with the longest time (its place in each one's sums) once there are more than twice as many."""
+    if len(sums) > 2 * _MOST:
         names = list(sums)
         order = np.argsort([-row[time] for row in sums.values()], kind="stable")
-        for i in order[most:].tolist():
+        for i in order[_MOST:].tolist():
             del sums[names[i]]
 
 
