@@ -69,6 +69,15 @@ def values_of(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[Any]:
     return np.concatenate(out) if out else np.zeros(0, kind.to_pandas_dtype())
 
 
+def array_of(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """Whole numbers as a column of this type. Raises pa.ArrowInvalid where one is beyond it."""
+    room = np.iinfo(kind.to_pandas_dtype())
+    if values.size and not room.min <= values.min() <= values.max() <= room.max:
+        return pa.array(values, type=kind)  # which raises
+    data = np.ascontiguousarray(values, dtype=kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(data)])
+
+
 def write_parquet(table: pa.Table, path: Path, metadata: Mapping[str, str]) -> None:
     """Writes a table as zstd Parquet, beside and renamed into place."""
     merged = {**(table.schema.metadata or {}), **{k.encode(): v.encode() for k, v in metadata.items()}}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from moetrace.replay.grid.recorded import Replays
     from moetrace.replay.grid.store import Grid
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 _LARGE = 1_000_000  # scenarios, from which on it is said beforehand what they take
 
 
@@ -29,8 +29,15 @@ price_option = click.option(
 )
 
 
-def grid_options(command: Command) -> Command:
-    """``--grid``, ``--pareto``, ``--slo``, ``--budget``, ``--scheduler``."""
+def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--grid``, ``--pareto``, ``--slo``, ``--budget``, ``--scheduler``, which the command takes as one `many`."""
+
+    @wraps(command)
+    def gathered(**options: Any) -> Any:
+        own = {field.name: options.pop(field.name) for field in fields(GridAsked)}
+        return command(many=GridAsked(**own), **options)
+
+    made: Callable[..., Any] = gathered
     for option in reversed(
         (
             click.option(
@@ -57,15 +64,15 @@ def grid_options(command: Command) -> Command:
             ),
         )
     ):  # fmt: skip
-        command = option(command)
-    return command
+        made = option(made)
+    return made
 
 
 @dataclass(frozen=True, slots=True)
 class GridAsked:
     """What the options of a grid say."""
 
-    root: Path | None
+    grid: Path | None
     pareto: bool
     slo: str | None
     budget: str | None
@@ -74,7 +81,7 @@ class GridAsked:
     @property
     def any(self) -> bool:
         """Whether a grid is asked for."""
-        return self.root is not None or self.pareto or bool(self.slo or self.budget or self.scheduler)
+        return self.grid is not None or self.pareto or bool(self.slo or self.budget or self.scheduler)
 
 
 def show_grid(
@@ -110,8 +117,8 @@ def show_replays(asked: GridAsked, replays: Replays, force: bool, as_json: bool)
 def _show(asked: GridAsked, what: Ask | Replays, force: bool, as_json: bool) -> None:
     from tempfile import TemporaryDirectory
 
-    if asked.root is not None:
-        _show_at(asked, asked.root, what, force, as_json)
+    if asked.grid is not None:
+        _show_at(asked, asked.grid, what, force, as_json)
         return
     with TemporaryDirectory() as made:
         _show_at(asked, Path(made) / "grid", what, force, as_json)
@@ -139,10 +146,10 @@ def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_
     before = _worked_out(asked, grid)
     took = time.perf_counter() - begin
     best, met = front(grid.parts(), limits)
-    if asked.pareto and best is not None and asked.root is not None:
+    if asked.pareto and best is not None and asked.grid is not None:
         write_parquet(best, root / "pareto.parquet", table_facts("scenarios", 1))
     facts = report.grid_facts(
-        grid.plan, before, took, met, best, refused(grid.parts(WHY)), limits, asked.pareto, asked.root
+        grid.plan, before, took, met, best, refused(grid.parts(WHY)), limits, asked.pareto, asked.grid
     )
     if as_json:
         terminal.show_json(facts)
@@ -159,7 +166,7 @@ def _worked_out(asked: GridAsked, grid: Grid) -> int:
         with terminal.progress(f"{grid.plan.size:,} scenarios") as tell:
             return run_grid(grid, tell, _worker(asked.scheduler))
     except KeyboardInterrupt:
-        if asked.root is None:
+        if asked.grid is None:
             raise
         done = grid.plan.size - grid.left
         raise KeyboardInterrupt(

@@ -46,11 +46,7 @@ def replay(
     machines: tuple[str, ...],
     sets: tuple[str, ...],
     prices: tuple[str, ...],
-    grid: Path | None,
-    pareto: bool,
-    slo: str | None,
-    budget: str | None,
-    scheduler: str | None,
+    many: GridAsked,
     output: Path | None,
     model: str | None,
     capture_trace: Path | None,
@@ -72,7 +68,6 @@ def replay(
     from moetrace.report import comparison, terminal
     from moetrace.report.tables import plural
 
-    many = GridAsked(grid, pareto, slo, budget, scheduler)
     if many.any and output is not None:
         raise ScenarioError("a grid writes its tables to --grid DIR: without -o")
     if prices and not many.any:

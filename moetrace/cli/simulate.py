@@ -39,11 +39,7 @@ def simulate(
     machines: tuple[str, ...],
     sets: tuple[str, ...],
     prices: tuple[str, ...],
-    grid: Path | None,
-    pareto: bool,
-    slo: str | None,
-    budget: str | None,
-    scheduler: str | None,
+    many: GridAsked,
     output: Path | None,
     force: bool,
     as_json: bool,
@@ -56,7 +52,6 @@ def simulate(
     """
     from moetrace.errors import ScenarioError
 
-    many = GridAsked(grid, pareto, slo, budget, scheduler)
     if many.any:
         if output is not None:
             raise ScenarioError("a grid writes its tables to --grid DIR: without -o")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.errors import OutputError, RunError, ScenarioError
-from moetrace.files import read_parquet, table_facts, values_of
+from moetrace.files import array_of, read_parquet, table_facts, values_of
 from moetrace.routing.distinct import FloatArray, IntArray, ep_blocks
 from moetrace.routing.tokens import TOKENS_FILE, TokenRouting
 
@@ -213,7 +213,7 @@ class Routing:
 
     def table(self) -> pa.Table:
         """The counts as an Arrow table of ROUTING_SCHEMA, with version and experts in its metadata."""
-        columns = [pa.array(getattr(self, name), type=kind) for name, kind, _ in ROUTING_COLUMNS]
+        columns = [array_of(getattr(self, name), kind) for name, kind, _ in ROUTING_COLUMNS]
         stamp = {
             **table_facts("routing", ROUTING_VERSION),
             "moetrace.routing.version": str(ROUTING_VERSION),
