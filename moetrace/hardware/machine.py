@@ -49,7 +49,9 @@ _MODEL_OF_KIND = {
     ),
     **dict.fromkeys(
         (
+            "attention_plan",
             "attention_reduce",
+            "linear_attention",  # streams its state
             "kv_write",
             "rope",
             "shared_act",

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace import ops
+from moetrace.cost import price
+from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.op import Op, OpGroup
 from moetrace.ops.attention import pairs
@@ -198,3 +200,17 @@ def test_a_kernel_of_linear_attention_is_named_and_has_no_sizes(kernel):
     assert ops.kernel_kind(kernel) == "linear_attention"
     op = ops.build("linear_attention", Seen(kernel, batch=4, tokens=4, kv_tokens=100))
     assert str(op) == "linear_attention bf16" and not ops.work(op).known
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "linear_attention fp32/bf16 batch=16 heads=32 kv_heads=16 head_dim=128 v_dim=128",
+        "attention_plan bf16 elements=100",
+    ],
+)
+def test_what_no_attention_was_fitted_on_is_priced_as_a_stream_of_bytes(text):
+    """67 MB of state at 3.35 TB/s take 20 us at least."""
+    costs = price(ops.works([Op.parse(text)]), load_hardware("h100-sxm"))
+    assert costs[0].expected_s > (20e-6 if "linear" in text else 0)
+    assert costs.words == ("h100-sxm assumed elementwise",)
