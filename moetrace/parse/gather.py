@@ -7,12 +7,13 @@ import numpy as np
 from moetrace.formats.events import MODULE, RANGE, Events, Stored
 from moetrace.parse.batches import Batches, Dealt, StepOf, no_steps
 from moetrace.parse.gathered import Gathered, captures, gathered, learn
+from moetrace.parse.launches import doubts
 from moetrace.parse.long import Long
 from moetrace.parse.nodes import Nodes
 from moetrace.parse.parts import Marks
 from moetrace.parse.places import Places
 from moetrace.parse.reach import Reach
-from moetrace.parse.rows import Rows, doubts, made_nodes, op_rows
+from moetrace.parse.rows import Rows, made_nodes, op_rows
 from moetrace.parse.steps import StepName
 
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from moetrace.formats.events import LAUNCH, OPERATOR, RANGE, Events
 from moetrace.formats.texts import codes_of, matching
+from moetrace.parse.launches import first_match
 from moetrace.parse.nesting import IntArray, Ranges, lookup
-from moetrace.parse.rows import first_match
 
 _LAUNCH = re.compile(r"(cuda|hip|cu)\w*Launch(\w*Kernel|Cooperative)\w*")
 _COPY = re.compile(r"(cuda|hip|cu)Mem(cpy|set)\w*")

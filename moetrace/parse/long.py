@@ -31,22 +31,13 @@ from moetrace.formats.piles import ROWS, Block, Pile
 from moetrace.formats.texts import matching
 from moetrace.parse.batches import deal
 from moetrace.parse.gathered import Gathered, captures, gathered, learn
+from moetrace.parse.launches import blind, device_calls, shared, shared_ids
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.nodes import Nodes
 from moetrace.parse.parts import Marks
 from moetrace.parse.places import Places
 from moetrace.parse.reach import Reach
-from moetrace.parse.rows import (
-    Rows,
-    blind,
-    cpu_rows,
-    device_calls,
-    link,
-    made_nodes,
-    resolve,
-    shared,
-    shared_ids,
-)
+from moetrace.parse.rows import Rows, cpu_rows, link, made_nodes, resolve
 from moetrace.parse.steps import describe
 
 _HOST = (OPERATOR, RANGE, MODULE)
