@@ -22,6 +22,7 @@ from moetrace.parse.ranks.output import write_run
 from moetrace.ranks import Ranks
 from moetrace.ranks.remote import run_behind
 from moetrace.routing import Routing
+from moetrace.routing.tokens import TokenRouting, save_token_routing
 from tests.conftest import Answer
 from tests.made import decode_trace, rank_traces, write
 
@@ -240,3 +241,15 @@ def test_one_run_goes_to_a_url_and_nothing_else_does(
     answer = call("report", "memory://runs/new", "-o", "memory://runs/page.html")
     assert answer.status == 2 and "memory://runs/page.html is a URL" in answer.err
     assert [p.name for p in tmp_path.iterdir()] == ["t.json"]
+
+
+def test_what_each_token_chose_comes_with_a_run_behind_a_url(trace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "routing_tokens.parquet"
+    save_token_routing(file, 8, [(0, 0, np.array([5, 6]), np.array([[1, 2], [3, 4]]))])
+    one = [np.array(column) for column in ([0] * 4, [0] * 4, [1, 2, 3, 4], [1, 2, 1, 2], [1] * 4)]
+    write_run(
+        parse(trace, routing=Routing(8, *one, by_token=TokenRouting.load(file))), "memory://runs/tokens"
+    )
+    told = open_run("memory://runs/tokens").routing
+    assert told is not None and told.by_token is not None
+    assert np.concatenate([columns[-1] for columns in told.by_token.parts()]).tolist() == [1, 2, 3, 4]
