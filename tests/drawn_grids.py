@@ -1,4 +1,4 @@
-"""Grids drawn at random, each row held against the one simulation, or replay, of the same settings.
+"""Grids drawn at random, each row held against the one simulation of the same settings.
 
     python -m tests.drawn_grids [DRAWS] [--seed N]
 
@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from moetrace.errors import MoetraceError
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
-from moetrace.replay import replay, scenarios, simulate
+from moetrace.replay import scenarios, simulate
 from moetrace.replay.economics import read_prices
 from moetrace.replay.grid.plan import Ask, plan_of
-from moetrace.replay.grid.recorded import Replays
 from moetrace.replay.grid.rows import measure_column, tables
 from moetrace.replay.knobs import KNOBS
 from moetrace.replay.load import read_load
@@ -79,21 +78,21 @@ _ODD: Mapping[str, tuple[str, ...]] = {
 }
 _LOAD = ("batch", "input_len", "output_len")
 _DRAFTING = ("draft", "draft_tokens", "acceptance")
-_EDITS = tuple(name for name in _USUAL if name not in (*_LOAD, *_DRAFTING, "tokens_per_step"))
+EDITS = tuple(name for name in _USUAL if name not in (*_LOAD, *_DRAFTING, "tokens_per_step"))
 _SHARED = tuple(
     {"gpus": g, "tp": tp, "pp": pp, "dp": g // tp // pp}
     for g in (1, 2, 4, 8) for tp in (1, 2, 4, 8) for pp in (1, 2, 4) if g % (tp * pp) == 0
 )  # fmt: skip
 
 
-def _one_in(n: int) -> st.SearchStrategy[bool]:
+def one_in(n: int) -> st.SearchStrategy[bool]:
     return st.integers(1, n).map(lambda drawn: drawn == n)
 
 
 @st.composite
-def _values(draw: st.DrawFn, name: str) -> list[str]:
+def values_of(draw: st.DrawFn, name: str) -> list[str]:
     """A value of a knob or two."""
-    odd = name in _ODD and (name not in _USUAL or draw(_one_in(12)))
+    odd = name in _ODD and (name not in _USUAL or draw(one_in(12)))
     some = st.sampled_from((_ODD if odd else _USUAL)[name])
     return draw(st.lists(some, min_size=1, max_size=1 if name in _DRAFTING else 2, unique=True))
 
@@ -115,16 +114,16 @@ def grids(
 ) -> Ask:
     """A grid of one model or two, one machine or two, a load and up to five other knobs, of about `most` scenarios."""
     assert {*_USUAL, *_ODD} == set(KNOBS), "a knob that is not drawn"
-    names = draw(st.lists(st.sampled_from(_EDITS), max_size=4, unique=True))
-    names += _DRAFTING if draw(_one_in(8)) else ["tokens_per_step"] if draw(_one_in(12)) else []
-    chosen = {name: draw(_values(name)) for name in (*_LOAD, *names)}
+    names = draw(st.lists(st.sampled_from(EDITS), max_size=4, unique=True))
+    names += _DRAFTING if draw(one_in(8)) else ["tokens_per_step"] if draw(one_in(12)) else []
+    chosen = {name: draw(values_of(name)) for name in (*_LOAD, *names)}
     if draw(st.booleans()):
         chosen |= draw(_layout())
-        if len(chosen["ep"]) == 1 and chosen["ep"] != ["1"] and draw(_one_in(4)):
-            chosen |= {"eplb": ["8"], "routing": draw(_values("routing"))}
-    if draw(_one_in(10)):
+        if len(chosen["ep"]) == 1 and chosen["ep"] != ["1"] and draw(one_in(4)):
+            chosen |= {"eplb": ["8"], "routing": draw(values_of("routing"))}
+    if draw(one_in(10)):
         odd = draw(st.sampled_from(sorted(_ODD)))
-        chosen[odd] = draw(_values(odd))
+        chosen[odd] = draw(values_of(odd))
     model = draw(st.lists(st.sampled_from(models), min_size=1, max_size=2, unique=True))
     machine = draw(st.lists(st.sampled_from(machines), min_size=1, max_size=2, unique=True))
     while math.prod(map(len, (model, machine, *chosen.values()))) > most:
@@ -132,21 +131,6 @@ def grids(
         del longest[-1]  # some list has two or more, for the product is above one
     sets = tuple(f"{name}={','.join(values)}" for name, values in chosen.items())
     return Ask(tuple(model), tuple(machine), sets, ("2.5",) if draw(st.booleans()) else ())
-
-
-@st.composite
-def replay_sets(draw: st.DrawFn) -> tuple[str, ...]:
-    """Up to four knobs of a replay, each with a value or two."""
-    names = [name for name in _EDITS if not KNOBS[name].not_recorded and name != "placement"]
-    chosen = {"context": ["100", "5000"]} if draw(_one_in(3)) else {}
-    chosen |= {"batch": draw(_values("batch"))} if draw(st.booleans()) else {}
-    for name in draw(st.lists(st.sampled_from(names), max_size=3, unique=True)):
-        chosen[name] = draw(_values(name))
-    if draw(_one_in(3)):
-        chosen |= {"gpus": ["1", "4"], "tp": ["4", "2", "1"], "dp": ["1", "2"], "ep": ["1", "2"]}
-    while math.prod(map(len, chosen.values())) > 12:
-        del max(chosen.values(), key=len)[-1]
-    return tuple(f"{name}={','.join(values)}" for name, values in chosen.items())
 
 
 def alone(ask: Ask) -> Iterator[tuple[dict[str, Any], Mapping[str, Any] | str]]:
@@ -194,7 +178,7 @@ def check(ask: Ask) -> int:
             assert row["problem"] == answer, f"{row['problem']} in the grid, {answer} alone, of {said}"
             continue
         for what, one, other in _pairs(row, families[row["scenario"]], answer):
-            assert _same(one, other), f"{what}: {one} in the grid, {other} alone, of {said}"
+            assert alike(one, other), f"{what}: {one} in the grid, {other} alone, of {said}"
     return len(expected)
 
 
@@ -222,55 +206,7 @@ def _pairs(
             yield f"{phase} of {name}", one, other
 
 
-def check_replays(asked: Replays) -> int:
-    """Holds a grid of replays against the replays alone; how many there are. Raises AssertionError where they differ."""
-    parts = [asked.tables(task) for task in asked.tasks()]
-    rows, breakdown = (pa.concat_tables(part).to_pylist() for part in zip(*parts, strict=True))
-    assert [row["scenario"] for row in rows] == list(range(asked.size))
-    for row, (hw, scenario) in zip(rows, asked.pairs, strict=True):
-        mine = [part for part in breakdown if part["scenario"] == row["scenario"]]
-        try:
-            prediction = replay(asked.run, hw, scenario)
-        except MoetraceError as error:
-            assert row["problem"] == str(error) and row["step_s"] is None and not mine
-            continue
-        for what, one, other in _replay_pairs(row, mine, prediction.summary, prediction.run.meta.gpus):
-            assert _same(one, other), (
-                f"{what}: {one} in the grid, {other} alone, of {hw.name} {scenario.label}"
-            )
-    return len(rows)
-
-
-def _replay_pairs(
-    row: Mapping[str, Any], families: Sequence[Mapping[str, Any]], alone: Mapping[str, Any], gpus: int
-) -> Iterator[tuple[str, Any, Any]]:
-    """(what, value in the grid, value alone) of all that the row of a replay says."""
-    phases = alone["phases"]
-    phase = "decode" if "decode" in phases else next(iter(phases))
-    step, rate = phases[phase], phases[phase]["tokens_per_s"] if phase == "decode" else None
-    yield "phase", row["phase"], phase
-    for name in ("step_s", "measured_s", "idle_share", "tpot_s"):
-        yield name, row[name], step[name]
-    for name in ("low_s", "high_s"):
-        yield name, row[f"step_{name}"], step[name]
-    for name in ("anchored_share", "wafers"):
-        yield name, row[name], alone[name]
-    for name in ("needed_bytes", "largest_batch", "fits"):
-        yield name, row[name], alone["memory"][name]
-    for name, value in (("hardware", alone["hardware"]), ("gpus", gpus), ("problem", None)):
-        yield name, row[name], value
-    yield "beyond_fit", row["beyond_fit"] or "", alone["beyond_fit"]
-    yield "output", row["output_throughput_per_s"], rate
-    yield "a device's output", row["output_per_gpu_per_s"], rate and rate / gpus
-    yield "a user's speed", row["user_speed_per_s"], step["tpot_s"] and 1 / step["tpot_s"]
-    said = {part["family"]: part for part in alone["families"]}
-    yield "families", sorted(part["family"] for part in families), sorted(said)
-    for part in families:
-        for name in ("bound", "step_s"):
-            yield f"{name} of {part['family']}", part[name], said[part["family"]][name]
-
-
-def _same(one: Any, other: Any) -> bool:
+def alike(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, (int, float)):
         return math.isclose(one, other, rel_tol=CLOSE, abs_tol=1e-12)
     return bool(one == other)

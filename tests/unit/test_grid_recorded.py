@@ -21,7 +21,7 @@ from moetrace.replay.grid.store import open_grid, run_grid
 from moetrace.run import Run
 from moetrace.synthesize import Workload, synthesize
 from tests.conftest import REPO
-from tests.drawn_grids import check_replays, replay_sets
+from tests.drawn_replays import check_replays, replay_sets
 from tests.unit.replay_runs import H100, decode_run
 from tests.unit.test_waits import ranks, slow
 
