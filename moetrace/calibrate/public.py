@@ -45,6 +45,7 @@ def attention(table: pd.DataFrame, path: Path) -> Measured:
         "batch": batch, "heads": _numbers(table, "num_heads"), "kv_heads": _numbers(table, "num_key_value_heads"),
         "head_dim": _numbers(table, "head_dim"), "kv": batch * np.where(cut, window, context),
         "window": np.asarray(np.where(cut, window, np.nan), dtype=np.float64),
+        "context": np.asarray(np.where(cut, context, np.nan), dtype=np.float64),
     }  # fmt: skip
     names = ("num_heads", "num_key_value_heads", "head_dim")
     shape = _joined(table, names) + "w" + np.array([f"{w:g}" for w in window])

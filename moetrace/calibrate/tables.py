@@ -29,7 +29,7 @@ OWN = frozenset({
     "kind", "dtype", "seconds", "engine", "kernel", "hardware", "shape", "weight", "p10_s", "p90_s", "repeats", "source",
     "sm_mhz", "mem_mhz", "power_w",
 })  # fmt: skip
-_SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "q", "distinct", "distinct_est", "rows"})
+_SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "context", "q", "distinct", "distinct_est", "rows"})
 
 
 def read_measurements(path: Path, hardware: str) -> Measured:

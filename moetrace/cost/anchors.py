@@ -40,7 +40,20 @@ from moetrace.op import Costs, FloatArray, OpColumns
 IntArray = npt.NDArray[np.int64]
 # Dims that count tokens, or follow from how many there are and where they go.
 SIZES = frozenset(
-    {"tokens", "m", "batch", "kv", "q", "pairs", "rows", "distinct", "distinct_est", "elements", "bytes"}
+    {
+        "tokens",
+        "m",
+        "batch",
+        "kv",
+        "context",
+        "q",
+        "pairs",
+        "rows",
+        "distinct",
+        "distinct_est",
+        "elements",
+        "bytes",
+    }
 )
 _HALF_FLOOR, _SHARPNESS, _REACH = 0.1, 2.0, 2.0
 # Half of the law's error is taken to cancel in a ratio of two of its answers for one op, and between two chips half of either's

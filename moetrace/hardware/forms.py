@@ -121,6 +121,27 @@ ATTENTION = Schema.of(
         given=True,
     ),
     Parameter(
+        "grouped_tiles",
+        "tiles",
+        0,
+        1e4,
+        0,
+        0,
+        "tiles and parts that this kernel needs; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter(
+        "split_turns",
+        "turns",
+        0,
+        64,
+        0,
+        0,
+        "turns that its parts fill, whatever they cost; 0: it cuts where that saves time; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter("per_part_s", "s/wave", 0, 1e-4, 4e-6, 0, "start and end of such a part on a processor", 2.0),
+    Parameter(
         "alone", "share", 0.01, 10, 1, 1, "tiles of the kernel for heads that are alone take so much longer"
     ),
     Parameter(
@@ -144,6 +165,8 @@ COLLECTIVE = Schema.of(
     Parameter("latency_s", "s", 0, 1, 5e-6, 0, "floor of one collective"),
     Parameter("per_rank_s", "s/rank", 0, 1, 5e-7, 0, "more for each rank but the first"),
     Parameter("chunk_s", "s", 0, 1, 5e-6, 0, "filling the pipeline, per square root of MB on the wire"),
+    Parameter("serial_s", "s/MB", 0, 1, 5e-6, 1, "of small messages, what one channel sends them in", 2.0),
+    Parameter("start_s", "s", 0, 1, 2e-6, 0, "of larger ones, what starting many channels takes", 2.0),
     Parameter("efficiency", "share", 1e-3, 2, 0.8, 1, "of the link; above 1 where the switch reduces"),
     Parameter("pair_loss", "share", 0, 10, 0.2, 0, "what two ranks lose of it against many"),
     Parameter("node_s", "s", 0, 1, 1e-5, 1e-5, "more for each doubling of nodes"),
@@ -169,7 +192,10 @@ ALL_REDUCE = Schema.of(
         "library_bytes", "bytes", 0, 1e12, 2e7, 1e12, "what the library's collective costs more, the same way"
     ),
     Parameter("library_efficiency", "share", 1e-3, 2, 0.9, 1, "of the link, of the library's collective"),
+    Parameter("two_shot_gain", "share", 0.1, 10, 1, 1, "of its rate in one shot, the kernel's in two", 0.5),
+    Parameter("pair_loss", "share", 0, 10, 0.2, 0, "what two ranks lose of the library's against many"),
     Parameter("host_s", "s", 0, 1, 2.5e-5, 0, "what an eager call takes at least"),
+    Parameter("host_phase_s", "s", 0, 1, 1e-5, 0, "the same, more where it is not one shot"),
     Parameter("node_s", "s", 0, 1, 1e-5, 1e-5, "more for each doubling of nodes"),
     Parameter("network_efficiency", "share", 1e-3, 1, 0.8, 0.8, "of the network between nodes"),
 )

@@ -33,7 +33,7 @@ ROWS = {
 OPS = {
     "gemm": ("gemm fp8_block m=16 n=4096 k=512", "vllm", "4096x512"),
     "attention": (
-        "attention fp8/bf16 batch=4 heads=32 kv_heads=8 head_dim=128 kv=512 window=128", "vllm", "32x8x128w128",
+        "attention fp8/bf16 batch=4 heads=32 kv_heads=8 head_dim=128 kv=512 window=128 context=1024", "vllm", "32x8x128w128",
     ),
     "mla": ("mla_attention bf16 batch=2 heads=16 kv_lora=512 rope=64 kv=200", "vllm", "16"),
     "bmm": ("gemm bf16 b=16 m=8 n=512 k=128", "vllm", "mla_gen_prex16"),

@@ -20,6 +20,7 @@ TOLD = {
     "t0_s": 7e-6, "per_tile_s": 2e-6, "per_block_s": 1e-6, "split_s": 3e-6, "per_split_s": 1e-7, "max_splits": 32.0,
     "odd_head_s": 5e-6, "eta_bw": 0.5, "eta_flops": 0.5, "blend": 1.0, "cached": 0.5,
     "tile_rows": 64.0, "block_tokens": 192.0, "per_row_s": 0.0, "grouped_rows": 1024.0, "alone": 1.0, "fetched": 1.0,
+    "grouped_tiles": 0.0, "split_turns": 0.0, "per_part_s": 0.0,
 }  # fmt: skip
 
 
@@ -135,6 +136,52 @@ def test_heads_that_do_not_share_or_are_too_many_take_the_other_kernel(heads: in
     assert cost(hw, decode(100, 10, heads, 1)).fixed_s[0] == pytest.approx(7e-6 + start_s, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("batch", "context", "alone"), [(32, 128, True), (33, 128, False), (17, 256, False), (16, 383, True)]
+)
+def test_below_so_many_tiles_and_parts_each_query_head_is_alone(
+    batch: int, context: int, alone: bool
+) -> None:
+    """One KV head: a tile for each sequence and part of 128 tokens of it, 33 at least; 100 of them stay in one turn."""
+    hw = told(grouped_rows=32.0, grouped_tiles=33.0, alone=0.25, split_s=1e-2, block_tokens=1024.0)
+    start_s = max(1.0, batch * 4 / 100) * 3e-6 * 0.25 if alone else 3e-6
+    assert cost(hw, decode(batch, context, 4, 1)).fixed_s[0] == pytest.approx(7e-6 + start_s, rel=0.2)
+    other = told(grouped_rows=32.0, alone=0.25, split_s=1e-2, block_tokens=1024.0)
+    same = (
+        cost(hw, decode(batch, context, 4, 1)).fixed_s[0]
+        == cost(other, decode(batch, context, 4, 1)).fixed_s[0]
+    )
+    assert same is not np.bool_(alone)
+
+
+CUTS = {"split_turns": 8.0, "per_part_s": 4e-6, "block_tokens": 64.0, "per_tile_s": 0.0, "grouped_rows": 32.0}
+
+
+def test_a_kernel_that_cuts_whatever_it_costs_starts_each_part_anew() -> None:
+    """100 tiles on 100 processors; 4 parts of 128 tokens, two blocks of 64 each, in four turns; then a merge."""
+    one = cost(told(**CUTS), decode(50, 512))
+    assert one.fixed_s[0] == pytest.approx(7e-6 + 3e-6 + 4 * 4e-6 + 4 * 2 * 1e-6)
+    # Eight turns are full with 800 tiles, which are not cut: eight times the tiles for less than three times the time.
+    many = cost(told(**CUTS), decode(400, 512))
+    assert many.fixed_s[0] == pytest.approx(7e-6 + 3e-6 + 8 * 4e-6 + 8 * 8 * 1e-6)
+    # Of 128 parts no more than the root of eight times as many: 32, of eight blocks each.
+    long = cost(told(**CUTS), decode(1, 128 * 128))
+    assert long.fixed_s[0] == pytest.approx(7e-6 + 3e-6 + 4e-6 + 8 * 1e-6)
+
+
+@pytest.mark.parametrize("tokens", [256, 384])
+def test_a_part_begins_with_its_last_token(tokens: int) -> None:
+    before, at = (cost(told(**CUTS), decode(50, c)).fixed_s[0] for c in (tokens - 1, tokens))
+    assert at - before > 3e-6
+
+
+def test_parts_that_lie_beyond_a_window_start_too() -> None:
+    cut = decode(50, 128, window=128)
+    inside, beyond = (cost(told(**CUTS), op).fixed_s[0] for op in (cut, cut.with_dims(context=512)))
+    assert beyond - inside == pytest.approx(3e-6 + 3 * 4e-6 + (4 * 2 - 2) * 1e-6)
+    assert cost(told(), cut).fixed_s[0] == cost(told(), cut.with_dims(context=512)).fixed_s[0]
+
+
 def test_what_a_benchmark_did_not_fetch_is_fetched_in_serving() -> None:
     hw, whole, op = told(fetched=0.5), told(), decode(64, 16384)
     assert cost(hw, op, "warm").memory_s[0] == pytest.approx(cost(whole, op, "warm").memory_s[0] / 2)
@@ -143,6 +190,7 @@ def test_what_a_benchmark_did_not_fetch_is_fetched_in_serving() -> None:
 
 # Every term of the form at work, for what must hold whatever the coefficients.
 ALL = {"per_row_s": 1e-8, "grouped_rows": 32.0, "alone": 0.3, "fetched": 0.5}
+KERNELS = st.sampled_from([ALL, {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6}])
 
 attentions = st.builds(
     lambda b, c, g, k, d: decode(b, c, g * k, k, d),
@@ -151,9 +199,11 @@ attentions = st.builds(
 )  # fmt: skip
 
 
-@given(attentions, st.floats(1, 8), st.sampled_from(["memory", "peak", "processors", "cache"]))
-def test_never_slower_with_more_of_a_resource(op: Op, more: float, what: str) -> None:
-    hw = told(**ALL)
+@given(attentions, KERNELS, st.floats(1, 8), st.sampled_from(["memory", "peak", "processors", "cache"]))
+def test_never_slower_with_more_of_a_resource(
+    op: Op, kernel: dict[str, float], more: float, what: str
+) -> None:
+    hw = told(**kernel)
     faster = {
         "memory": replace(hw, memory=replace(hw.memory, bytes_per_s=hw.memory.bytes_per_s * more)),
         "cache": replace(hw, memory=replace(hw.memory, cache_bytes=hw.memory.cache_bytes * more)),
@@ -164,9 +214,9 @@ def test_never_slower_with_more_of_a_resource(op: Op, more: float, what: str) ->
         assert cost(faster, op, cache).expected_s[0] <= cost(hw, op, cache).expected_s[0] * (1 + 1e-12)
 
 
-@given(attentions, st.floats(1e-9, 1e-5))
-def test_continuous_in_the_machine(op: Op, step: float) -> None:
-    hw = told(**ALL)
+@given(attentions, KERNELS, st.floats(1e-9, 1e-5))
+def test_continuous_in_the_machine(op: Op, kernel: dict[str, float], step: float) -> None:
+    hw = told(**kernel)
     near = replace(
         hw, multiprocessors=hw.multiprocessors * (1 + step),
         memory=replace(hw.memory, cache_bytes=50e6 * (1 + step), bytes_per_s=2e12 * (1 + step)),
@@ -175,9 +225,9 @@ def test_continuous_in_the_machine(op: Op, step: float) -> None:
     assert after == pytest.approx(before, rel=1000 * step)
 
 
-@given(attentions)
-def test_twice_the_rates_halve_their_parts_and_leave_the_rest(op: Op) -> None:
-    hw = told(**ALL)
+@given(attentions, KERNELS)
+def test_twice_the_rates_halve_their_parts_and_leave_the_rest(op: Op, kernel: dict[str, float]) -> None:
+    hw = told(**kernel)
     twice = replace(hw, memory=replace(hw.memory, bytes_per_s=4e12), peaks={"bf16": 2e15})
     one, two = cost(hw, op), cost(twice, op)
     assert two.memory_s[0] == one.memory_s[0] / 2 and two.compute_s[0] == one.compute_s[0] / 2

@@ -99,7 +99,7 @@ def test_alone_there_is_nothing_to_send_but_a_copy(kind: str) -> None:
 
 def test_a_collective_is_latency_pipeline_and_wire() -> None:
     hw = told("collective", latency_s=5e-6, per_rank_s=1e-6, chunk_s=2e-6, efficiency=0.8, pair_loss=0.0,
-              node_s=1e-5, network_efficiency=0.5)  # fmt: skip
+              serial_s=1.0, start_s=0.0, node_s=1e-5, network_efficiency=0.5)  # fmt: skip
     wire = 7 * 4e6
     inside = 5e-6 + 7e-6 + 2e-6 * np.sqrt(28) + wire / (0.8 * 400e9)
     assert total("all_gather", 4e6, 8, hw) == pytest.approx(inside)
@@ -108,9 +108,26 @@ def test_a_collective_is_latency_pipeline_and_wire() -> None:
     assert total("all_gather", 4e6, 16, hw) == pytest.approx(two)
 
 
+def test_small_messages_take_the_slow_protocol_of_low_latency() -> None:
+    """NCCL's LL and Simple: 10 us a MB in one channel up to where starting many, 8 us, costs as much; there nothing steps."""
+    hw = told("collective", latency_s=5e-6, per_rank_s=0.0, chunk_s=0.0, efficiency=0.5, pair_loss=0.4, serial_s=1e-5,
+              start_s=8e-6, node_s=0.0, network_efficiency=1.0)  # fmt: skip
+    hw = replace(hw, families={**hw.families, "all_to_all": hw.families["all_gather"]})
+    rate, lost = 0.5 * 400e9, 1 + 0.4 * 0.75  # two ranks use fewer links
+    small, large = (total("all_gather", size, 2, hw) for size in (1e5, 1e7))
+    assert small == pytest.approx(5e-6 + 1e-6 * lost + 1e5 * lost / rate)
+    assert large == pytest.approx(5e-6 + 8e-6 + 1e7 * lost / rate)
+    edge = 0.8e6 / lost
+    before, after = (total("all_gather", edge * f, 2, hw) for f in (1 - 1e-9, 1 + 1e-9))
+    assert before == pytest.approx(after, rel=1e-6)
+    # In an all-to-all each of seven peers has a channel of its own.
+    assert total("all_to_all", 8e5, 8, hw) == pytest.approx(5e-6 + 1e-6 + 7e5 / rate)
+
+
 def test_an_all_reduce_takes_the_best_algorithm_by_size_and_steps_nowhere() -> None:
     hw = told("all_reduce", latency_s=4e-6, per_rank_s=0.0, chunk_s=0.0, efficiency=0.5, two_shot_bytes=1e6, library_bytes=2e7,
-              library_efficiency=1.0, host_s=20e-6, node_s=0.0, network_efficiency=1.0)  # fmt: skip
+              library_efficiency=1.0, two_shot_gain=1.0, pair_loss=0.0, host_s=20e-6, host_phase_s=15e-6, node_s=0.0,
+              network_efficiency=1.0)  # fmt: skip
     rate = 0.5 * 400e9
     assert total("all_reduce", 1e4, 8, hw) == pytest.approx(4e-6 + 7e4 / rate)  # one shot
     assert total("all_reduce", 1e6, 8, hw) == pytest.approx(4e-6 + 2.75e6 / rate)  # two
@@ -124,6 +141,12 @@ def test_an_all_reduce_takes_the_best_algorithm_by_size_and_steps_nowhere() -> N
         assert before == pytest.approx(after, rel=1e-6)
     eager = cost(Op.of("all_reduce", bytes=1e4, ranks=8, eager=1), hw).expected_s[0]
     assert 20e-6 <= eager < 20.1e-6
+    # Two phases, or the library's, are further launches: a step in bytes where the algorithm changes.
+    below, above = (
+        cost(Op.of("all_reduce", bytes=edges[0] * f, ranks=8, eager=1), hw).expected_s[0]
+        for f in (0.999, 1.001)
+    )
+    assert 20e-6 <= below < 20.2e-6 and 35e-6 <= above < 35.2e-6
 
 
 def test_an_exchange_waits_for_links_network_or_one_experts_rows() -> None:

@@ -1,14 +1,19 @@
 """Forms of collectives: over the links of a node and the network between nodes, coefficients by kind and engine.
 
-    collective = latency + per_rank (n-1) + chunk sqrt(wire MB) + wire / (efficiency x link)                       (NCCL)
+    collective = latency + per_rank (n-1) + the less of serial x wire MB and start + chunk sqrt(wire MB)
+                 + wire / (efficiency x link)                                                                      (NCCL)
     all_reduce = the least of the engine's own kernel, in one shot or two, and the library's collective, as engines choose by
-                 size; eager: never under what the host takes, and the buffer is copied twice
+                 size; eager: never under what the host takes (more where it is not one shot: further launches), and the
+                 buffer is copied twice
     exchange   = dispatch and collect of DeepEP (github.com/deepseek-ai/DeepEP). Low latency: latency + max-like(wire / link,
                  one expert's rows in turn). Normal (dim `sms`, the processors that send): each row goes once to each rank that
                  has an expert of it, at the rate of the link or of the processors, whichever is less; to collect adds these
                  copies up, a row at a time
 
-The root is the pipeline's: chunks grow with the buffer, and filling it with a chunk is what mid-sized messages pay.
+Small messages go through few channels by a protocol of low latency, at a rate that processors set and not the link; large
+ones start many channels by one that streams (NCCL's LL, LL128 and Simple: arXiv 2507.04786). In an all-to-all each peer has
+a channel of its own, so that `serial` is of what one of them gets. The root is the pipeline's: chunks grow with the buffer,
+and filling it with a chunk is what mid-sized messages pay. Two ranks have fewer links in use (`pair_loss`).
 Beyond `domain_gpus` ranks, what leaves the node crosses the network, whose rate per device is a datasheet's. Only exchanges
 were measured between nodes; the network's share of the others is assumed. Steps: none in bytes; an all-reduce changes its
 algorithm where two cost the same, whatever the link's rate (a second phase and the library's start are told in bytes).
@@ -36,9 +41,12 @@ def collective(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     """Seconds of a library's collectives, [ops]; nan on a machine without a link, or without a network beyond one node."""
     n = np.maximum(works["net_ranks"], 1.0)
     wire, network_s, between_s = _sent(c, works, at)
-    efficiency = c["efficiency"] / (1.0 + c["pair_loss"] * np.maximum(0.0, 2.0 / n - 0.25))
-    latency_s = c["latency_s"] + c["per_rank_s"] * (n - 1) + c["chunk_s"] * np.sqrt(wire / _MB) + between_s
-    return _parts(latency_s, wire / (efficiency * _rate(at)) + network_s, n)
+    lost = _lost(c["pair_loss"], n)
+    direct = works.ops.by_type([1.0 if op.kind == "all_to_all" else 0.0 for op in works.ops.types]) > 0
+    one_s = c["serial_s"] * wire / _MB * np.where(direct, 1.0 / np.maximum(n - 1, 1.0), lost)
+    many_s = c["start_s"] + c["chunk_s"] * np.sqrt(wire / _MB)
+    latency_s = c["latency_s"] + c["per_rank_s"] * (n - 1) + np.minimum(one_s, many_s) + between_s
+    return _parts(latency_s, wire * lost / (c["efficiency"] * _rate(at)) + network_s, n)
 
 
 def all_reduce(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
@@ -46,15 +54,18 @@ def all_reduce(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     n, nbytes = np.maximum(works["net_ranks"], 1.0), works["net_bytes"]
     wire, network_s, between_s = _sent(c, works, at)
     floor_s = c["latency_s"] + c["per_rank_s"] * (n - 1) + between_s
-    own, library = c["efficiency"] * _rate(at), c["library_efficiency"] * _rate(at)
+    own, theirs = c["efficiency"] * _rate(at), c["library_efficiency"] * _rate(at)
     latency_s = floor_s + c["chunk_s"] * np.sqrt(nbytes / _MB)
-    ways = (nbytes * (n - 1) / own, (wire + c["two_shot_bytes"]) / own, (wire + c["library_bytes"]) / library)
-    move_s = np.minimum(np.minimum(ways[0], ways[1]), ways[2]) + network_s
+    one = nbytes * (n - 1) / own
+    two = (wire + c["two_shot_bytes"]) / (own * c["two_shot_gain"])
+    library = (wire * _lost(c["pair_loss"], n) + c["library_bytes"]) / theirs
+    move_s = np.minimum(np.minimum(one, two), library) + network_s
     eager = np.where(n > 1, works.dim("eager", 0.0), 0.0)
     copy_s = eager * 2.0 * nbytes / at.hw.memory.bytes_per_s
+    host_s = eager * (c["host_s"] + np.where(one <= np.minimum(two, library), 0.0, c["host_phase_s"]))
     alone = _parts(latency_s, move_s, n)
-    called = smoothmax(_SHARP, eager * c["host_s"], alone.expected_s + copy_s)
-    fixed_s = alone.fixed_s + eager * c["host_s"]
+    called = smoothmax(_SHARP, host_s, alone.expected_s + copy_s)
+    fixed_s = alone.fixed_s + host_s
     return Parts(np.zeros_like(n), copy_s, fixed_s, called, alone.network_s)
 
 
@@ -109,6 +120,11 @@ def _sent(c: Mapping[str, float], works: Works, at: Setting) -> tuple[FloatArray
         beyond[rows] = network_bytes(op.kind, nbytes[rows], n[rows], domain)
     doublings = np.log2(np.maximum(n / domain, 1.0))
     return wire, beyond / (c["network_efficiency"] * _network(at, n)), c["node_s"] * doublings
+
+
+def _lost(share: float, n: FloatArray) -> FloatArray:
+    """Times as long as links of many ranks take those of `n`: few ranks have few links to each other's memory in use."""
+    return np.asarray(1.0 + share * np.maximum(0.0, 2.0 / n - 0.25))
 
 
 def _reached(groups: FloatArray, topk: FloatArray) -> FloatArray:
