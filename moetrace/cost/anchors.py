@@ -28,6 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from moetrace import ops
+from moetrace.cost.beyond import TRANSFERRED
 from moetrace.cost.price import PriceContext, price
 from moetrace.cost.reading import batches
 from moetrace.cost.table import OpTable, read_ops
@@ -165,11 +166,14 @@ def pooled(costs: Costs, read: OpTable, anchors: Anchors) -> tuple[FloatArray, F
 
     The median over the shapes of the anchors (each its own median), by n / (n + 1) of n shapes; fewer than three say nothing.
     Anchors of the same element types count whole; where there are none, those of other types by half, since another kernel
-    runs. In a regime that no anchor shows (a decade of tokens) the half counts too. What is taken off the shift is added to the
-    error, and so is, as an error of its own, what 80 % of the anchors leave.
+    runs. In a regime that no anchor shows (a decade of tokens) the half counts too. The error is the law's, of another chip's
+    coefficients half of it, since what all shapes share cancels, with what 80 % of the anchors leave as an error of its own;
+    what is taken off the shift is added.
     """
     shift, error = np.zeros(len(costs)), np.array(costs.error)
     ratio = np.log(anchors.seconds / anchors.law_s)
+    moved = np.array([TRANSFERRED in word for word in costs.words], dtype=bool)[costs.word]
+    own = np.log1p(error) * np.where(moved, RATIO_ERROR, 1.0)
     shape = _shapes(anchors.read.ops, anchors.read.ops)[: ratio.size]
     types = anchors.read.ops.types
     decade, shown = _decades(read.ops), _decades(anchors.read.ops)
@@ -185,7 +189,7 @@ def pooled(costs: Costs, read: OpTable, anchors: Anchors) -> tuple[FloatArray, F
                 1.0 if same else RATIO_ERROR
             )
             left = float(np.quantile(np.abs(ratio[mine] - middle), WITHIN))
-            widened = np.hypot(np.log1p(error), left) + (1.0 - part) * abs(middle)
+            widened = np.hypot(own, left) + (1.0 - part) * abs(middle)
             shift, error = np.where(rows, part * middle, shift), np.where(rows, np.expm1(widened), error)
             break
     return shift, error

@@ -146,6 +146,15 @@ def test_a_pool_counts_by_half_in_another_type_or_regime_and_widens_for_the_rest
     assert left[1] > left[0] + 0.2  # the half that was not taken
 
 
+def test_on_a_chip_of_anothers_coefficients_half_of_the_laws_error_cancels() -> None:
+    """B200 takes H100's coefficients: anchors that agree leave half of the error, and nothing beside it."""
+    here, other = gemms([(4096, 2048), (2048, 4096), (8192, 1024)], [16, 64]), gemms([(1024, 8192)], [16])
+    anchors = here.assign(seconds=cost(here, "b200").to_pandas().time_s)
+    plain, told = (cost(other, "b200", anchor=a).to_pandas() for a in (None, anchors))
+    wide, narrow = (float(np.log(each.high_s[0] / each.time_s[0])) for each in (plain, told))
+    assert narrow == pytest.approx(wide / 2)
+
+
 def test_another_kind_says_nothing() -> None:
     here = gemms([(4096, 2048), (2048, 4096), (8192, 1024)], [16])
     anchors = here.assign(seconds=1e-3)
