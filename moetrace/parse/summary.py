@@ -143,11 +143,11 @@ class _Sums:
         ]
 
 
-_MOST = 1 << 14  # names whose sums are kept: a trace has more only where names are numbered
+_MOST = 1 << 12  # names whose sums are kept: a trace has more only where names are numbered
 
 
 def keep_longest(sums: dict[Any, FloatArray], time: int) -> None:
-    """Leaves the 16,384 with the longest time (its place in each one's sums) once there are more than twice as many."""
+    """Leaves the 4,096 with the longest time (its place in each one's sums) once there are more than twice as many."""
     if len(sums) > 2 * _MOST:
         names = list(sums)
         order = np.argsort([-row[time] for row in sums.values()], kind="stable")
