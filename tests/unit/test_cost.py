@@ -42,5 +42,5 @@ def test_a_small_gemm_is_near_what_is_measured() -> None:
 
 
 def test_a_wafer_needs_to_know_the_model() -> None:
-    with pytest.raises(ProfileError, match="model's bytes"):
+    with pytest.raises(ProfileError, match="needs the model's layers"):
         price(WORKS, load_hardware("cs3"))
