@@ -70,8 +70,11 @@ def _of_type(op: Op, name: str, key: str, family: Family, hw: Hardware, engine: 
         yield f"{name} of {op.weight_dtype}: assumed"
     if OF_BF16 in key:
         yield f"{name} of {op.weight_dtype}: 16-bit coefficients"
-    if engine != ANY_ENGINE and f"@{engine}" not in key:
-        yield f"{name} of {engine}: another engine's coefficients"
+    chosen = engine.partition("@")[0]
+    if chosen != ANY_ENGINE and f"@{chosen}" not in key:
+        yield f"{name} of {chosen}: another engine's coefficients"
+    if hw.is_other_version(engine):
+        yield f"{engine}: coefficients of {hw.engines.get(chosen, 'a version that is not told')}"
 
 
 def said(reasons: Mapping[str, Sequence[str]]) -> str:

@@ -20,7 +20,8 @@ class PriceContext:
     `layers`, the model's depth, `placement` of weights on a wafer (``spread``, ``own``, ``whole``), `token_flops`, what one
     token takes in all matrices (0: not known), and where another model lies beside it `beside_bytes`, its bytes, and `share`,
     the share of all cores that this one is to have as far as both fit.
-    `engine` (``vllm``, ``sglang``, ``trtllm``, ``any``) chooses among coefficients that were fitted apart; `cache` is ``cold``
+    `engine` (``vllm``, ``sglang``, ``trtllm``, ``any``) chooses among coefficients that were fitted apart, with
+    ``@VERSION`` how sure they are (`Hardware.family`); `cache` is ``cold``
     in serving, where a layer's weights come from memory at every step, ``warm`` for a micro-benchmark that repeats one op.
     """
 

@@ -82,7 +82,9 @@ def read_ops(table: pa.Table, engine: str = ANY_ENGINE) -> OpTable:
         found = _shared_out(rows, found, moe, column)
     check(rows, found)
     begin = time.perf_counter()
-    found, words, code = routed(rows, found, moe, column.get("routing"), _TIES.get(engine, "spread"))
+    found, words, code = routed(
+        rows, found, moe, column.get("routing"), _TIES.get(engine.partition("@")[0], "spread")
+    )
     routing_s = time.perf_counter() - begin
     check_distinct(rows, found)
     if (rows.problem > 0).any():  # no formula is to see a bad row

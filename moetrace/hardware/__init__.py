@@ -15,6 +15,7 @@ from moetrace.hardware.machine import (
     FALLBACK,
     FOREIGN,
     OF_BF16,
+    OTHER_VERSION,
     Family,
     Hardware,
     Link,
@@ -27,7 +28,7 @@ from moetrace.hardware.profile import LAWS, load_hardware
 from moetrace.hardware.variants import node_of
 
 __all__ = [
-    "ANY_ENGINE", "FALLBACK", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "SCHEMAS", "Family", "Hardware", "Link", "Memory",
-    "Parameter", "Schema", "Wafer", "coefficient_family", "load_hardware", "match_device", "node_of", "profile_names",
+    "ANY_ENGINE", "FALLBACK", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "OTHER_VERSION", "SCHEMAS", "Family", "Hardware", "Link",
+    "Memory", "Parameter", "Schema", "Wafer", "coefficient_family", "load_hardware", "match_device", "node_of", "profile_names",
     "read_profile", "schema",
 ]  # fmt: skip

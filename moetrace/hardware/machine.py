@@ -10,6 +10,11 @@ from moetrace.errors import ProfileError, unknown
 from moetrace.hardware.forms import schema
 
 ANY_ENGINE = "any"
+# How much wider errors are for another version of an engine than was measured: the most that the public tables say. They have
+# one version of each engine on an H100 and another on an A100; for intervals of the one to hold 80 % of the other's MoE
+# modules, TensorRT-LLM (1.0, 1.3) needs nothing, SGLang (0.5.10, 0.5.14) 1 to 8 %, vLLM (0.14, 0.19) 22 to 34 %, the chips' difference
+# included (benchmarks/score_transfer.py).
+OTHER_VERSION = 0.34
 
 # Where a dtype that a machine has no units for is computed: weights are dequantised to the first of these with a peak;
 # index arithmetic runs on the vector units. fp32 and fp64 have no substitute.
@@ -202,7 +207,7 @@ class Hardware:
     the profile to where its figures come from. `multiprocessors` is 1 where the profile does not say, `clock_hz`, their
     highest, None. `power_w` is the most that one device draws (a wafer: the whole system), `domain_gpus` how many devices
     the fast links join. `tuned` has by dtype of the weights the (experts on a rank, width) for which engines ship tiles that
-    were tuned on this device.
+    were tuned on this device; `engines` the version of each engine whose kernels were measured.
     """
 
     name: str
@@ -221,6 +226,7 @@ class Hardware:
     power_w: float | None = None
     domain_gpus: int = 8
     tuned: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
+    engines: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def device_class(self) -> str:
@@ -245,11 +251,23 @@ class Hardware:
 
     def family(self, kind: str, family: str, dtype: str, engine: str = ANY_ENGINE) -> tuple[str, Family]:
         """Key and coefficients for an op: those of its kind before those of its family, with its dtype before without,
-        those of the engine (``experts:fp8@vllm``) before those of all engines (``experts:fp8``).
+        those of the engine (``experts:fp8@vllm``) before those of all engines (``experts:fp8``). An engine may say its version
+        (``vllm@0.11.2``): of another than was measured, what is not assumed anyway errs by OTHER_VERSION more.
 
         Coefficients without a dtype were fitted on 16-bit kernels. A narrower type that has none of its own takes them with
         an error of a factor of two more, and the key says so.
         """
+        key, found = self._family(kind, family, dtype, engine.partition("@")[0])
+        other = self.is_other_version(engine) and found.provenance != "assumed"
+        return (f"{key} (as of {engine})", found.widened(1 + OTHER_VERSION)) if other else (key, found)
+
+    def is_other_version(self, engine: str) -> bool:
+        """Whether an engine with its version (``vllm@0.11.2``) is not what was measured; not if it says none."""
+        name, at, asked = engine.partition("@")
+        measured = self.engines.get(name, "")
+        return bool(at) and f"{asked}." != f"{measured}."[: len(asked) + 1]
+
+    def _family(self, kind: str, family: str, dtype: str, engine: str) -> tuple[str, Family]:
         model = coefficient_family(kind, family)
         for name in (f"{kind}:{dtype}", kind, f"{model}:{dtype}", model):
             for key in (f"{name}@{engine}", name):

@@ -38,8 +38,9 @@ _ABOUT_FIT = {
     "form", "error_decades", "error_memory", "error_apart", "source", "rows",
     "shapes", "kernels", "held_out", "kept", "covariance", "seen"
 }  # fmt: skip
-_TABLES = {"fitted", "assumed", "transferred", "match", "tuned"}
+_TABLES = {"fitted", "assumed", "transferred", "match", "tuned", "engines"}
 _TUNED = {"bf16", "fp8", "fp8_block"}
+_ENGINES = {"vllm", "sglang", "trtllm"}
 
 
 def load_hardware(machine: str | Hardware) -> Hardware:
@@ -89,6 +90,9 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
     tuned = _tuned(reader, table)
     if "tuned" in table:
         sources["tuned"] = reader.text(table["tuned"], "tuned", "source")
+    engines = _engines(reader, table)
+    if "engines" in table:
+        sources["engines"] = reader.text(table["engines"], "engines", "source")
     if "other" not in families:
         raise ProfileError(
             f"hardware profile {reader.path}: lacks [assumed.family.other], the family of unnamed ops"
@@ -124,7 +128,17 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
         power_w=value.get("power_w"),
         domain_gpus=int(value.get("domain_gpus", 8)),
         tuned=tuned,
+        engines=engines,
     )
+
+
+def _engines(reader: Reader, table: Mapping[str, Any]) -> Mapping[str, str]:
+    """Versions of the engines whose kernels the fitted coefficients are of, from [engines]; a donor's with its coefficients."""
+    if "engines" not in table:
+        donor = table.get("transferred", {}).get("from")
+        return _engines(reader, read_profile(str(donor))[1]) if donor else MappingProxyType({})
+    told = reader.keys(table["engines"], "engines", {"source"}, _ENGINES)
+    return MappingProxyType({n: reader.text(told, "engines", n) for n in sorted(_ENGINES & set(told))})
 
 
 def _tuned(reader: Reader, table: Mapping[str, Any]) -> Mapping[str, frozenset[tuple[int, int]]]:

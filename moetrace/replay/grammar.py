@@ -18,6 +18,8 @@ NATIVE = "native"
 MAX_WHOLE = 10**9
 MAX_LAYERS = 4096
 _LONGEST_S = 60.0
+ENGINES = ("any", "vllm", "sglang", "trtllm")
+_VERSION = re.compile(r"\d+(\.\w+)*")
 
 Parse = Callable[[str, str], Any]
 
@@ -130,6 +132,16 @@ def model_name(name: str, text: str) -> str:
     """The name or path of a model, as text."""
     if not text.strip():
         raise ScenarioError(f"{name}: expected a model's name")
+    return text
+
+
+def engine_name(name: str, text: str) -> str:
+    """A serving engine, with its version behind an ``@`` or without."""
+    engine, at, version = text.partition("@")
+    if engine not in ENGINES:
+        raise ScenarioError(unknown(f"value of {name}", engine, ENGINES))
+    if at and (engine == ENGINES[0] or not _VERSION.fullmatch(version)):
+        raise ScenarioError(f"{name}={text}: expected an engine and its version, such as sglang@0.4.4")
     return text
 
 

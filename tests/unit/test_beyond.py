@@ -56,6 +56,12 @@ def test_types_engines_and_machines_that_were_not_measured_are_named() -> None:
     bare = machine()
     bare = replace(bare, families={k: f for k, f in bare.families.items() if "@vllm" not in k})
     assert found(op, bare, "vllm") == {"experts of vllm: another engine's coefficients"}
+    assert found(op, bare, "vllm@0.11.2") == {
+        "experts of vllm: another engine's coefficients",
+        "vllm@0.11.2: coefficients of 0.19.0",
+    }
+    unsaid = replace(machine(), engines={})
+    assert found(op, unsaid, "sglang@0.4.4") >= {"sglang@0.4.4: coefficients of a version that is not told"}
     assert (
         found(Op.of("norm", "bf16", tokens=1 << 20, width=8), machine()) == set()
     )  # assumed on every machine

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moetrace.errors import ProfileError
-from moetrace.hardware import load_hardware, match_device, profile_names
+from moetrace.hardware import OTHER_VERSION, load_hardware, match_device, profile_names
 
 VARIANTS = (
     "a800-pcie", "a800-pcie-nvlink", "gb200", "h100-nvl", "h100-pcie", "h20", "h800-sxm", "l40s", "mi325x", "wse2",
@@ -178,6 +178,24 @@ def test_transferred_coefficients_are_the_donors_with_a_wider_error() -> None:
     assert heir.provenance == "transferred from h100-sxm" and donor.provenance == "fitted"
 
 
+@pytest.mark.parametrize("asked", ["sglang", "sglang@0.5", "sglang@0.5.14", "any"])
+def test_the_version_that_was_measured_has_the_fits_own_errors(asked: str) -> None:
+    hw = load_hardware("h100-sxm")
+    own = hw.family("moe_gate_up", "experts", "bf16", asked.partition("@")[0])
+    assert hw.family("moe_gate_up", "experts", "bf16", asked) == own and not hw.is_other_version(asked)
+
+
+@pytest.mark.parametrize("asked", ["sglang@0.4.4.post1", "sglang@0.5.1", "sglang@0.5.14.post1", "sglang@1"])
+@pytest.mark.parametrize("name", ["h100-sxm", "h100-sxm-x8", "h800-sxm", "h200-sxm", "mi325x"])
+def test_another_version_of_an_engine_is_priced_alike_and_less_surely(name: str, asked: str) -> None:
+    hw = load_hardware(name)
+    (_, own), (key, other) = (hw.family("moe_gate_up", "experts", "bf16", e) for e in ("sglang", asked))
+    assert other == own.widened(1 + OTHER_VERSION) and f"(as of {asked})" in key
+    assert other.error == pytest.approx((1 + own.error) * 1.34 - 1)
+    assert hw.family("norm", "norm", "bf16", asked)[1].error == hw.family("norm", "norm", "bf16")[1].error
+    assert load_hardware("a100-sxm").engines["sglang"] == "0.5.10" != hw.engines["sglang"]
+
+
 def test_coefficients_by_kind_and_dtype() -> None:
     hw = load_hardware("h100-sxm")
     assert hw.family("moe_down", "experts", "fp8")[0] == "experts:fp8"
@@ -293,6 +311,9 @@ def test_unknown_name_says_what_there_is() -> None:
         ),
         ("[assumed]", "[tuned]\nbf16 = [[8, 64]]\n[assumed]", "lacks the key 'source'"),
         ("[assumed]", '[tuned]\nsource = "a file"\nint3 = []\n[assumed]', "unknown key in .tuned. 'int3'"),
+        ("[assumed]", '[engines]\nvllm = "0.19.0"\n[assumed]', "lacks the key 'source'"),
+        ("[assumed]", '[engines]\nsource = "a"\nvlm = "1"\n[assumed]', "unknown key in .engines. 'vlm'"),
+        ("[assumed]", '[engines]\nsource = "a"\nvllm = 0.19\n[assumed]', "vllm = 0.19: expected a text"),
         ('law = "gpu"', "law = ", "is not TOML"),
     ],
 )

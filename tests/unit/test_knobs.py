@@ -40,6 +40,13 @@ def refusal(run: Run, *sets: str, hw: object = H100) -> str:
     return str(error.value)
 
 
+# -- engine ----------------------------------------------------------------------------------------------------------
+def test_another_version_of_the_engine_is_said(run: Run) -> None:
+    assert turned(run, "engine=vllm").notes == turned(run, "engine=vllm@0.19.0").notes == ()
+    (said,) = turned(run, "engine=vllm@0.11.2").notes
+    assert "the coefficients of h100-sxm are of 0.19.0" in said and "wider by 34 %" in said
+
+
 # -- n_a -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("value", ["native", str(TOPK), f"{TOPK}:{TOPK}"])
 def test_native_n_a_changes_nothing(run: Run, value: str) -> None:

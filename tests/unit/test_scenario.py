@@ -57,6 +57,13 @@ def test_names_may_have_dashes() -> None:
         (["batch=8:8"], "one value for the run, not one per layer"),
         (["batch=native"], "expected a whole number"),
         (["dtype=float9"], "unknown value of dtype 'float9'"),
+        (["engine=vlm@0.19.0"], "unknown value of engine 'vlm': did you mean 'vllm'? there are any"),
+        (
+            ["engine=vllm@latest"],
+            "engine=vllm@latest: expected an engine and its version, such as sglang@0.4.4",
+        ),
+        (["engine=any@0.19"], "expected an engine and its version"),
+        (["engine=sglang@"], "expected an engine and its version"),
         (["placement=left"], "unknown value of placement 'left': there are own, spread"),
     ],
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moetrace.errors import ScenarioError
+from moetrace.hardware import OTHER_VERSION
 from moetrace.replay import edit
-from moetrace.replay.grammar import one_of, one_whole, routing_name
+from moetrace.replay.grammar import engine_name, one_of, one_whole, routing_name
 from moetrace.replay.knobs.registry import knob
 
 if TYPE_CHECKING:
@@ -50,17 +51,24 @@ def eplb(draft: Draft, value: int) -> Draft:
 @knob(
     "engine",
     "serving engine whose kernels are priced, where a profile has coefficients of its own for it",
-    "any, vllm, sglang or trtllm",
-    one_of("any", "vllm", "sglang", "trtllm"),
+    "any, vllm, sglang or trtllm; sglang@0.4.4 says its version",
+    engine_name,
 )
 def engine(draft: Draft, value: str) -> Draft:
-    """Changes no op: the law's coefficients are chosen by it."""
+    """Changes no op: the law's coefficients are chosen by it, and how sure they are."""
     if draft.hw.device_class != "gpu":
         raise ScenarioError(f"engine={value}: {draft.hw.name} is no GPU, and its law knows no engines")
     fitted = {key.partition("@")[2] for key in draft.hw.families if "@" in key}
-    if value != "any" and value not in fitted:
+    name = value.partition("@")[0]
+    if name != "any" and name not in fitted:
         raise ScenarioError(
             f"engine={value}: {draft.hw.name} has no coefficients of that engine (it has {', '.join(sorted(fitted)) or 'none'})"
+        )
+    if draft.hw.is_other_version(value):
+        measured = draft.hw.engines.get(name, "a version that its profile does not tell")
+        return draft.noted(
+            f"engine={value}: the coefficients of {draft.hw.name} are of {measured}; what another version changes is not "
+            f"known, so errors are wider by {100 * OTHER_VERSION:.0f} %, the most that was seen between versions on two chips"
         )
     return draft
 

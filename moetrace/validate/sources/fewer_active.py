@@ -26,9 +26,10 @@ from moetrace.validate.figure import Figure
 from moetrace.validate.simulating import machine_of, model_of, need, ratio, simulated
 
 KINDS = ("FM3", "FM4", "FM8", "FMA")
+_ENGINE = "sglang@0.4.4.post1"
 _TAKEN = (
     "tensor parallelism over all GPUs, a steady load and uniform routing (random prompts) are taken; SGLang 0.4.4 ran, the "
-    "coefficients are of later versions"
+    "coefficients are of a later version, and the interval is wider for that"
 )
 NOISE = 0.05  # the paper's own repeats differ by 1-5 %
 
@@ -71,7 +72,7 @@ def _throughput(figure: Figure, routing: str = "uniform") -> Estimate:
         raise RefusalError(f"no prediction is made of {figure.metric}")
     gpus, batch, prompt, out, n_a = need(figure, "n_gpus", "batch", "input_len", "output_len", "n_a")
     model = model_of(figure.model)
-    sets = ["serving=continuous", "engine=sglang", f"routing={routing}"]
+    sets = ["serving=continuous", f"engine={_ENGINE}", f"routing={routing}"]
     sets += [f"tp={gpus}"] if gpus > 1 else []
     if n_a != load_model(model).topk:
         sets.append(f"n_a={n_a}")
