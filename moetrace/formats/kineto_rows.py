@@ -55,6 +55,7 @@ _CLASS = {
     "cpu_op": OPERATOR, "operator": OPERATOR,
     "user_annotation": RANGE, "gpu_user_annotation": DEVICE_RANGE, "python_function": MODULE,
 }  # fmt: skip
+_OLD, _STEP = "operator", "ProfilerStep#"  # in 2021 the profiler wrote its steps as operators
 # Categories that tell of the profiler itself: calls of Python (stacks were recorded), and what it says that it cost.
 _CALL = "python_function"
 _TOLD = (_CALL, "overhead")
@@ -63,10 +64,16 @@ _MAX_KNOWN = 1 << 16  # distinct texts of shapes remembered at a time
 
 
 class _Classes(dict[str | None, int]):
-    """Class per category, in whatever case it is written."""
+    """Class per category, in whatever case it is written; `old`: the categories seen that are operators of 2021."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.old: set[str | None] = set()
 
     def __missing__(self, cat: str | None) -> int:
         self[cat] = found = _CLASS.get(str(cat).lower(), _OTHER)
+        if str(cat).lower() == _OLD:
+            self.old.add(cat)
         return found
 
 
@@ -151,6 +158,8 @@ class Rows:
             stamps = STAMPS.decode(text)
             start = np.array([digits_ns(bytes(stamps[i].ts)) for i in at], dtype=np.int64)
         cls = np.array([classes[e.cat] for e in kept], dtype=np.int8)
+        if old := classes.old:
+            cls[[i for i, e in enumerate(kept) if e.cat in old and names[i].startswith(_STEP)]] = RANGE
         device = cls <= MEMSET
         nbytes = [n if (n := a.bytes).__class__ is int else whole(n) for a in args]
         external = np.array([a.external for a in args], dtype=np.int64)
@@ -237,6 +246,8 @@ class Rows:
         cls, name = _CLASS.get(str(event.get("cat", "")).lower()), event.get("name")
         if cls is None or not isinstance(name, str) or (cls == MODULE and not name.startswith("nn.Module")):
             return cls is None or isinstance(name, str)
+        if name.startswith(_STEP) and str(event.get("cat")).lower() == _OLD:
+            cls = RANGE
         start, dur = ns(event.get("ts")), ns(event.get("dur", 0))
         if start is None or dur is None or abs(start) >= INT64 or dur >= FAR:
             return False

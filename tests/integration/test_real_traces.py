@@ -168,3 +168,8 @@ def test_a_quote_that_torch_did_not_escape_costs_one_event():
     run = parse(kineto("torch2.13-damaged-quote"))
     assert (run.meta.facts["events"], run.meta.facts["damaged"]) == (2858, 1)
     assert any("1 of 2,858 events are damaged and left out" in note for note in run.meta.notes)
+
+
+def test_the_steps_of_2021_are_found_though_they_were_written_as_operators():
+    run = parse(kineto("2021-resnet50-v100"))
+    assert len(run.meta.steps) == 6 and not any("no step annotation" in note for note in run.meta.notes)

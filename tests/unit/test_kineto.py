@@ -115,6 +115,12 @@ def test_names_of_2021(tmp_path: Path) -> None:
     assert events.counts == {"events": 8, "damaged": 0}
 
 
+def test_the_steps_of_2021_are_ranges(tmp_path: Path) -> None:
+    step, op = event("Operator", "ProfilerStep#5", tid="7"), event("Operator", "aten::mm", tid="7")
+    assert read(tmp_path, [step, op]).cls.tolist() == [RANGE, OPERATOR]
+    assert read(tmp_path, [{**step, "ts": "1.5"}, op]).cls.tolist() == [RANGE, OPERATOR]  # one by one
+
+
 def test_names_of_today_and_what_is_not_read(tmp_path: Path) -> None:
     kept = {
         "kernel": KERNEL, "gpu_memcpy": MEMCPY, "gpu_memset": MEMSET, "cuda_runtime": LAUNCH, "cuda_driver": LAUNCH,

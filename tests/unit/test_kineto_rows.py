@@ -29,9 +29,9 @@ EVENT = st.fixed_dictionaries(
     {
         "cat": st.sampled_from(
             ["kernel", "Kernel", "gpu_memcpy", "cuda_runtime", "cpu_op", "user_annotation", "gpu_user_annotation",
-             "python_function", "ac2g"]
+             "python_function", "ac2g", "Operator"]
         ),
-        "name": st.sampled_from(["a", "b", "nn.Module: Block_1", "é\"\\"]),
+        "name": st.sampled_from(["a", "b", "nn.Module: Block_1", "ProfilerStep#3", "é\"\\"]),
         "ts": TIMES,
     },
     optional={
