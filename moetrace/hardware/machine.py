@@ -12,8 +12,8 @@ from moetrace.hardware.forms import schema
 ANY_ENGINE = "any"
 # How much wider errors are for another version of an engine than was measured: the most that the public tables say. They have
 # one version of each engine on an H100 and another on an A100; for intervals of the one to hold 80 % of the other's MoE
-# modules, TensorRT-LLM (1.0, 1.3) needs nothing, SGLang (0.5.10, 0.5.14) 1 to 8 %, vLLM (0.14, 0.19) 22 to 34 %, the chips' difference
-# included (benchmarks/score_transfer.py).
+# modules, TensorRT-LLM (1.0, 1.3) needs nothing, SGLang (0.5.10, 0.5.14) 1 to 8 %, vLLM (0.14, 0.19) 22 to 34 %, the chips'
+# difference included (benchmarks/score_transfer.py).
 OTHER_VERSION = 0.34
 
 # Where a dtype that a machine has no units for is computed: weights are dequantised to the first of these with a peak;
