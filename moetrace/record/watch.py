@@ -38,32 +38,72 @@ def read_forward(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Forw
     """The step that a forward with these arguments is; None where no tokens [batch, new tokens] are among them.
 
     KV tokens come from the cache, else from the attention mask; padding counts as tokens, and among the KV tokens
-    where the mask lies on a GPU, for to look would be to wait.
+    where the mask lies on a GPU, for to look would be to wait. The mask is one of two dimensions, or the causal one of four
+    (or several by kind of layer) that transformers makes of it for a static cache.
     """
     tokens = _first((kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args))
     if tokens is None or tokens.dim() < 2:
         return None
     batch, new = int(tokens.shape[0]), int(tokens.shape[1])
     mask = _first((kwargs.get("attention_mask"),))
-    mask = mask if mask is not None and mask.dim() == 2 and mask.shape[1] >= new else None
+    flat = mask if mask is not None and mask.dim() == 2 and mask.shape[1] >= new else None
     past = _past(kwargs.get("past_key_values"))
     if past is None:
-        past = int(mask.shape[1]) - new if mask is not None else 0
-    kv_tokens = batch * (past + new)
-    if mask is not None and mask.device.type == "cpu" and mask.shape[1] == past + new:
-        kv_tokens = int((mask != 0).sum())
-    phase = "decode" if new == 1 and past else "prefill"
-    return Forward(
-        phase, batch, batch * new, kv_tokens, None if mask is None else (mask[:, -new:] != 0).reshape(-1)
+        past = int(flat.shape[1]) - new if flat is not None else 0
+    kept, seen = (
+        _from_flat(flat, new, past) if flat is not None else _from_causal(_causal(kwargs, batch), new, past)
     )
+    kv_tokens = batch * (past + new)
+    if seen is not None and seen.device.type == "cpu":
+        kv_tokens = int(seen.sum())
+    phase = "decode" if new == 1 and past else "prefill"
+    return Forward(phase, batch, batch * new, kv_tokens, None if kept is None else kept.reshape(-1))
 
 
 def _first(values: tuple[object, ...]) -> Any:
     return next((v for v in values if hasattr(v, "shape") and hasattr(v, "dim")), None)
 
 
+def _from_flat(mask: torch.Tensor, new: int, past: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(which new tokens are no padding, [batch, new]; which of all tokens are none, [batch, past + new], or None)."""
+    real = mask != 0
+    return real[:, -new:], real if mask.shape[1] == past + new else None
+
+
+def _causal(kwargs: Mapping[str, object], batch: int) -> torch.Tensor | None:
+    """The causal mask [batch, 1, new, keys] among the arguments; of full attention, where there are several.
+
+    None where all sequences share one, which tells no padding.
+    """
+    given = kwargs.get("attention_mask")
+    if isinstance(given, dict):
+        given = given.get("full_attention")
+    mask = _first((given,))
+    return mask if mask is not None and mask.dim() == 4 and mask.shape[0] == batch else None
+
+
+def _from_causal(
+    mask: torch.Tensor | None, new: int, past: int
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """As `_from_flat`, of a mask of bools, or of numbers to add: a token attends to itself unless it is padding.
+
+    (None, None) where its keys are not those of all tokens from the first on, as those of a sliding window.
+    """
+    if mask is None or mask.shape[2] != new or past + new > mask.shape[3]:
+        return None, None
+    import torch
+
+    attends = mask[:, 0]
+    attends = attends > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else attends != 0
+    own = attends[:, :, past : past + new].diagonal(dim1=1, dim2=2)
+    return own, attends[:, -1, : past + new]
+
+
 def _past(cache: object) -> int | None:
-    """Tokens in a cache, if it says so without waiting for the device."""
+    """Tokens in a cache; None if it does not say, or would have to be waited for while a CUDA graph is captured.
+
+    A static cache keeps its length on the device, so a decode on a GPU waits for it here, before the step begins.
+    """
     if cache is None:
         return None
     length = getattr(cache, "get_seq_length", None)
@@ -72,9 +112,17 @@ def _past(cache: object) -> int | None:
         shape = getattr(first, "shape", None)
         return int(shape[-2]) if shape else None
     told = length()
-    if hasattr(told, "device") and told.device.type != "cpu":
-        return None
-    return int(told)
+    return None if _is_captured(told) else int(told)
+
+
+def _is_captured(value: object) -> bool:
+    """Whether to read `value` would break the capture of a CUDA graph."""
+    device = getattr(value, "device", None)
+    if device is None or device.type == "cpu":
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 class Watch:
