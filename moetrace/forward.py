@@ -2,7 +2,9 @@
 
 Per layer: norm (with the residual), fused q/k/v projection, per-head norms where the family has them, rotary embedding,
 cache write, attention, output projection, norm, then a dense MLP, or shared experts, router, top-k, align, expert GEMMs
-and combine (which adds the shared experts' output). Checked op by op against public traces of vLLM and SGLang.
+and combine (which adds the shared experts' output). Checked op by op against public traces of vLLM and SGLang; the layers with
+linear attention, of which there is no public trace, follow the modules of transformers 5.23 (models/qwen3_next): projections of
+queries, keys, values and gate and of what is one per head, short convolution, delta rule, gated norm, output projection.
 """
 
 from __future__ import annotations
@@ -94,20 +96,20 @@ def step_ops(
     out: list[Placed] = [
         (NO_LAYER, p.small("embedding", tokens=p.tokens, hidden=model.hidden, vocab=model.vocab))
     ]
-    made: dict[tuple[bool, bool, int], tuple[Op, ...]] = {}  # layers of one kind have the same ops
+    made: dict[tuple[bool, bool, bool, int], tuple[Op, ...]] = {}  # layers of one kind have the same ops
     for layer in range(model.layers):
-        key = (layer == 0, model.is_moe(layer), model.window(layer))
+        key = (layer == 0, model.is_moe(layer), model.is_linear(layer), model.window(layer))
         if key not in made:
             made[key] = _layer(p, *key)
         out += [(layer, op) for op in made[key]]
     return (*out, *((NO_LAYER, op) for op in _head(p)))
 
 
-def _layer(p: _Pass, first: bool, moe: bool, window: int) -> tuple[Op, ...]:
+def _layer(p: _Pass, first: bool, moe: bool, linear: bool, window: int) -> tuple[Op, ...]:
     attend = _mla if p.model.attention == "mla" else _gqa
     return (
         p.norm(p.model.hidden, residual=not first),
-        *attend(p, window),
+        *(_linear(p) if linear else attend(p, window)),
         p.norm(p.model.hidden, residual=True),
         *(_moe(p) if moe else _mlp(p, "dense", p.model.dense_inter)),
     )
@@ -132,12 +134,55 @@ def _gqa(p: _Pass, window: int) -> tuple[Op, ...]:
     q, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
     heads = {"heads": m.heads, "kv_heads": m.kv_heads, "head_dim": m.head_dim}
     return (
-        p.gemm("qkv_proj", q + 2 * kv, m.hidden),
+        p.gemm("qkv_proj", m.query_width + 2 * kv, m.hidden),
         *_head_norms(p),
         p.small("rope", elements=p.tokens * (q + kv)),
         p.small("kv_write", elements=p.tokens * 2 * kv),
         *(_attention(part, window, heads) for part in p.apart),
+        *((p.small("elementwise", elements=p.tokens * q, reads=2),) if m.output_gate else ()),
         p.gemm("o_proj", m.hidden, q),
+    )
+
+
+def _linear(p: _Pass) -> tuple[Op, ...]:
+    """Linear attention: its state is read and written once per sequence, whatever the context."""
+    m = p.model
+    keys, values = m.linear_widths
+    state = m.state_dtype if m.state_dtype == m.act_dtype else f"{m.state_dtype}/{m.act_dtype}"
+    heads = {
+        "heads": m.linear_heads,
+        "kv_heads": m.linear_kv_heads,
+        "head_dim": m.linear_dim,
+        "v_dim": m.linear_v_dim,
+    }
+    rules = (
+        Op.of(
+            "linear_attention",
+            state,
+            batch=part.batch,
+            **heads,
+            **({"q": part.tokens} if part.queries > 1 else {}),
+        )
+        for part in p.apart
+    )
+    return (
+        p.gemm("qkv_proj", 2 * keys + 2 * values, m.hidden),
+        p.gemm("qkv_proj", 2 * m.linear_heads, m.hidden),
+        *(
+            p.small(
+                "linear_conv",
+                batch=part.batch,
+                tokens=part.tokens,
+                width=2 * keys + values,
+                taps=m.linear_conv,
+            )
+            for part in p.apart
+        ),
+        *rules,
+        p.norm(m.linear_v_dim, residual=True, per_token=m.linear_heads).with_dims(
+            writes=1
+        ),  # the gate is read beside
+        p.gemm("o_proj", m.hidden, values),
     )
 
 
@@ -221,6 +266,13 @@ def _mlp(p: _Pass, name: str, width: int) -> tuple[Op, ...]:
     )
 
 
+def _shared_gate(p: _Pass) -> tuple[Op, ...]:
+    """One logit per token, and the shared expert's output times its sigmoid."""
+    return p.gemm("shared_gate", 1, p.model.hidden), p.small(
+        "elementwise", elements=p.tokens * p.model.hidden
+    )
+
+
 def _moe(p: _Pass) -> tuple[Op, ...]:
     m, pad = p.model, expert_padding(p.model)
     hidden, inter = padded(m.hidden, pad), padded(m.expert_inter, pad)
@@ -241,6 +293,7 @@ def _moe(p: _Pass) -> tuple[Op, ...]:
         act = (p.small("moe_act", tokens=p.tokens, inter=inter, topk=m.topk),)
     return (
         *(_mlp(p, "shared", m.shared_inter) if m.shared_inter else ()),
+        *(_shared_gate(p) if m.shared_inter and m.shared_gate else ()),
         p.gemm("router", m.experts, m.hidden, m.act_dtype),
         p.small("topk", **chosen),
         p.small("moe_align", **chosen),

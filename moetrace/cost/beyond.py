@@ -17,6 +17,8 @@ from moetrace.op import Op, Works
 
 BoolArray = npt.NDArray[np.bool_]
 TRANSFERRED = "transferred from"
+# Kinds of which no kernel was measured on any machine here: they are streams of bytes by assumption.
+_NEVER = frozenset({"linear_attention", "linear_conv", "linear_prep"})
 _SPLIT = re.compile("[:@ ]")  # a key's family from its element type, engine and remark
 
 
@@ -25,13 +27,15 @@ def beyond(works: Works, hw: Hardware, context: PriceContext) -> Iterator[tuple[
 
     Reasons: another machine's coefficients, another element type's or engine's, assumed ones, and each size outside of the
     least and the most that the fit saw. Only of families that are measured anywhere: the small kernels round them are assumed
-    on every machine, and their errors say so.
+    on every machine, and their errors say so. Linear attention is named all the same: it is the attention of its layers.
     """
     types = works.ops.types
     found = families_of(works, [work_of.family(op.kind) for op in types], hw, context.engine)
     size = sizes(works.ops)
     for at, (op, (key, family)) in enumerate(zip(types, found, strict=True)):
         name = op.kind if op.kind in FORM_OF else coefficient_family(op.kind, work_of.family(op.kind))
+        if op.kind in _NEVER and (mine := (works.ops.code == at) & works.known).any():
+            yield f"{op.kind}: assumed, no kernel of it was measured", mine
         if name not in FORM_OF or _SPLIT.split(key)[0] not in FORM_OF:
             continue
         mine = (works.ops.code == at) & works.known

@@ -49,14 +49,22 @@ _MODEL_OF_KIND = {
         "experts",
     ),
     **dict.fromkeys(
-        ("router", "shared_gate_up", "shared_down", "expert_up", "expert_down", "gemm", "lm_head"),
+        (
+            "router",
+            "shared_gate_up",
+            "shared_down",
+            "shared_gate",
+            "expert_up",
+            "expert_down",
+            "gemm",
+            "lm_head",
+        ),
         "dense_gemm",
     ),
     **dict.fromkeys(
         (
             "attention_plan",
             "attention_reduce",
-            "linear_attention",  # streams its state
             "kv_write",
             "rope",
             "shared_act",
@@ -67,6 +75,8 @@ _MODEL_OF_KIND = {
         ),
         "elementwise",
     ),
+    # No kernel of these was measured anywhere: streams of bytes, with the widest of the assumed errors.
+    **dict.fromkeys(("linear_attention", "linear_conv", "linear_prep"), "other"),
     "broadcast": "send_recv",
 }
 

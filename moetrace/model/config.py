@@ -1,20 +1,19 @@
 """Hugging Face configs, in the dialects of the public families -> the fields of a ModelSpec.
 
-Not supported, and refused by name: linear attention and state-space layers, expert lists that differ by
-layer, quantisation methods without a known width. Code that a config points at (`auto_map`) is never loaded.
+Not supported, and refused by name: linear attention other than the gated delta rule (see linear.py), state-space
+layers, expert lists that differ by layer, quantisation methods without a known width. Code that a config points at
+(`auto_map`) is never loaded.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from moetrace.errors import ModelError, unknown
-
-MAX_LAYERS = 4096
-_MAX_VALUE = 1 << 31
+from moetrace.model.fields import MAX_LAYERS, Config
+from moetrace.model.linear import is_linear, linear_fields, refuse_other_layers
 
 # Names that public configs use for the same thing, first found wins.
 _EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
@@ -63,56 +62,16 @@ _BITS = {
 _MODELOPT = {"FP8": "fp8", "NVFP4": "nvfp4", "W4A16_AWQ": "int4"}
 # How families normalise queries and keys where they do (transformers 5.23, models/*/modeling_*.py): over each head, or all at
 # once. These always do; others say so in a field.
-_HEAD_NORMS = {"qwen3": "head", "dots1": "head", "qwen3_moe": "head", "olmoe": "width"}
+_HEAD_NORMS = {
+    **dict.fromkeys(
+        ("qwen3", "dots1", "qwen3_moe", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), "head"
+    ),
+    "olmoe": "width",
+}
 _UNGATED_ACTIVATIONS = ("relu2", "relu", "gelu_new")
 
 
-def is_whole(value: object, low: int = 0) -> bool:
-    """Whether a value is an int (no bool) of at least `low` that a model could have."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value < _MAX_VALUE
-
-
-@dataclass(frozen=True, slots=True)
-class _Config:
-    """A config with the name that errors give its origin."""
-
-    data: Mapping[str, Any]
-    where: str
-
-    def has(self, name: str) -> bool:
-        return self.data.get(name) is not None
-
-    def find(self, names: tuple[str, ...]) -> int | None:
-        """The first of these fields that is set, as a whole number; None if none is."""
-        name = next((name for name in names if self.has(name)), None)
-        if name is None:
-            return None
-        value = self.data[name]
-        if isinstance(value, list) and value and all(one == value[0] for one in value):
-            value = value[0]  # said of each layer, the same for all
-        if not is_whole(value):
-            raise ModelError(f"{self.where}: {name} is {value!r}, expected a whole number")
-        return int(value)
-
-    def number(self, *names: str) -> int:
-        value = self.find(names)
-        if value is None:
-            also = f" (or {', '.join(names[1:])})" if names[1:] else ""
-            raise ModelError(f"{self.where}: lacks the field {names[0]!r}{also}")
-        return value
-
-    def flag(self, name: str, default: bool = False) -> bool:
-        return bool(self.data.get(name, default))
-
-    def items(self, name: str, of: type = int) -> list[Any]:
-        """A field that lists whole numbers (or text); empty where it is not set."""
-        value = self.data.get(name) or []
-        if not isinstance(value, list) or not all(isinstance(item, of) for item in value):
-            raise ModelError(f"{self.where}: {name} is {value!r}, expected a list of {of.__name__}")
-        return value
-
-
-def _decoder(config: Mapping[str, Any], where: str) -> _Config:
+def _decoder(config: Mapping[str, Any], where: str) -> Config:
     """The language model's part of a config, with what an outer config says for the whole."""
     for _ in range(3):
         inner = next((config[name] for name in _NESTED if isinstance(config.get(name), Mapping)), None)
@@ -120,7 +79,7 @@ def _decoder(config: Mapping[str, Any], where: str) -> _Config:
             break
         shared = ("quantization_config", "torch_dtype", "dtype", "tie_word_embeddings")
         config = {**{k: config[k] for k in shared if k in config}, **inner}
-    return _Config(config, where)
+    return Config(config, where)
 
 
 def spec_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -135,6 +94,7 @@ def spec_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     layers = c.number("num_hidden_layers")
     if not 1 <= layers <= MAX_LAYERS:
         raise ModelError(f"{where}: num_hidden_layers is {layers}, expected 1 to {MAX_LAYERS}")
+    refuse_other_layers(c, kind)
     act = _act_dtype(c)
     dtype, expert_dtype = _weight_dtypes(c, act)
     return {
@@ -151,18 +111,19 @@ def spec_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         # Hugging Face's own default is per class: tied for Gemma, not for any MoE family read here.
         "tie_embeddings": c.flag("tie_word_embeddings", kind.startswith("gemma")),
         **_attention(c, kind),
+        **linear_fields(c, kind, layers),
         **_feed_forward(c, kind, layers),
     }
 
 
-def _qk_norm(c: _Config, kind: str) -> str:
+def _qk_norm(c: Config, kind: str) -> str:
     """How queries and keys are normalised; MLA normalises its latents instead, in ops of its own."""
     if kind in _HEAD_NORMS or c.has("kv_lora_rank") or not c.flag("use_qk_norm"):
         return _HEAD_NORMS.get(kind, "")
     return "width" if c.data.get("qk_norm_type") == "per_layer" else "head"
 
 
-def _attention(c: _Config, kind: str) -> dict[str, Any]:
+def _attention(c: Config, kind: str) -> dict[str, Any]:
     heads = c.number("num_attention_heads")
     if not heads:
         raise ModelError(f"{c.where}: num_attention_heads is 0")
@@ -189,7 +150,7 @@ def _attention(c: _Config, kind: str) -> dict[str, Any]:
     }
 
 
-def _feed_forward(c: _Config, kind: str, layers: int) -> dict[str, Any]:
+def _feed_forward(c: Config, kind: str, layers: int) -> dict[str, Any]:
     dense = c.find(("intermediate_size_mlp", "intermediate_size", "ffn_hidden_size"))
     experts = c.find(_EXPERTS) or 0
     if (field := _COUNTED_BY.get(kind)) and not any(name in c.data for name in _EXPERTS):
@@ -215,7 +176,7 @@ def _feed_forward(c: _Config, kind: str, layers: int) -> dict[str, Any]:
     }
 
 
-def _moe_pattern(c: _Config, layers: int) -> tuple[int, int]:
+def _moe_pattern(c: Config, layers: int) -> tuple[int, int]:
     """(first_dense, moe_every) of a config, by whichever fields its family uses."""
     start = c.find(("first_k_dense_replace", "moe_layer_start_index")) or 0
     step = c.find(("interleave_moe_layer_step", "decoder_sparse_step", "moe_layer_interval")) or 1
@@ -239,13 +200,15 @@ def _moe_pattern(c: _Config, layers: int) -> tuple[int, int]:
     return first, every
 
 
-def _window(c: _Config, kind: str, layer: int) -> int:
+def _window(c: Config, kind: str, layer: int) -> int:
     """Window of one layer, by the rules of its family (0: full attention)."""
     size = c.find(("sliding_window",)) or 0
+    if is_linear(kind):  # its layers are linear or full, none has a window
+        return 0
     if types := c.items("layer_types", str):
         named = types[layer % len(types)]
         if named not in ("full_attention", "sliding_attention", "chunked_attention"):
-            raise ModelError(f"{c.where}: layer type {named!r} is not supported (only softmax attention is)")
+            raise ModelError(f"{c.where}: layer type {named!r} is not supported in model type {kind!r}")
         if named == "full_attention":
             return 0
         return c.number("sliding_window" if named == "sliding_attention" else "attention_chunk_size")
@@ -265,7 +228,7 @@ def _window(c: _Config, kind: str, layer: int) -> int:
     return size
 
 
-def _act_dtype(c: _Config) -> str:
+def _act_dtype(c: Config) -> str:
     """The config's own element type; bf16 where it states none, as gpt-oss's does not."""
     named = str(c.data.get("dtype") or c.data.get("torch_dtype") or "bfloat16").removeprefix("torch.")
     if named not in _HF_DTYPES:
@@ -273,7 +236,7 @@ def _act_dtype(c: _Config) -> str:
     return _HF_DTYPES[named]
 
 
-def _weight_dtypes(c: _Config, act: str) -> tuple[str, str]:
+def _weight_dtypes(c: Config, act: str) -> tuple[str, str]:
     """(dtype outside the experts, dtype of the experts) by the quantization_config, if any."""
     q = c.data.get("quantization_config")
     if not isinstance(q, Mapping):

@@ -10,7 +10,8 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from moetrace.errors import ModelError, unknown
-from moetrace.model.config import MAX_LAYERS, is_whole, spec_fields
+from moetrace.model.config import spec_fields
+from moetrace.model.fields import MAX_LAYERS, is_whole
 from moetrace.op import dtypes, element_bytes
 
 _POSITIVE = ("hidden", "layers", "vocab", "heads", "kv_heads", "head_dim", "moe_every")
@@ -28,8 +29,14 @@ class ModelSpec:
 
     `act_dtype` is the element type of activations, embedding, lm_head, router and norms, which no scheme read
     here quantises; `dtype` that of the other weights outside the experts, `expert_dtype` that of the routed
-    experts. With MLA, `head_dim` is nope_dim + rope_dim and `kv_heads` is `heads`. Raises ModelError on a
-    nonsensical value.
+    experts. With MLA, `head_dim` is nope_dim + rope_dim and `kv_heads` is `heads`.
+
+    With `full_every` (0: none) layer i has full attention if ``(i + 1) % full_every == 0`` and else linear
+    attention by the gated delta rule (arXiv 2412.06464): `linear_heads` value heads of `linear_v_dim`, whose
+    state has `linear_dim` rows in `state_dtype`, share `linear_kv_heads` heads of keys and queries; a short
+    convolution over `linear_conv` tokens goes before. `output_gate`: full attention's output is gated by a
+    second half of the query projection; `shared_gate`: the shared expert's by one logit. Raises ModelError on
+    a nonsensical value.
     """
 
     name: str
@@ -60,6 +67,15 @@ class ModelSpec:
     gated: bool = True
     qk_norm: str = ""
     tie_embeddings: bool = False
+    full_every: int = 0
+    linear_heads: int = 0
+    linear_kv_heads: int = 0
+    linear_dim: int = 0
+    linear_v_dim: int = 0
+    linear_conv: int = 0
+    state_dtype: str = "fp32"
+    output_gate: bool = False
+    shared_gate: bool = False
 
     def __post_init__(self) -> None:
         if not self.windows and is_whole(self.layers) and self.layers <= MAX_LAYERS:
@@ -130,6 +146,21 @@ class ModelSpec:
         self._check_layer(layer)
         return self.windows[layer]
 
+    def is_linear(self, layer: int) -> bool:
+        """Whether this layer has linear attention, which keeps a state and no KV cache."""
+        self._check_layer(layer)
+        return self.full_every > 0 and (layer + 1) % self.full_every != 0
+
+    @property
+    def linear_widths(self) -> tuple[int, int]:
+        """Elements of (keys, values) of one token in a layer with linear attention; queries are as wide as keys."""
+        return self.linear_kv_heads * self.linear_dim, self.linear_heads * self.linear_v_dim
+
+    @property
+    def query_width(self) -> int:
+        """Columns of full attention's query projection, with its output gate if it has one."""
+        return (2 if self.output_gate else 1) * self.heads * self.head_dim
+
     def expert_bytes(self, dtype: str | None = None, scales: bool = True) -> float:
         """Bytes of one expert's gate, up and down, in `dtype` or as stored, with its quantisation scales."""
         return self._ffn(self.expert_inter) * element_bytes(dtype or self.expert_dtype, scales)
@@ -138,8 +169,8 @@ class ModelSpec:
         """Parameters of one layer by part: attention, router, experts (all of them), shared, dense, norms."""
         moe = self.is_moe(layer)
         return {
-            "attention": self._attention_params(),
-            "router": self.hidden * self.experts if moe else 0,
+            "attention": self._linear_params() if self.is_linear(layer) else self._attention_params(),
+            "router": self.hidden * (self.experts + self.shared_gate) if moe else 0,
             "experts": self.experts * self._ffn(self.expert_inter) if moe else 0,
             "shared": self._ffn(self.shared_inter) if moe else 0,
             "dense": 0 if moe else self._ffn(self.dense_inter),
@@ -162,13 +193,25 @@ class ModelSpec:
         """Bytes that one token adds to this layer's KV cache.
 
         GQA keeps a key and a value per KV head; MLA one compressed vector and the shared rotary key, kv_lora
-        + rope elements (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+        + rope elements (DeepSeek-V2, arXiv 2405.04434, section 2.1); linear attention nothing (see `state_bytes`).
         """
-        self._check_layer(layer)
+        if self.is_linear(layer):
+            return 0.0
         elements = (
             self.kv_lora + self.rope_dim if self.attention == "mla" else 2 * self.kv_heads * self.head_dim
         )
         return elements * element_bytes(dtype)
+
+    def state_bytes(self, layer: int) -> float:
+        """Bytes that one sequence keeps in this layer whatever its length; 0 but for linear attention.
+
+        The delta rule's state of each value head, and the last inputs of the short convolution.
+        """
+        if not self.is_linear(layer):
+            return 0.0
+        keys, values = self.linear_widths
+        last = (2 * keys + values) * (self.linear_conv - 1) * element_bytes(self.act_dtype)
+        return self.linear_dim * values * element_bytes(self.state_dtype) + last
 
     def params(self) -> int:
         """Parameters of the decoder with its embeddings; biases and q/k norms (under 0.1 %) are left out."""
@@ -193,12 +236,24 @@ class ModelSpec:
 
     def _attention_params(self) -> int:
         if self.attention == "gqa":
-            return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+            out = self.heads * self.head_dim
+            return self.hidden * (self.query_width + out + 2 * self.kv_heads * self.head_dim)
         query = self.heads * self.head_dim
         q = self.hidden * self.q_lora + self.q_lora * query if self.q_lora else self.hidden * query
         compress = self.hidden * (self.kv_lora + self.rope_dim)
         expand = self.kv_lora * self.heads * (self.nope_dim + self.v_dim)
         return q + compress + expand + self.heads * self.v_dim * self.hidden
+
+    def _linear_params(self) -> int:
+        """Projections in (q, k, v, z; beta and decay per head) and out, convolution, decay's A and bias, the output's norm."""
+        keys, values = self.linear_widths
+        projected = 2 * keys + 2 * values + 2 * self.linear_heads + values
+        return (
+            self.hidden * projected
+            + (2 * keys + values) * self.linear_conv
+            + 2 * self.linear_heads
+            + self.linear_v_dim
+        )
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < self.layers:
@@ -218,11 +273,23 @@ def _problem(s: ModelSpec) -> str | None:
             return unknown("dtype", str(value), dtypes())
     has_dense = not s.experts or s.first_dense > 0 or s.moe_every > 1
     no_latent = 0 in (s.kv_lora, s.rope_dim, s.nope_dim, s.v_dim)
+    no_state = 0 in (s.linear_heads, s.linear_kv_heads, s.linear_dim, s.linear_v_dim, s.linear_conv)
     rules = (
         (s.layers > MAX_LAYERS, f"layers is {s.layers}, more than {MAX_LAYERS}"),
         (s.heads % s.kv_heads, f"heads ({s.heads}) is not a multiple of kv_heads ({s.kv_heads})"),
         (s.attention not in ("gqa", "mla"), f"attention is {s.attention!r}, not 'gqa' or 'mla'"),
         (s.attention == "mla" and no_latent, "mla needs kv_lora, rope_dim, nope_dim and v_dim"),
+        (
+            s.full_every == 1,
+            "full_every is 1, which leaves no layer to linear attention (0: full attention in all)",
+        ),
+        (s.full_every and s.attention == "mla", "linear attention beside mla is not supported"),
+        (s.full_every and no_state, "linear attention needs linear_heads, _kv_heads, _dim, _v_dim and _conv"),
+        (
+            s.full_every and not no_state and s.linear_heads % s.linear_kv_heads,
+            f"linear_heads ({s.linear_heads}) is not a multiple of linear_kv_heads ({s.linear_kv_heads})",
+        ),
+        (s.output_gate and s.attention == "mla", "an output gate beside mla is not supported"),
         (s.experts and not 1 <= s.topk <= s.experts, f"topk is {s.topk}, expected 1 to {s.experts} experts"),
         (s.topk and not s.experts, f"topk is {s.topk} but there are no experts"),
         (s.experts and not s.expert_inter, "expert_inter is 0 but there are experts"),

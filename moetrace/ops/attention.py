@@ -84,6 +84,30 @@ def linear_work(op: OpGroup) -> Amounts:
     )
 
 
+def conv_work(op: OpGroup) -> Amounts:
+    """A convolution along `tokens` of each of `width` channels over `taps` tokens; each sequence keeps its last taps - 1."""
+    weights = op["width"] * op["taps"] * act(op)
+    last = op["batch"] * op["width"] * (op["taps"] - 1) * act(op)
+    moved = op["tokens"] * op["width"] * act(op)
+    return Amounts(
+        flops=2.0 * op["tokens"] * op["width"] * op["taps"],
+        weight_bytes=weights,
+        weight_bytes_min=weights,
+        resident_bytes=weights,
+        kv_read_bytes=last,
+        kv_write_bytes=last,
+        act_read_bytes=moved,
+        act_write_bytes=moved,
+        rows=op["tokens"],
+    )
+
+
+def prep_work(op: OpGroup) -> Amounts:
+    """What is moved or turned into gates between the projections and the delta rule: every element in and out."""
+    nbytes = op["elements"] * act(op)
+    return Amounts(flops=op["elements"], act_read_bytes=nbytes, act_write_bytes=nbytes)
+
+
 def reduce_work(op: OpGroup) -> Amounts:
     """Merging split-KV partial results: fp32 partials of a few splits in, one row out; `elements` outputs."""
     return Amounts(
@@ -112,14 +136,19 @@ KINDS = (
     Kind("attention", "attention", ("batch", "heads", "kv_heads", "head_dim", "kv"), gqa_work),
     Kind("mla_attention", "attention", ("batch", "heads", "kv_lora", "rope", "kv"), mla_work),
     Kind("linear_attention", "attention", ("batch", "heads", "head_dim", "v_dim"), linear_work),
+    Kind("linear_conv", "attention", ("batch", "tokens", "width", "taps"), conv_work),
+    Kind("linear_prep", "attention", _E, prep_work),
     Kind("attention_reduce", "attention", _E, reduce_work),
     Kind("rope", "attention", _E, rope_work),
     Kind("kv_write", "attention", _E, kv_write_work),
 )
 
 KERNELS = (
-    (  # flash-linear-attention's, vLLM's and SGLang's: gated delta net, Kimi's KDA, lightning attention, their short convolution
-        r"gated_delta_rule|fused_gdn_gating|fused_sigmoid_gating_delta|chunk_scaled_dot_kkt|recompute_w_u_fwd|kda_gate|fused_recurrent_kda|chunk_kda|linear_attn_decode|lightning_attn|causal_conv1d_(fwd|update)",
+    # flash-linear-attention's, vLLM's and SGLang's: gated delta net, Kimi's KDA, lightning attention, their short convolution
+    (r"causal_conv1d_(fwd|update)", "linear_conv"),
+    (r"fused_gdn_gating|kda_gate|fused_qkvzba_split", "linear_prep"),
+    (
+        r"gated_delta_rule|fused_sigmoid_gating_delta|chunk_scaled_dot_kkt|recompute_w_u_fwd|fused_recurrent_kda|chunk_kda|linear_attn_decode|lightning_attn",
         "linear_attention",
     ),
     (
@@ -156,10 +185,8 @@ OPERATORS = (
 
 def dims(kind: str, seen: Seen) -> Op | None:
     """The op from the operator's shapes, the step's KV length and the layer's window, else from the model."""
-    if (
-        kind == "linear_attention"
-    ):  # its sizes are in no model's shape here, and several kernels share one operator
-        return None
+    if kind.startswith("linear_"):
+        return _linear(kind, seen)
     if kind in ("rope", "kv_write"):
         return _moved(kind, seen)
     if kind == "attention_reduce":
@@ -192,6 +219,39 @@ def dims(kind: str, seen: Seen) -> Op | None:
         **extra,
     )
     return op if _sdpa(seen) else _with_pairs(op, seen)
+
+
+# Kernels that do the whole of the delta rule. A prompt is worked through by several, in chunks, of which none does.
+_WHOLE_RULE = re.compile(
+    r"fused_recurrent_gated_delta_rule|fused_sigmoid_gating_delta|packed_recurrent_gated_delta"
+)
+
+
+def _linear(kind: str, seen: Seen) -> Op | None:
+    """Linear attention's own ops from the model; in a mixed step what a kernel sees of the tokens is not known."""
+    model, tp, q, batch = seen.model, max(1, seen.tp), seen.tokens, seen.batch
+    if model is None or not model.full_every or not q or not batch or seen.phase == "mixed":
+        return None
+    keys, values = (width // tp for width in model.linear_widths)
+    if kind == "linear_conv":
+        return Op.of(
+            kind, model.act_dtype, batch=batch, tokens=q, width=2 * keys + values, taps=model.linear_conv
+        )
+    heads = max(1, model.linear_heads // tp)
+    if kind == "linear_prep":
+        both = 2 * heads + (2 * (keys + values) if "qkvzba" in seen.kernel else 0)
+        return Op.of(kind, model.act_dtype, elements=q * both)
+    if not _WHOLE_RULE.search(seen.kernel):
+        return None
+    state = (
+        model.state_dtype
+        if model.state_dtype == model.act_dtype
+        else f"{model.state_dtype}/{model.act_dtype}"
+    )
+    return Op.of(
+        kind, state, batch=batch, heads=heads, kv_heads=max(1, model.linear_kv_heads // tp), head_dim=model.linear_dim,
+        v_dim=model.linear_v_dim, **({"q": q} if q != batch else {}),
+    )  # fmt: skip
 
 
 def _with_pairs(op: Op, seen: Seen) -> Op:

@@ -202,6 +202,10 @@ def _norm(seen: Seen) -> Op | None:
         return None
     if "rsqrt_kernel" in seen.kernel:  # one op of an unfused norm: a number per token
         return Op.of("norm", seen.model_dtype, tokens=seen.tokens, width=1)
+    if seen.role == "linear_norm":  # of each value head, its gate read beside
+        heads = max(1, model.linear_heads // tp)
+        dims = {"tokens": seen.tokens * heads, "width": model.linear_v_dim}
+        return Op.of("norm", seen.model_dtype, **dims, residual=1, writes=1)
     if model.attention == "mla":
         width = {"q_norm": model.q_lora, "k_norm": model.kv_lora}.get(seen.role) or model.hidden
         heads = 0

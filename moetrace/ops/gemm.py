@@ -59,7 +59,7 @@ KINDS = (
         for name in ("qkv_proj", "o_proj", "dense_gate_up", "dense_down", "lm_head", "gemm")
     ),
     Kind("router", "routing", _MNK, work),
-    *(Kind(name, "shared_expert", _MNK, work) for name in ("shared_gate_up", "shared_down")),
+    *(Kind(name, "shared_expert", _MNK, work) for name in ("shared_gate_up", "shared_down", "shared_gate")),
     *(Kind(name, "experts", _MNK, work) for name in ("expert_up", "expert_down")),
     Kind("gemm_reduce", "dense_gemm", ("elements",), reduce_work),
     Kind("quantize", "dense_gemm", ("elements",), quantize_work),
@@ -98,7 +98,8 @@ OPERATORS = (
 _KIND_OF_ROLE = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_part", "mla_part"), "qkv_proj"),
     **dict.fromkeys(("qkv_a", "q_a", "kv_a", "q_b", "kv_b", "absorb"), "qkv_proj"),
-    "v_up": "o_proj",
+    **dict.fromkeys(("linear_in", "linear_heads", "linear_part"), "qkv_proj"),
+    **dict.fromkeys(("v_up", "linear_out"), "o_proj"),
     "dense_half": "dense_gate_up",
     "shared_half": "shared_gate_up",
     "shared_part": "shared_gate_up",
@@ -173,7 +174,8 @@ def _from_model(kind: str, role: str, seen: Seen) -> Op | None:
     model, m, tp = seen.model, seen.tokens, max(1, seen.tp)
     if model is None or m is None:
         return None
-    q, kv = model.heads * model.head_dim // tp, max(model.kv_heads // tp, 1) * model.head_dim
+    out, kv = model.heads * model.head_dim // tp, max(model.kv_heads // tp, 1) * model.head_dim
+    q, (keys, values) = model.query_width // tp, model.linear_widths
     dense, shared = model.dense_inter // tp, model.shared_inter // tp
     shapes = {
         "router": (m, model.experts, model.hidden),
@@ -183,6 +185,10 @@ def _from_model(kind: str, role: str, seen: Seen) -> Op | None:
         "shared_gate_up": (m, 2 * shared, model.hidden),
         "shared_half": (m, shared, model.hidden),
         "shared_down": (m, model.hidden, shared),
+        "shared_gate": (m, 1 if model.shared_gate else 0, model.hidden),
+        "linear_in": (m, 2 * (keys + values) // tp, model.hidden),
+        "linear_heads": (m, 2 * model.linear_heads // tp, model.hidden),
+        "linear_out": (m, model.hidden, values // tp),
         # a decode step may verify several tokens per sequence; a prefill needs the last token's logits alone
         "lm_head": (m if seen.phase in GENERATING else seen.batch or m, model.vocab // tp, model.hidden),
     }
@@ -190,7 +196,7 @@ def _from_model(kind: str, role: str, seen: Seen) -> Op | None:
         shapes |= _mla_shapes(model, m, tp)
     else:
         shapes |= {"qkv_proj": (m, q + 2 * kv, model.hidden), "q_proj": (m, q, model.hidden),
-                   "k_proj": (m, kv, model.hidden), "v_proj": (m, kv, model.hidden), "o_proj": (m, model.hidden, q)}  # fmt: skip
+                   "k_proj": (m, kv, model.hidden), "v_proj": (m, kv, model.hidden), "o_proj": (m, model.hidden, out)}  # fmt: skip
     if role not in shapes or 0 in shapes[role] or (seen.phase == "mixed" and role in _BY_PHASE):
         return None
     rows, n, k = shapes[role]

@@ -22,7 +22,7 @@ from moetrace.files import is_run, url_of
 from moetrace.formats.remote import traces_at
 from moetrace.hardware import load_hardware
 from moetrace.model import ModelSpec, load_model
-from moetrace.model.config import is_whole
+from moetrace.model.fields import is_whole
 from moetrace.ops import Names, communication_names
 from moetrace.parse import facts
 from moetrace.parse.stages import Asked, resolved

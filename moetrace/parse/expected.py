@@ -15,13 +15,14 @@ from moetrace.forward import step_ops
 from moetrace.model import ModelSpec
 from moetrace.ops import OTHER
 from moetrace.parse.nesting import IntArray
-from moetrace.parse.order import ATTENTION
+from moetrace.parse.order import ATTENTION, LINEAR
 
 _GEMM, _ATTENTION, _UP, _DOWN = "gemm", "attention", "moe_gate_up", "moe_down"
-_NEEDED = frozenset({_GEMM, _ATTENTION, _UP, _DOWN})  # what no engine can leave out of a layer
+_NEEDED = frozenset({_GEMM, _ATTENTION, LINEAR, _UP, _DOWN})  # what no engine can leave out of a layer
 _SLOT = {
-    **dict.fromkeys(("qkv_proj", "o_proj", "dense_gate_up", "dense_down", "shared_gate_up", "shared_down"), _GEMM),
-    **dict.fromkeys(ATTENTION, _ATTENTION),
+    **dict.fromkeys(("qkv_proj", "o_proj", "dense_gate_up", "dense_down"), _GEMM),
+    **dict.fromkeys(("shared_gate_up", "shared_down", "shared_gate"), _GEMM),
+    **{kind: _ATTENTION for kind in ATTENTION if kind != LINEAR},
     **dict.fromkeys(("moe_act", "shared_act"), "activation"),
 }  # fmt: skip
 _BOTH = {"moe_gemm": (_UP, _DOWN), "moe_experts": (_UP, _DOWN), _GEMM: (_GEMM, "router")}

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-ATTENTION = ("attention", "mla_attention")
+LINEAR = "linear_attention"
+ATTENTION = ("attention", "mla_attention", LINEAR)
 EXPERT_GEMMS = ("moe_gemm", "moe_gate_up", "moe_down", "moe_experts")
 MOE = ("topk", "moe_align", *EXPERT_GEMMS, "moe_act", "moe_combine", "moe_collect")
 # What an MoE block can end with. A top-k only begins one: the last of a step may be the sampler's.
@@ -32,6 +33,7 @@ class Hints:
     mla: bool = False
     q_lora: bool = False
     shared: bool = False
+    shared_gate: bool = False
 
 
 NO_HINTS = Hints()

@@ -178,7 +178,10 @@ def remarks(count: int, layers: int, model: ModelSpec | None, repeated: bool) ->
 def _hints(model: ModelSpec | None) -> Hints:
     if model is None:
         return NO_HINTS
-    return Hints(model.layers, model.attention == "mla", model.q_lora > 0, model.shared_inter > 0)
+    shared = model.shared_inter > 0
+    return Hints(
+        model.layers, model.attention == "mla", model.q_lora > 0, shared, shared and model.shared_gate
+    )
 
 
 def _widths(

@@ -16,6 +16,7 @@ from moetrace.parse.order import (
     DRAFT,
     EXPERT_GEMMS,
     GEMMS,
+    LINEAR,
     MOE,
     NO_HINTS,
     Hints,
@@ -61,7 +62,9 @@ def _layer_roles(
     own = _outputs(kinds, last, high, after, mla)
     inner = [i for i in range(gemms[0] if gemms else first, first) if kinds[i] == "norm"]
     before = [i for i in gemms if i < first]
-    if mla:
+    if all(kinds[i] == LINEAR for i in marks):
+        _linear_roles(kinds, roles, before, own, last)
+    elif mla:
         between = [i for i in gemms if first < i < last]
         named = any(
             kinds[i] == "mla_attention" for i in marks
@@ -69,7 +72,7 @@ def _layer_roles(
         _mla_roles(roles, before, between, own, inner, named, hints.q_lora)
     else:
         _gqa_roles(roles, before, inner)
-    if own:
+    if own and not roles[own[-1]]:
         roles[own[-1]] = "o_proj"
     _block_roles(kinds, roles, widths, last, high, after[len(own) :], hints)
 
@@ -92,6 +95,20 @@ def _gqa_roles(roles: list[str], before: list[int], inner: list[int]) -> None:
     norms = {1: ("qk_norm",), 2: ("q_norm", "k_norm")}.get(len(inner), ())
     for i, name in zip(inner, norms, strict=False):
         roles[i] = name
+
+
+def _linear_roles(
+    kinds: Sequence[str], roles: list[str], before: list[int], own: list[int], last: int
+) -> None:
+    """One wide GEMM into linear attention and one of what is one per head, the gated norm behind it, and one GEMM out."""
+    names = ("linear_in", "linear_heads") if len(before) == 2 else ("linear_part",) * len(before)
+    for i, name in zip(before, names, strict=True):
+        roles[i] = name
+    for i in own:
+        roles[i] = "linear_out" if len(own) == 1 else "linear_part"
+    norm = next((i for i in range(last + 1, own[0]) if kinds[i] == "norm"), None) if own else None
+    if norm is not None:
+        roles[norm] = "linear_norm"
 
 
 def _mla_roles(
@@ -150,15 +167,45 @@ def _block_roles(
         _mlp_roles(kinds, roles, rest, "dense")
         return
     routers = [i for i in rest if i < moe]
-    if routers:
-        roles[routers[-1]] = "router"
+    router = _router_with_shared(kinds, routers) if hints.shared_gate else next(iter(routers[::-1]), None)
+    if router is not None:
+        roles[router] = "router"
     others = [i for i in rest if roles[i] == ""]
     loop: list[int] = []
     if not any(kinds[i] in EXPERT_GEMMS for i in range(attention, high)):
         loop = [i for i in others if i > moe]
         loop = _loop_roles(kinds, roles, widths, routers[-1:], loop, high, hints.shared)
-    _mlp_roles(kinds, roles, [i for i in others if i not in loop], "shared")
+    shared = [i for i in others if i not in loop]
+    if hints.shared_gate:
+        _gated_mlp_roles(kinds, roles, shared)
+    else:
+        _mlp_roles(kinds, roles, shared, "shared")
     _activation_role(kinds, roles, attention, high)
+
+
+def _router_with_shared(kinds: Sequence[str], ahead: list[int]) -> int | None:
+    """The router among the GEMMs ahead of the experts, where a shared expert with a gate lies with it, before or after.
+
+    The shared expert is gate_up (or gate and up), activation, down and the logit of its gate.
+    """
+    acts = [i for i in range(ahead[0], ahead[-1]) if kinds[i] == "activation"] if ahead else []
+    if len(acts) != 1:
+        return ahead[-1] if ahead else None
+    before = sum(i < acts[0] for i in ahead)
+    behind = len(ahead) - before
+    return ahead[0] if before == 3 or (before == 2 and behind < 3) else ahead[-1]
+
+
+def _gated_mlp_roles(kinds: Sequence[str], roles: list[str], gemms: list[int]) -> None:
+    """The shared expert's GEMMs where it has a gate, whose logit comes behind it; none is told apart in another number."""
+    acts = [i for i in range(gemms[0], gemms[-1]) if kinds[i] == "activation"] if gemms else []
+    before = sum(i < acts[0] for i in gemms) if len(acts) == 1 else 0
+    front = {1: ("shared_gate_up",), 2: ("shared_half", "shared_half")}.get(before, ())
+    names = (*front, "shared_down", "shared_gate")[: len(gemms)]
+    if not front or not before < len(gemms) == len(names):
+        names = ("shared_part",) * len(gemms)
+    for i, name in zip(gemms, names, strict=True):
+        roles[i] = name
 
 
 def _mlp_roles(kinds: Sequence[str], roles: list[str], gemms: list[int], block: str) -> None:

@@ -18,7 +18,7 @@ from moetrace import formats, ops
 from moetrace.errors import TraceError
 from moetrace.formats.events import Events, Stored
 from moetrace.model import ModelSpec
-from moetrace.model.config import is_whole
+from moetrace.model.fields import is_whole
 from moetrace.parse import aside, capture, facts
 from moetrace.parse.captured import captured_in
 from moetrace.parse.gather import gather

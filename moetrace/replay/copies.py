@@ -39,14 +39,16 @@ def copy_error(draft: Draft) -> tuple[FloatArray, str | None]:
 
 
 def layer_kinds(draft: Draft) -> npt.NDArray[np.int64]:
-    """The kind of each recorded layer as a number: dense or MoE, full or sliding-window attention."""
+    """The kind of each recorded layer as a number: dense or MoE, full, sliding-window or linear attention."""
     depth, model = int(draft.base.layer.max()) + 1, draft.model
     moe = {
         at.source_layer for op, at in zip(draft.origin, draft.at, strict=True) if op and op.kind in EXPERTS
     }
     return np.array(
         [
-            2 * model.is_moe(i) + (model.window(i) > 0) if model and i < model.layers else 2 * (i in moe)
+            4 * model.is_linear(i) + 2 * model.is_moe(i) + (model.window(i) > 0)
+            if model and i < model.layers
+            else 2 * (i in moe)
             for i in range(depth)
         ],
         dtype=np.int64,

@@ -23,6 +23,8 @@ from moetrace.replay.parallel import Parallel
 from moetrace.replay.scenario import Scenario, gpus_of, parallel_of
 from moetrace.run import Run, Step
 
+_LINEAR = 2  # in what tells a kind of layer: linear attention, for which no other layer can stand
+
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -219,26 +221,26 @@ class Draft:
     def layer_origins(self, depth: int) -> tuple[int, ...]:
         """For each of `depth` layers the recorded layer that stands for it: itself, else one of its kind, in turn.
 
-        A kind is dense or MoE, and sliding or full attention. Raises ScenarioError if none of that kind was recorded.
+        A kind is dense or MoE, and sliding, linear or full attention. Raises ScenarioError if none of that kind was recorded.
         """
         recorded, moe = self.layers, set(self.moe_layers)
         full = self.model.with_edits(layers=max(depth, recorded)) if self.model else None
 
-        def kind(layer: int) -> tuple[bool, bool]:
+        def kind(layer: int) -> tuple[bool, int]:
             if full is None:
-                return layer % recorded in moe, False
-            return full.is_moe(layer), full.window(layer) > 0
+                return layer % recorded in moe, 0
+            return full.is_moe(layer), _LINEAR * full.is_linear(layer) + (full.window(layer) > 0)
 
         kinds = [kind(layer) for layer in range(recorded)]
-        turns: dict[tuple[bool, bool], int] = {}
+        turns: dict[tuple[bool, int], int] = {}
         origins = list(range(min(recorded, depth)))
         for layer in range(recorded, depth):
             wanted = kind(layer)
             options = [i for i, k in enumerate(kinds) if k == wanted] or [
-                i for i, k in enumerate(kinds) if k[0] == wanted[0]
+                i for i, k in enumerate(kinds) if k[0] == wanted[0] and k[1] < _LINEAR > wanted[1]
             ]
             if not options:
-                what = "MoE" if wanted[0] else "dense"
+                what = ("MoE" if wanted[0] else "dense") + " with linear attention" * (wanted[1] >= _LINEAR)
                 raise ScenarioError(
                     f"layers={depth}: layer {layer} is {what}, and no {what} layer was recorded to repeat"
                 )

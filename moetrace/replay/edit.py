@@ -155,6 +155,10 @@ def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
         return op.with_dims(n=_qkv_width(op, tp, model))
     if kind == "lm_head" and op.has("n"):
         return op.with_dims(n=-(-int(op["n"]) // tp))  # the vocabulary is padded to a multiple
+    if kind == "linear_conv":
+        return _divided(op, "width", tp, tp)
+    if kind == "linear_attention":
+        return _divided(_divided(op, "heads", tp, tp), "kv_heads", tp, tp)
     if kind in ("attention", "mla_attention"):
         op = _divided(op, "heads", tp, tp)
         return op.with_dims(kv_heads=max(1, int(op["kv_heads"]) // tp)) if op.has("kv_heads") else op
@@ -187,7 +191,7 @@ def _qkv_width(op: Op, tp: int, model: ModelSpec | None) -> int:
         if n in (model.q_lora, latent, model.q_lora + latent):
             return n
     elif model is not None:
-        q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+        q, kv = model.query_width, model.kv_heads * model.head_dim
         own_kv = max(1, model.kv_heads // tp) * model.head_dim
         known = {q + 2 * kv: q // tp + 2 * own_kv, 2 * kv: 2 * own_kv, kv: own_kv, q: q // tp}
         if n in known and model.heads % tp == 0:

@@ -153,7 +153,7 @@ def rank_weights(model: ModelSpec, p: Parallel, redundant: int = 0) -> Mapping[s
                     held = count * (1 + redundant / model.experts if model.experts else 1)
                     parts["experts"] += held * element_bytes(model.expert_dtype) / p.stage
                 elif name == "attention":
-                    parts["attention"] += attention_params(model, p.tp) * element_bytes(model.dtype)
+                    parts["attention"] += attention_params(model, p.tp, layer) * element_bytes(model.dtype)
                 elif name in ("shared", "dense"):
                     parts["other"] += count * element_bytes(model.dtype) / p.tp
                 else:
@@ -166,11 +166,14 @@ def rank_weights(model: ModelSpec, p: Parallel, redundant: int = 0) -> Mapping[s
     return MappingProxyType(fullest)
 
 
-def attention_params(model: ModelSpec, tp: int) -> float:
-    """Parameters of one layer's attention on one of `tp` ranks."""
+def attention_params(model: ModelSpec, tp: int, layer: int = 0) -> float:
+    """Parameters of one layer's attention on one of `tp` ranks; linear attention is cut by its heads."""
+    if model.is_linear(layer):
+        return model.layer_params(layer)["attention"] / tp
     if model.attention == "gqa":
         kv_heads = model.kv_heads / tp if model.kv_heads >= tp else 1.0
-        return model.hidden * model.head_dim * (2 * model.heads / tp + 2 * kv_heads)
+        out = model.heads * model.head_dim
+        return model.hidden * ((model.query_width + out) / tp + 2 * kv_heads * model.head_dim)
     query = model.heads * model.head_dim / tp
     down = model.hidden * (model.q_lora + model.kv_lora + model.rope_dim)
     up = (model.q_lora or model.hidden) * query
@@ -179,31 +182,33 @@ def attention_params(model: ModelSpec, tp: int) -> float:
 
 
 def sequence_bytes(model: ModelSpec, p: Parallel, context: float, dtype: str) -> float:
-    """KV bytes of one sequence of `context` tokens on the fullest rank of its data-parallel group.
+    """KV bytes of one sequence of `context` tokens on the fullest rank of its data-parallel group, with its layers' states.
 
-    A sliding window caps its layers. Every rank holds a KV head at least, and MLA's compressed cache in whole.
+    A sliding window caps its layers; the state of linear attention is the same at any length.
+    Every rank holds a KV head at least, and MLA's compressed cache in whole.
     """
     share = 1.0 if model.attention == "mla" else max(1.0 / p.tp, 1.0 / model.kv_heads)
     full = 0.0
-    for kinds in _cached_kinds(model, p.pp, dtype):
+    for kinds, state in _cached_kinds(model, p.pp, dtype):
         held = sum(
             count * each * (smallest(context, window) if window else context)
             for (each, window), count in kinds
         )
-        full = largest(full, held)
-    return full * share
+        full = largest(full, held * share + state / p.tp)
+    return full
 
 
 @lru_cache(maxsize=4096)
 def _cached_kinds(
     model: ModelSpec, stages: int, dtype: str
-) -> tuple[tuple[tuple[tuple[float, int], int], ...], ...]:
-    """Of each pipeline stage how many layers keep so many bytes of a token within such a window (0: none)."""
+) -> tuple[tuple[tuple[tuple[tuple[float, int], int], ...], float], ...]:
+    """Of each pipeline stage how many layers keep so many bytes of a token within such a window (0: none), and the bytes of
+    its layers' states."""
     out = []
     for stage in range(stages):
         layers = range(model.layers * stage // stages, model.layers * (stage + 1) // stages)
         kinds = Counter((model.kv_bytes_per_token(layer, dtype), model.window(layer)) for layer in layers)
-        out.append(tuple(kinds.items()))
+        out.append((tuple(kinds.items()), sum(model.state_bytes(layer) for layer in layers)))
     return tuple(out)
 
 

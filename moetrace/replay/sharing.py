@@ -13,7 +13,10 @@ from moetrace.replay import edit
 from moetrace.replay.draft import At, Draft, Share
 from moetrace.run import GENERATING
 
-_ATTENTION_OUT = (frozenset({"o_proj"}), frozenset({"attention", "mla_attention", "attention_reduce"}))
+_ATTENTION_OUT = (
+    frozenset({"o_proj"}),
+    frozenset({"attention", "mla_attention", "linear_attention", "attention_reduce"}),
+)
 _FFN_OUT = (frozenset({"moe_combine", "moe_down", "moe_experts", "dense_down", "shared_down"}),)
 # Thread blocks of DeepEP's normal kernels, which prefills use (its README's setting); decode takes the low-latency ones.
 _NORMAL_SMS = 24

@@ -83,9 +83,13 @@ ROUNDED = {
     ),  # model card, 30B-A3B; the active ones without embedding and lm_head are 3.3
     "granite-3.1-1b-a400m": (1.3, 0.4, False, 0.08),  # model cards
     "granite-3.1-3b-a800m": (3.3, 0.8, False, 0.11),
+    "qwen3-next-80b-a3b": (80, 3, False, 0.2),  # model card; without embedding and lm_head 3.3 B are active
+    "qwen3.5-35b-a3b": (35, 3, False, 0.02),  # its name
 }
 # Parameters that transformers 5.23 gives a causal LM built from the same JSON on the meta device.
 COUNTED = {
+    "qwen3-next-80b-a3b": 79674391296,  # as the weights of Qwen3-Coder-Next on the Hub
+    "qwen3.5-35b-a3b": 34660610688,
     "deepseek-v2-lite": 15706484224,
     "deepseek-vl2": 27033546240,
     "glm-4.5": 352797814784,
@@ -129,6 +133,13 @@ SMALL: dict[str, Any] = {
     "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
     "vocab_size": 100, "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8,
     "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+HYBRID: dict[str, Any] = {
+    "model_type": "qwen3_next", "full_attention_interval": 2, "head_dim": 16, "num_experts": 8, "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_num_value_heads": 4,
+    "linear_value_head_dim": 12, "linear_conv_kernel_dim": 4,
 }  # fmt: skip
 
 
@@ -231,6 +242,30 @@ def test_bytes_of_experts_and_kv() -> None:
     # Checkpoint sizes on the Hub: 13.8 GB for gpt-oss-20b, 16.1 GB for Llama-3.1-8B.
     assert oss.weight_bytes() == pytest.approx(13.8e9, rel=0.01)
     assert load_model("llama-3.1-8b").weight_bytes() == pytest.approx(16.06e9, rel=0.001)
+
+
+def test_linear_attention_keeps_a_state_and_no_cache() -> None:
+    """Qwen3-Next: a state of 32 x 128 x 128 in fp32 and the last 3 inputs of 8192 channels, in three layers of four."""
+    spec = load_model("qwen3-next-80b-a3b")
+    assert [spec.is_linear(i) for i in range(8)] == [True, True, True, False] * 2
+    assert spec.state_bytes(0) == 32 * 128 * 128 * 4 + 8192 * 3 * 2 and spec.state_bytes(3) == 0
+    assert spec.kv_bytes_per_token(0) == 0 and spec.kv_bytes_per_token(3) == 2 * 2 * 256 * 2
+    assert spec.params() == COUNTED[spec.name] - 12 * 2 * 256  # but for q/k norms, exactly
+    with pytest.raises(ModelError, match="full_every is 1"):
+        spec.with_edits(full_every=1)
+
+
+def test_a_hybrids_layers_by_their_list_or_their_interval() -> None:
+    by_interval = small(**HYBRID)
+    listed = ["linear_attention", "full_attention"] * 2
+    assert small(**{**HYBRID, "full_attention_interval": None, "layer_types": listed}) == by_interval
+    assert [by_interval.is_linear(i) for i in range(4)] == [True, False] * 2
+    assert (by_interval.state_dtype, by_interval.output_gate, by_interval.shared_gate) == ("fp32", True, True)
+    assert small(**HYBRID, mamba_ssm_dtype="bfloat16").state_bytes(0) == (8 * 48 + (2 * 16 + 48) * 3) * 2
+    dense = {**HYBRID, "model_type": "qwen3_5_text", "num_experts": 0, "num_local_experts": 0}
+    assert small(**dense).layer_params(0)["dense"] == 3 * 64 * 96
+    everywhere = small(**{**HYBRID, "layer_types": ["full_attention"] * 4})
+    assert everywhere.full_every == 0 and everywhere.query_width == 2 * 4 * 16
 
 
 @pytest.mark.parametrize(
@@ -339,6 +374,9 @@ def row_of(name: str) -> str:
     experts = f"{spec.topk} of {spec.experts}, {spec.expert_inter}{shared}" if spec.experts else "dense"
     mla = f"MLA {spec.heads} heads, {spec.kv_lora}+{spec.rope_dim}"
     heads = mla if spec.attention == "mla" else f"{spec.heads}/{spec.kv_heads} x {spec.head_dim}"
+    if spec.full_every:
+        linear = f"{spec.linear_heads}/{spec.linear_kv_heads} x {spec.linear_dim}"
+        heads = f"{heads}; linear {linear} in {spec.full_every - 1} of {spec.full_every} layers"
     types = spec.dtype + (f", experts {spec.expert_dtype}" if spec.expert_dtype != spec.dtype else "")
     counts = f"{spec.params() / 1e9:.1f} / {spec.active_params() / 1e9:.1f}"
     link = f"[{source.removeprefix('https://huggingface.co/')}]({source})"
@@ -378,6 +416,20 @@ def test_shared_experts_and_ungated_ffns() -> None:
         ({"num_attention_heads": 6, "num_key_value_heads": 6}, "lacks 'head_dim'"),
         ({"kv_lora_rank": 16}, "lacks the field 'qk_nope_head_dim'"),
         ({"layer_types": ["linear_attention"] * 4}, "'linear_attention' is not supported"),
+        ({"model_type": "kimi_linear"}, "'kimi_linear' has linear attention or state-space layers"),
+        ({"linear_attn_config": {"kda_layers": [1]}}, "linear_attn_config says"),
+        ({"attn_type_list": [0, 1, 1, 1]}, "attn_type_list says"),
+        ({"linear_num_value_heads": 4}, "linear_num_value_heads says"),
+        ({**HYBRID, "full_attention_interval": None}, "lacks the field 'full_attention_interval'"),
+        ({**HYBRID, "full_attention_interval": 5}, "full_attention_interval is 5, expected 1 to 4"),
+        ({**HYBRID, "layer_types": ["linear_attention"] * 4}, "no regular step over 4 layers"),
+        ({**HYBRID, "layer_types": ["full_attention", *["linear_attention"] * 3]}, "no regular step"),
+        ({**HYBRID, "layer_types": ["sliding_attention"] * 4}, "not supported beside linear attention"),
+        ({**HYBRID, "linear_num_key_heads": None}, "lacks the field 'linear_num_key_heads'"),
+        ({**HYBRID, "linear_num_key_heads": 3}, r"linear_heads \(4\) is not a multiple"),
+        ({**HYBRID, "linear_conv_kernel_dim": 0}, "linear attention needs"),
+        ({**HYBRID, "attn_output_gate": False}, "attn_output_gate is false"),
+        ({**HYBRID, "mamba_ssm_dtype": "float8"}, "mamba_ssm_dtype is 'float8'"),
         ({"layer_types": ["sliding_attention"] * 4}, "lacks the field 'sliding_window'"),
         ({"moe_layers": [0, 1, 3]}, "no regular step"),
         ({"torch_dtype": "float8"}, "unknown torch_dtype 'float8'"),

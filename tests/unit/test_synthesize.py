@@ -38,7 +38,8 @@ NO_Q_LORA = ["norm", "qkv_proj", "qkv_proj", "norm"]
 
 def of_layer(model: ModelSpec, layer: int, **how: Any) -> list[Op]:
     queries, context, decode = (how.get(k, d) for k, d in (("queries", 1), ("context", 64), ("decode", True)))
-    return [op for at, op in step_ops(model, 4, queries, context, decode) if at == layer]
+    beside = how.get("beside", (0, 0, 0))
+    return [op for at, op in step_ops(model, 4, queries, context, decode, beside) if at == layer]
 
 
 def small(name: str, layers: int = 4) -> ModelSpec:
@@ -145,6 +146,9 @@ def test_a_huge_batch_reads_all_the_models_weights_once(name: str, decode: bool)
         2 * model.layers * model.hidden * 2 if model.architecture == "olmoe" else 0
     )  # its q/k norms are as wide
     read = weight_bytes(model, queries=1 if decode else 2, decode=decode)
+    # A gated norm is as wide as a value head; A and its bias are what the delta rule's kernel has in its registers.
+    linear = sum(model.is_linear(i) for i in range(model.layers))
+    table += linear * (2 * model.linear_heads + model.linear_v_dim) * 2
     assert read - olmoe == pytest.approx(model.weight_bytes() - table, rel=1e-9)
 
 
@@ -168,6 +172,9 @@ def test_a_token_multiplies_the_active_parameters(name: str) -> None:
         if op.has("m", "n", "k") or (family(op.kind) == "experts" and op.kind != "moe_act")
     )
     norms = (2 * model.layers + 1) * model.hidden
+    keys, values = model.linear_widths
+    small = (2 * keys + values) * model.linear_conv + 2 * model.linear_heads + model.linear_v_dim
+    norms += small * sum(model.is_linear(i) for i in range(model.layers))  # no matrix of these is multiplied
     table = model.vocab * model.hidden if model.tie_embeddings else 0
     active = model.active_params(embedding=False) - norms
     assert table == 0 or active > table  # a tied table is counted once, as lm_head
@@ -182,10 +189,30 @@ def test_attention_reads_the_kv_cache_once_and_writes_one_token(name: str) -> No
         model.kv_bytes_per_token(i) * batch * min(context, model.window(i) or context)
         for i in range(model.layers)
     )
-    assert sum(work(op).kv_read_bytes for op in ops) == pytest.approx(held)
+    state = batch * sum(model.state_bytes(i) for i in range(model.layers))  # read and written, at any length
+    assert sum(work(op).kv_read_bytes for op in ops) == pytest.approx(held + state)
     assert sum(work(op).kv_write_bytes for op in ops) == pytest.approx(
-        batch * sum(model.kv_bytes_per_token(i) for i in range(model.layers))
+        batch * sum(model.kv_bytes_per_token(i) for i in range(model.layers)) + state
     )
+
+
+def test_a_layer_with_linear_attention_by_hand() -> None:
+    """Qwen3-Next: keys and queries of 16 heads of 128, values and their gate of 32; two prompts of 50 beside 4 sequences."""
+    model = load_model("qwen3-next-80b-a3b")
+    ops = of_layer(model, 0, context=100, beside=(2, 50, 50))
+    assert [str(op) for op in ops[1:9]] == [
+        "qkv_proj bf16 m=104 n=12288 k=2048",
+        "qkv_proj bf16 m=104 n=64 k=2048",
+        "linear_conv bf16 batch=4 tokens=4 width=8192 taps=4",
+        "linear_conv bf16 batch=2 tokens=100 width=8192 taps=4",
+        "linear_attention fp32/bf16 batch=4 heads=32 kv_heads=16 head_dim=128 v_dim=128",
+        "linear_attention fp32/bf16 batch=2 heads=32 kv_heads=16 head_dim=128 v_dim=128 q=100",
+        "norm bf16 tokens=3328 width=128 residual=1 writes=1",
+        "o_proj bf16 m=104 n=2048 k=4096",
+    ]
+    full = [str(op) for op in of_layer(model, 3, context=100)]
+    assert "qkv_proj bf16 m=4 n=9216 k=2048" in full and "o_proj bf16 m=4 n=2048 k=4096" in full
+    assert "shared_gate bf16 m=4 n=1 k=2048" in full and not any(op.startswith("linear") for op in full)
 
 
 def test_every_op_of_every_model_has_known_work() -> None:

@@ -203,7 +203,13 @@ def _layer_kinds(model: ModelSpec, turned: Scenario) -> tuple[Key, ...]:
     stages = turned.get("pp", 1)
     ends = {model.layers * stage // stages - 1 for stage in range(1, stages + 1)} if stages > 1 else set()
     return tuple(
-        (layer == 0, model.is_moe(layer), model.window(layer), layer if single or layer in ends else -1)
+        (
+            layer == 0,
+            model.is_moe(layer),
+            model.is_linear(layer),
+            model.window(layer),
+            layer if single or layer in ends else -1,
+        )
         for layer in range(model.layers)
     )
 
