@@ -25,7 +25,7 @@ price_option = click.option(
     "prices",
     metavar="PRICE|NAME=PRICE",
     multiple=True,
-    help="What one device costs per hour, for all machines or one of them; repeats. There is no default.",
+    help="What one device costs per hour, for all machines or one of them; repeats, or commas. There is no default.",
 )
 
 

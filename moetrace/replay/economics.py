@@ -39,10 +39,14 @@ def economics(
 
 
 def read_prices(texts: Sequence[str], machines: Sequence[Hardware]) -> dict[str, float]:
-    """The price of one device per hour by machine, from ``2.5`` or ``h100-sxm=2.5`` texts. Raises ScenarioError."""
+    """The price of one device per hour by machine, from texts such as ``2.5`` or ``h100-sxm=2.5,cs3=30``.
+
+    A price without a name is that of the machines that no other names. Raises ScenarioError.
+    """
     names = {machine.base or machine.name for machine in machines}
     found: dict[str, float] = {}
-    for text in texts:
+    usual: float | None = None
+    for text in (part for whole in texts for part in whole.split(",")):
         name, equals, value = text.rpartition("=")
         try:
             price = float(value)
@@ -52,5 +56,12 @@ def read_prices(texts: Sequence[str], machines: Sequence[Hardware]) -> dict[str,
             raise ScenarioError(f"--price-per-hour {text}: expected a price above 0, or NAME=PRICE")
         if equals and name not in names:
             raise ScenarioError(f"--price-per-hour {text}: {unknown('machine', name, names)}")
-        found.update(dict.fromkeys((name,) if equals else names - set(found), price))
-    return found
+        if name in found or (not equals and usual is not None):
+            raise ScenarioError(
+                f"--price-per-hour {text}: a price of {name or 'all machines'} is given twice"
+            )
+        if equals:
+            found[name] = price
+        else:
+            usual = price
+    return found if usual is None else {**dict.fromkeys(names, usual), **found}

@@ -70,7 +70,7 @@ def need(draft: Draft) -> Need:
         return Need(None, None, None, capacity, None, None)
     devices, p = draft.gpus, draft.parallel
     parts = rank_weights(model, p, replicas(draft))
-    full = [(step.kv_tokens, step.batch or 1) for step in draft.steps if step.kv_tokens]
+    full = _held(draft)
     tokens, batch = _fullest(full)
     one = sequence_bytes(model, p, tokens / batch, draft.kv_dtype)
     kv_rank = one * -(-batch // p.dp) if full else None
@@ -212,6 +212,18 @@ def _cached_kinds(
     return tuple(out)
 
 
+def _held(draft: Draft) -> list[tuple[int, int]]:
+    """(KV tokens, sequences) of the steps that say them.
+
+    The synthesized mixed step of a steady load has its prompts beside a whole batch that decodes: the sequences at their full
+    length, as in its last decode step, are the most that is ever held.
+    """
+    steps = [step for step in draft.steps if step.kv_tokens]
+    if draft.run.meta.kind == "synthesized":
+        steps = [step for step in steps if step.phase != "mixed"] or steps
+    return [(step.kv_tokens or 0, step.batch or 1) for step in steps]
+
+
 def _fullest(steps: list[tuple[int, int]]) -> tuple[int, int]:
     """(KV tokens, sequences) of the step with most KV; where all have the very same batch, without parting many scenarios."""
     if steps and all(batch is steps[0][1] for _, batch in steps):
@@ -221,7 +233,7 @@ def _fullest(steps: list[tuple[int, int]]) -> tuple[int, int]:
 
 def _one_copy_kv(draft: Draft, model: ModelSpec) -> float | None:
     """KV cache of the fullest step, one copy of it; None if no step says its KV tokens."""
-    full = [(step.kv_tokens, step.batch or 1) for step in draft.steps if step.kv_tokens]
+    full = _held(draft)
     if not full:
         return None
     tokens, batch = _fullest(full)

@@ -15,7 +15,7 @@ from moetrace.forward import step_ops
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import Scenario, simulate
-from moetrace.replay.economics import economics
+from moetrace.replay.economics import economics, read_prices
 from moetrace.replay.load import read_load, workload_of
 from moetrace.replay.measures import STEP_OVERHEAD_S, Draft, first_and_rest
 from moetrace.run import Step
@@ -292,6 +292,31 @@ def test_the_largest_batch_holds_both_models_and_both_caches() -> None:
     for batch, fits in ((largest, True), (largest + 1, False)):
         again = simulate(model, Workload(batch, 1000, 1001), H100, Scenario.of(*sets)).summary["memory"]
         assert again["fits"] is fits
+
+
+@pytest.mark.parametrize("sets", [(), ("draft=qwen3-0.6b", "draft_tokens=3", "acceptance=0.7")])
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_a_steady_load_holds_each_sequence_once_whatever_is_asked(batch: int, sets: tuple[str, ...]) -> None:
+    model, scenario = load_model("qwen3-8b"), Scenario.of(*sets)
+    static, served = (
+        simulate(model, Workload(batch, 1024, 256, kind), H100, scenario).summary["memory"]
+        for kind in (False, True)
+    )
+    assert served["kv_bytes"] == static["kv_bytes"] and served["largest_batch"] == static["largest_batch"]
+
+
+def test_prices_are_by_machine_or_for_all_others() -> None:
+    machines = [load_hardware(name) for name in ("h100-sxm-x8", "cs3", "h200-sxm")]
+    assert read_prices(["h100-sxm=2.5,cs3=30"], machines) == {"h100-sxm": 2.5, "cs3": 30}
+    assert read_prices(["3", "cs3=30"], machines) == {"h100-sxm": 3, "cs3": 30, "h200-sxm": 3}
+    for bad, why in (
+        (["2,3"], "of all machines is given twice"),
+        (["cs3=2", "cs3=3"], "of cs3 is given twice"),
+        (["h100-sxm=2,"], "expected a price"),
+        (["b200=2"], "unknown machine 'b200'"),
+    ):
+        with pytest.raises(ScenarioError, match=why):
+            read_prices(bad, machines)
 
 
 def test_a_drafting_model_under_a_steady_load_works_on_one_prompt_at_a_time() -> None:
