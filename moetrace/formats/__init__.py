@@ -13,7 +13,7 @@ import numpy as np
 
 from moetrace.errors import TraceError
 from moetrace.formats import kineto, nsys
-from moetrace.formats.events import GROUP, Events, Stored, Tensors
+from moetrace.formats.events import Events, Stored, Tensors
 from moetrace.formats.nsys_file import REPORTS, Export, exported
 from moetrace.formats.piles import Block, Spill
 from moetrace.formats.remote import Remote, located, trace_in
@@ -35,7 +35,7 @@ def read(
     if not path.is_file():
         raise TraceError(f"{path} is not a file: expected a trace ({known}) or a moetrace run")
     if isinstance(path, Remote):
-        return _read_remote(path, progress, spill)
+        return _read_remote(path, progress, spill, gpu)
     head = b"" if path.suffix in REPORTS else _head(path)
     if path.suffix in REPORTS or nsys.sniff(head):
         return _sound(nsys.read(path, progress, spill, gpu), path)
@@ -50,13 +50,15 @@ def read(
 
 
 def _read_remote(
-    path: Remote, progress: Callable[[float], object] | None, spill: Spill | None
+    path: Remote, progress: Callable[[float], object] | None, spill: Spill | None, gpu: int | None
 ) -> Events | Stored:
-    """The same for a PyTorch trace behind a URL; an nsys export is a database, which needs a file of its own."""
+    """The same for a trace behind a URL: a PyTorch trace is streamed, an nsys export, which is a database, copied here."""
+    if is_nsys(path):
+        return _sound(nsys.read(path, progress, spill, gpu), path)
     if not kineto.sniff(_head(path)):
         raise TraceError(
-            f"{path} is not a PyTorch profiler trace: expected {', '.join(kineto.SUFFIXES[:2])} (an nsys export must be copied "
-            "here first)"
+            f"{path} is neither a PyTorch profiler trace nor an nsys export: expected "
+            f"{', '.join((*kineto.SUFFIXES[:2], *nsys.SUFFIXES))}"
         )
     return _sound(kineto.read(path, progress, spill), path)
 
@@ -68,15 +70,23 @@ def nsys_ranks(path: Path | Export) -> int:
 
 def is_nsys(path: Path | Remote) -> bool:
     """Whether a file is an nsys export or report. Raises TraceError for one that is empty or damaged."""
-    if isinstance(path, Remote) or not path.is_file():
+    if not path.is_file():
         return False
     return path.suffix in REPORTS or nsys.sniff(_head(path))
 
 
-def read_whole(path: Path | Remote) -> Events:
-    """The same, all in memory."""
-    events = read(path)
-    return events if isinstance(events, Events) else events.take(*range(len(GROUP)))
+def read_whole(path: Path | Remote, *classes: int) -> Events:
+    """The events of these classes, all in memory. Raises TraceError as `read` does, and where they are too many for that."""
+    events = read(path, spill=Spill())
+    if isinstance(events, Events):
+        return events
+    count = sum(events.count(cls) for cls in classes)
+    if count > _MOST_WHOLE:
+        raise TraceError(
+            f"{path} holds {count:,} launches, operators and ranges, and at most {_MOST_WHOLE:,} of a capture are held in "
+            "memory: give a trace of the capture alone, or of fewer sizes"
+        )
+    return events.take(*classes)
 
 
 def placed(events: Events | Stored, rank: int, world_size: int) -> Events | Stored:
@@ -91,6 +101,7 @@ def placed(events: Events | Stored, rank: int, world_size: int) -> Events | Stor
     return events
 
 
+_MOST_WHOLE = 1 << 21  # events in memory at once: 190 MB
 _MOST_DEVICES = 1 << 20
 _MOST_ELEMENTS = 1 << 60
 

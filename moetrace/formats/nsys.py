@@ -18,6 +18,7 @@ from moetrace.formats.nsys_file import STRINGS, Export, opened
 from moetrace.formats.nsys_ranks import API, CUDA_DEVICE, DEVICE_TABLES, NVTX, Rank, survey_of
 from moetrace.formats.nsys_reader import GPU, SESSION, Reader
 from moetrace.formats.piles import Spill
+from moetrace.formats.remote import Remote
 
 SUFFIXES = (".sqlite", ".sqlite.gz")
 
@@ -32,14 +33,14 @@ def sniff(head: bytes) -> bool:
     return head.startswith(_MAGIC)
 
 
-def ranks(path: Path | Export) -> list[Rank]:
+def ranks(path: Path | Remote | Export) -> list[Rank]:
     """The ranks in an export or report, by GPU and process. Raises TraceError if it is none or is damaged."""
     with opened(path, _TABLES) as db:
         return survey_of(db).ranks
 
 
 def read(
-    path: Path | Export,
+    path: Path | Remote | Export,
     progress: Callable[[float], object] | None = None,
     spill: Spill | None = None,
     gpu: int | None = None,

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from moetrace.errors import TraceError
+from moetrace.formats.piles import Spill
+from moetrace.formats.remote import Remote
 from moetrace.scratch import held_directory, remove
 
 REPORTS = (".nsys-rep", ".qdrep")
@@ -36,6 +38,7 @@ _BLOBS = "--include-blobs"  # of NVTX ranges, what NCCL says of its calls among 
 _EXPANSION = 100  # exports shrink 4 to 12 times with gzip; what shrinks more than this is none
 _PATIENCE = 100_000  # SQLite's own steps between two looks at whether the user wants to stop
 _CACHE_KIB = 8192  # of pages, and of what a sort holds before it goes to disk
+_BLOCK = 1 << 22  # bytes copied at a time
 _ASKED = 500  # ids looked up with one query
 _FEW = 1 << 16  # strings that are held where ids cannot be looked up
 _INTERRUPTED = "interrupted"  # SQLite's word for a query that the progress handler ended
@@ -48,7 +51,7 @@ class Export:
     It has those of a Path's methods that a reader needs.
     """
 
-    path: Path
+    path: Path | Remote
     file: Path
     gpu: int | None = None
 
@@ -68,11 +71,12 @@ class Export:
 
     def resolve(self) -> Export:
         """The same by absolute paths."""
-        return Export(self.path.resolve(), self.file.resolve(), self.gpu)
+        path = self.path.resolve() if isinstance(self.path, Path) else self.path
+        return Export(path, self.file.resolve(), self.gpu)
 
 
 @contextmanager
-def opened(path: Path | Export, tables: Sequence[str]) -> Iterator[Database]:
+def opened(path: Path | Remote | Export, tables: Sequence[str]) -> Iterator[Database]:
     """These tables of an export or report. Raises TraceError if it cannot be exported, expanded or read, then or later."""
     shown = path.path if isinstance(path, Export) else path
     with exported(path) as file:
@@ -89,23 +93,47 @@ def opened(path: Path | Export, tables: Sequence[str]) -> Iterator[Database]:
 
 
 @contextmanager
-def exported(path: Path | Export) -> Iterator[Path]:
-    """The SQLite file of a trace: itself, or a temporary one that is gone on any exit."""
+def exported(path: Path | Remote | Export) -> Iterator[Path]:
+    """The SQLite file of a trace: itself, or a temporary one that is gone on any exit; what lies behind a URL is copied."""
     if isinstance(path, Export):
         yield path.file
         return
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    if not zipped and path.suffix not in REPORTS:
+    if isinstance(path, Path) and not _packed(path):
         yield path
         return
     folder = held_directory(Path(tempfile.gettempdir()), "moetrace-nsys-")
     try:
-        target = folder / "trace.sqlite"
-        _expand(path, target) if zipped else _export(path, target)
-        yield target
+        here = path if isinstance(path, Path) else _copied(path, folder)
+        yield _unpacked(here, folder / "trace.sqlite") if _packed(here) else here
     finally:
         remove(folder)
+
+
+def _packed(path: Path) -> bool:
+    """Whether a file is a report, or an export that is compressed."""
+    return path.suffix in REPORTS or _is_zipped(path)
+
+
+def _is_zipped(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _copied(remote: Remote, folder: Path) -> Path:
+    """A copy of what lies behind a URL. Raises OutputError where the disk has no room for it."""
+    # Its name is the store's, and told to the user's nsys: only what says its kind is kept.
+    target, spill = folder / f"copy{remote.suffix if remote.suffix in REPORTS else ''}", Spill(folder)
+    with remote.open() as source, target.open("wb") as out:
+        while block := source.read(_BLOCK):
+            spill.check(len(block), f"{remote} needs more to be copied here (point TMPDIR at a larger disk)")
+            out.write(block)
+    return target
+
+
+def _unpacked(path: Path, target: Path) -> Path:
+    """The SQLite file of a report or of a compressed export."""
+    _expand(path, target) if _is_zipped(path) else _export(path, target)
+    return target
 
 
 def _expand(path: Path, target: Path) -> None:
@@ -182,7 +210,7 @@ class Database:
     """The known tables of a file, read row by row."""
 
     connection: sqlite3.Connection
-    path: Path
+    path: Path | Remote
     size: int
     tables: Sequence[str]
     columns: dict[str, set[str]] = field(init=False)

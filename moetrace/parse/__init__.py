@@ -34,10 +34,11 @@ from moetrace.run import Run
 
 Progress = Callable[[float], object]
 _HOW = ("progress", "scratch")  # options that say nothing of the trace
+_RECORDING, _NSYS = "recording.json", "trace.sqlite"
 _IN_RECORDING = (
     "trace.json.gz",
     "trace.json",
-    "trace.sqlite",
+    _NSYS,
 )  # what the recorder calls a trace: its folder has the telling name
 _CAPTURE = "capture.json.gz"  # and the trace of its graph's capture, if it replayed one
 
@@ -124,10 +125,14 @@ def _locate(
     path: Path | formats.Remote | formats.Export,
 ) -> tuple[Path | formats.Remote | formats.Export, Mapping[str, Any], Routing | None]:
     """(trace file, the recorder's metadata, the recorded routing) of a file, a recording's directory or one with a trace."""
-    if isinstance(path, formats.Export) and path.path.is_dir():  # a recording of several ranks
-        return path, *_facts_in(path.path)
-    if not isinstance(path, Path) or not path.is_dir():
+    own = path.path if isinstance(path, formats.Export) else path
+    if not isinstance(own, Path):
         return path, {}, None
+    if own is not path:  # a rank of an nsys file, or of a recording with one
+        return path, *(_facts_in(own) if own.is_dir() else _facts_beside(own))
+    if not own.is_dir():
+        return path, *_facts_beside(own)
+    path = own
     traces = [p for p in (path / name for name in _IN_RECORDING) if p.is_file()]
     if not traces:
         if runs := sorted(p.name for p in path.iterdir() if is_run(p)):
@@ -138,9 +143,15 @@ def _locate(
     return traces[0], *_facts_in(path)
 
 
+def _facts_beside(path: Path) -> tuple[Mapping[str, Any], Routing | None]:
+    """The same of the recording that an nsys file lies in: unlike a PyTorch trace it cannot hold these itself."""
+    recorded = path.name == _NSYS and path.with_name(_RECORDING).is_file()
+    return _facts_in(path.parent) if recorded else ({}, None)
+
+
 def _facts_in(folder: Path) -> tuple[Mapping[str, Any], Routing | None]:
     """(the recorder's metadata, the recorded routing) in a recording's directory."""
-    meta = folder / "recording.json"
+    meta = folder / _RECORDING
     try:
         recording = orjson.loads(meta.read_bytes()) if meta.is_file() else {}
     except orjson.JSONDecodeError as err:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moetrace import formats
-from moetrace.formats.events import Codes, Events, Tensors
+from moetrace.formats.events import LAUNCH, OPERATOR, RANGE, Codes, Events, Tensors
 from moetrace.formats.remote import Remote
 from moetrace.parse.graphs import Graph, captured_graphs
 from moetrace.parse.nesting import IntArray, lookup
@@ -32,7 +32,7 @@ def captured_in(files: Sequence[Path | Remote], events: Events) -> Captured:
     texts, sets = Codes(), Codes()
     found: list[tuple[int, Graph]] = []
     for file in files:
-        capture = formats.read_whole(file)
+        capture = formats.read_whole(file, LAUNCH, OPERATOR, RANGE)
         graphs = captured_graphs(capture, events.texts)
         operator = _table(texts, capture.texts, [g.operator for g in graphs])
         tensors = _table(sets, capture.tensor_sets, [g.tensors for g in graphs])

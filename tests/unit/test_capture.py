@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from moetrace import formats
 from moetrace.errors import TraceError
+from moetrace.formats import events
 from moetrace.parse import capture, parse
 from moetrace.parse.captured import captured_in
 from moetrace.parse.doctor import diagnose
@@ -124,6 +125,21 @@ def test_a_recording_brings_its_own_capture(tmp_path):
     (tmp_path / "recording.json").write_text('{"schema": 1}')
     named = parse(tmp_path, model="gpt-oss-20b", kv_len=100).to_pandas()
     assert set(named.op_source) == {"capture"}
+
+
+def test_a_capture_that_memory_should_not_hold_is_refused(tmp_path, monkeypatch):
+    captures = Captures()
+    captures.graph(launches(32), "capture_32_FULL")
+    made = {
+        name: write(tmp_path / f"{name}.json", e) for name, e in (("t", replay()), ("c", captures.events))
+    }
+    plain = parse(made["t"], capture_trace=made["c"]).to_pandas()
+    monkeypatch.setattr(events, "IN_MEMORY", 0)
+    monkeypatch.setattr(events, "ROWS", 5)
+    assert parse(made["t"], capture_trace=made["c"]).to_pandas(["op"]).equals(plain[["op"]])
+    monkeypatch.setattr(formats, "_MOST_WHOLE", 5)
+    with pytest.raises(TraceError, match=r"c\.json holds 1\d launches.*at most 5 of a capture"):
+        parse(made["t"], capture_trace=made["c"])
 
 
 def test_a_folder_of_captures_one_per_batch_size(tmp_path):

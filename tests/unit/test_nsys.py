@@ -8,14 +8,15 @@ import os
 import sqlite3
 import stat
 import sys
+import tempfile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrace import formats
-from moetrace.errors import TraceError
-from moetrace.formats import kineto, nsys, nsys_file
+from moetrace.errors import OutputError, TraceError
+from moetrace.formats import kineto, nsys, nsys_file, piles
 from moetrace.formats.events import KERNEL, LAUNCH, MEMCPY, MEMSET, OPERATOR, RANGE
 from moetrace.parse import parse
 from moetrace.run import Run
@@ -243,9 +244,40 @@ def test_the_ranks_of_a_recording_have_its_facts(tmp_path, process):
         assert meta.model.name == "tiny" and meta.model_source == "recorded" and meta.native_layers == 7
         assert meta.source == "recorded" and meta.engine == "transformers, recorded by moetrace"
     assert parse(recording, gpu=1).meta.native_layers == 7
+    assert parse(recording / "trace.sqlite", gpu=1).meta.native_layers == 7  # the file alone, too
+    done = process("parse", recording / "trace.sqlite", "-o", tmp_path / "alone", "--jobs", "1")
+    assert done.status == 0 and Run.load(tmp_path / "alone" / "rank-1").meta.model.name == "tiny"
     (recording / "recording.json").write_text("[")
     done = process("parse", recording, "--jobs", "1")
     assert done.status == 2 and "recording.json is damaged" in done.err and len(done.error_lines) == 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_export_behind_a_url_is_copied(tmp_path, process, monkeypatch, packed):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    name = "t.sqlite.gz" if packed else "t.sqlite"
+    for tables, folder in ((small(), "one"), (two_processes(), "two")):
+        (tmp_path / folder).mkdir()
+        path = save(tmp_path / folder / "t.sqlite", **tables)
+        if packed:
+            (tmp_path / folder / name).write_bytes(gzip.compress(path.read_bytes()))
+    run = parse(f"file://{tmp_path / 'one' / name}")
+    assert run.table().equals(parse(tmp_path / "one" / name).table()) and run.meta.source == name
+    two = f"file://{tmp_path / 'two' / name}"
+    with pytest.raises(TraceError, match=r"file://.* holds 2 ranks"):
+        parse(two)
+    assert parse(two, gpu=1).table().equals(parse(tmp_path / "two" / name, gpu=1).table())
+    assert list(scratch.iterdir()) == []
+    done = process("parse", two, "-o", tmp_path / "out", "--jobs", "1")
+    assert done.status == 0, done.err
+    assert Run.load(tmp_path / "out" / "rank-1").meta.source == name
+    assert process("doctor", two).status == 1
+    monkeypatch.setattr(piles, "_MARGIN", 1 << 60)
+    with pytest.raises(OutputError, match="MiB free"):
+        parse(two, gpu=0)
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_process_may_number_its_gpus_otherwise(tmp_path):

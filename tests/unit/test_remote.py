@@ -61,10 +61,10 @@ def test_a_url_that_is_no_trace_is_one_line(url: str, words: str) -> None:
     assert "\n" not in str(caught.value) and url in str(caught.value)
 
 
-def test_a_database_behind_a_url_must_be_copied() -> None:
+def test_a_damaged_database_behind_a_url_is_one_line() -> None:
     with fsspec.open("memory://traces/a.sqlite", "wb") as file:
         file.write(b"SQLite format 3\x00" + bytes(100))
-    with pytest.raises(TraceError, match="must be copied here first"):
+    with pytest.raises(TraceError, match=r"memory://traces/a.sqlite is a damaged SQLite file"):
         parse("memory://traces/a.sqlite")
 
 

@@ -26,6 +26,7 @@ _RANK = (
 _STAGE = re.compile(r"(?i)[-_](decode|extend|prefill)(?![a-z])")
 _RECORDING = "recording.json"
 _NSYS_FILE = "trace.sqlite"  # what a recording under nsys has
+_NSYS_NAME = re.compile(r"(?i)\.(sqlite(\.gz)?|nsys-rep|qdrep)([?#].*)?$")
 _OTHER = (
     "capture",
     "recording",
@@ -45,13 +46,17 @@ def ranks_of(source: Path) -> Iterator[tuple[Path | Export, Found]]:
     if files := rank_files(source):
         yield source, files
         return
-    path = source if source.is_dir() or url_of(source) is not None else located(source)
+    path: Path | Remote = source
+    if url_of(source) is None:
+        path = source if source.is_dir() else located(source)
+    elif _NSYS_NAME.search(str(source)):
+        path = located(source)
     if source.is_dir() and (source / _RECORDING).is_file():
         path = source / _NSYS_FILE
-    if not isinstance(path, Path) or not is_nsys(path):
+    if (isinstance(path, Path) and url_of(path) is not None) or not is_nsys(path):
         yield source, {}
         return
-    if path.parent == source:  # a recording, whose facts are of all its ranks
+    if isinstance(path, Path) and path.parent == source:  # a recording, whose facts are of all its ranks
         count = nsys_ranks(path)
         yield source, {i: Export(source, path, i) for i in range(count)} if count > 1 else {}
         return
