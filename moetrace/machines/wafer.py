@@ -69,12 +69,7 @@ def cost(
     another and nothing beside (WaferLLM). With `beside_bytes` of another model on the same wafers, this one has a part of the
     cores (`part_of`) and fills it as it would fill a smaller machine. Raises ProfileError for a model without bytes or layers.
     """
-    if placement not in PLACEMENTS:
-        raise ProfileError(unknown("placement", placement, PLACEMENTS))
-    if layers < 1:
-        raise ProfileError(
-            f"profile {hw.name!r}: the wafer law needs the model's layers (1 or more), not {layers}"
-        )
+    _check(hw, placement, layers)
     count, side, whole = wafers(hw, model_bytes + beside_bytes), _wafer(hw), placement == "whole"
     part = 1.0 if whole else part_of(hw, model_bytes, beside_bytes, wanted)
     chosen, most = families_of(works, families, hw), int(np.max(count))
@@ -84,10 +79,11 @@ def cost(
     by_type, machine = works.ops.by_type, count * part
     tokens = np.maximum(np.nan_to_num(tokens_of(works), nan=1.0), 1.0)
     matrix = by_type([1.0 if family in _MATRICES else 0.0 for family in families]) > 0
-    by_work = works["flops"] / tokens / token_flops if token_flops > 0 and placement == "spread" else None
-    full = model_bytes / (machine * hw.memory.capacity_bytes)
-    share = _shares(works["resident_bytes"] / model_bytes, matrix, layers, full, by_work)
-    share = np.ones(len(works)) if whole else share
+    share = np.ones(len(works))
+    if not whole:
+        by_work = works["flops"] / tokens / token_flops if token_flops > 0 and placement == "spread" else None
+        full = model_bytes / (machine * hw.memory.capacity_bytes)
+        share = _shares(works["resident_bytes"] / model_bytes, matrix, layers, full, by_work)
     eta_bw, eta = by_type([f["eta_bw"] for _, f in chosen]), by_type([f["eta_flops"] for _, f in chosen])
     peak, cores = peaks(works, hw, words) * machine, side.cores * machine * share
     alone, one_alone = _own(works) if placement == "own" else (np.ones(len(works)),) * 2
@@ -105,12 +101,28 @@ def cost(
     seconds = _taken(first_s, later_s, memory_s, network_s, latency_s * works["launches"] * times)
     compute_s, memory_s, network_s, fixed_s = seconds
     parts = Parts(compute_s, memory_s, fixed_s, fixed_s + compute_s + memory_s + network_s, network_s)
-    error = np.zeros(len(works))
-    for at, (_, family) in enumerate(chosen):
-        own = family.error if mesh else errors(family, works, memory_share(parts))
-        error = np.where(works.ops.code == at, own, error)
+    error = _errors(chosen, works, parts, mesh)
     lower_s = np.maximum(works["bytes_min"] / (hw.memory.bytes_per_s * count), works["flops"] * part / peak)
     return finish(works.known, seconds, parts.expected_s, lower_s, error, words, works.ops.code)
+
+
+def _check(hw: Hardware, placement: str, layers: int) -> None:
+    """Raises ProfileError for a placement that there is not, or a model without layers."""
+    if placement not in PLACEMENTS:
+        raise ProfileError(unknown("placement", placement, PLACEMENTS))
+    if layers < 1:
+        raise ProfileError(
+            f"profile {hw.name!r}: the wafer law needs the model's layers (1 or more), not {layers}"
+        )
+
+
+def _errors(chosen: Sequence[tuple[str, Family]], works: Works, parts: Parts, mesh: bool) -> FloatArray:
+    """How far off each op may be, [ops]; on the `mesh` without more for more tokens."""
+    found = np.zeros(len(works))
+    for at, (_, family) in enumerate(chosen):
+        own = family.error if mesh else errors(family, works, memory_share(parts))
+        found = np.where(works.ops.code == at, own, found)
+    return found
 
 
 def _reductions_s(
