@@ -196,12 +196,15 @@ def _head_norms(p: _Pass) -> tuple[Op, ...]:
 
 
 def _attention(p: _Pass, window: int, heads: dict[str, int]) -> Op:
-    """Attention over whole keys and values; a window also needs the keys that its first query sees."""
+    """Attention over whole keys and values; a window also needs the keys that its first query sees.
+
+    Kernels that cut a context into parts cut what lies beyond a window too: `context` is a sequence's whole.
+    """
     kv = p.batch * p.context
     extra = {"q": p.tokens} if p.queries > 1 else {}
     if window and p.context > window:
         kv = min(kv, p.batch * window + p.tokens - p.batch)
-        extra["window"] = window
+        extra |= {"window": window, "context": p.context}
     return p.small("attention", batch=p.batch, **heads, kv=kv, **extra)
 
 

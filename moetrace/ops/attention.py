@@ -1,7 +1,7 @@
 """Attention (MHA, GQA, MLA, linear), rotary embedding and KV cache writes.
 
-`kv` is the number of KV tokens that the layer reads, summed over sequences and already cut to a sliding window; `q` the
-query tokens of the step (default: one per sequence). The op's dtype is the KV cache's, then the activations'.
+`kv` is the number of KV tokens that the layer reads, summed over sequences and already cut to a sliding window (then `context`
+is a sequence's, uncut); `q` the query tokens of the step (default: one per sequence). The op's dtype is the KV cache's, then the activations'.
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ def dims(kind: str, seen: Seen) -> Op | None:
     if _sdpa(seen) and len(seen.shapes) >= 3 and seen.shapes[2] and seen.shapes[2][-1] != dim:
         extra["v_dim"] = seen.shapes[2][-1]
     if seen.window and kv > batch * seen.window:  # a window also needs the keys that its first query sees
+        extra |= {"window": seen.window, "context": round(kv / batch)}
         kv = min(kv, batch * seen.window + q - batch)
-        extra["window"] = seen.window
     op = Op.of(
         "attention",
         _kv_dtype(seen),

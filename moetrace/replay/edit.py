@@ -127,7 +127,8 @@ def with_context(op: Op, context: int, window: int) -> Op:
     read = min(context, window) if window else context
     op = op.with_dims(kv=round(op["batch"]) * read, pairs=None)
     if op.kind == "attention":
-        op = op.with_dims(window=window if window and context > window else None)
+        cut = bool(window) and context > window
+        op = op.with_dims(window=window if cut else None, context=context if cut else None)
     return op
 
 

@@ -192,8 +192,8 @@ def test_context_sets_what_decode_reads_up_to_the_window() -> None:
     ]
     draft = turned(build(rows, steps, model=model), "context=1000")
     sliding, full, prefill = ops_of(draft, "attention")
-    assert (sliding["kv"], sliding["window"]) == (4 * 128, 128)
-    assert full["kv"] == 4000 and not full.has("window")
+    assert (sliding["kv"], sliding["window"], sliding["context"]) == (4 * 128, 128, 1000)
+    assert full["kv"] == 4000 and not full.has("window") and not full.has("context")
     assert prefill["kv"] == 400
     assert [s.kv_tokens for s in draft.steps] == [4000, 400]
     assert any("prefill steps are left" in note for note in draft.notes)

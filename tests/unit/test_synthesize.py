@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moetrace.cost.price import PriceContext, price
 from moetrace.errors import ModelError, ScenarioError
 from moetrace.forward import NO_LAYER, step_ops
 from moetrace.hardware import load_hardware
 from moetrace.machines.wafer import crossings_s
 from moetrace.model import ModelSpec, load_model, model_names
 from moetrace.op import Op, element_bytes
-from moetrace.ops import family, work
+from moetrace.ops import family, work, works
 from moetrace.replay import Scenario, replay, simulate
 from moetrace.replay.simulation import step_weights
 from moetrace.run import OPS_SCHEMA, Step
@@ -122,7 +123,18 @@ def test_a_window_caps_what_its_layers_read() -> None:
     first = next(
         op for op in of_layer(model, 0, queries=1000, context=1000, decode=False) if op.kind == "attention"
     )
-    assert (first["kv"], first["window"], first["q"]) == (4000, 128, 4000)
+    assert (first["kv"], first["window"], first["context"], first["q"]) == (4000, 128, 1000, 4000)
+
+
+def test_a_kernel_that_cuts_what_lies_beyond_a_window_is_priced_as_measured_rows_are() -> None:
+    sliding = load_model("gpt-oss-20b")
+    made = next(op for op in of_layer(sliding, 0, context=8192) if op.kind == "attention")
+    assert str(made) == (
+        "attention bf16 batch=4 heads=64 kv_heads=8 head_dim=64 kv=512 window=128 context=8192"
+    )
+    within = made.with_dims(context=None)
+    whole, short = price(works([made, within]), H100, context=PriceContext(engine="trtllm")).expected_s
+    assert whole > short
 
 
 # -- work against the model's own figures --------------------------------------------------------------------------
