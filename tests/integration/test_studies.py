@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 import subprocess
 import sys
 
@@ -65,3 +66,47 @@ def test_the_page_on_hardware_tells_what_the_fit_of_wafers_leaves() -> None:
             spread,
             drafted.removesuffix(" tokens per pass"),
         ) in said, name
+
+
+def held_out(machine: str) -> dict[str, tuple[float, float]]:
+    """Mean and median held-out error, per cent, of each fitted key of a profile."""
+    found, key = {}, ""
+    for line in (REPO / "hw_profiles" / f"{machine}.toml").read_text().splitlines():
+        if at := re.fullmatch(r'\[fitted\.family\.("?)([^"]+)\1\]', line):
+            key = at[2]
+        elif line.startswith("held_out = ") and (both := re.search(r"mean ([\d.]+)% median ([\d.]+)%", line)):
+            found[key] = float(both[1]), float(both[2])
+    return found
+
+
+H100_KEYS = {
+    "dense GEMMs": r"dense_gemm.*@.*",
+    "SGLang's FP8": r"dense_gemm:fp8@sglang",
+    "attention": r"attention.*@.*",
+    "an fp8 cache": r"attention:fp8@trtllm",
+    "in bf16": r"attention@trtllm",
+    "MLA": r"mla_attention.*@.*",
+    "SGLang's fp8 cache": r"mla_attention:fp8@sglang",
+    "NCCL": r".*@nccl",
+    "all-to-all": r"all_to_all@nccl",
+    "in a graph and eager": r"all_reduce@(sglang|trtllm|vllm)",
+    "dispatch": r"moe_dispatch",
+    "collect": r"moe_collect",
+}
+
+
+def test_the_page_on_hardware_tells_the_held_out_errors_of_the_fits() -> None:
+    """Each pair mean / median of its sentence: the median over the keys that it speaks of; and the widening of each profile."""
+    page = (REPO / "docs" / "hardware.md").read_text()
+    sentence = page.split("* Off by, mean / median of held-out rows on H100")[1].split("On A100:")[0]
+    fits = held_out("h100-sxm")
+    for words, pattern in H100_KEYS.items():
+        both = re.search(rf"\b{words}\s+([\d.]+) / ([\d.]+) %", sentence)
+        keys = [fits[key] for key in fits if re.fullmatch(pattern, key)]
+        assert both and keys, words
+        for told, values in zip(both.groups(), zip(*keys, strict=True), strict=True):
+            assert abs(float(told) - statistics.median(values)) < 0.06, (words, told, sorted(values))
+    ships = page.split("## What ships")[1].split("\n\n")[1]
+    for name in ("h200-sxm", "b200", "mi300x"):
+        widen = re.search(r"^widen = ([\d.]+)", (REPO / "hw_profiles" / f"{name}.toml").read_text(), re.M)
+        assert widen and f"+{100 * float(widen[1]):.0f} %" in ships, name
