@@ -12,6 +12,7 @@ import numpy as np
 
 from moetrace.op import Amounts, FloatArray, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, act, is_fixed, numel
+from moetrace.run import GENERATING
 
 
 def pairs(op: OpGroup) -> FloatArray:
@@ -146,9 +147,9 @@ KINDS = (
 KERNELS = (
     # flash-linear-attention's, vLLM's and SGLang's: gated delta net, Kimi's KDA, lightning attention, their short convolution
     (r"causal_conv1d_(fwd|update)", "linear_conv"),
-    (r"fused_gdn_gating|kda_gate|fused_qkvzba_split", "linear_prep"),
+    (r"fused_gdn_gating|kda_gate|fused_qkvzba_split|l2norm_fwd", "linear_prep"),
     (
-        r"gated_delta_rule|fused_sigmoid_gating_delta|chunk_scaled_dot_kkt|recompute_w_u_fwd|fused_recurrent_kda|chunk_kda|linear_attn_decode|lightning_attn",
+        r"gated_delta_rule|fused_sigmoid_gating_delta|chunk_scaled_dot_kkt|recompute_w_u_fwd|chunk_fwd_kernel_o|chunk_local_cumsum|solve_tril|merge_16x16_to_\d+x\d+_inverse|fused_recurrent_kda|chunk_kda|linear_attn_decode|lightning_attn",
         "linear_attention",
     ),
     (
@@ -165,7 +166,7 @@ KERNELS = (
     ),
     (r"(?i)rotary|\brope\b|_rope_|apply_rope|fused_qk_norm_rope|rope_quantize", "rope"),
     (
-        r"(?i)flash_fwd|flash_attn|FlashAttn|fmha|unified_attention|paged_attention|BatchDecode|BatchPrefill|SinglePrefill|_fwd_kernel_stage1|_fwd_grouped_kernel_stage1|_fwd_kernel$|attention_2d|attention_3d|cudnn\w*sdpa|fmhaKernel|device_kernel<flash::|mmha|masked_multihead|aiter.*fmha|attn_fwd|MHA|mha_fwd",
+        r"(?i)flash_fwd|flash_attn|FlashAttn|fmha|unified_attention|paged_attention|BatchDecode|BatchPrefill|SinglePrefill|_fwd_kernel_stage1|_fwd_grouped_kernel_stage1|(?<!norm)_fwd_kernel$|attention_2d|attention_3d|cudnn\w*sdpa|fmhaKernel|device_kernel<flash::|mmha|masked_multihead|aiter.*fmha|attn_fwd|MHA|mha_fwd",
         "attention",
     ),
     (
@@ -238,11 +239,13 @@ def _linear(kind: str, seen: Seen) -> Op | None:
             kind, model.act_dtype, batch=batch, tokens=q, width=2 * keys + values, taps=model.linear_conv
         )
     heads = max(1, model.linear_heads // tp)
-    if kind == "linear_prep":
-        both = 2 * heads + (2 * (keys + values) if "qkvzba" in seen.kernel else 0)
-        return Op.of(kind, model.act_dtype, elements=q * both)
-    if not _WHOLE_RULE.search(seen.kernel):
-        return None
+    if kind == "linear_prep":  # two gates of each head, or all that comes out of the two projections
+        each = {"gdn_gating": 2 * heads, "qkvzba": 2 * heads + 2 * (keys + values)}
+        found = next((n for name, n in each.items() if name in seen.kernel), None)
+        return Op.of(kind, model.act_dtype, elements=q * found) if found else None
+    named = any(re.search(pattern, seen.kernel) for pattern, said in KERNELS if said == kind)
+    if not _WHOLE_RULE.search(seen.kernel) and (named or seen.phase not in GENERATING):
+        return None  # one of several; a kernel of no known name in a decode step is all that its layer has
     state = (
         model.state_dtype
         if model.state_dtype == model.act_dtype

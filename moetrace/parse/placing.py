@@ -106,6 +106,12 @@ class Order:
         repeated = one and not (layer >= 0).any()
         if repeated:
             layer = self._by_period(index, names)
+        elif one and self._hidden(kinds, layers):
+            found = self._by_period(index, names)
+            if (
+                int(found.max(initial=-1)) + 1 == self._depth
+            ):  # else what the order shows stands, and is remarked on
+                layer, roles, repeated = found, [""] * len(kinds), True
         if self._model is not None and OTHER in kinds and (layer >= 0).any():
             known = told(kinds, names, dur, layer, self._model)
             open_ = [i for i in np.flatnonzero(bare).tolist() if kinds[i] == OTHER and int(names[i]) in known]
@@ -118,6 +124,19 @@ class Order:
                 index = index.copy()
                 index[open_] = [self._kinds.code(kinds[i]) for i in open_]
         return Located(layer, self._codes(roles), np.full(len(index), repeated), index)
+
+    def _hidden(self, kinds: Sequence[str], layers: Sequence[int]) -> bool:
+        """Whether layers of a model with two kinds of attention hide behind those of which the order knows the attention.
+
+        All of the model's layers must be there, by what each has one of: a pipeline stage has fewer.
+        """
+        if self._model is None or not self._model.full_every or OTHER not in kinds:
+            return False
+        once = next((kinds.count(kind) for kind in _ONCE if kind in kinds), 0)
+        return max(layers) + 1 < self._depth and once in (
+            self._depth,
+            self._depth + 1,
+        )  # and one of the sampler's
 
     def _by_period(self, index: IntArray, names: IntArray) -> IntArray:
         kinds = self._kinds.names

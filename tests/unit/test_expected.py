@@ -110,3 +110,77 @@ def test_a_layer_that_still_lacks_something_is_not_guessed_at() -> None:
     assert (
         said(["other" if k == "norm" else k for k in whole]) == {}
     )  # one name in two places, of which one is open
+
+
+# -- layers with linear attention beside full attention, as vLLM 0.11 names the kernels of Qwen3-Next -----------------
+RULE, FLASH = "fused_recurrent_gated_delta_rule_fwd_kernel", "flash_fwd_splitkv_kernel"
+SHARED = (
+    "nvjet_gate_up",
+    "vllm::act_and_mul_kernel",
+    "nvjet_down",
+    "gemv_gate",
+    "triton_poi_fused_mul_sigmoid",
+)
+IN_FRONT, BEHIND = ("nvjet_router", *SHARED, *MOE[1:]), (*SHARED, *MOE)
+LINEAR = ("nvjet_qkvz", "nvjet_ba", "fused_qkvzba_split_reshape_cat_kernel", "_causal_conv1d_update_kernel",
+          "fused_gdn_gating_kernel", RULE, "layer_norm_fwd_kernel", "nvjet_out")  # fmt: skip
+FULL = ("nvjet_qkv", "triton_red_fused_rsqrt", ROPE, CACHE, FLASH, "triton_poi_fused_mul_sigmoid", "nvjet_o")
+
+
+def hybrid(block: tuple[str, ...] = IN_FRONT, repeats: int = 4) -> list[str]:
+    """Three layers with linear attention and one with full attention, so many times."""
+    turn = [*([NORM, *LINEAR, NORM, *block] * 3), NORM, *FULL, NORM, *block]
+    return [*turn * repeats, *HEAD]
+
+
+def hybrid_model(layers: int = 16) -> ModelSpec:
+    return load_model("qwen3-next-80b-a3b").with_edits(layers=layers)
+
+
+@pytest.mark.parametrize("block", [IN_FRONT, BEHIND])
+def test_a_hybrids_layers_and_shapes_from_a_replayed_graph(tmp_path: Path, block: tuple[str, ...]) -> None:
+    run = replayed(tmp_path / "t.json", hybrid(block), hybrid_model())
+    frame = run.to_pandas(["kernel", "op", "layer", "op_source"])
+    of = {str(k): str(op) for k, op in zip(frame.kernel, frame.op, strict=True)}
+    heads = "heads=32 kv_heads=16 head_dim=128 v_dim=128"
+    assert {name: of[name] for name in (*LINEAR, FLASH, "nvjet_qkv", "nvjet_o")} == {
+        "nvjet_qkvz": "qkv_proj bf16 m=8 n=12288 k=2048",
+        "nvjet_ba": "qkv_proj bf16 m=8 n=64 k=2048",
+        "fused_qkvzba_split_reshape_cat_kernel": "linear_prep bf16 elements=98816",
+        "_causal_conv1d_update_kernel": "linear_conv bf16 batch=8 tokens=8 width=8192 taps=4",
+        "fused_gdn_gating_kernel": "linear_prep bf16 elements=512",
+        RULE: f"linear_attention fp32/bf16 batch=8 {heads}",
+        "layer_norm_fwd_kernel": "norm bf16 tokens=256 width=128 residual=1 writes=1",
+        "nvjet_out": "o_proj bf16 m=8 n=2048 k=4096",
+        FLASH: "attention bf16 batch=8 heads=16 kv_heads=2 head_dim=256 kv=800",
+        "nvjet_qkv": "qkv_proj bf16 m=8 n=9216 k=2048",
+        "nvjet_o": "o_proj bf16 m=8 n=2048 k=4096",
+    }
+    assert {of["nvjet_router"], of["nvjet_gate_up"], of["nvjet_down"], of["gemv_gate"]} == {
+        "router bf16 m=8 n=512 k=2048", "shared_gate_up bf16 m=8 n=1024 k=2048",
+        "shared_down bf16 m=8 n=2048 k=512", "shared_gate bf16 m=8 n=1 k=2048",
+    }  # fmt: skip
+    assert frame[frame.kernel == FLASH].layer.tolist() == [3, 7, 11, 15]
+    assert frame[frame.kernel == RULE].layer.tolist() == [i for i in range(16) if i % 4 != 3]
+    assert frame[frame.kernel == "moe_align_block_size_kernel"].layer.tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("strange", [RULE, FLASH])
+def test_one_of_a_hybrids_two_attentions_that_nobody_knows_is_told_by_repetition(
+    tmp_path: Path, strange: str
+) -> None:
+    """The order alone would take what lies between two attentions that it knows for one layer."""
+    known = replayed(tmp_path / "a.json", hybrid(), hybrid_model())
+    kernels = [k.replace(strange, "strange") for k in hybrid()]
+    hidden = replayed(tmp_path / "b.json", kernels, hybrid_model())
+    assert hidden.column("op").to_pylist() == known.column("op").to_pylist()
+    assert hidden.numpy("layer", -1).tolist() == known.numpy("layer", -1).tolist()
+    sources = hidden.to_pandas(["layer", "layer_source"])
+    assert set(sources[sources.layer >= 0].layer_source) == {"period"}
+
+
+def test_a_stage_of_a_hybrid_is_not_stretched_to_the_models_depth(tmp_path: Path) -> None:
+    kernels = [k.replace(RULE, "strange") for k in hybrid()]
+    run = replayed(tmp_path / "t.json", kernels, hybrid_model(32))
+    assert any("layers in a step and qwen3-next-80b-a3b has 32" in note for note in run.meta.notes)
+    assert "period" not in set(run.to_pandas(["layer_source"]).layer_source)
