@@ -81,6 +81,13 @@ def test_a_wafer_was_fitted_on_one_sequence_of_dense_models(text: str, why: set[
     assert found(Op.parse(text), load_hardware("wse2")) >= why
 
 
+def test_linear_attention_is_named_wherever_it_runs() -> None:
+    op = Op.parse("linear_attention fp32/bf16 batch=8 heads=32 kv_heads=16 head_dim=128 v_dim=128")
+    for name in ("h100-sxm", "b200", "mi300x"):
+        assert found(op, load_hardware(name)) == {"linear_attention: assumed, no kernel of it was measured"}
+    assert found(Op("linear_attention", "bf16"), machine()) == set()  # without sizes it has no price
+
+
 def test_only_the_rows_that_lie_beyond_are_marked() -> None:
     some = [Op.of("moe_gate_up", "bf16", **{**INSIDE, "tokens": tokens}) for tokens in (8, 600, 512, 4096)]
     (mark,) = [which for why, which in beyond(ops.works(some), machine(), PriceContext()) if "tokens" in why]

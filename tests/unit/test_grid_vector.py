@@ -116,6 +116,10 @@ GRIDS = [
     (("olmoe-1b-7b", "h100-sxm-x4", "graph=off", "pp=2", "tp=2", "overlap=two_batch"), of([1, 8], [300], [40])),
     (("olmoe-1b-7b", "h100-sxm", "experts=unfused"), of([1, 8, 300], [300], [1, 40], n_a=[2, 8])),
     (("deepseek-v2-lite", "h100-sxm-x4", "experts=unfused", "graph=off", "ep=4"), of([1, 8], [300], [40], n_a=[2, 6])),
+    (("qwen3-next-80b-a3b", "h100-sxm-x4", "tp=4"), of([1, 64], [300, 30000], [1, 40], n_a=[2, 10])),
+    (("qwen3.5-35b-a3b", "h100-sxm-x4", "serving=continuous", "tp=2", "pp=2"), of([1, 33], [300, 9000], [40])),
+    (("qwen3.5-35b-a3b", "h100-sxm", "layers=50", "graph=off", "kv=fp8"), of([1, 8], [300], [40])),
+    (("qwen3.5-35b-a3b", "cs3", *DRAFT), of([1, 8], [300], [40])),
     (("olmoe-1b-7b", "cs3", "experts=unfused", "placement=own"), of([1, 8], [300], [40], n_a=[2, 8])),
 ]  # fmt: skip
 

@@ -174,7 +174,51 @@ def test_one_rank_holds_the_whole_model(name: str) -> None:
     assert sum(rank_weights(model, Parallel()).values()) == pytest.approx(model.weight_bytes(), rel=1e-9)
     assert attention_params(model, 1) == model.layer_params(0)["attention"]
     tokens = sequence_bytes(model, Parallel(), 100, "bf16")
-    assert tokens == pytest.approx(100 * sum(model.kv_bytes_per_token(i) for i in range(model.layers)))
+    state = sum(model.state_bytes(i) for i in range(model.layers))
+    assert tokens == pytest.approx(
+        state + 100 * sum(model.kv_bytes_per_token(i) for i in range(model.layers))
+    )
+
+
+def test_the_state_of_linear_attention_is_cut_over_ranks_and_does_not_grow() -> None:
+    """Qwen3-Next: 36 states of 2 MiB and their convolutions, and 12 layers of 2 KV heads, of which each rank has one."""
+    model = load_model("qwen3-next-80b-a3b")
+    state, per_token = 36 * (32 * 128 * 128 * 4 + 8192 * 3 * 2), 12 * 2 * 2 * 256 * 2
+    for context in (1, 100_000):
+        assert sequence_bytes(model, Parallel(), context, "bf16") == state + per_token * context
+        four = sequence_bytes(model, Parallel(4), context, "bf16")
+        assert four == pytest.approx(state / 4 + per_token * context / 2)
+    assert sequence_bytes(model, Parallel(), 100, "fp8") == state + per_token * 50
+    linear, full = attention_params(model, 4, 0), attention_params(model, 4, 3)
+    assert linear == model.layer_params(0)["attention"] / 4
+    assert full == 2048 * 256 * (3 * 16 / 4 + 2)  # query, its gate and the output; a KV head whole
+
+
+def test_a_layer_with_linear_attention_is_cut_by_its_heads() -> None:
+    run = synthesize(load_model("qwen3-next-80b-a3b"), LOAD)
+    d = on_node(run, "tp=8")
+    ops = {str(op) for op, at in zip(d.ops, d.at, strict=True) if at.layer == 0}
+    assert "linear_conv bf16 batch=64 tokens=64 width=1024 taps=4" in ops
+    assert "linear_attention fp32/bf16 batch=64 heads=4 kv_heads=2 head_dim=128 v_dim=128" in ops
+    assert {"qkv_proj bf16 m=64 n=1536 k=2048", "qkv_proj bf16 m=64 n=8 k=2048"} <= ops
+    assert {"o_proj bf16 m=64 n=2048 k=512", "shared_gate bf16 m=64 n=1 k=2048"} <= ops
+    full = {str(op) for op, at in zip(d.ops, d.at, strict=True) if at.layer == 3}
+    assert "qkv_proj bf16 m=64 n=1536 k=2048" in full  # 2 of 16 heads twice, one KV head
+    with pytest.raises(ScenarioError, match="kv_heads=2 of linear_attention does not divide by 8"):
+        on_node(synthesize(load_model("qwen3-next-80b-a3b").with_edits(linear_kv_heads=2), LOAD), "tp=8")
+
+
+def test_a_layer_of_one_attention_never_stands_for_the_other() -> None:
+    """Three recorded layers of Qwen3-Next are all linear: the fourth cannot be made of them."""
+    run = synthesize(load_model("qwen3-next-80b-a3b").with_edits(layers=3), LOAD)
+    with pytest.raises(ScenarioError, match="layers=4: layer 3 is MoE, and no MoE layer was recorded"):
+        edited(run, load_hardware("h100-sxm"), Scenario.of("layers=4"))
+    four = synthesize(load_model("qwen3-next-80b-a3b").with_edits(layers=4), LOAD)
+    nine = edited(four, load_hardware("h100-sxm"), Scenario.of("layers=9"))
+    full = {
+        at.layer: at.source_layer for op, at in zip(nine.ops, nine.at, strict=True) if op.kind == "attention"
+    }
+    assert full == {3: 3, 7: 3}
 
 
 @pytest.mark.parametrize(
