@@ -124,7 +124,7 @@ def dims(kind: str, seen: Seen) -> Op | None:
     if kind == "sampling" and len(largest) >= 2:
         rows, width = rows_and_width(largest)
         return Op.of(kind, dtype or "fp32", tokens=rows, vocab=width)
-    op = _sized(kind, seen, numel(largest), dtype)
+    op = sized(kind, seen, numel(largest), dtype)
     return op.with_dims(fixed=1) if op is not None and is_fixed(seen) else op
 
 
@@ -135,7 +135,7 @@ _FILLS = re.compile(r"aten::(fill_|zero_|full|ones|zeros|arange|new_\w+|\w+_like
 _COPIES = re.compile(r"aten::(copy_|_to_copy|clone|index_put_|_index_put_impl_|slice_scatter)$")
 
 
-def _sized(kind: str, seen: Seen, elements: int, dtype: str) -> Op | None:
+def sized(kind: str, seen: Seen, elements: int, dtype: str) -> Op | None:
     """`elements` of the largest input, and how many passes over so many are read and written."""
     if not elements:
         return None

@@ -11,8 +11,10 @@ import re
 
 import numpy as np
 
+from moetrace.model import ModelSpec
 from moetrace.op import Amounts, FloatArray, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, act, numel, padded, rows_and_width
+from moetrace.ops.elementwise import sized
 from moetrace.routing import uniform_distinct
 
 _WIDE = element_bytes("bf16")
@@ -212,6 +214,8 @@ def dims(kind: str, seen: Seen) -> Op | None:
         return None
     if kind == "topk":
         return Op.of(kind, seen.model_dtype, tokens=tokens, experts=experts, topk=topk)
+    if (other := _of_its_own_size(kind, seen, tokens, tokens * topk)) is not None:
+        return other
     if kind == "moe_align":
         return _align(kind, seen, tokens, experts, topk, hidden)
     whole = seen.operator.startswith("aten::") and any(numel(s) == tokens * hidden for s in seen.shapes[:1])
@@ -240,6 +244,35 @@ def dims(kind: str, seen: Seen) -> Op | None:
     op = op.with_dims(**local)
     fused = _WITH_ACT.search(seen.kernel) or seen.role.endswith(FUSED)
     return op.with_dims(fused=1) if kind == "moe_gate_up" and fused else op
+
+
+_QUANTISES = re.compile(r"aten::(abs|amax|div|_to_copy|copy_)$")
+
+
+def _of_its_own_size(kind: str, seen: Seen, tokens: int, choices: int) -> Op | None:
+    """A framework's operator on other rows than one for each of the step's `choices`, sized by its tensors; None for any other.
+
+    Where experts run one by one each has few of the rows, and so many operators that each would be counted as the whole;
+    quantising works on rows, not on ids.
+    """
+    floats = [(s, t) for s, t in seen.tensors if len(s) == 2 and not t.startswith(("int", "bool"))]
+    if not (seen.operator.startswith("aten::") and floats and seen.model):
+        return None
+    if re.search(r"aten::index_add_?$", seen.operator):  # rows read, added to those of their tokens
+        shape, dtype = floats[-1]
+        few = len(floats) > 1 and shape[0] < choices
+        return Op.of("elementwise", dtype or "bf16", elements=numel(shape), reads=2) if few else None
+    shape, dtype = max(floats, key=lambda t: numel(t[0]))
+    if kind == "moe_act":
+        return sized("expert_act", seen, numel(shape), dtype) if shape[0] < choices or shape[1] == 1 else None
+    few = kind == "moe_combine" and shape[0] < choices and shape[0] != tokens
+    rows = kind == "moe_align" and _QUANTISES.search(seen.operator) and shape[1] in _widths(seen.model)
+    return sized("elementwise", seen, numel(shape), dtype) if few or rows else None
+
+
+def _widths(model: ModelSpec) -> tuple[int, ...]:
+    """Widths of the rows that experts get, make in between, and give."""
+    return model.hidden, model.expert_inter, 2 * model.expert_inter
 
 
 def _align(kind: str, seen: Seen, tokens: int, experts: int, topk: int, hidden: int) -> Op:

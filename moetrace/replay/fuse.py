@@ -22,7 +22,8 @@ IntArray = npt.NDArray[np.int64]
 
 _CLASSES = {
     "norm": "norm", "elementwise": "pointwise", "rope": "pointwise", "activation": "pointwise", "shared_act": "pointwise",
-    "topk": "topk", "moe_align": "rows", "moe_combine": "rows", "moe_act": "act", "kv_write": "kv", "sampling": "sampling",
+    "topk": "topk", "moe_align": "rows", "moe_combine": "rows", "moe_act": "act", "expert_act": "act",
+    "kv_write": "kv", "sampling": "sampling",
 }  # fmt: skip
 _NAMES = sorted(set(_CLASSES.values()))
 _ALONE, _TINY = -1, -2

@@ -68,6 +68,8 @@ POOL: dict[str | None, tuple[str, ...]] = {
     "act": (
         "moe_act bf16 tokens=16 inter=1024 topk=8 reads=1",
         "moe_act bf16 tokens=16 inter=1024 topk=8",
+        "expert_act bf16 elements=3072",
+        "expert_act bf16 elements=3072 reads=2",
     ),
     "kv": ("kv_write bf16 elements=512", "kv_write bf16 elements=8192", "kv_write bf16"),
     "sampling": ("sampling fp32 tokens=16 vocab=50304",),

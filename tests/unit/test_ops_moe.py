@@ -208,3 +208,59 @@ def test_small_ops_have_the_type_of_the_models_activations(kind: str) -> None:
     for dtype in ("bf16", "fp32"):
         op = ops.build(kind, Seen("kernel", model=replace(model, act_dtype=dtype), tokens=16))
         assert op.dtype == dtype and op.get("tokens") == 16
+
+
+OLMOE = load_model("olmoe-1b-7b")  # hidden 2048, experts 1024 wide, 8 of 64 per token
+HIDDEN, WIDE, ONE = (3, 2048), (3, 1024), (3, 1)  # one expert's rows of 16 tokens, which have 128 choices
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator", "shapes", "expected"),
+    [
+        ("moe_act", "aten::silu", (WIDE,), Op.of("expert_act", "bf16", elements=3072)),
+        ("moe_act", "aten::mul", (WIDE, WIDE), Op.of("expert_act", "bf16", elements=3072, reads=2)),
+        ("moe_combine", "aten::mul", (HIDDEN, ONE), Op.of("elementwise", "bf16", elements=6144)),
+        (
+            "moe_combine",
+            "aten::index_add_",
+            ((16, 2048), (), (3,), HIDDEN),
+            Op.of("elementwise", "bf16", elements=6144, reads=2),
+        ),
+        ("moe_align", "aten::copy_", (HIDDEN, HIDDEN), Op.of("elementwise", "bf16", elements=6144)),
+        # quantising all rows at once: the rows, not ids
+        ("moe_align", "aten::abs", ((128, 1024),), Op.of("elementwise", "bf16", elements=128 * 1024)),
+        (
+            "moe_align",
+            "aten::amax",
+            ((128, 2048),),
+            Op.of("elementwise", "bf16", elements=128 * 2048, writes=0),
+        ),
+    ],
+)
+def test_an_operator_on_one_experts_rows_has_their_size(
+    kind: str, operator: str, shapes: tuple[tuple[int, ...], ...], expected: Op
+) -> None:
+    """Experts run one by one have as many such operators as there are distinct experts: each as the whole is too much."""
+    dtypes = tuple("bf16" if s else "" for s in shapes)
+    assert (
+        ops.build(kind, Seen("", operator, shapes, dtypes, batch=16, tokens=16, model=OLMOE)).with_dims(
+            fixed=None
+        )
+        == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator", "shapes"),
+    [
+        ("moe_act", "aten::silu", ((128, 1024),)),
+        ("moe_combine", "aten::mul", ((128, 2048), (128, 1))),
+        ("moe_align", "aten::sort", ((128, 1),)),
+    ],
+)
+def test_an_operator_on_a_row_for_each_choice_is_the_whole(
+    kind: str, operator: str, shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    seen = Seen("", operator, shapes, ("bf16",) * len(shapes), batch=16, tokens=16, model=OLMOE)
+    op = ops.build(kind, seen)
+    assert (op.kind, op["tokens"], op["topk"]) == (kind, 16, 8)
