@@ -99,6 +99,7 @@ class Sums:
         self._groups: dict[str, dict[Any, FloatArray]] = {column: {} for column in GROUPED}
         self._saved: dict[str, FloatArray] = {}
         self._over = np.zeros(3)
+        self.shortened = False  # whether sums by kernel were left out
 
     def add(self, c: Columns, halved: Mapping[str, FloatArray], index: IntArray) -> None:
         """The rows inside of a part: `halved` by distinct op, `index` the op of each row."""
@@ -110,7 +111,7 @@ class Sums:
             for i, row in enumerate(np.array([count, *totals], dtype=np.float64).T):
                 if row[0]:
                     groups[names[i]] = groups[names[i]] + row if names[i] in groups else row
-            keep_longest(groups, 1)
+            self.shortened |= keep_longest(groups, 1)
 
         def inside(seconds: FloatArray) -> float:
             return float((seconds * c.weight)[c.inside].sum())

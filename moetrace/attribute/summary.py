@@ -12,6 +12,7 @@ import pyarrow as pa
 from moetrace.attribute.groups import SPENT, Columns, Sums
 from moetrace.hardware import Hardware
 from moetrace.parse.nesting import exposed_by
+from moetrace.parse.summary import MANY_NAMES
 from moetrace.parse.summary import summary as coverage_of
 from moetrace.ranks import Ranks
 from moetrace.run import Run, Step, codes_of
@@ -93,7 +94,10 @@ class Summary:
             "phases": self._phase_rows(steps),
             **self._all.tables(steps, span),
             "flags": self._flags.result(),
-            "notes": _notes(run, hardware, len(self._devices)),
+            "notes": [
+                *_notes(run, hardware, len(self._devices)),
+                *([MANY_NAMES] if self._all.shortened else []),
+            ],
         }
 
     def _step_rows(self, at_home: bool) -> list[dict[str, Any]]:

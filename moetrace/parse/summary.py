@@ -61,7 +61,7 @@ def summary(run: Run, top: int = 5) -> dict[str, Any]:
         "layers": len(sums.layers),
         "steps": sums.steps(),
         "families": _families(sums.families, total),
-        "notes": list(run.meta.notes),
+        "notes": [*run.meta.notes, *([MANY_NAMES] if sums.shortened else [])],
     }
 
 
@@ -78,6 +78,7 @@ class _Sums:
         self.families: dict[
             str, FloatArray
         ] = {}  # family -> count, seconds, FLOPs, bytes, seconds with bytes known
+        self.shortened = False  # whether sums by kernel were left out
         size = max([s.index for s in run.meta.steps], default=-1) + 1
         self._ops, self._busy = np.zeros(size, np.int64), np.zeros(size)
 
@@ -96,8 +97,8 @@ class _Sums:
         self.in_layers += int(dur[inside & (layer >= 0)].sum())
         self.layers |= set(np.unique(layer[inside & (layer >= 0)]).tolist())
         kernel, kernels = part.codes("kernel")
-        _add(self.unnamed, kernel, kernels, inside & ~named, (dur,))
-        _add(self.without_bytes, kernel, kernels, inside & ~has_bytes, (dur,))
+        self.shortened |= _add(self.unnamed, kernel, kernels, inside & ~named, (dur,))
+        self.shortened |= _add(self.without_bytes, kernel, kernels, inside & ~has_bytes, (dur,))
         family, families = part.codes("family")
         work = known_work(part)
         _add(self.families, family, families, inside, (dur / 1e9, work.flops, work.nbytes, work.timed_s))
@@ -144,28 +145,37 @@ class _Sums:
 
 
 _MOST = 1 << 12  # names whose sums are kept: a trace has more only where names are numbered
+MANY_NAMES = (
+    f"more than {2 * _MOST:,} kernels by name: what is said of one kernel may lack ops, as only the {_MOST:,} longest are kept "
+    "while the trace is gone through; all other sums are of all ops"
+)
 
 
-def keep_longest(sums: dict[Any, FloatArray], time: int) -> None:
-    """Leaves the 4,096 with the longest time (its place in each one's sums) once there are more than twice as many."""
-    if len(sums) > 2 * _MOST:
-        names = list(sums)
-        order = np.argsort([-row[time] for row in sums.values()], kind="stable")
-        for i in order[_MOST:].tolist():
-            del sums[names[i]]
+def keep_longest(sums: dict[Any, FloatArray], time: int) -> bool:
+    """Leaves the 4,096 with the longest time (its place in each one's sums) once there are more than twice as many.
+
+    Whether it left some out.
+    """
+    if len(sums) <= 2 * _MOST:
+        return False
+    names = list(sums)
+    order = np.argsort([-row[time] for row in sums.values()], kind="stable")
+    for i in order[_MOST:].tolist():
+        del sums[names[i]]
+    return True
 
 
 def _add(
     sums: dict[str, FloatArray], code: IntArray, names: list[str], which: Any, values: tuple[Any, ...]
-) -> None:
-    """Adds the count and the values of the rows chosen, by name of their code (none for -1)."""
+) -> bool:
+    """Adds the count and the values of the rows chosen, by name of their code (none for -1); whether names were left out."""
     at = which & (code >= 0)
     size = len(names)
     totals = [np.bincount(code[at], weights=v[at], minlength=size) for v in values]
     for i, row in enumerate(np.array([np.bincount(code[at], minlength=size), *totals], dtype=np.float64).T):
         if row[0]:
             sums[names[i]] = sums[names[i]] + row if names[i] in sums else row
-    keep_longest(sums, 1)
+    return keep_longest(sums, 1)
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moetrace import formats
 from moetrace.errors import TraceError
-from moetrace.formats import events
+from moetrace.formats import events as reading
 from moetrace.parse import capture, parse
 from moetrace.parse.captured import captured_in
 from moetrace.parse.doctor import diagnose
@@ -134,8 +134,8 @@ def test_a_capture_that_memory_should_not_hold_is_refused(tmp_path, monkeypatch)
         name: write(tmp_path / f"{name}.json", e) for name, e in (("t", replay()), ("c", captures.events))
     }
     plain = parse(made["t"], capture_trace=made["c"]).to_pandas()
-    monkeypatch.setattr(events, "IN_MEMORY", 0)
-    monkeypatch.setattr(events, "ROWS", 5)
+    monkeypatch.setattr(reading, "IN_MEMORY", 0)
+    monkeypatch.setattr(reading, "ROWS", 5)
     assert parse(made["t"], capture_trace=made["c"]).to_pandas(["op"]).equals(plain[["op"]])
     monkeypatch.setattr(formats, "_MOST_WHOLE", 5)
     with pytest.raises(TraceError, match=r"c\.json holds 1\d launches.*at most 5 of a capture"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from moetrace.attribute import attribute
 from moetrace.errors import OutputError
 from moetrace.formats import events, piles, texts
 from moetrace.parse import batches, build, kinds, long, parse, summary
+from moetrace.parse.summary import MANY_NAMES
 from moetrace.replay import Scenario, replay
 from moetrace.run import Run
 from tests.conftest import REPO
@@ -119,6 +121,29 @@ def test_a_name_for_every_op(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert differs(summary(long), summary(short)) == ""
     held, other = attribute(long, "h100-sxm"), attribute(short, "h100-sxm")
     assert differs(dict(held.summary), dict(other.summary)) == ""
+
+
+def test_sums_by_kernel_that_are_not_of_all_ops_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Families, steps and coverage stay those of all ops."""
+    strange = ("kernel", "cpu_op")
+    made = [{**e, "name": f"strange_{i}"} if e["cat"] in strange else e for i, e in enumerate(served(40))]
+    file = write(tmp_path / "t.json", made)
+    short = parse(file)
+    plain, held = summary(short), dict(attribute(short, "h100-sxm").summary)
+    long_way(monkeypatch, 30)
+    few_names(monkeypatch)
+    monkeypatch.setattr(sys.modules["moetrace.parse.summary"], "_MOST", 20)
+    long = parse(file)
+    told, other = summary(long), dict(attribute(long, "h100-sxm").summary)
+    for one, whole in ((told, plain), (other, held)):
+        assert [n for n in one["notes"] if n not in whole["notes"]] == [MANY_NAMES]
+        assert (
+            differs(one["families"], whole["families"]) == "" and differs(one["steps"], whole["steps"]) == ""
+        )
+        assert one["coverage"]["named_share"] == whole["coverage"]["named_share"] == 0
+    assert sum(f["share"] for f in told["families"]) == pytest.approx(1)
 
 
 def test_a_step_with_more_ops_than_a_forward_pass_has_is_cut(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -12,7 +15,10 @@ from hypothesis import strategies as st
 from moetrace.attribute import attribute
 from moetrace.errors import ModelError, TraceError
 from moetrace.parse import parse, summary
+from tests.conftest import REPO
 from tests.made import KINDS, decode_trace, event, write
+
+RECORDING = REPO / "traces" / "kineto" / "olmoe-1b-7b-l2-b16-cpu" / "trace.json.gz"
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
@@ -113,6 +119,30 @@ def test_a_time_shift_changes_nothing(tmp_path_factory, shift, graph):
     moved = [{**e, "ts": e["ts"] + shift} for e in events]
     shifted = parse(write(folder / "b.json", moved), model="qwen3-30b-a3b", kv_len=9)
     assert columns(plain).equals(columns(shifted, shift=shift * 1000))
+
+
+@settings(max_examples=6, deadline=None)
+@given(shift=st.integers(-(10**18), 10**17), base=st.booleans())
+def test_a_shift_by_any_ns_changes_nothing_of_a_recording(tmp_path_factory, shift, base):
+    """Nor of its attribution: of the base that all times count from, or of each time, written with three decimals."""
+    folder = tmp_path_factory.mktemp("shift")
+    document = json.loads(gzip.decompress(RECORDING.read_bytes()))
+    if base:
+        document["baseTimeNanoseconds"] = document.get("baseTimeNanoseconds", 0) + shift
+    for e in document["traceEvents"] if not base else ():
+        if "ts" in e:
+            at = int(Decimal(repr(e["ts"])) * 1000) + shift  # as it is written
+            e["ts"] = f"@{'-' * (at < 0)}{abs(at) // 1000}.{abs(at) % 1000:03d}@"
+    moved_to = folder / "trace.json"
+    moved_to.write_text(json.dumps(document).replace('"@', "").replace('@"', ""))
+    plain, moved = parse(RECORDING), parse(moved_to)
+    one, other = plain.to_pandas(), moved.to_pandas()
+    other["start_ns"] -= shift
+    assert one.equals(other) and plain.meta.notes == moved.meta.notes
+    a, b = (attribute(run, "h100-sxm").summary for run in (plain, moved))
+    assert all(
+        a[part] == b[part] for part in ("steps", "families", "phases", "layers", "halving", "coverage")
+    )
 
 
 @settings(max_examples=15, deadline=None)
