@@ -32,6 +32,7 @@ _DTYPES = {
 _CONFIG_TEXTS = frozenset(
     (
         *("model_type", "hidden_act", "hidden_activation", "activation_function", "torch_dtype", "dtype"),
+        "mamba_ssm_dtype",
         *("layer_types", "mlp_layer_types", "rope_type", "position_embedding_type", "scoring_func"),
         *("topk_method", "quant_method", "quant_algo", "quant_type", "fmt", "format", "strategy", "type"),
         *("activation_scheme", "modules_to_not_convert", "ignore", "ignored_layers", "exclude"),

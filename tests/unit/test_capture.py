@@ -117,8 +117,8 @@ def test_of_several_batch_sizes_that_of_the_step_is_taken(tmp_path, named, label
 def test_a_recording_brings_its_own_capture(tmp_path):
     captures = Captures()
     captures.graph(launches(32), "capture_32_FULL")
-    for name, events in (("trace", replay()), ("capture", captures.events)):
-        write(tmp_path / f"{name}.json", events)
+    for name, made in (("trace", replay()), ("capture", captures.events)):
+        write(tmp_path / f"{name}.json", made)
         packed = gzip.compress((tmp_path / f"{name}.json").read_bytes())
         (tmp_path / f"{name}.json.gz").write_bytes(packed)
         (tmp_path / f"{name}.json").unlink()
