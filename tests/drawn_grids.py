@@ -191,7 +191,7 @@ def _pairs(
         for end, part in (("", "value"), ("_low", "low"), ("_high", "high")):
             yield f"{name}{end}", row[measure_column(name, end)], said[part]
     rate = alone["metrics"]["output_throughput"]["value"]
-    yield "a device's tokens", row["output_per_gpu_per_s"], rate / alone["gpus"]
+    yield "a device's tokens", row["output_per_gpu_per_s"], rate / alone["economics"]["devices"]
     for name in ("needed_bytes", "largest_batch", "fits"):
         yield name, row[name], alone["memory"][name]
     for name in ("tokens_per_joule", "cost_per_million_tokens"):

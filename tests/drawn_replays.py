@@ -70,7 +70,7 @@ def _replay_pairs(
         yield name, row[name], value
     yield "beyond_fit", row["beyond_fit"] or "", alone["beyond_fit"]
     yield "output", row["output_throughput_per_s"], rate
-    yield "a device's output", row["output_per_gpu_per_s"], rate and rate / gpus
+    yield "a device's output", row["output_per_gpu_per_s"], rate and rate / (alone["wafers"] or gpus)
     yield "a user's speed", row["user_speed_per_s"], step["tpot_s"] and 1 / step["tpot_s"]
     said = {part["family"]: part for part in alone["families"]}
     yield "families", sorted(part["family"] for part in families), sorted(said)

@@ -154,7 +154,8 @@ def machine_of(hw: Hardware, scenario: Scenario) -> Hardware:
     return hw if hw.gpus == total else node_of(hw, total)
 
 
-_OWN = frozenset({*NAMES, *SIZES, "placement", "graph", "overlap"})  # those that not every machine takes
+_OF_GPUS = ("graph", "overlap", "engine")
+_OWN = frozenset({*NAMES, *SIZES, "placement", *_OF_GPUS})  # those that not every machine takes
 
 
 def _of_machine(
@@ -172,7 +173,9 @@ def _of_machine(
                 "experts' placement on the wafer is not published: both are shown, and they bound the answer"
             )
     elif hw.device_class == "gpu":
-        own |= {name: chosen[name] for name in ("graph", "overlap", "engine") if name in chosen}
+        own |= {name: chosen[name] for name in _OF_GPUS if name in chosen}
+    if hw.device_class != "gpu" and (left := [name for name in _OF_GPUS if name in chosen]):
+        notes.append(f"{hw.name} is no GPU: {' and '.join(left)} do{'es' * (len(left) == 1)} not apply to it")
     sizes = [()] if hw.device_class != "gpu" else list(product(*(chosen[n] for n in SIZES if n in chosen)))
     found: dict[tuple[str, Scenario], tuple[Hardware, Scenario]] = {}
     for size in sizes:
@@ -225,7 +228,7 @@ def _all_used(
     run: Run,
 ) -> None:
     """Raises ScenarioError for a parallelism above 1, a graph or an overlap that no machine takes."""
-    for name in (*NAMES, "graph", "overlap", "engine"):
+    for name in (*NAMES, *_OF_GPUS):
         for setting in chosen.get(name, ()):
             if setting.value in (1, "none", "any") or any(
                 setting in scenario.settings for _, scenario in pairs

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace.errors import MoetraceError, OutputError, ScenarioError
+from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import simulate
 from moetrace.replay.grid import plan as plans
-from moetrace.replay.grid.choose import DEVICE, USER, Limits, front, read_budget, read_slo
+from moetrace.replay.grid.choose import DEVICE, USER, Limits, front, read_budget, read_slo, refused
 from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
 from moetrace.replay.grid.rows import measure_column, tables
 from moetrace.replay.grid.store import Made, one_after_another, open_grid, run_grid
@@ -184,6 +185,7 @@ def rows_of(points: list[tuple[int, int, int, bool]]) -> pa.Table:
             USER: pa.array(user, pa.float64()),
             DEVICE: pa.array(rate, pa.float64()),
             "gpus": pa.array(gpus, pa.int32()),
+            "wafers": pa.nulls(len(points), pa.int64()),
             "fits": pa.array(fits, pa.bool_()),
             "tpot_s": pa.array([1 / u for u in user], pa.float64()),
             "problem": pa.nulls(len(points), pa.string()),
@@ -216,6 +218,20 @@ def test_the_front_is_what_nothing_beats(
     )
     assert set(found) == unbeaten and len(found) == len(unbeaten)
     assert found == sorted(found, reverse=True)
+
+
+def test_wafers_are_the_devices_of_their_machine_and_have_room(tmp_path: Path) -> None:
+    load = ("batch=1", "input_len=64", "output_len=8")
+    grid = open_grid(tmp_path / "grid", Ask(("qwen3-30b-a3b",), ("cs3",), load))
+    run_grid(grid)
+    (rows,) = grid.parts()
+    (row,) = rows.to_pylist()
+    alone = simulate(load_model("qwen3-30b-a3b"), Workload(1, 64, 8), load_hardware("cs3")).summary
+    assert row["wafers"] == alone["wafers"] == 2 and row["fits"] is False
+    rate = alone["metrics"]["output_throughput"]["value"]
+    assert row["output_per_gpu_per_s"] == pytest.approx(rate / 2)
+    assert refused([rows]) == (0, {})
+    assert [front([rows], Limits(gpus=n))[1] for n in (None, 2, 1)] == [1, 1, 0]
 
 
 def test_limits_as_they_are_written() -> None:

@@ -147,6 +147,18 @@ def test_a_wafer_shows_both_placements_when_n_a_is_set(run: Run) -> None:
     ]
 
 
+def test_what_is_of_gpus_is_left_out_of_a_wafer_beside_them(run: Run) -> None:
+    found = scenarios(["engine=sglang,vllm", "graph=on"], [WAFER, H100], run)
+    assert [(hw.name, s.label) for hw, s in found] == [
+        ("wafer", "as recorded"),
+        ("h100-sxm", "engine=sglang graph=on"),
+        ("h100-sxm", "engine=vllm graph=on"),
+    ]
+    assert found[0][1].notes == ("wafer is no GPU: graph and engine do not apply to it",)
+    with pytest.raises(ScenarioError, match="engine=sglang matches no machine"):
+        scenarios(["engine=sglang"], [WAFER], run)
+
+
 def test_placement_without_a_wafer_says_so(run: Run) -> None:
     with pytest.raises(ScenarioError, match="no wafer was named"):
         scenarios(["placement=own"], [H100], run)

@@ -21,7 +21,7 @@ from moetrace.units import SECONDS
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*(s|ms|us)?")
-WHY = ("fits", "problem")
+WHY = ("fits", "wafers", "problem")
 USER, DEVICE = measure_column("user_speed"), "output_per_gpu_per_s"
 
 
@@ -34,12 +34,12 @@ class Limits:
 
     def met(self, rows: pa.Table) -> BoolArray:
         """Which rows keep to all of them, have an answer and fit their machine."""
-        good = without_nulls(rows.column("problem").is_null(), False) & _flag(rows, "fits")
+        good = without_nulls(rows.column("problem").is_null(), False) & _has_room(rows)
         for name, limit in self.slo.items():
             values = _numbers(rows, measure_column(name))
             good &= values <= limit if MEASURES[name][0] == "s" else values >= limit
         if self.gpus is not None:
-            good &= _numbers(rows, "gpus") <= self.gpus
+            good &= _devices(rows) <= self.gpus
         return good
 
     def per_device(self, rows: pa.Table) -> FloatArray:
@@ -47,7 +47,7 @@ class Limits:
         alone = _numbers(rows, DEVICE)
         if self.gpus is None:
             return alone
-        gpus = _numbers(rows, "gpus")
+        gpus = _devices(rows)
         return np.asarray(alone * gpus * np.floor(self.gpus / gpus) / self.gpus)
 
 
@@ -105,7 +105,7 @@ def refused(parts: Iterable[pa.Table]) -> tuple[int, dict[str, int]]:
             {str(p["values"]): p["counts"] for p in problem.drop_null().value_counts().to_pylist()}
         )
         can = without_nulls(problem.is_null(), False)
-        short += int((can & ~_flag(rows, "fits")).sum())
+        short += int((can & ~_has_room(rows)).sum())
     return short, dict(reasons.most_common())
 
 
@@ -119,6 +119,17 @@ def _unbeaten(one: FloatArray, two: FloatArray) -> npt.NDArray[np.int64]:
 
 def _numbers(rows: pa.Table, name: str) -> FloatArray:
     return without_nulls(rows.column(name).cast(pa.float64()), np.nan)
+
+
+def _devices(rows: pa.Table) -> FloatArray:
+    """GPUs, or the wafers that the model takes."""
+    wafers = _numbers(rows, "wafers")
+    return np.where(np.isnan(wafers), _numbers(rows, "gpus"), wafers)
+
+
+def _has_room(rows: pa.Table) -> BoolArray:
+    """Which rows fit their machine; as many wafers as a model needs are one machine."""
+    return _flag(rows, "fits") | np.isfinite(_numbers(rows, "wafers"))
 
 
 def _flag(rows: pa.Table, name: str) -> BoolArray:

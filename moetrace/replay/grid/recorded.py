@@ -114,7 +114,9 @@ class Replays:
             "phase": found.phase,
             "user_speed_per_s": 1 / tpot if tpot else None,
             "output_throughput_per_s": rate if decodes else None,
-            "output_per_gpu_per_s": rate / found.gpus if rate and decodes else None,
+            "output_per_gpu_per_s": rate / (found.memory["wafers"] or found.gpus)
+            if rate and decodes
+            else None,
             **{name: money[name] for name in ("tokens_per_joule", "cost_per_million_tokens")},
             **found.memory,
             "beyond_fit": found.beyond_fit or None,

@@ -47,7 +47,11 @@ def scenario_columns() -> tuple[tuple[str, pa.DataType, str], ...]:
         ("hardware", TEXT, "machine, by its profile's name"),
         ("gpus", pa.int32(), "devices of the machine"),
         *measures,
-        ("output_per_gpu_per_s", pa.float64(), f"output tokens per second and device; {bad}"),
+        (
+            "output_per_gpu_per_s",
+            pa.float64(),
+            f"output tokens per second and device, a GPU or a wafer; {bad}",
+        ),
         ("tokens_per_joule", pa.float64(), f"output tokens per joule; {bad}, or its power is not known"),
         (
             "cost_per_million_tokens",
@@ -57,7 +61,11 @@ def scenario_columns() -> tuple[tuple[str, pa.DataType, str], ...]:
         ("needed_bytes", pa.float64(), f"memory that one device needs; {bad}, or not known"),
         ("largest_batch", pa.int64(), f"largest batch that fits; {bad}, or not known"),
         ("wafers", pa.int64(), f"wafers that hold the model; {bad}, or the machine is none"),
-        ("fits", pa.bool_(), f"whether model and cache fit; {bad}, or not known"),
+        (
+            "fits",
+            pa.bool_(),
+            f"whether model and cache fit, on a wafer machine one wafer; {bad}, or not known",
+        ),
         (
             "beyond_fit",
             TEXT,
@@ -103,7 +111,8 @@ def _scenarios(plan: Plan, parts: Sequence[Part], found: Answers, ids: npt.NDArr
     for name in MEASURED:
         for end, values in zip(_ENDS, found.metrics[name], strict=True):
             out[measure_column(name, end)] = _number(values)
-    out["output_per_gpu_per_s"] = _number(found.metrics["output_throughput"][0] / np.maximum(found.gpus, 1))
+    devices = np.where(np.isnan(found.wafers), np.maximum(found.gpus, 1), found.wafers)
+    out["output_per_gpu_per_s"] = _number(found.metrics["output_throughput"][0] / devices)
     for name in ECONOMICS:
         out[name] = _number(found.economics[name])
     out["needed_bytes"] = _number(found.needed_bytes)
