@@ -93,6 +93,7 @@ OPERATORS = (
     ),
 )
 
+_SORTS, _SORTING = re.compile(r"(?i)radixsort"), re.compile(r"(?i)sort|top|sampl|unique|argmax|multinomial")
 _GATHERED = 8192  # a table taller than this beside a short output is looked up, not read
 
 
@@ -121,6 +122,8 @@ def dims(kind: str, seen: Seen) -> Op | None:
     if not tensors:
         return None
     largest, dtype = max(tensors, key=lambda t: numel(t[0]))
+    if kind == "sampling" and _SORTS.search(seen.kernel) and not _SORTING.search(seen.operator):
+        return None  # an embedding's gradient sorts its indices: of what, its tensors do not tell
     if kind == "sampling" and len(largest) >= 2:
         rows, width = rows_and_width(largest)
         return Op.of(kind, dtype or "fp32", tokens=rows, vocab=width)

@@ -172,3 +172,11 @@ def test_inner_norms_by_the_kind_of_attention() -> None:
     )
     assert unfused == "norm"
     assert ops.build("norm", Seen("rsqrt_kernel_cuda", tokens=2, model=qwen))["width"] == 1
+
+
+@pytest.mark.parametrize(("operator", "known"), [("aten::sort", True), ("embedding_dense_backward", False)])
+def test_a_sort_inside_of_what_is_no_sort_has_no_known_size(operator: str, known: bool) -> None:
+    """The gradient of an embedding sorts its indices, which are not its largest tensor."""
+    kernel = "void cub::DeviceRadixSortOnesweepKernel<float>"
+    op = ops.build("sampling", Seen(kernel, operator, ((262144, 1440),), ("fp32",)))
+    assert str(op) == ("sampling fp32 tokens=262144 vocab=1440" if known else "sampling fp32")
