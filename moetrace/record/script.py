@@ -94,6 +94,12 @@ def run_program(program: Program, out: Path, settings: Settings) -> Ran:
 def _check(program: Program) -> None:
     if not program.is_module and not Path(program.name).exists():
         raise MoetraceError(f"{program.name}: no such script (give a module with -m NAME)")
+    if (
+        not program.is_module
+        and Path(program.name).is_dir()
+        and not Path(program.name, "__main__.py").exists()
+    ):
+        raise MoetraceError(f"{program.name}: a directory without __main__.py, so there is no script to run")
 
 
 def _execute(program: Program) -> dict[str, Any]:

@@ -306,6 +306,7 @@ def test_a_module_is_run_as_python_does(
         (["-o", "out", "--batch", "4", "--", "x.py"], "--batch is not about a program"),
         (["-o", "out", "--skip", "4", "--model", "olmoe-1b-7b"], "--skip is about a program"),
         (["-o", "out", "--", "x.py"], "x.py: no such script"),
+        (["-o", "out", "--", "."], ".: a directory without __main__.py"),
         (["-o", "out", "--", "-m"], "-m: the module's name is missing"),
         (["-o", "out", "--part", "router", "--", "x.py"], "expected PART=PATTERN"),
     ],
