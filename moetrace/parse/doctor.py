@@ -204,8 +204,8 @@ def _machine(run: Run, shares: _Shares, holders: int) -> Iterator[Answer]:
             "the launch was recorded for {} of the time",
             "launches",
         )
-    if run.meta.gpus > 1 or shares.communicated:
-        missing = run.meta.gpus - holders
+    missing = run.meta.gpus - holders
+    if shares.communicated or missing > 0:  # ranks that are all there and share nothing do not wait
         why = f"{holders} of {run.meta.gpus} ranks: a collective's wait cannot be told from its transfer"
         question = "Do ranks wait for each other?"
         alone = missing > 0 or holders < 2

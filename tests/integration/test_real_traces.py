@@ -170,6 +170,17 @@ def test_a_quote_that_torch_did_not_escape_costs_one_event():
     assert any("1 of 2,858 events are damaged and left out" in note for note in run.meta.notes)
 
 
+def test_ranks_without_a_collective_are_not_said_to_tell_who_waits(tmp_path):
+    from moetrace.parse.doctor import diagnose
+    from moetrace.parse.ranks import parse_ranks, ranks_of
+    from moetrace.ranks import Ranks
+
+    with ranks_of(FOLDER / "nsys-2026.2-h100-2gpu-1s.sqlite.gz") as (_, ranks):
+        parse_ranks(ranks, tmp_path / "two", jobs=1)
+    asked = [a["question"] for a in diagnose(Ranks.load(tmp_path / "two"))["answers"]]
+    assert len(asked) > 5 and "Do ranks wait for each other?" not in asked
+
+
 def test_the_steps_of_2021_are_found_though_they_were_written_as_operators():
     run = parse(kineto("2021-resnet50-v100"))
     assert len(run.meta.steps) == 6 and not any("no step annotation" in note for note in run.meta.notes)
