@@ -27,7 +27,7 @@ import make_profiles
 import numpy as np
 import pandas as pd
 
-from moetrace.calibrate import groups_of
+from moetrace.calibrate import facts_of, groups_of
 from moetrace.calibrate.fit import Problem, fit, held_out
 from moetrace.calibrate.interval import DRAWS, coverage, stated_by_other_half
 from moetrace.calibrate.measured import Measured
@@ -76,7 +76,8 @@ def predictions(path: Path, hw: Hardware) -> Iterator[tuple[str, pd.DataFrame]]:
         rows = rows[found.kernel[rows] == kernels[int(np.argmax(count))]]
         part: Measured = found.take(rows)
         try:
-            off = held_out(Problem.of("experts", part, hw, "warm"), {}, FIT_ROWS)
+            key = f"experts@{name[0]}" if name[1] == "bf16" else f"experts:{name[1]}@{name[0]}"
+            off = held_out(Problem.of("experts", part, hw, "warm"), facts_of(key, "experts", hw), FIT_ROWS)
         except CalibrationError as error:
             print(f"{' '.join(name)}: not fitted: {error}")
             continue
@@ -122,13 +123,13 @@ def intervals(path: Path, hw: Hardware) -> Iterator[pd.DataFrame]:
             "@" not in key and (rows.engine != ANY_ENGINE).any()
         ):  # the rows of all engines, with coefficients of their own
             continue
-        problem = Problem.of(form, rows, hw, "warm")
+        problem, facts = Problem.of(form, rows, hw, "warm"), facts_of(key, form, hw)
         try:
-            off = held_out(problem, {})
+            off = held_out(problem, facts)
         except CalibrationError as error:
             print(f"{key}: not fitted: {error}")
             continue
-        share = memory_share(problem.form.seconds(fit(problem, {}).value, problem.works, problem.at))
+        share = memory_share(problem.form.seconds(fit(problem, facts).value, problem.works, problem.at))
         at, stated = stated_by_other_half(off, problem.works, share, rows.shape)
         decade = decade_of(tokens_of(problem.works))[at]
         yield pd.DataFrame({"key": key, "family": key.split("@")[0].split(":")[0], "decade": decade, "off": off[at],

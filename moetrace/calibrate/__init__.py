@@ -22,7 +22,7 @@ from moetrace.calibrate.interval import WITHIN, Coverage, Interval, interval, on
 from moetrace.calibrate.measured import Measured, family_of
 from moetrace.calibrate.tables import read_measurements
 from moetrace.errors import CalibrationError
-from moetrace.hardware import ANY_ENGINE, FORM_OF, Hardware, load_hardware
+from moetrace.hardware import ANY_ENGINE, FORM_OF, SCHEMAS, Hardware, load_hardware
 from moetrace.machines.forms import Cache
 from moetrace.machines.gpu import memory_share, tokens_of
 from moetrace.machines.seen import ranges
@@ -102,6 +102,13 @@ def calibrate(
         raise CalibrationError(f"nothing was fitted: {why}")
     named = ", ".join(dict.fromkeys(table.source for table in tables))
     return Calibration(hw, tuple(groups), refused, named, f"{datetime.now(timezone.utc):%Y-%m-%d}")
+
+
+def facts_of(key: str, form: str, hw: Hardware) -> dict[str, float]:
+    """What the machine's profile says of this key's kernels that no fit changes (`Parameter.given`)."""
+    own = hw.families.get(key)
+    told = own.value if own is not None and own.form == form else {}
+    return {name: told.get(name, p.start) for name, p in SCHEMAS[form].parameters.items() if p.given}
 
 
 def _fastest(groups: Sequence[Group], key: str, rows: Measured, hw: Hardware, cache: Cache) -> Group | None:
@@ -244,4 +251,4 @@ def summary(found: Calibration) -> dict[str, Any]:
     }
 
 
-__all__ = ["Calibration", "Group", "calibrate", "groups_of", "summary"]
+__all__ = ["Calibration", "Group", "calibrate", "facts_of", "groups_of", "summary"]

@@ -271,6 +271,27 @@ EXPERTS = Schema.of(
         "above_serial", "share", 0, 5, 0.3, 0, "the same for what one thread block streams in its K loop", 1.5
     ),
     Parameter(
+        "per_block_s",
+        "s/block",
+        0,
+        1e-4,
+        8e-7,
+        0,
+        "what a block of the down GEMM takes a multiprocessor, beside streaming",
+    ),
+    Parameter(
+        "wide_tokens",
+        "tokens",
+        0,
+        1e6,
+        0,
+        0,
+        "above them blocks have 128 columns instead of 64 (0: never)",
+        given=True,
+    ),
+    Parameter("block_wide", "share", 0.1, 5, 0.8, 1, "of a block's time, a wide one takes this"),
+    Parameter("above_wide", "share", 0, 1, 0.05, 0, "weights and FLOPs in wide blocks take so much longer"),
+    Parameter(
         "misaligned", "share", 0, 5, 0.3, 0, "GEMMs of a width that 16 does not divide take so much longer"
     ),
     Parameter(

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from moetrace import ops
-from moetrace.calibrate import calibrate, summary
+from moetrace.calibrate import calibrate, facts_of, summary
 from moetrace.calibrate.fit import Problem, fit
 from moetrace.calibrate.profile import write_profile
 from moetrace.calibrate.tables import read_measurements
@@ -95,6 +95,17 @@ def test_what_the_rows_drive_towards_nothing_is_nothing_and_what_they_do_not_tou
     assert found.value["above_experts"] == 0.0
     start = problem.form.schema.parameters["misaligned"].start
     assert found.value["misaligned"] == start  # no row has such a width
+
+
+def test_a_fact_of_the_kernel_is_no_coefficient(tmp_path: Path) -> None:
+    """Where an engine's tiles switch is told by the profile: no fit moves it, and it is in what the fit writes."""
+    table().assign(engine="vllm").to_csv(tmp_path / "mine.csv", index=False)
+    (group, _) = sorted(calibrate([tmp_path / "mine.csv"], "h100-sxm").groups, key=lambda g: "@" not in g.key)
+    assert group.key == "experts@vllm" and facts_of(group.key, "experts", load_hardware("h100-sxm")) == {
+        "wide_tokens": 64
+    }
+    assert group.fit.value["wide_tokens"] == 64 and "wide_tokens" not in group.fit.fitted
+    assert facts_of("experts@sglang", "experts", load_hardware("h100-sxm")) == {"wide_tokens": 0}
 
 
 def test_any_takes_the_fastest_kernel_where_one_set_holds_for_none(tmp_path: Path) -> None:

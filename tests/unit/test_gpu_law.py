@@ -193,6 +193,58 @@ def test_the_steps_of_the_experts_form_are_where_it_says(step: str) -> None:
     assert seconds(inter=802) > 1.1 * seconds(inter=800) and seconds(inter=816) < 1.05 * seconds(inter=800)
 
 
+def told_experts(**value: float) -> Hardware:
+    hw = load_hardware("h100-sxm")
+    own = hw.families["experts"]
+    return replace(hw, families={**hw.families, "experts": replace(own, value={**own.value, **value})})
+
+
+def module_s(hw: Hardware, **changed: float) -> float:
+    return float(
+        gpu.cost(ops.works([Op.of("moe_module", **{**MODULE, **changed})]), ["experts"], hw).expected_s[0]
+    )
+
+
+def test_blocks_of_narrow_experts_by_hand() -> None:
+    """60 x 2048 columns in blocks of 64 over 132 processors, 1 us each, beside the weights of the down GEMM."""
+    value = {"per_block_s": 0.0, "wide_tokens": 16, "block_wide": 1.0, "above_wide": 0.0, "misaligned": 0.0}
+    dims = {"hidden": 2048, "inter": 768, "distinct": 60, "tokens": 16}
+    plain = module_s(told_experts(**value), **dims)
+    weights = (
+        60
+        * 2048
+        * 768
+        * 2
+        / (load_hardware("h100-sxm").memory.bytes_per_s * told_experts().families["experts"]["eta_bw"])
+    )
+    blocks = 60 * 32 / 132 * 1e-6
+    assert module_s(told_experts(**{**value, "per_block_s": 1e-6}), **dims) - plain == pytest.approx(
+        (weights**3 + blocks**3) ** (1 / 3) - weights
+    )
+
+
+def test_blocks_are_wide_above_the_tokens_that_the_kernel_says() -> None:
+    """The step is at wide_tokens and nowhere else, and there is none where a kernel has none."""
+    value = {
+        "per_block_s": 2e-6,
+        "block_wide": 1.0,
+        "above_wide": 0.0,
+        "above_experts": 0.0,
+        "above_serial": 0.0,
+    }
+    narrow, never = told_experts(**value, wide_tokens=64.0), told_experts(**value, wide_tokens=0.0)
+    dims = {"inter": 64, "distinct": 100}
+    assert module_s(narrow, **dims, tokens=65) < 0.8 * module_s(narrow, **dims, tokens=64)
+    for hw, tokens in ((narrow, 63), (narrow, 65), (never, 64)):
+        assert (
+            module_s(hw, **dims, tokens=tokens)
+            <= module_s(hw, **dims, tokens=tokens + 1)
+            < 1.02 * module_s(hw, **dims, tokens=tokens)
+        )
+    more = replace(narrow, multiprocessors=2 * narrow.multiprocessors)
+    assert module_s(more, **dims, tokens=64) < 0.8 * module_s(narrow, **dims, tokens=64)
+
+
 def test_qwen3_experts_on_h100_near_what_was_measured() -> None:
     """About 2.9-3.1 us per distinct expert of 9.44 MB, published for Qwen3-30B-A3B in bf16 on an H100."""
 

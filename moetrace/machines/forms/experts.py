@@ -3,20 +3,24 @@
     fixed   = t0 + per_expert E + per_local_expert E_local + per_row T k + serial x block bytes of both GEMMs
     memory  = weights of the distinct experts / (eta_bw x bandwidth) + act_passes x activation bytes / bandwidth
     compute = FLOPs, each expert's rows padded to tiles of 16 / (eta_flops x peak)
+    blocks  = per_block D hidden / block columns / multiprocessors, of the down GEMM, whose reduction is short
     time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned where that applies; where tiles switch,
-              weights and FLOPs times 1 + above_experts, block bytes times 1 + above_serial
+              weights and FLOPs times 1 + above_experts, block bytes times 1 + above_serial; streaming the down GEMM's weights
+              and its blocks hide each other: (memory^3 + blocks^3)^(1/3) of the two
 
 A module was measured as a whole, so each of its ops carries the share of the fixed terms that is its own: a sixth of t0 for
 each launch, per_expert in top-k and align, per_row in align and combine, the rest in the GEMMs. The parts of a module add
 up to `moe_module`. Block bytes: what one thread block streams one after another, K rows of 64 columns, which no number of
-idle neighbours shortens.
+idle neighbours shortens. Blocks: each starts and ends before a multiprocessor takes the next, which narrow experts wait for.
 
 Steps, where kernels switch: misaligned where the width is no multiple of 16; above_experts and above_serial where the
 tokens exceed the experts on the rank, from where on SGLang's Triton kernel takes other default tiles (its
-get_default_config), unless tiles were tuned for that number of experts and that width on that GPU (the profile's [tuned]).
+get_default_config), unless tiles were tuned for that number of experts and that width on that GPU (the profile's [tuned]);
+above wide_tokens, where blocks have 128 columns instead of 64, take block_wide of the time each and stream with 1 + above_wide:
+64 tokens in vLLM (its get_default_config since github.com/vllm-project/vllm/pull/34846), none in other engines.
 Warm cache: weights that fit it cost the share `cached` of their time, smoothly in the size.
-Measured on H100 the sum of memory and compute fits better than any sharper blend, and tile padding, wave quantisation
-and tiles per multiprocessor add nothing (held-out errors: the profiles). Not modelled: kernels tuned for one shape and
+Measured on H100 the sum of memory and compute fits better than any sharper blend, tile padding, wave quantisation and the
+blocks of the GEMM over hidden add nothing (held-out errors: the profiles). Not modelled: kernels tuned for one shape and
 those an autotuner picks at few local experts, which is most of what is left; routing limited to groups of experts.
 """
 
@@ -46,7 +50,7 @@ _SHARES = {
 _OVER_HIDDEN = ("moe_gate_up", "moe_experts", "moe_module")  # GEMMs whose reduction is over that dim
 _OVER_INTER = ("moe_down", "moe_experts", "moe_module")
 _LAUNCHES = 6.0
-_TILE, _BLOCK_COLUMNS, _WIDTH_MULTIPLE = 16.0, 64.0, 16.0
+_TILE, _BLOCK_COLUMNS, _WIDE_COLUMNS, _WIDTH_MULTIPLE = 16.0, 64.0, 128.0, 16.0
 _PAIR = 1 << 20  # above any width: makes one number of experts and width
 _CACHE_SHARE, _CACHE_SHARPNESS = (
     0.8,
@@ -63,7 +67,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     local = np.where(np.isnan(local), experts, local)
     odd = 1.0 + c["misaligned"] * ((gemm > 0) & (np.mod(works.dim("inter", 0.0), _WIDTH_MULTIPLE) != 0))
     switched = _switched(c, works, gemm, local, at)
-    extra = odd * (1.0 + c["above_experts"] * switched)
+    wide = (gemm > 0) & (c["wide_tokens"] > 0) & (tokens > c["wide_tokens"])
+    extra = odd * (1.0 + c["above_experts"] * switched) * (1.0 + c["above_wide"] * wide)
     bandwidth = at.hw.memory.bytes_per_s
     weights_s = works["weight_bytes"] / (c["eta_bw"] * bandwidth) * _from_memory(c, works, at)
     memory_s = (
@@ -85,7 +90,36 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         + c["per_row_s"] * row * tokens * works.dim("topk", 0.0)
         + c["serial_s"] * _block_bytes(works) * odd * (1.0 + c["above_serial"] * switched)
     )
-    return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s)
+    if not c["per_block_s"]:
+        return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s)
+    blocks_s = _blocks(c, works, at, wide)
+    hidden_s = _hidden(weights_s * extra * _down_share(works), blocks_s)
+    fixed_s = fixed_s + blocks_s
+    return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s - hidden_s)
+
+
+def _down_share(works: Works) -> FloatArray:
+    """Share of an op's weights that are the down GEMM's, [ops]: one matrix of three, of a plain expert's two."""
+    among = works.ops.by_type(
+        [1.0 if op.kind in ("moe_module", "moe_experts") else 0.0 for op in works.ops.types]
+    )
+    matrices = 1.0 + among * np.where(works.dim("gated", 1.0) != 0, 2.0, 1.0)
+    return works.ops.by_type([float(op.kind in _OVER_INTER) for op in works.ops.types]) / matrices
+
+
+def _blocks(c: Mapping[str, float], works: Works, at: Setting, wide: npt.NDArray[np.bool_]) -> FloatArray:
+    """Seconds that a multiprocessor's blocks of the down GEMM take one after another, [ops]."""
+    columns = np.where(wide, _WIDE_COLUMNS, _BLOCK_COLUMNS)
+    down = works.ops.by_type([float(op.kind in _OVER_INTER) for op in works.ops.types])
+    turns = down * works["experts"] * works.dim("hidden", 0.0) / columns / at.hw.multiprocessors
+    return np.asarray(c["per_block_s"] * turns * np.where(wide, c["block_wide"], 1.0))
+
+
+def _hidden(one: FloatArray, other: FloatArray) -> FloatArray:
+    """What two times that run at once save of their sum, [ops]: nearly all of the shorter where they differ much."""
+    both = np.cbrt(one * one * one + other * other * other)
+    # Rounding must not bring what is left below the longer.
+    return np.asarray(np.clip(one + other - both, 0.0, np.minimum(one, other)))
 
 
 def _switched(
