@@ -22,7 +22,7 @@ from moetrace.calibrate.interval import WITHIN, Coverage, Interval, interval, on
 from moetrace.calibrate.measured import Measured, family_of
 from moetrace.calibrate.tables import read_measurements
 from moetrace.errors import CalibrationError
-from moetrace.hardware import ANY_ENGINE, FORM_OF, SCHEMAS, Hardware, load_hardware
+from moetrace.hardware import ANY_ENGINE, FORM_OF, SCHEMAS, Family, Hardware, load_hardware
 from moetrace.machines.forms import Cache
 from moetrace.machines.gpu import memory_share, tokens_of
 from moetrace.machines.seen import ranges
@@ -194,8 +194,7 @@ def _fitted(
 ) -> Group:
     """The fit to `rows`; how far off it is of `beyond`, which it has not seen, only widens the interval of larger ops."""
     problem = Problem.of(form, rows, hw, cache)
-    own = hw.families.get(key)
-    start = dict(own.value) if own is not None and own.form == form and own.provenance != "assumed" else {}
+    start = _start(hw.families.get(key), form)
     errors = held_out(problem, start)
     found = fit(problem, start)
     small = ~(tokens_of(problem.works) > max_tokens)  # the score is of these, the interval of larger ones too
@@ -217,6 +216,13 @@ def _fitted(
         key, form, found, len(rows), int(np.unique(rows.shape).size), tuple(kernels), float(off.mean()),
         float(np.median(off)), drawn, told, by_kernel, ranges(rows.ops),
     )  # fmt: skip
+
+
+def _start(own: Family | None, form: str) -> dict[str, float]:
+    """What the profile itself says of these coefficients; one older than a coefficient does not say that it is off."""
+    if own is None or own.form != form or own.provenance == "assumed":
+        return {}
+    return {name: value for name, value in own.value.items() if name in own.named}
 
 
 def summary(found: Calibration) -> dict[str, Any]:

@@ -194,9 +194,8 @@ def _solve(
 
 def _range(parameter: Parameter, start: Mapping[str, float]) -> tuple[float, float, float]:
     """(low, start, high) of a coefficient's logarithm; where 0 is allowed, low is small enough to be none."""
-    # A profile older than a coefficient has its default, 0 or what switches it off, which no small step leaves.
-    begin = start.get(parameter.name, parameter.default)
-    begin = parameter.start if begin in (0.0, parameter.default) else begin
+    # No small step leaves 0. Any other value that a profile says is where its fit ended, what switches a part off included.
+    begin = start.get(parameter.name, 0.0) or parameter.start
     least = parameter.low or parameter.start * 1e-3
     begin = float(np.clip(begin, least * 1.001, parameter.high * 0.999))
     return float(np.log(least)), float(np.log(begin)), float(np.log(parameter.high))

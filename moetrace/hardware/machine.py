@@ -139,7 +139,8 @@ class Family:
     found apart; `error_memory` is that of an op whose time is all memory's, `error_decades` then of one with none of it
     (in between a line); `error_apart` is by decade that of MoE ops on ranks of at most 4 of more experts, of exchanges of low
     latency and of eager all-reduces. `seen` has the least and the most
-    of each size that the fit saw, empty where that is not said. `source` says where all this is from.
+    of each size that the fit saw, empty where that is not said. `source` says where all this is from. `named` are the parameters
+    that the profile itself gives; `value` has the defaults of the others too.
     """
 
     form: str
@@ -151,6 +152,7 @@ class Family:
     error_memory: tuple[float, ...] = ()
     error_apart: tuple[float, ...] = ()
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    named: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> float:
         return self.value[name]

@@ -242,6 +242,7 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
         error_memory=memory,
         error_apart=apart,
         seen=_seen(reader, entry, where),
+        named=frozenset(parameters) & frozenset(entry),
     )
 
 

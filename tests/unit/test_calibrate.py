@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from moetrace import ops
-from moetrace.calibrate import calibrate, facts_of, summary
+from moetrace.calibrate import _start, calibrate, facts_of, summary
 from moetrace.calibrate.fit import Problem, fit
 from moetrace.calibrate.profile import write_profile
 from moetrace.calibrate.tables import read_measurements
@@ -106,6 +106,33 @@ def test_a_fact_of_the_kernel_is_no_coefficient(tmp_path: Path) -> None:
     }
     assert group.fit.value["wide_tokens"] == 64 and "wide_tokens" not in group.fit.fitted
     assert facts_of("experts@sglang", "experts", load_hardware("h100-sxm")) == {"wide_tokens": 0}
+
+
+def test_a_fit_ends_where_it_began_if_it_began_at_its_end(tmp_path: Path) -> None:
+    """A kernel that never shares a reduction out: a second fit, from what the first one wrote, must not switch that on."""
+    never = replace(load_hardware("h100-sxm"), name="made")
+    family = never.families["dense_gemm:fp8_block@vllm"]
+    assert family["split_s"] == 0.01 and "split_s" in family.named
+    never = replace(never, families={"dense_gemm": replace(family, named=frozenset(family.value))})
+    rows = [
+        {"m": m, "n": n, "k": k}
+        for n in (256, 1024, 4096, 16384)
+        for k in (512, 2048, 8192, 32768)
+        for m in (1, 8, 64, 256, 512)
+    ]
+    costs = gpu.cost(
+        ops.works([Op.of("gemm", "bf16", **row) for row in rows]), ["dense_gemm"], never, cache="warm"
+    )
+    made = pd.DataFrame(rows).assign(
+        kind="gemm", dtype="bf16", seconds=costs.expected_s, shape=[f"{r['n']}x{r['k']}" for r in rows]
+    )
+    made.to_csv(tmp_path / "mine.csv", index=False)
+    (group,) = calibrate([tmp_path / "mine.csv"], never).groups
+    assert group.fit.value["split_s"] == pytest.approx(0.01, rel=0.01) and group.mean < 0.01
+    # One that does not say it starts from where such a coefficient starts.
+    older = replace(family, named=frozenset(family.value) - {"split_s"})
+    assert _start(older, "gemm") == {k: v for k, v in family.value.items() if k != "split_s"}
+    assert _start(older, "attention") == {}
 
 
 def test_any_takes_the_fastest_kernel_where_one_set_holds_for_none(tmp_path: Path) -> None:

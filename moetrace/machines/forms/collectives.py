@@ -90,21 +90,21 @@ def exchange(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         nbytes / topk * _reached(n, topk),
         nbytes / topk * _reached(nodes, topk) * (1.0 - 1.0 / nodes),
     )
-    local_s = smoothmax(
-        4.0, copies / (c["normal_efficiency"] * _rate(at)), copies / (senders * c["sm_bytes_per_s"])
+    links_s = (
+        copies / (c["normal_efficiency"] * _rate(at)),
+        abroad / (c["normal_network_efficiency"] * _network(at, n)),
     )
-    far = np.maximum(
-        1.0 / (c["normal_network_efficiency"] * _network(at, n)),
-        1.0 / (senders * c["sm_network_bytes_per_s"]),
-    )
+    senders_s = copies / (senders * c["sm_bytes_per_s"]), abroad / (senders * c["sm_network_bytes_per_s"])
     normal_s = (
         c["normal_latency_s"] + c["normal_row_s"] * np.sqrt(works.dim("tokens", 0.0))
         + works.dim("hidden", 0.0) * (c["normal_hidden_s"] + c["normal_copy_s"] * _reached(n, topk))
         + c["normal_between_nodes_s"] * second
         + c["normal_node_s"] * doublings
     )  # fmt: skip
-    moved_s = smoothmax(_OVERLAP, local_s, abroad * far)
-    normal = (normal_s, moved_s, normal_s + moved_s)
+    local_s, far_s = smoothmax(4.0, links_s[0], senders_s[0]), np.maximum(links_s[1], senders_s[1])
+    # What processors send no faster over a faster link is serial time, no part of the link's.
+    serial_s, wire_s = smoothmax(_OVERLAP, *senders_s), smoothmax(_OVERLAP, *links_s)
+    normal = (normal_s + serial_s, wire_s, normal_s + smoothmax(_OVERLAP, local_s, far_s))
     fixed_s, network_s, expected_s = (np.where(sms > 0, a, b) for a, b in zip(normal, low, strict=True))
     none = np.where(n > 1, 1.0, 0.0)
     return Parts(np.zeros_like(n), np.zeros_like(n), fixed_s * none, expected_s * none, network_s * none)

@@ -1,0 +1,141 @@
+"""What must hold of every shipped GPU profile and its fitted coefficients, whatever the op, engine and cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetrace import ops as work_of
+from moetrace.cost.price import PriceContext, price
+from moetrace.hardware import Hardware, load_hardware, profile_names
+from moetrace.op import Costs, Op
+
+MACHINES = {name: hw for name in profile_names() if (hw := load_hardware(name)).law == "gpu"}
+RESOURCES = ("bandwidth", "cache", "peak", "processors", "link", "network")
+RATES = ("bandwidth", "peak", "link", "network")
+
+
+def size(most: int) -> st.SearchStrategy[int]:
+    """1 to `most`, each magnitude as likely."""
+    return st.floats(0, float(np.log(most))).map(lambda x: int(np.exp(x)))
+
+
+def attention(batch: int, context: int, group: int, kv: int, dim: int, window: int) -> Op:
+    cut = {"window": window, "context": context} if 0 < window < context else {}
+    read = batch * min(context, window or context)
+    heads = {"heads": kv * group, "kv_heads": kv, "head_dim": dim}
+    return Op.of("attention", "bf16", batch=batch, **heads, kv=read, **cut)
+
+
+def module(kind: str, dtype: str, tokens: int, experts: int, inter: int, ranks: int, share: float) -> Op:
+    local = max(1, experts // ranks)
+    dims = {"tokens": tokens, "hidden": 4096, "inter": inter, "experts": experts, "topk": 4}
+    part = {"local_experts": local, "rows": tokens * 4 * local / experts} if ranks > 1 else {}
+    return Op.of(kind, dtype, **dims, distinct=max(1.0, share * min(local, tokens * 4)), **part)
+
+
+def exchange(kind: str, tokens: int, hidden: int, ranks: int, sms: int) -> Op:
+    dims = {"tokens": tokens, "topk": 8, "hidden": hidden, "experts": 256}
+    sent = tokens * 8 * hidden * 2
+    return Op.of(kind, "bf16", bytes=sent, ranks=ranks, **dims, **({"sms": sms} if sms else {}))
+
+
+RANKS = st.sampled_from([2, 3, 4, 8, 16, 64])
+DTYPES = st.sampled_from(["bf16", "fp8", "fp8_block"])
+OPS = st.one_of(
+    st.builds(
+        lambda d, m, n, k: Op.of("gemm", d, m=m, n=n, k=k), DTYPES, size(20_000), size(70_000), size(70_000)
+    ),
+    st.builds(
+        attention,
+        size(512), size(131_072), st.sampled_from([1, 4, 32, 33, 64]), st.sampled_from([1, 2, 8]),
+        st.sampled_from([64, 128, 192, 256]), st.sampled_from([0, 0, 128, 4096]),
+    ),
+    st.builds(
+        lambda b, c, h: Op.of("mla_attention", "bf16", batch=b, heads=h, kv_lora=512, rope=64, kv=b * c),
+        size(512), size(131_072), size(128),
+    ),
+    st.builds(
+        module,
+        st.sampled_from(["moe_module", "moe_gate_up", "moe_down"]), DTYPES, size(4000),
+        st.sampled_from([8, 64, 128, 256]), size(8192), st.sampled_from([1, 2, 8, 64]), st.floats(0, 1),
+    ),
+    st.builds(
+        lambda kind, b, n, eager: Op.of(kind, "bf16", bytes=b, ranks=n, **({"eager": 1} if eager else {})),
+        st.sampled_from(["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]), size(1 << 31), RANKS,
+        st.booleans(),
+    ),
+    st.builds(
+        exchange, st.sampled_from(["moe_dispatch", "moe_collect"]), size(4096), size(8192), RANKS,
+        st.sampled_from([0, 20, 100]),
+    ),
+)  # fmt: skip
+CASES = st.tuples(
+    st.lists(OPS, min_size=1, max_size=8),
+    st.sampled_from(sorted(MACHINES)),
+    st.sampled_from(["any", "vllm", "sglang", "trtllm"]),
+    st.sampled_from(["cold", "warm"]),
+)
+Case = tuple[list[Op], str, str, str]
+
+
+def more(hw: Hardware, factor: float, *what: str) -> Hardware:
+    """The machine with so many times as much of each resource."""
+    by = {name: factor if name in what else 1.0 for name in RESOURCES}
+    memory, link = hw.memory, hw.link
+    assert hw.multiprocessors is not None
+    if link is not None:
+        network = link.network_bytes_per_s
+        network = None if network is None else network * by["network"]
+        link = replace(link, bytes_per_s=link.bytes_per_s * by["link"], network_bytes_per_s=network)
+    return replace(
+        hw,
+        memory=replace(
+            memory,
+            bytes_per_s=memory.bytes_per_s * by["bandwidth"],
+            cache_bytes=memory.cache_bytes * by["cache"],
+        ),
+        link=link,
+        peaks={name: peak * by["peak"] for name, peak in hw.peaks.items()},
+        multiprocessors=hw.multiprocessors * by["processors"],
+    )
+
+
+def priced(case: Case, factor: float = 1.0, *what: str) -> Costs:
+    made, name, engine, cache = case
+    hw = more(MACHINES[name], factor, *what)
+    return price(work_of.works(made), hw, context=PriceContext(engine=engine, cache=cache))  # type: ignore[arg-type]
+
+
+@given(CASES, st.floats(1, 20), st.sampled_from(RESOURCES))
+def test_never_slower_with_more_of_any_resource(case: Case, factor: float, what: str) -> None:
+    before, after = priced(case).expected_s, priced(case, factor, what).expected_s
+    assert np.all(np.isnan(before) | (after <= before * (1 + 1e-9)))
+
+
+@given(CASES, st.floats(1e-9, 1e-6), st.sampled_from(RESOURCES))
+def test_continuous_in_every_resource(case: Case, step: float, what: str) -> None:
+    before, after = priced(case).expected_s, priced(case, 1 + step, what).expected_s
+    assert np.allclose(after, before, rtol=1000 * step, atol=0, equal_nan=True)
+
+
+@given(CASES)
+def test_twice_the_rates_halve_their_parts_and_leave_the_rest(case: Case) -> None:
+    one, two = priced(case), priced(case, 2.0, *RATES)
+    for part in ("memory_s", "compute_s", "network_s"):
+        assert getattr(two, part) == pytest.approx(getattr(one, part) / 2, rel=1e-9, nan_ok=True), part
+    assert two.fixed_s == pytest.approx(one.fixed_s, rel=1e-9, nan_ok=True)
+
+
+@given(CASES)
+def test_expected_lies_between_the_bound_and_the_sum_of_its_parts(case: Case) -> None:
+    found = priced(case)
+    known = ~np.isnan(found.expected_s)
+    whole = found.memory_s + found.compute_s + found.network_s + found.fixed_s
+    assert np.all((found.expected_s <= whole * (1 + 1e-9))[known])
+    if case[3] == "cold":  # repeats of what the cache holds may beat it
+        assert np.all((found.lower_bound_s <= found.expected_s * (1 + 1e-9))[known])
