@@ -138,9 +138,9 @@ class Family:
     says the same by size, for ops of 1-9 tokens, 10-99 and so on (the last holds beyond), and is empty where it was not
     found apart; `error_memory` is that of an op whose time is all memory's, `error_decades` then of one with none of it
     (in between a line); `error_apart` is by decade that of MoE ops on ranks of at most 4 of more experts, of exchanges of low
-    latency and of eager all-reduces. `seen` has the least and the most
-    of each size that the fit saw, empty where that is not said. `source` says where all this is from. `named` are the parameters
-    that the profile itself gives; `value` has the defaults of the others too.
+    latency and of eager all-reduces. `seen` has the least and the most of each size that the fit saw, empty where that is not
+    said. `source` says where all this is from. `named` are the parameters that the profile itself
+    gives; `value` has the defaults of the others too.
     """
 
     form: str
