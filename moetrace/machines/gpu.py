@@ -126,7 +126,9 @@ def errors(family: Family, works: Works, memory: FloatArray) -> FloatArray:
     place = np.minimum(decade_of(tokens), len(family.error_decades) - 1)
     found = np.array(family.error_decades)[place]
     if family.error_memory:
-        found = found + memory * (np.array(family.error_memory)[place] - found)
+        # The line was drawn in logarithms: drawn straight between the errors themselves it lies above itself.
+        ends = np.log1p(found), np.log1p(np.array(family.error_memory)[place])
+        found = np.expm1((1.0 - memory) * ends[0] + memory * ends[1])
     if family.error_apart:
         place = np.minimum(decade_of(tokens), len(family.error_apart) - 1)
         found = np.where(apart(works), np.array(family.error_apart)[place], found)
