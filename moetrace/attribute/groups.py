@@ -110,7 +110,8 @@ class Sums:
             count = np.bincount(code[c.inside & (code >= 0)], minlength=len(names))
             for i, row in enumerate(np.array([count, *totals], dtype=np.float64).T):
                 if row[0]:
-                    groups[names[i]] = groups[names[i]] + row if names[i] in groups else row
+                    # A copy: a view would keep the sums of all names of the part while one is among the longest.
+                    groups[names[i]] = groups[names[i]] + row if names[i] in groups else row.copy()
             self.shortened |= keep_longest(groups, 1)
 
         def inside(seconds: FloatArray) -> float:

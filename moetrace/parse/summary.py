@@ -174,7 +174,8 @@ def _add(
     totals = [np.bincount(code[at], weights=v[at], minlength=size) for v in values]
     for i, row in enumerate(np.array([np.bincount(code[at], minlength=size), *totals], dtype=np.float64).T):
         if row[0]:
-            sums[names[i]] = sums[names[i]] + row if names[i] in sums else row
+            # A copy: a view would keep the sums of all names of the part while one is among the longest.
+            sums[names[i]] = sums[names[i]] + row if names[i] in sums else row.copy()
     return keep_longest(sums, 1)
 
 
