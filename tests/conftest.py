@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,12 @@ settings.load_profile("ci" if os.environ.get("CI") else "development")
 
 REPO = Path(__file__).parents[1]
 SHIPPED = REPO / "traces" / "kineto" / "olmoe-1b-7b-l2-b16-cpu"
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores interrupts, and so would every process that a test starts and interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(config: pytest.Config | None, val: object, argname: str) -> str | None:
