@@ -94,6 +94,7 @@ OPERATORS = (
 )
 
 _SORTS, _SORTING = re.compile(r"(?i)radixsort"), re.compile(r"(?i)sort|top|sampl|unique|argmax|multinomial")
+PICKS = "picks"  # first word of the role of an index whose rows the order of ops tells, then their number
 _GATHERED = 8192  # a table taller than this beside a short output is looked up, not read
 
 
@@ -135,6 +136,7 @@ _REDUCES = re.compile(
     r"aten::(mean|sum|prod|max|min|amax|amin|any|all|argmax|argmin|norm|linalg_vector_norm|histc|bincount|nonzero)$"
 )
 _FILLS = re.compile(r"aten::(fill_|zero_|full|ones|zeros|arange|new_\w+|\w+_like)$")
+_ADDS_ROWS = re.compile(r"aten::index_add_$")
 _COPIES = re.compile(r"aten::(copy_|_to_copy|clone|index_put_|_index_put_impl_|slice_scatter)$")
 
 
@@ -159,6 +161,9 @@ def sized(kind: str, seen: Seen, elements: int, dtype: str) -> Op | None:
         return _passes(kind, dtype, elements, _bytes(tensors[1]) / unit, _bytes(tensors[0]) / unit)
     if _REDUCES.search(name):
         return _passes(kind, dtype, elements, passes, 0)
+    if _ADDS_ROWS.search(name) and len(tensors) > 1:  # rows that are read, added to those of their indices
+        rows, dtype = tensors[-1]
+        return Op.of(kind, dtype or "bf16", elements=numel(rows), reads=2)
     if name == "aten::cat":
         total = sum(numel(s) for s, _ in tensors)
         return Op.of(kind, dtype, elements=total)
@@ -181,6 +186,8 @@ def _passes(kind: str, dtype: str, elements: int, reads: float, writes: float) -
 def _gathered(seen: Seen) -> int:
     """Elements that an index or gather copies: one row of the source per index."""
     source = seen.shapes[0] if seen.shapes else ()
+    if seen.role.startswith(PICKS):
+        return int(seen.role.removeprefix(PICKS)) * source[-1]
     index = next((s for s, t in seen.tensors[1:] if t.startswith("int") or len(s) == 1), None)
     if not source:
         return 0

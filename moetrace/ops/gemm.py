@@ -153,6 +153,12 @@ def width(seen: Seen) -> tuple[int, int]:
     return (found[0][2], found[0][3]) if found else (0, 0)
 
 
+def rows(seen: Seen) -> tuple[int, int]:
+    """(rows m, inputs k) of one GEMM by its operator's shapes; (0, 0) where they do not tell."""
+    found = _from_shapes(seen)
+    return (found[0][1], found[0][3]) if found else (0, 0)
+
+
 def _from_shapes(seen: Seen) -> tuple[tuple[int, int, int, int], tuple[str, str]] | None:
     tensors = [(s, t) for s, t in seen.tensors if len(s) >= 2]
     if len(tensors) < 2:

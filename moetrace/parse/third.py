@@ -20,6 +20,7 @@ from moetrace.parse.build import Ops, Placed, attended_halves, sources
 from moetrace.parse.held import Held
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.parts import part_roles
+from moetrace.parse.picked import picked_rows
 from moetrace.parse.placing import Order
 from moetrace.parse.routed import Routed
 from moetrace.parse.rows import NONE, PERIOD, Rows
@@ -65,6 +66,7 @@ class Third:
         role, labels = part_roles(
             stages.events, rows, rows.step, layer, kind_index, kinds, rows.part, role, stages.labels, hidden
         )
+        role, labels = picked_rows(stages.events, rows, layer, role, labels)
         stages.labels[:] = labels
         placed = Placed(rows.step, layer, kinds, kind_index, role, rows.part, labels)
         halves, said = attended_halves(stages.events, rows, placed, stages.names)

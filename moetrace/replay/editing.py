@@ -11,6 +11,7 @@ from moetrace.replay.draft import Draft
 from moetrace.replay.knobs import KNOBS
 from moetrace.replay.scenario import Scenario
 from moetrace.replay.unfused import unrolled
+from moetrace.replay.without import no_experts
 from moetrace.run import Run
 
 
@@ -80,9 +81,7 @@ def check_parallelism(draft: Draft) -> None:
     if problem := draft.parallel.problem(gpus, hw.name):
         raise ScenarioError(problem)
     if draft.parallel.ep > 1 and not draft.experts:
-        raise ScenarioError(
-            f"ep={draft.parallel.ep}: the recording holds no expert op with its dims, so there is nothing to share out"
-        )
+        raise no_experts(draft, f"ep={draft.parallel.ep}")
 
 
 def _ranks(draft: Draft) -> str:

@@ -102,6 +102,28 @@ def test_n_a_and_the_other_ways_to_run_the_experts(call: Call, tiny: Path, tmp_p
     assert eager.equals(batched)
 
 
+def test_experts_that_ran_one_by_one_have_their_own_rows_and_say_what_to_record_for_another_n_a(
+    call: Call, tiny: Path, tmp_path: Path
+) -> None:
+    out, run = tmp_path / "out", tmp_path / "run"
+    assert call("record", "--model", tiny, *RUN, "--experts", "unfused", "-o", out).status == 0
+    assert call("parse", out, "-o", run).status == 0
+    ops = pd.read_parquet(run / "ops.parquet")
+    states = ops[(ops.kernel == "aten::index") & (ops.act_bytes > 2 * 2 * 18)]  # not the routing weights
+    # every choice's row of 32 is read and written in bf16, in each of two layers, and nothing more
+    assert states.groupby("step").act_bytes.sum().tolist() == [
+        2 * 2 * 2 * 32 * 4 * tokens for tokens in (18, 3, 3)
+    ]
+    for knob in ("n_a=2", "n_e=4", "routing=skewed", "experts=fused"):
+        refused = call("replay", run, "--hw", "h100-sxm", "--set", knob)
+        assert (refused.status, refused.out, refused.err.count("\n")) == (2, "", 1)
+        assert (
+            "moetrace record --model MODEL --layers 2 --batch 3 --context 6 --steps 2 --experts fused"
+            in refused.err
+        )
+        assert "--hw h100-sxm --batch 3 --input-len 6 --output-len 3" in refused.err
+
+
 def test_routing_at_native_n_a_recut_equals_routing_recorded_there_in_the_first_layer(
     call: Call, tiny: Path, tmp_path: Path
 ) -> None:

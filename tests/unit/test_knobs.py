@@ -346,7 +346,7 @@ def test_widths_that_do_not_divide_are_refused() -> None:
     row = (0, 0, "dense_gate_up bf16 m=1 n=100 k=64", 0, 10)
     run = build([row], [Step(0, "decode 0", "decode", 0, 10, 1, 1)])
     assert "n=100 of dense_gate_up does not divide by 8" in refusal(run, "tp=8", hw=NODE)
-    assert "nothing to share out" in refusal(run, "ep=8", hw=NODE)
+    assert "no experts to speak of; give --model to parse" in refusal(run, "ep=8", hw=NODE)
 
 
 def test_a_recording_of_one_rank_of_many_keeps_its_parallelism() -> None:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def routing(draft: Draft, value: str) -> Draft:
     """Changes no op here: the distinct experts and rows are settled after the last knob."""
     if not draft.experts:
-        raise ScenarioError(f"routing={value}: there is no expert op with its dims to route to")
+        from moetrace.replay.without import no_experts
+
+        raise no_experts(draft, f"routing={value}")
     if value == "recorded" and draft.run.routing is None and not any(op.has("distinct") for op in draft.ops):
         raise ScenarioError("routing=recorded: no routing was recorded")
     if value == "popularity" and draft.run.routing is None:
@@ -83,18 +85,16 @@ def engine(draft: Draft, value: str) -> Draft:
 def experts(draft: Draft, value: str) -> Draft:
     """One by one, every distinct expert gathers its rows, runs three GEMMs' worth in two kernels, and scatters them back."""
     from moetrace.replay.unfused import unfused
+    from moetrace.replay.without import no_experts, runs_one_by_one
 
-    one_by_one = any(op.kind in ("expert_up", "expert_down") for op in draft.ops)
     if value == "fused":
-        if one_by_one:
-            raise ScenarioError(
-                "experts=fused: the recording runs experts one by one, and how many rows each had is not what a fused kernel "
-                "would be priced by; simulate the model instead"
-            )
+        if runs_one_by_one(draft):
+            raise no_experts(draft, "experts=fused")
         return draft
+    if runs_one_by_one(draft):
+        raise ScenarioError("experts=unfused: the recording runs them one by one already")
     if not any(op.kind in edit.EXPERT_GEMMS for op in draft.ops):
-        why = "runs them one by one already" if one_by_one else "holds no expert op with its dims"
-        raise ScenarioError(f"experts=unfused: the recording {why}")
+        raise no_experts(draft, "experts=unfused")
     return unfused(draft)
 
 

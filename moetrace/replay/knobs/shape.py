@@ -236,9 +236,9 @@ def _by_moe_layer(draft: Draft, value: int | str | tuple[int, ...] | Segments) -
 def _experts(draft: Draft, asked: str) -> int:
     """Experts per layer. Raises ScenarioError if no op says."""
     if not draft.experts:
-        raise ScenarioError(
-            f"{asked}: the recording holds no expert op with its dims, so there are no experts to speak of"
-        )
+        from moetrace.replay.without import no_experts
+
+        raise no_experts(draft, asked)
     return draft.experts
 
 
