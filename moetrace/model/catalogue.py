@@ -1,7 +1,7 @@
 """The catalogue and config files: name or path -> ModelSpec; dims seen in a trace -> the one that has them.
 
 The catalogue is `models/*.json`, public values under Hugging Face field names. An entry of the same shape as another one
-(DeepSeek-R1 as DeepSeek-V3) names it in `_same_shape_as` and holds no values of its own.
+(DeepSeek-R1 as DeepSeek-V3) names it in `_same_shape_as` and holds no values of its own but how long a sequence may be.
 """
 
 from __future__ import annotations
@@ -76,11 +76,9 @@ def load_model(name_or_path: str) -> ModelSpec:
 def _read(name_or_path: str) -> tuple[dict[str, Any], str, str]:
     """(config, what errors call it, name of the model)."""
     if name_or_path in model_names():
-        return (
-            _entry(_entry(name_or_path).get("_same_shape_as", name_or_path)),
-            f"model {name_or_path!r}",
-            name_or_path,
-        )
+        own = _entry(name_or_path)
+        shape = own.get("_same_shape_as")
+        return ({**_entry(shape), **own} if shape else own), f"model {name_or_path!r}", name_or_path
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "config.json"
@@ -117,6 +115,8 @@ def _parse_file(path: Path) -> dict[str, Any]:
 def infer_model(seen: Mapping[str, int]) -> tuple[ModelSpec, str] | None:
     """The one catalogue model that agrees with all dims seen, and a sentence saying so; None if not one.
 
+    Its `max_context` is the longest of all that have its shape: the trace does not tell them apart.
+
     Keys of `seen`: hidden, layers, vocab, heads, kv_heads, head_dim, experts, topk, expert_inter, those that
     are known. One dim alone is never enough. Raises ModelError on another key.
     """
@@ -128,6 +128,8 @@ def infer_model(seen: Mapping[str, int]) -> tuple[ModelSpec, str] | None:
     fits = [spec for spec in specs if all(getattr(spec, key) == value for key, value in seen.items())]
     if len(fits) != 1:
         return None
+    alike = [name for name in model_names() if same_shape_as(name) == fits[0].name]
+    longest = max(model.max_context for model in (fits[0], *map(load_model, alike)))
     said = ", ".join(f"{key} {seen[key]}" for key in _INFER_KEYS if key in seen)
     said = f"model {fits[0].name} inferred from the trace ({said}): no other in the catalogue has these"
-    return fits[0], said
+    return fits[0].with_edits(max_context=longest), said

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moetrace.errors import ModelError, unknown
+from moetrace.model.context import max_context
 from moetrace.model.fields import MAX_LAYERS, Config
 from moetrace.model.linear import is_linear, linear_fields, refuse_other_layers
 
@@ -105,6 +106,7 @@ def spec_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "act_dtype": act,
         "hidden": c.number("hidden_size"),
         "vocab": c.number("vocab_size"),
+        "max_context": max_context(c),
         "windows": tuple(_window(c, kind, layer) for layer in range(layers)),
         "qk_norm": _qk_norm(c, kind),
         "gated": c.data.get("hidden_act", "silu") not in _UNGATED_ACTIVATIONS,

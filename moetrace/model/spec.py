@@ -35,8 +35,10 @@ class ModelSpec:
     attention by the gated delta rule (arXiv 2412.06464): `linear_heads` value heads of `linear_v_dim`, whose
     state has `linear_dim` rows in `state_dtype`, share `linear_kv_heads` heads of keys and queries; a short
     convolution over `linear_conv` tokens goes before. `output_gate`: full attention's output is gated by a
-    second half of the query projection; `shared_gate`: the shared expert's by one logit. Raises ModelError on
-    a nonsensical value.
+    second half of the query projection; `shared_gate`: the shared expert's by one logit.
+
+    `max_context` is the longest sequence that the config allows, in tokens (0: it does not say). Raises ModelError
+    on a nonsensical value.
     """
 
     name: str
@@ -76,6 +78,7 @@ class ModelSpec:
     state_dtype: str = "fp32"
     output_gate: bool = False
     shared_gate: bool = False
+    max_context: int = 0
 
     def __post_init__(self) -> None:
         if not self.windows and is_whole(self.layers) and self.layers <= MAX_LAYERS:

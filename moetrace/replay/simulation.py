@@ -20,6 +20,7 @@ from moetrace.replay.draft import Draft
 from moetrace.replay.economics import economics
 from moetrace.replay.engine import AS_RECORDED, Prediction, predict
 from moetrace.replay.families import rows_of, spent_by
+from moetrace.replay.lengths import all_within
 from moetrace.replay.load import served_as, workload_of
 from moetrace.replay.measures import (
     MEASURES,
@@ -136,6 +137,10 @@ def _summary(
         "memory": base["memory"],
         "wafers": base["wafers"],
         "economics": economics(hw, found["output_throughput"]["value"], base["wafers"], price_per_hour),
+        "context": {
+            **base["context"],
+            "within": all_within((base["context"]["within"], *((drafting.in_context,) if drafting else ()))),
+        },
         "accuracy": base["accuracy"],
         "anchored": base["anchored"],
         "beyond_fit": beyond_fit,

@@ -15,6 +15,7 @@ from moetrace.replay.draft import Draft as EditDraft
 from moetrace.replay.editing import edited, with_knobs
 from moetrace.replay.engine import Prediction, predict
 from moetrace.replay.families import Spent, spent_by
+from moetrace.replay.lengths import too_long
 from moetrace.replay.load import DRAFTING, YIELDED, served_as
 from moetrace.replay.measures import Draft, drafting_s
 from moetrace.replay.memory import Beside
@@ -39,12 +40,13 @@ def asked(scenario: Scenario) -> tuple[ModelSpec, int, float] | None:
 @dataclass(frozen=True, slots=True)
 class Drafting:
     """What drafting takes: as expected and at both ends of its 80 % interval, by op family, the memory (None: none is said),
-    what of it lies beyond the fit, and a sentence on it."""
+    what of it lies beyond the fit, whether it is made for sequences of such lengths, and a sentence on it."""
 
     ends: tuple[Draft, Draft, Draft]
     families: Mapping[str, Spent]
     beside: Beside | None
     beyond_fit: str
+    in_context: bool | None
     said: str
 
 
@@ -61,7 +63,7 @@ def stated(scenario: Scenario) -> Drafting | None:
         f"{YIELDED}={value:g}: an assumption, not a prediction. How tokens are drafted is not said, so what drafts them "
         "takes no time and no memory here, and as many tokens are verified as are accepted"
     )
-    return Drafting((Draft(0, 0.0, 0.0, 0.0, float(value)),) * 3, {}, None, "", text)
+    return Drafting((Draft(0, 0.0, 0.0, 0.0, float(value)),) * 3, {}, None, "", True, text)
 
 
 def places(hw: Hardware, scenario: Scenario) -> list[tuple[Hardware, Scenario]]:
@@ -113,7 +115,10 @@ def drafting(
         f"{expected.yielded:.2f} tokens; the drafted tokens of a sequence choose experts as independently as those of others, "
         "which overstates the distinct ones"
     )
-    return Drafting((expected, low, high), spent_by(prediction), here, beyond_fit, text)
+    long = too_long(model, steps)
+    text += f"; its {long}" if long else ""
+    within = prediction.summary["context"]["within"]
+    return Drafting((expected, low, high), spent_by(prediction), here, beyond_fit, within, text)
 
 
 def beside_each_other(target: EditDraft, drafter: EditDraft, tokens: int) -> tuple[Beside, Beside]:

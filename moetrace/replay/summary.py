@@ -15,6 +15,7 @@ from moetrace.errors import ScenarioError
 from moetrace.op import BOUNDS, Op
 from moetrace.replay.anchor import ADDED, MODEL, SCALED
 from moetrace.replay.draft import Draft
+from moetrace.replay.lengths import context_facts, too_long
 from moetrace.replay.memory import Need
 from moetrace.replay.outcome import (
     Outcome,
@@ -82,7 +83,9 @@ class Tally:
         """What the prediction takes for granted; of sentences that differ between parts only in numbers, the first."""
         beyond_fit = self.beyond_fit
         more = (EXTRAPOLATED + beyond_fit,) if beyond_fit else ()
-        return (*self._said.values(), *more)
+        draft = self._first.draft if self._first else None
+        long = too_long(draft.model, draft.steps) if draft else ""
+        return (*self._said.values(), *((long,) if long else ()), *more)
 
     def summary(self) -> dict[str, Any]:
         """The summary. Times in seconds; `low_s` and `high_s` bound the 80 % interval, all ops' errors taken together."""
@@ -115,6 +118,7 @@ class Tally:
                 "largest_batch": need.largest_batch,
             },
             "wafers": need.wafers,
+            "context": context_facts(o.draft.model, o.draft.steps),
             "accuracy": accuracy_of(o.draft),
             "beyond_fit": self.beyond_fit,
             "assumptions": list(self.assumptions),

@@ -26,14 +26,15 @@ def grid_facts(
     took_s: float,
     met: int,
     best: pa.Table | None,
-    refused: tuple[int, Mapping[str, int]],
+    refused: tuple[int, int, Mapping[str, int]],
     limits: Limits,
     pareto: bool,
     root: Path | None,
 ) -> dict[str, Any]:
     """A JSON-able summary of a grid (schema ``moetrace.grid-summary/1``): counts, and the rows of the front.
 
-    `refused` are the scenarios that are out of memory, and those that cannot be, by their reason.
+    `refused` are the scenarios that are out of memory, those longer than their model is made for, and those that cannot be, by
+    their reason.
     """
     rows = best.to_pylist() if best is not None else []
     rates = limits.per_device(best).tolist() if best is not None else []
@@ -48,7 +49,8 @@ def grid_facts(
         "budget_gpus": limits.gpus,
         "met": met,
         "out_of_memory": refused[0],
-        "refused": dict(refused[1]),
+        "too_long": refused[1],
+        "refused": dict(refused[2]),
         "pareto": rows if pareto else rows_of_interest(rows),
         "knobs": [*plan.knobs, *(plan.varied if isinstance(plan, Plan) else ())],
         "models": len(plan.ask.models) if isinstance(plan, Plan) else 1,
@@ -94,6 +96,10 @@ def _refused(facts: dict[str, Any]) -> list[Block]:
     lines: list[Block] = []
     if facts["out_of_memory"]:
         lines.append(f"{facts['out_of_memory']:,} out of memory: column fits")
+    if facts["too_long"]:
+        lines.append(
+            f"{facts['too_long']:,} with sequences longer than their model is made for: column in_context"
+        )
     reasons = facts["refused"]
     if reasons:
         lines.append(f"{sum(reasons.values()):,} cannot be: column problem")
@@ -126,6 +132,8 @@ def _table(facts: dict[str, Any]) -> Table:
             columns[name.upper()] = [seconds(row[measure_column(name)]) for row in rows]
     for name in knobs:
         columns[name] = [DASH if row.get(name) is None else str(row[name]) for row in rows]
+    if any(row["in_context"] is False for row in rows):
+        columns["length"] = ["TOO LONG" if row["in_context"] is False else "within" for row in rows]
     columns["fit"] = [
         f"beyond it ({beyond.index(row['beyond_fit']) + 1})" if row["beyond_fit"] else "within"
         for row in rows

@@ -51,8 +51,12 @@ def simulation_report(simulations: Sequence[Facts]) -> list[Block]:
 def _one(facts: Facts) -> list[Block]:
     label = "" if facts["label"] == "as recorded" else f", {clean(facts['label'])}"
     title = f"{clean(facts['model'])} on {clean(facts['hardware'])}: {_workload(facts)}{label} (no measurement behind it)"
+    marks = []
     if facts["memory"]["fits"] is False and (facts["wafers"] or 1) == 1:
-        title += ": IT DOES NOT FIT, see memory"
+        marks.append("IT DOES NOT FIT, see memory")
+    if facts["context"]["within"] is False:
+        marks.append("LONGER THAN THE MODEL IS MADE FOR, see assumptions")
+    title += f": {'; '.join(marks)}" if marks else ""
     rows = tuple(
         (_NAMES[name], clean(m["formula"]), *_value(m))
         for name, m in facts["metrics"].items()
@@ -227,6 +231,11 @@ def _per_row(facts: Facts, priced: bool) -> tuple[str, ...]:
 
 
 def _short_fits(facts: Facts) -> str:
+    """Whether it fits the machine, and what is longer than the model is made for."""
+    return _short_room(facts) + (", too long" if facts["context"]["within"] is False else "")
+
+
+def _short_room(facts: Facts) -> str:
     if (facts["wafers"] or 1) > 1:
         return f"{facts['wafers']} wafers"
     if facts["memory"]["fits"] is False and facts["memory"]["largest_batch"] is not None:

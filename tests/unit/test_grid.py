@@ -67,6 +67,7 @@ def test_each_row_is_what_simulate_says(whole: tuple[pa.Table, pa.Table]) -> Non
             said["memory"]["largest_batch"],
         )
         assert row["needed_bytes"] == pytest.approx(said["memory"]["needed_bytes"])
+        assert row["in_context"] is said["context"]["within"]
         assert (row["beyond_fit"] or "") == said["beyond_fit"] and row["problem"] is None
         mine = breakdown.filter(pa.compute.equal(breakdown["scenario"], row["scenario"])).to_pylist()
         found = {part["family"]: (part["decode_s"], part["prefill_s"]) for part in mine}
@@ -230,7 +231,7 @@ def test_wafers_are_the_devices_of_their_machine_and_have_room(tmp_path: Path) -
     assert row["wafers"] == alone["wafers"] == 2 and row["fits"] is False
     rate = alone["metrics"]["output_throughput"]["value"]
     assert row["output_per_gpu_per_s"] == pytest.approx(rate / 2)
-    assert refused([rows]) == (0, {})
+    assert refused([rows]) == (0, 0, {})
     assert [front([rows], Limits(gpus=n))[1] for n in (None, 2, 1)] == [1, 1, 0]
 
 

@@ -70,6 +70,8 @@ def is_answered_alike(asked: Case, columns: Mapping[str, np.ndarray], together: 
     for family in alone["families"]:
         found = together.decode_s[family["family"]][row], together.prefill_s[family["family"]][row]
         assert found == pytest.approx((family["decode_s"], family["prefill_s"]), rel=1e-9, abs=1e-12)
+    within = alone["context"]["within"]
+    assert together.in_context[row] == (-1 if within is None else within)
     assert together.words[together.beyond[row]] == alone["beyond_fit"]
     assert together.gpus[row] == alone["gpus"]
 

@@ -181,10 +181,56 @@ def test_an_entry_of_anothers_shape_is_that_shape_and_is_never_inferred() -> Non
     assert shared["deepseek-r1"] == "deepseek-v3" and shared["molmoe-1b"] == "olmoe-1b-7b"
     for name, base in shared.items():
         spec, other = load_model(name), load_model(base)
-        assert spec == other.with_edits(name=name)
+        assert spec == other.with_edits(name=name, max_context=spec.max_context)
         assert same_shape_as(base) is None
     found = infer_model({"hidden": 7168, "layers": 61, "experts": 256})
     assert found is not None and found[0].name == "deepseek-v3"
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({}, 0),
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"n_positions": 1024}, 1024),
+        # Qwen's way: the positions that it was trained on, and a scaling
+        ({"max_position_embeddings": 40960, "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+          "original_max_position_embeddings": 32768}}, 131072),
+        # DeepSeek's and Kimi's: the stretched number
+        ({"max_position_embeddings": 163840, "rope_scaling": {"type": "yarn", "factor": 40,
+          "original_max_position_embeddings": 4096}}, 163840),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 2.5}}, 10240),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "dynamic", "factor": 2}}, 8192),
+        # within the positions already
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131072),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"type": "longrope", "factor": 32}}, 131072),
+        # nonsense is as good as nothing
+        ({"max_position_embeddings": "many"}, 0),
+        ({"max_position_embeddings": 1e30}, 0),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "yarn", "factor": float("inf")}}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "yarn", "factor": "4"}}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": "yarn"}, 4096),
+    ],
+)  # fmt: skip
+def test_how_long_a_sequence_a_config_allows(fields: dict[str, Any], tokens: int) -> None:
+    assert small(**fields).max_context == tokens
+
+
+def test_every_entry_says_how_long_a_sequence_may_be() -> None:
+    longest = {name: load_model(name).max_context for name in model_names()}
+    assert all(longest.values())
+    alike = {
+        name: longest[name] for name in ("qwen3-30b-a3b", "qwen3-coder-30b-a3b", "llama-3-8b", "llama-3.1-8b")
+    }
+    assert list(alike.values()) == [40960, 262144, 8192, 131072]
+
+
+def test_a_model_told_from_a_trace_may_be_the_one_of_its_shape_with_the_longest_context() -> None:
+    glm = load_model("glm-4.5")
+    found = infer_model(
+        {"hidden": glm.hidden, "layers": glm.layers, "experts": glm.experts, "vocab": glm.vocab}
+    )
+    assert found is not None and found[0] == glm.with_edits(max_context=202752)
 
 
 def test_moe_layers_given_twice_or_below_zero() -> None:
@@ -547,7 +593,9 @@ def test_infer_model_finds_every_entry_by_all_its_dims(name: str) -> None:
     spec = load_model(same_shape_as(name) or name)
     keys = ("hidden", "layers", "vocab", "heads", "kv_heads", "head_dim", "experts", "topk", "expert_inter")
     found = infer_model({key: getattr(spec, key) for key in keys})
-    assert found is not None and found[0] == spec
+    alike = [other for other in model_names() if same_shape_as(other) == spec.name]
+    longest = max(load_model(other).max_context for other in (spec.name, *alike))
+    assert found is not None and found[0] == spec.with_edits(max_context=longest)
 
 
 _JSON = st.recursive(

@@ -21,7 +21,7 @@ from moetrace.units import SECONDS
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*(s|ms|us)?")
-WHY = ("fits", "wafers", "problem")
+WHY = ("fits", "wafers", "in_context", "problem")
 USER, DEVICE = measure_column("user_speed"), "output_per_gpu_per_s"
 
 
@@ -92,12 +92,13 @@ def front(parts: Iterable[pa.Table], limits: Limits) -> tuple[pa.Table | None, i
     return (best if met else None), met
 
 
-def refused(parts: Iterable[pa.Table]) -> tuple[int, dict[str, int]]:
-    """(scenarios that do not fit their machine's memory, why others cannot be: how many for each reason, most first).
+def refused(parts: Iterable[pa.Table]) -> tuple[int, int, dict[str, int]]:
+    """(scenarios that do not fit their machine's memory, whose sequences are longer than their model is made for; why others
+    cannot be: how many for each reason, most first).
 
     Parts need the columns of WHY.
     """
-    short = 0
+    short = long = 0
     reasons: Counter[str] = Counter()
     for rows in parts:
         problem = rows.column("problem").cast(pa.string())
@@ -106,7 +107,8 @@ def refused(parts: Iterable[pa.Table]) -> tuple[int, dict[str, int]]:
         )
         can = without_nulls(problem.is_null(), False)
         short += int((can & ~_has_room(rows)).sum())
-    return short, dict(reasons.most_common())
+        long += int((can & ~_flag(rows, "in_context")).sum())
+    return short, long, dict(reasons.most_common())
 
 
 def _unbeaten(one: FloatArray, two: FloatArray) -> npt.NDArray[np.int64]:

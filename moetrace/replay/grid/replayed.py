@@ -26,6 +26,7 @@ from moetrace.replay.copies import copy_error
 from moetrace.replay.draft import Draft, Share
 from moetrace.replay.editing import check_parallelism, fused, turned
 from moetrace.replay.engine import replay
+from moetrace.replay.lengths import context_facts
 from moetrace.replay.outcome import focus_of, measured_ns, produced, rests_on_measurement
 from moetrace.replay.predicted import per_step
 from moetrace.replay.scenario import Scenario, machine_of
@@ -52,13 +53,15 @@ class Edited:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a replay says of a scenario: its memory, a step of the phase that is asked after (figures by their column), what
-    lies beyond the fit, and (family, bound, busy seconds of a step) of each op family, largest first."""
+    """What a replay says of a scenario: its memory, a step of the phase that is asked after (figures by their column),
+    whether the model is made for such sequences, what lies beyond the fit, and (family, bound, busy seconds of a step) of
+    each op family, largest first."""
 
     memory: Mapping[str, Any]
     gpus: int
     phase: str
     step: Mapping[str, float | None]
+    in_context: bool | None
     beyond_fit: str
     families: tuple[tuple[str, str, float], ...]
 
@@ -126,7 +129,7 @@ def _alone(run: Run, hw: Hardware, scenario: Scenario) -> Replayed | str:
     step["anchored_share"] = said["anchored_share"]
     return Replayed(
         {name: {**said["memory"], "wafers": said["wafers"]}[name] for name in NEEDED},
-        found.run.meta.gpus, phase, step, said["beyond_fit"], families,
+        found.run.meta.gpus, phase, step, said["context"]["within"], said["beyond_fit"], families,
     )  # fmt: skip
 
 
@@ -152,7 +155,9 @@ def _together(made: Sequence[Edited]) -> list[Replayed]:
     out = []
     for one, (phase, step), share, text, families in zip(made, steps, anchored, texts, seconds, strict=True):
         held = {name: getattr(one.need, name) for name in NEEDED}
-        out.append(Replayed(held, one.draft.gpus, phase, {**step, "anchored_share": share}, text, families))
+        within = context_facts(one.draft.model, one.draft.steps)["within"]
+        step["anchored_share"] = share
+        out.append(Replayed(held, one.draft.gpus, phase, step, within, text, families))
     return out
 
 

@@ -67,6 +67,11 @@ def scenario_columns() -> tuple[tuple[str, pa.DataType, str], ...]:
             f"whether model and cache fit, on a wafer machine one wafer; {bad}, or not known",
         ),
         (
+            "in_context",
+            pa.bool_(),
+            f"whether the model, and one that drafts, is made for sequences as long as the longest here; {bad}, or not known",
+        ),
+        (
             "beyond_fit",
             TEXT,
             "by phase, what the coefficients were not calibrated on; null: nothing",
@@ -118,7 +123,8 @@ def _scenarios(plan: Plan, parts: Sequence[Part], found: Answers, ids: npt.NDArr
     out["needed_bytes"] = _number(found.needed_bytes)
     for name, values in (("largest_batch", found.largest_batch), ("wafers", found.wafers)):
         out[name] = nullable(np.nan_to_num(values).astype(np.int64), np.isnan(values), pa.int64())
-    out["fits"] = nullable(found.fits > 0, found.fits < 0, pa.bool_())
+    for name, flags in (("fits", found.fits), ("in_context", found.in_context)):
+        out[name] = nullable(flags > 0, flags < 0, pa.bool_())
     for name, code in (("beyond_fit", found.beyond), ("problem", found.problem)):
         out[name] = text_column(np.where(code == 0, -1, code), found.words)
     return pa.table(out)

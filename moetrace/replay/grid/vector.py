@@ -20,6 +20,7 @@ from moetrace.replay.grid.load import Drafted, drafting_s, first_and_rest, measu
 from moetrace.replay.grid.shape import Case, Drafts, Shape
 from moetrace.replay.grid.steps import Steps
 from moetrace.replay.grid.times import Pricing
+from moetrace.replay.measures import context_of
 from moetrace.replay.speculate import beside, beside_each_other
 
 FloatArray = npt.NDArray[np.float64]
@@ -41,6 +42,7 @@ class Answers:
     largest_batch: FloatArray
     wafers: FloatArray
     fits: IntArray
+    in_context: IntArray  # 1: yes, 0: no, -1: not known; as `fits`
     gpus: IntArray
     beyond: IntArray  # places in `words`
     problem: IntArray
@@ -54,7 +56,7 @@ class Answers:
         money = {name: unknown.copy() for name in ECONOMICS}
         return cls(
             metrics, money, {}, {}, unknown, unknown.copy(), unknown.copy(), np.full(size, -1),
-            none, none.copy(), none.copy(), [""],
+            np.full(size, -1), none, none.copy(), none.copy(), [""],
         )  # fmt: skip
 
     def word(self, text: str) -> int:
@@ -124,6 +126,7 @@ class _Waiting:
             out.metrics[name][:, self.at] = values
         self._memory(out)
         self._economics(out)
+        out.in_context[self.at] = self._in_context()
         texts, which = self._beyond()
         out.beyond[self.at] = np.array([out.word(text) for text in texts], dtype=np.int64)[which]
         out.gpus[self.at] = shape.draft.gpus
@@ -158,6 +161,17 @@ class _Waiting:
             return texts, which
         others, other = self.beside.beyond()
         return [beside(one, two) for one in texts for two in others], which * len(others) + other
+
+    def _in_context(self) -> IntArray:
+        """Whether the model, and one that drafts, is made for sequences as long as each scenario's: 1, 0, or -1 for unknown."""
+        drafting = self.shape.drafting.shape if self.shape.drafting is not None else None
+        known = np.ones(self.shape.space.size, dtype=np.int64)
+        for shape in (self.shape, *((drafting,) if drafting is not None else ())):
+            limit = shape.draft.model.max_context if shape.draft.model else 0
+            long = np.maximum.reduce([spread(context_of(step), shape.space) for step in shape.draft.steps])
+            own = np.where(long <= limit, 1, 0) if limit else np.full_like(known, -1)
+            known = np.where((known == 0) | (own == 0), 0, np.minimum(known, own))
+        return known
 
     def _memory(self, out: Answers) -> None:
         need, space, at = self.steps.need, self.shape.space, self.at
