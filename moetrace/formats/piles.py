@@ -20,7 +20,7 @@ from moetrace.errors import OutputError
 IntArray = npt.NDArray[np.int64]
 Block = dict[str, npt.NDArray[Any]]
 
-ROWS = 1 << 17  # rows that the stages behind the reader work on at a time
+ROWS = 1 << 16  # rows that the stages behind the reader work on at a time
 _HELD = 24 << 20  # bytes that all piles together hold in memory
 _MARGIN = 256 << 20  # bytes of the disk that a spill leaves free
 _NEEDS = "a trace of this size needs more to be sorted on disk (write the RUN to a larger disk, or point TMPDIR at one)"
@@ -89,15 +89,16 @@ class Pile:
             self._flush()
 
     def blocks(self) -> Iterator[Block]:
-        """The rows in blocks of about ROWS; wide numbers, as they were appended."""
+        """The rows in blocks of at most ROWS, or as they were appended where one is longer; wide numbers."""
         waiting: list[Block] = []
         have = 0
         for block in self._each():
-            waiting.append(block)
-            have += len(next(iter(block.values())))
-            if have >= ROWS:
+            size = len(next(iter(block.values())))
+            if have + size > ROWS and waiting:
                 yield _joined(waiting)
                 waiting, have = [], 0
+            waiting.append(block)
+            have += size
         if waiting:
             yield _joined(waiting)
 

@@ -15,6 +15,8 @@ from moetrace.parse.steps import StepName
 # Ops that a step may have: a forward pass has some thousand, and some hundred thousand where experts run one by one (384
 # experts in 60 layers with a dozen ops each: 276,480).
 LONGEST = 1 << 19
+_NEVER = np.iinfo(np.int64).max
+PIECE = StepName(None, stated=False)
 StepOf = Callable[[Rows], IntArray]  # the step of each row; -1: none
 
 
@@ -55,7 +57,6 @@ class Dealt:
     used: IntArray
     outside: int
     said: list[str]
-    stated: bool  # whether the trace itself says where each of the steps is
 
 
 def deal(
@@ -67,7 +68,7 @@ def deal(
     """
     most, stated = (LONGEST, True) if names else (batch, False)
     if not names:
-        step_of, names = (lambda rows: np.zeros(len(rows), dtype=np.int64)), [StepName(None)]
+        step_of, names = (lambda rows: np.zeros(len(rows), dtype=np.int64)), [PIECE]
     count, first = _counted(pile, on_cpu, step_of, len(names))
     said, long = [], np.flatnonzero(count[1:] > most)
     if len(long):
@@ -80,12 +81,23 @@ def deal(
         said = [no_steps(len(names))]
     used, outside = np.flatnonzero(count[1:]), int(count[0])
     if len(used):
-        code = (np.cumsum(count[1:][used]) - count[1:][used]) // batch
+        code = _filled(count[1:][used].tolist(), batch)
         dealt = _dealt(pile, on_cpu, spill, step_of, used, code, first[1:][used])
     else:
         edges = _edges([b["start"][::16] for b in pile.blocks()], -(-len(pile) // batch))
         dealt = pile.scatter(lambda b: np.searchsorted(edges, b["start"], side="right"), len(edges) + 1)
-    return Dealt(Batches(dealt, on_cpu), list(names), used, outside, said, stated and not len(long))
+    return Dealt(Batches(dealt, on_cpu), list(names), used, outside, said)
+
+
+def _filled(sizes: Sequence[int], most: int) -> IntArray:
+    """The batch of each step: in order, as many as have no more rows than that together, or one that has more."""
+    out, batch, have = [], 0, 0
+    for size in sizes:
+        if have and have + size > most:
+            batch, have = batch + 1, 0
+        have += size
+        out.append(batch)
+    return np.array(out, dtype=np.int64)
 
 
 def _counted(pile: Pile, on_cpu: bool, step_of: StepOf, steps: int) -> tuple[IntArray, IntArray]:
@@ -102,14 +114,20 @@ def _counted(pile: Pile, on_cpu: bool, step_of: StepOf, steps: int) -> tuple[Int
 def _cut(
     pile: Pile, on_cpu: bool, step_of: StepOf, names: Sequence[StepName], parts: Mapping[int, int]
 ) -> tuple[StepOf, list[StepName]]:
-    """The steps, with so many pieces of time in the place of each that is too long; nothing is known of a piece."""
+    """The steps, with so many pieces of time in the place of each that is too long; nothing is known of a piece.
+
+    Where graphs are replayed a piece begins with one, so that it holds whole forward passes where a graph is one.
+    """
     starts: dict[int, list[IntArray]] = {i: [] for i in parts}
+    replays: dict[int, list[IntArray]] = {i: [] for i in parts}
     for block in pile.blocks():
         rows = Rows.of(block, on_cpu)
         step = step_of(rows)
         for i, found in starts.items():
-            found.append(rows.start[step == i][::16])
-    edges = {i: _edges(found, parts[i]) for i, found in starts.items()}
+            own = step == i
+            found.append(rows.start[own][::16])
+            replays[i].append(_replays(rows.graph[own], rows.start[own]))
+    edges = {i: _moved(_edges(found, parts[i]), replays[i]) for i, found in starts.items()}
     size = np.array([len(edges[i]) + 1 if i in edges else 1 for i in range(len(names))], dtype=np.int64)
     place = np.append(np.cumsum(size) - size, -1)
 
@@ -121,7 +139,7 @@ def _cut(
             out[own] += np.searchsorted(at, rows.start[own], side="right")
         return out
 
-    cut = [[StepName(None)] * n if i in edges else [names[i]] for i, n in enumerate(size.tolist())]
+    cut = [[PIECE] * n if i in edges else [names[i]] for i, n in enumerate(size.tolist())]
     return piece_of, [name for some in cut for name in some]
 
 
@@ -129,6 +147,24 @@ def _edges(starts: Sequence[IntArray], parts: int) -> IntArray:
     """Times between which about equally many of the starts lie."""
     sample = np.sort(np.concatenate([np.zeros(0, np.int64), *starts]))
     return np.unique(sample[np.arange(1, parts) * len(sample) // parts]) if len(sample) else sample
+
+
+def _replays(graph: IntArray, start: IntArray) -> IntArray:
+    """(id, start) of each replay of a graph among rows that are sorted by start; shape [2, replays]."""
+    graphs, first = np.unique(graph, return_index=True)
+    return np.stack([graphs, start[first]])[:, graphs >= 0]
+
+
+def _moved(edges: IntArray, found: Sequence[IntArray]) -> IntArray:
+    """The edges, each moved to where the next replay begins, if one does before the next edge."""
+    graph, start = np.concatenate(found, axis=1)
+    order = np.lexsort((start, graph))
+    begin = np.sort(start[order][np.diff(graph[order], prepend=-1) != 0])
+    if not len(begin):
+        return edges
+    after = begin[np.minimum(np.searchsorted(begin, edges), len(begin) - 1)]
+    near = (after >= edges) & (after < np.append(edges[1:], _NEVER))
+    return np.unique(np.where(near, after, edges))
 
 
 def _dealt(

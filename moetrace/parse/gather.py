@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moetrace.formats.events import MODULE, RANGE, Events, Stored
-from moetrace.parse.batches import Batches, Dealt, StepOf, no_steps
+from moetrace.parse.batches import PIECE, Batches, Dealt, StepOf, no_steps
 from moetrace.parse.gathered import Gathered, captures, gathered, learn
 from moetrace.parse.launches import doubts
 from moetrace.parse.long import Long
@@ -39,11 +39,11 @@ def _as_one(rows: Rows, step_of: StepOf, names: list[StepName], said: list[str])
     if not names:
         rows.step = np.zeros(len(rows), dtype=np.int64)
         none = np.zeros(1, dtype=np.int64)
-        return Dealt(Batches([rows], rows.on_cpu), [StepName(None)], none, 0, [no_steps(1)], False)
+        return Dealt(Batches([rows], rows.on_cpu), [PIECE], none, 0, [no_steps(1)])
     step = step_of(rows)
     used = np.unique(step[step >= 0])
     number = np.full(len(names) + 1, -1, dtype=np.int64)
     number[used] = np.arange(len(used))
     rows.step = number[step]
     outside = int((rows.step < 0).sum())
-    return Dealt(Batches([rows], rows.on_cpu), names, used, outside, said if len(used) else [], True)
+    return Dealt(Batches([rows], rows.on_cpu), names, used, outside, said if len(used) else [])

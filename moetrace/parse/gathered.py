@@ -29,7 +29,6 @@ class Gathered:
     outside: int  # rows of no step
     doubts: list[str]
     notes: list[str]
-    stated: bool  # whether the trace says where its steps are
 
 
 def gathered(dealt: Dealt, known: tuple[Marks, Nodes, Reach], doubtful: list[str]) -> Gathered:
@@ -37,7 +36,7 @@ def gathered(dealt: Dealt, known: tuple[Marks, Nodes, Reach], doubtful: list[str
     steps, said = [dealt.names[i] for i in dealt.used.tolist()], dealt.said
     if dealt.outside:
         said = [*said, f"{dealt.outside} op(s) lie outside of every step and are left out of the steps"]
-    return Gathered(dealt.batches, steps, *known, dealt.outside, doubtful, said, dealt.stated)
+    return Gathered(dealt.batches, steps, *known, dealt.outside, doubtful, said)
 
 
 def learn(nodes: Nodes, marks: Marks, made: Block, events: Events) -> None:

@@ -61,7 +61,7 @@ class Long:
         doubtful = blind(self._calls) if self._on_cpu else shared(self._ids, self._twice)
         step_of, names, said = places.choose()
         # Where names are too many for memory, they are most of what a row takes.
-        batch = max(1, ROWS // 4) if self._events.head.texts.spilled else ROWS
+        batch = max(1, ROWS // 2) if self._events.head.texts.spilled else ROWS
         dealt = deal(pile, self._on_cpu, self._events.spill, step_of, names, batch)
         dealt = replace(dealt, said=[*(said if len(dealt.used) else []), *dealt.said])
         return gathered(dealt, (self._marks, self._nodes, self._reach), doubtful)

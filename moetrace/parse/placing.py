@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +15,16 @@ from moetrace.grouping import distinct_rows, rows_of_groups
 from moetrace.model import ModelSpec
 from moetrace.ops import OTHER, gemm
 from moetrace.ops.moe import FUSED
+from moetrace.parse import passes
 from moetrace.parse.expected import told
 from moetrace.parse.kinds import Kinds
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.order import EXPERT_GEMMS, GEMMS, NO_HINTS, Hints
+from moetrace.parse.passes import MOST_LAYERS, starts_of_passes
 from moetrace.parse.period import layers_by_period
 from moetrace.parse.roles import resolve
 from moetrace.parse.rows import Rows
+from moetrace.parse.steps import StepName
 
 _VAGUE = (
     "other",
@@ -50,20 +54,20 @@ class Order:
     """
 
     def __init__(
-        self, events: Events, kinds: Kinds, labels: list[str], model: ModelSpec | None = None, drafts: Sequence[int] = (),
-        *, stated: bool = True,
+        self, events: Events, kinds: Kinds, labels: list[str], steps: Sequence[StepName], model: ModelSpec | None = None
     ) -> None:  # fmt: skip
         """`kinds` and `labels` may grow between calls; the latter gets the roles that are found.
 
-        `drafts` are the steps of another model, of which `model` tells nothing. `stated`: whether the trace says where its
-        steps are; where it does not, what repeats may as well be steps as layers, unless one graph replays it all.
+        Of the `steps` that are a draft's `model` tells nothing. In one that is not stated what repeats may as well be steps as
+        layers, unless one graph replays it all.
         """
-        self._stated = stated
-        self._drafts = np.array(drafts, dtype=np.int64)
+        self._stated = [name.stated for name in steps]
+        self._drafts = np.array(drafts_among(steps), dtype=np.int64)
         self._events, self._kinds, self._labels, self._hints = events, kinds, labels, _hints(model)
         self._model, self._depth = model, model.layers if model else 0
         self._solved: dict[bytes, Located] = {}
         self._rows = 0  # of the sequences that are remembered
+        self.layers, self.passes = 0, 1  # the most that a step showed, of a pass if there are several in it
 
     def place(self, rows: Rows, kind_index: IntArray) -> Located:
         """Where each row lies, and what it is."""
@@ -80,18 +84,29 @@ class Order:
                 continue
             names = np.where(self._unnamed()[kind_index[at]], rows.kernel[at], -1)
             said = np.stack([kind_index[at], names, bare[at], *shapes[width[at]].T])
-            one = self._stated or self._depth > 0 or _one_graph(rows.graph[at])
-            key = hashlib.blake2b(said.tobytes() + bytes([one]), digest_size=16).digest()
+            one = self._stated[int(rows.step[at[0]])] or self._depth > 0 or _one_graph(rows.graph[at])
+            key = _digest(said, one)
             if key not in self._solved:
                 if len(self._solved) >= _SOLVED or self._rows + len(at) > _ROWS:
                     self._solved.clear()
                     self._rows = 0
                 self._rows += len(at)
                 widths = [sizes[w] for w in width[at].tolist()]
-                self._solved[key] = self._resolve(kind_index[at], names, widths, bare[at], rows.dur[at], one)
+                found = self._resolve(kind_index[at], names, widths, bare[at], rows.dur[at], one)
+                self._solved[key] = self._bounded(found)
             for column, values in zip(out, self._solved[key], strict=True):
                 column[at] = values
         return out
+
+    def _bounded(self, found: Located) -> Located:
+        """The same without layers, where there are more than a forward pass has."""
+        layers = int(found.layer.max(initial=-1)) + 1
+        self.layers = max(self.layers, layers)
+        if layers <= MOST_LAYERS:
+            return found
+        return found._replace(
+            layer=np.full(len(found.layer), -1), repeated=np.zeros(len(found.layer), dtype=bool)
+        )
 
     def _unnamed(self) -> BoolArray:
         """Which kinds say nothing of an op, so that its name has to."""
@@ -102,6 +117,9 @@ class Order:
     ) -> Located:  # fmt: skip
         kinds = [self._kinds.names[k] for k in index.tolist()]
         layers, roles = resolve(kinds, widths, self._hints)
+        if begin := starts_of_passes(layers, kinds, self._depth):
+            self.passes = max(self.passes, len(begin) + 1)
+            return self._by_pass(begin, index, names, widths, bare, dur)
         layer = np.array(layers, dtype=np.int64)
         repeated = one and not (layer >= 0).any()
         if repeated:
@@ -124,6 +142,20 @@ class Order:
                 index = index.copy()
                 index[open_] = [self._kinds.code(kinds[i]) for i in open_]
         return Located(layer, self._codes(roles), np.full(len(index), repeated), index)
+
+    def _by_pass(
+        self, begin: list[int], index: IntArray, names: IntArray, widths: list[tuple[int, int]], bare: BoolArray, dur: IntArray
+    ) -> Located:  # fmt: skip
+        """The same of several passes, which begin there: each by itself."""
+        solved: dict[bytes, Located] = {}
+        found = []
+        for low, high in pairwise([0, *begin, len(index)]):
+            at = slice(low, high)
+            key = _digest(np.stack([index[at], names[at], bare[at], *np.array(widths[at]).T]), True)
+            if key not in solved:
+                solved[key] = self._resolve(index[at], names[at], widths[at], bare[at], dur[at], True)
+            found.append(solved[key])
+        return Located(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
     def _hidden(self, kinds: Sequence[str], layers: Sequence[int]) -> bool:
         """Whether layers of a model with two kinds of attention hide behind those of which the order knows the attention.
@@ -151,6 +183,15 @@ class Order:
         return np.array([codes[r] if r else -1 for r in roles], dtype=np.int64)
 
 
+def drafts_among(steps: Sequence[StepName]) -> list[int]:
+    """The steps that are the draft model's."""
+    return [i for i, name in enumerate(steps) if name.phase == "draft"]
+
+
+def _digest(said: IntArray, one: bool) -> bytes:
+    return hashlib.blake2b(said.tobytes() + bytes([one]), digest_size=16).digest()
+
+
 def _one_graph(graph: IntArray) -> bool:
     """Whether most of these ops are one replay of one graph, which is one step."""
     replayed = graph[graph >= 0]
@@ -176,11 +217,14 @@ def needs_model(layers: int, model: ModelSpec | None, kinds: Sequence[str]) -> b
     return model.attention == "mla" or model.shared_inter > 0 or layers != model.layers or OTHER in kinds
 
 
-def remarks(count: int, layers: int, model: ModelSpec | None, repeated: bool) -> list[str]:
+def remarks(count: int, order: Order, model: ModelSpec | None, repeated: bool) -> list[str]:
     """What to say where the order shows another number of layers (`count`: without the model) than the model has.
 
     `repeated`: it shows them by repetition alone, which a draft has no part in.
     """
+    layers = order.layers
+    if order.passes > 1 or layers > MOST_LAYERS:
+        return passes.remarks(order.passes, layers, model)
     if model is None or count in (0, model.layers) or (repeated and layers == model.layers):
         return []
     if layers == model.layers:

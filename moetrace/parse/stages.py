@@ -24,6 +24,7 @@ from moetrace.parse.captured import captured_in
 from moetrace.parse.gather import gather
 from moetrace.parse.gathered import Gathered
 from moetrace.parse.kinds import Kinds
+from moetrace.parse.passes import MOST_LAYERS
 from moetrace.parse.placing import Order, needs_model, remarks
 from moetrace.parse.rows import Rows
 from moetrace.parse.steps import complete, drop_strays, unused_kv, verifying
@@ -113,25 +114,19 @@ class Stages:
         notes += left + aside.padding(names)
         layer_source = self.gathered.marks.layer_source
         counted = layer_source == "none" and layers > 0
-        dims = self.seen.dims(layers if counted else self.seen.layers)
+        shown = 0 if layers > MOST_LAYERS else layers
+        dims = self.seen.dims(shown if counted else self.seen.layers)
         model, model_source, told = facts.model_of(dims, self.recording, asked.model)
         if model is not None and not model.experts and _EXPERTS & set(self.kinds.names):
             told.append(
                 f"model {model.name} is dense, and the trace has expert kernels: give the model that ran"
             )
         asks = needs_model(layers, model, self.kinds.names)
-        order = Order(
-            self.events,
-            self.kinds,
-            self.labels,
-            model if asks else None,
-            self.drafts(),
-            stated=self.gathered.stated,
-        )
-        outputs, again, repeated = self._second_look(order)
+        order = Order(self.events, self.kinds, self.labels, self.names, model if asks else None)
+        outputs, repeated = self._second_look(order)
         if counted:
             layer_source = "order"
-            told += remarks(layers, again, model, repeated)
+            told += remarks(layers, order, model, repeated)
         split, more = facts.split(self.events, self.seen.traffic, outputs, model, asked.split)
         table = Third(
             self,
@@ -157,8 +152,7 @@ class Stages:
         """(remarks on strays, layers by the order of ops without a model); fills in what captures know."""
         self._leave_ranges()
         strays: list[str] = []
-        layers = [0]
-        order = Order(self.events, self.kinds, self.labels, stated=self.gathered.stated)
+        order = Order(self.events, self.kinds, self.labels, self.names)
 
         def look(rows: Rows) -> None:
             inside = rows.step[rows.step >= 0]
@@ -172,18 +166,14 @@ class Stages:
             self.gathered.nodes.serve(rows)
             kinds = self.kinds.of(rows)
             self.seen.saw(rows, kinds, self.kinds.names)
-            layers[0] = max(layers[0], int(order.place(rows, kinds).layer.max(initial=-1)) + 1)
+            order.place(rows, kinds)
 
         self.batches.update(look)
         if not self.seen.rows:
             raise TraceError(
                 f"{self.path} holds no kernels and no operators: nothing to parse (record with activities CPU and CUDA)"
             )
-        return strays, layers[0]
-
-    def drafts(self) -> list[int]:
-        """The steps that are the draft model's."""
-        return [i for i, name in enumerate(self.names) if name.phase == "draft"]
+        return strays, order.layers
 
     def _leave_ranges(self) -> None:
         """Takes what ran in ranges of warm-up, dummy runs and captures out of the steps, unless nothing else did."""
@@ -219,18 +209,17 @@ class Stages:
         self.left_out = len(out)
         return said
 
-    def _second_look(self, order: Order) -> tuple[set[int], int, bool]:
-        """(tensor sets of attention output projections, layers, whether some rest on repetition), by the order of ops."""
+    def _second_look(self, order: Order) -> tuple[set[int], bool]:
+        """(tensor sets of attention output projections, whether some layers rest on repetition), by the order of ops."""
         outputs: set[int] = set()
-        layers, by_repetition = 0, False
+        by_repetition = False
         for rows in self.batches:
-            layer, role, repeated, _ = order.place(rows, self.kinds.of(rows))
+            _, role, repeated, _ = order.place(rows, self.kinds.of(rows))
             by_repetition |= bool(repeated.any())
-            layers = max(layers, int(layer.max(initial=-1)) + 1)
             if "o_proj" in self.labels:
                 sets = rows.tensors[role == self.labels.index("o_proj")]
                 outputs |= set(np.unique(sets[sets >= 0]).tolist())
-        return outputs, layers, by_repetition
+        return outputs, by_repetition
 
     def _meta(
         self, source: str, table: Third, model: ModelSpec | None, model_source: str, split: facts.Split, notes: list[str]

@@ -33,7 +33,8 @@ class Attended:
 class StepName:
     """What a step's annotation says; None where it does not. `halves`: its prefills and its decodes, where told apart.
 
-    `padded`: the tokens that the replayed graph was captured for, where they are more than `tokens`.
+    `padded`: the tokens that the replayed graph was captured for, where they are more than `tokens`. Not `stated`: a piece of
+    time that stands for a step.
     """
 
     phase: str | None
@@ -44,6 +45,7 @@ class StepName:
     recorded: int | None = field(default=None, compare=False)  # the recorder's own number of the step
     halves: tuple[Attended, Attended] | None = None
     padded: int | None = None
+    stated: bool = True
 
     @property
     def pairs(self) -> float | None:

@@ -21,7 +21,7 @@ from moetrace.parse.held import Held
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.parts import part_roles
 from moetrace.parse.picked import picked_rows
-from moetrace.parse.placing import Order
+from moetrace.parse.placing import Order, drafts_among
 from moetrace.parse.routed import Routed
 from moetrace.parse.rows import NONE, PERIOD, Rows
 from moetrace.run import Step, TableParts, nullable, numbers, ops_table, text_column
@@ -50,7 +50,7 @@ class Third:
         self.missing = capture.Missing()
         self.notes: set[str] = set()
         self.ops = self.outside = self.told = 0
-        self._drafts = np.array(stages.drafts(), dtype=np.int64)
+        self._drafts = np.array(drafts_among(stages.names), dtype=np.int64)
 
     def write(self, rows: Rows) -> None:
         """One batch."""

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moetrace import formats
@@ -169,6 +170,48 @@ def test_a_step_with_more_ops_than_a_forward_pass_has_is_cut(
     assert len(said) == 1 and "(60): 8 pieces" in said[0]
     starts = [step.start_ns for step in long.meta.steps]
     assert starts == sorted(starts) and long.num_rows == short.num_rows
+
+
+def test_steps_beside_one_that_is_cut_keep_their_layers_by_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers by repetition need a step that the trace states: a piece is none, and takes it from no other."""
+    names = [
+        "first",
+        *(f"{kind}_{j}" for _ in range(6) for j, kind in enumerate(["a", "b", "c", "d", "e"])),
+        "last",
+    ]
+    made: list[dict[str, object]] = []
+    for step, times in enumerate((1, 4, 1)):
+        made.append(event("step[DECODE bs=4]", "user_annotation", 10_000 * step, 9_000, tid=7))
+        for i, name in enumerate(names * times):
+            at = 10_000 * step + 20 * i
+            ids = {"correlation": 1000 * step + i}
+            made.append(event("cudaLaunchKernel", "cuda_runtime", at + 1, 2, tid=7, **ids))
+            made.append(event(name, "kernel", at + 4, 5, tid=3, pid=0, stream=3, device=0, **ids))
+    file = write(tmp_path / "t.json", made)
+    long_way(monkeypatch, 40)
+    monkeypatch.setattr(batches, "LONGEST", 100)
+    run = parse(file)
+    assert [step.batch for step in run.meta.steps] == [4, *[None] * 4, 4]
+    table = run.to_pandas(["step", "layer"])
+    layers = {i: rows.layer.max() for i, rows in table.groupby("step")}
+    assert layers[0] == layers[5] == 5 and all(layers[i] != layers[i] for i in range(1, 5)), layers
+
+
+def test_a_piece_begins_where_a_replay_does() -> None:
+    edges, none = np.array([100, 205, 300]), np.zeros((2, 0), dtype=np.int64)
+    found = [np.array([[7, 9], [90, 210]]), none, np.array([[8, 9], [120, 230]])]
+    assert batches._moved(edges, found).tolist() == [120, 210, 300]
+    assert batches._moved(edges, [none]).tolist() == edges.tolist()
+    assert batches._replays(np.array([-1, 4, 4, -1, 3]), np.array([1, 2, 3, 4, 5])).tolist() == [
+        [3, 4],
+        [5, 2],
+    ]
+
+
+def test_a_batch_holds_no_more_rows_than_asked_but_for_one_step() -> None:
+    assert batches._filled([3, 3, 5, 20, 1, 9, 1], 10).tolist() == [0, 0, 1, 2, 3, 3, 4]
 
 
 def test_the_parts_of_a_stored_run_are_whole_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
