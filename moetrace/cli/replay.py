@@ -65,6 +65,7 @@ def replay(
     from moetrace import replay as predict
     from moetrace import scenarios
     from moetrace.errors import ScenarioError
+    from moetrace.replay.unknown import replayed_otherwise
     from moetrace.report import comparison, terminal
     from moetrace.report.tables import plural
 
@@ -91,7 +92,9 @@ def replay(
     with terminal.progress("replaying") as tell:
         for done, (machine, scenario) in enumerate(plans):
             tell(done / len(plans))
-            predictions.append(predict(run, machine, scenario))
+            found = predict(run, machine, scenario)
+            found.summary["other_routing"] = replayed_otherwise(found.summary, run, machine, scenario)
+            predictions.append(found)
     written = save_predictions(predictions, output, force) if output is not None else []
     if as_json:
         terminal.show_json(

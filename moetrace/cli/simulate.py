@@ -62,6 +62,7 @@ def simulate(
     from moetrace.cli.replay import save_predictions
     from moetrace.replay.economics import read_prices
     from moetrace.replay.load import read_load
+    from moetrace.replay.unknown import simulated_otherwise
     from moetrace.report import simulation, terminal
     from moetrace.report.tables import plural
 
@@ -75,7 +76,10 @@ def simulate(
         for done, (machine, scenario) in enumerate(plans):
             tell(done / len(plans))
             hourly = price.get(machine.base or machine.name)
-            results.append(predict(spec, workload, machine, scenario, price_per_hour=hourly))
+            found = predict(spec, workload, machine, scenario, price_per_hour=hourly)
+            other = simulated_otherwise(found.summary, spec, workload, machine, scenario)
+            found.summary["other_routing"] = other
+            results.append(found)
     written = save_predictions([r.prediction for r in results], output, force) if output is not None else []
     summaries = [r.summary for r in results]
     if as_json:

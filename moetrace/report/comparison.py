@@ -20,6 +20,8 @@ from moetrace.report.tables import (
 )
 from moetrace.run import main_phase
 
+_TELLING = 0.5  # distinct experts: from there on, routing makes a difference
+
 
 def replay_report(predictions: Sequence[Facts], source: str) -> list[Block]:
     """Blocks for the `Prediction.summary` dicts of one run: a row each, then what they assume."""
@@ -53,6 +55,7 @@ def replay_report(predictions: Sequence[Facts], source: str) -> list[Block]:
         Table(title, header, tuple(rows), left=5),
         *_waiting_lines(predictions),
         *_capacity_lines(predictions),
+        *routing_blocks(predictions, "step"),
         *accuracy_lines(predictions),
         *assumption_lines(predictions),
     ]
@@ -143,6 +146,31 @@ def _capacity_lines(predictions: Sequence[Facts]) -> list[Block]:
         if (facts.get("wafers") or 1) > 1:
             lines.append(f"row {index} takes {facts['wafers']} wafers")
     return lines
+
+
+def routing_blocks(predictions: Sequence[Facts], measure: str) -> list[Block]:
+    """Of rows whose routing is not known, what they would be with text's; `measure` is what is set beside (``TPOT``)."""
+    rows = []
+    for index, facts in enumerate(predictions, 1):
+        other = facts.get("other_routing")
+        if other and abs(facts["distinct"]["mean_distinct"] - other["mean_distinct"]) >= _TELLING:
+            rows.append(
+                (
+                    str(index),
+                    decimal(facts["distinct"]["mean_distinct"]),
+                    decimal(other["mean_distinct"]),
+                    number(facts["distinct"]["experts"]),
+                    seconds(other["value"]),
+                    interval(other["low"], other["high"]),
+                )
+            )
+    if not rows:
+        return []
+    title = (
+        "Routing is not known: tokens were taken to choose their experts uniformly. Text touches fewer, and the intervals "
+        "above do not hold that; with --set routing=skewed:"
+    )
+    return [Table(title, ("row", "distinct", "skewed", "of", measure, "80 % interval"), tuple(rows), left=0)]
 
 
 def accuracy_lines(predictions: Sequence[Facts]) -> list[Block]:

@@ -52,10 +52,25 @@ def grid_facts(
         "too_long": refused[1],
         "refused": dict(refused[2]),
         "pareto": rows if pareto else rows_of_interest(rows),
+        "routing_unknown": _routing_unknown(plan),
         "knobs": [*plan.knobs, *(plan.varied if isinstance(plan, Plan) else ())],
         "models": len(plan.ask.models) if isinstance(plan, Plan) else 1,
         "written": str(root) if root is not None else None,
     }
+
+
+def _routing_unknown(plan: Plan | Replays) -> int:
+    """Simulations of a model with experts that neither state a routing nor are of a steady load, which has text's."""
+    if not isinstance(plan, Plan):
+        return 0
+    unknown = [
+        case
+        for case in plan.cases
+        if case.model.experts
+        and case.scenario.get("routing") is None
+        and case.scenario.get("serving") != "continuous"
+    ]
+    return plan.per_case * len(unknown)
 
 
 def about_s(scenarios: int) -> str:
@@ -86,6 +101,11 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
         lines += [f"({i}) the fit did not see {text}" for i, text in enumerate(beyond, 1)]
         if len(facts["pareto"]) > _MOST:
             lines.append(f"the first {_MOST} of {len(facts['pareto']):,} rows")
+    if facts["routing_unknown"]:
+        lines.append(
+            f"routing is not known in {facts['routing_unknown']:,}: uniform was taken; text touches fewer experts, and "
+            "intervals do not hold that: add --set routing=uniform,skewed for both"
+        )
     if facts["written"]:
         lines.append(f"written: {facts['written']}")
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moetrace import units
-from moetrace.report.comparison import accuracy_lines, assumption_lines, interval
+from moetrace.report.comparison import accuracy_lines, assumption_lines, interval, routing_blocks
 from moetrace.report.tables import (
     DASH,
     Block,
@@ -38,9 +38,15 @@ _LOAD = ("batch", "input_len", "output_len")
 def simulation_report(simulations: Sequence[Facts]) -> list[Block]:
     """Blocks for the `Simulation.summary` dicts of one model and workload."""
     if len(simulations) == 1:
-        return [*_one(simulations[0]), *accuracy_lines(simulations), *assumption_lines(simulations)]
+        return [
+            *_one(simulations[0]),
+            *routing_blocks(simulations, "TPOT"),
+            *accuracy_lines(simulations),
+            *assumption_lines(simulations),
+        ]
     return [
         _side_by_side(simulations),
+        *routing_blocks(simulations, "TPOT"),
         *_sensitivity(simulations),
         *_formulas(simulations[0]),
         *accuracy_lines(simulations),
