@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from moetrace.cli.options import PATH, force_option, json_option, output_option, quiet_option
+
+if TYPE_CHECKING:
+    from moetrace.cost import Tally
 
 
 @click.command()
@@ -84,9 +88,7 @@ def cost(
     from moetrace.files import check_output
     from moetrace.hardware import load_hardware
     from moetrace.report import terminal
-    from moetrace.report.tables import plural
     from moetrace.routing import read_loads, save_loads
-    from moetrace.units import seconds
 
     check_output(output, force)
     state: Literal["warm", "cold"] = "warm" if cache == "warm" else "cold"
@@ -101,11 +103,19 @@ def cost(
     took = time.perf_counter() - begin
     if routing_cache is not None:
         save_loads(routing_cache)
+    _show(tally, hw.name, took, output, as_json)
+
+
+def _show(tally: Tally, hardware: str, took: float, output: Path, as_json: bool) -> None:
+    from moetrace.report import terminal
+    from moetrace.report.tables import plural
+    from moetrace.units import seconds
+
     if as_json:
         terminal.show_json(
             {
                 "schema": "moetrace.cost/1",
-                "hardware": how.hw.name,
+                "hardware": hardware,
                 "rows": tally.rows,
                 "bad_rows": tally.bad,
                 "seconds": took,
@@ -115,7 +125,7 @@ def cost(
         )
         return
     lines = [
-        f"{plural(tally.rows, 'op')} on {how.hw.name} in {seconds(took)}, {seconds(tally.routing_s)} of it for routing"
+        f"{plural(tally.rows, 'op')} on {hardware} in {seconds(took)}, {seconds(tally.routing_s)} of it for routing"
     ]
     if tally.bad:
         lines.append(f"{plural(tally.bad, 'row')} could not be priced: see the column problem")

@@ -27,7 +27,9 @@ from moetrace.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from moetrace.replay import Prediction
+    from moetrace.hardware import Hardware
+    from moetrace.replay import Prediction, Scenario
+    from moetrace.run import Run
 
 
 @click.command()
@@ -62,10 +64,8 @@ def replay(
     A measurement anchors a prediction only on the same class of device; elsewhere the times are the
     model's alone, and the table says so.
     """
-    from moetrace import replay as predict
     from moetrace import scenarios
     from moetrace.errors import ScenarioError
-    from moetrace.replay.unknown import replayed_otherwise
     from moetrace.report import comparison, terminal
     from moetrace.report.tables import plural
 
@@ -87,14 +87,7 @@ def replay(
             many, replays_of(run, source.name, hardware, edits(sets, aliases), prices), force, as_json
         )
         return
-    plans = scenarios(edits(sets, aliases), hardware, run)
-    predictions = []
-    with terminal.progress("replaying") as tell:
-        for done, (machine, scenario) in enumerate(plans):
-            tell(done / len(plans))
-            found = predict(run, machine, scenario)
-            found.summary["other_routing"] = replayed_otherwise(found.summary, run, machine, scenario)
-            predictions.append(found)
+    predictions = _predicted(run, scenarios(edits(sets, aliases), hardware, run))
     written = save_predictions(predictions, output, force) if output is not None else []
     if as_json:
         terminal.show_json(
@@ -110,6 +103,22 @@ def replay(
     terminal.show(comparison.replay_report([p.summary for p in predictions], name))
     if written:
         terminal.show([f"written: {plural(len(written), 'run')} under {output}"])
+
+
+def _predicted(run: Run, plans: Sequence[tuple[Hardware, Scenario]]) -> list[Prediction]:
+    """The run replayed on each machine, what another routing would give beside."""
+    from moetrace import replay as predict
+    from moetrace.replay.unknown import replayed_otherwise
+    from moetrace.report import terminal
+
+    predictions = []
+    with terminal.progress("replaying") as tell:
+        for done, (machine, scenario) in enumerate(plans):
+            tell(done / len(plans))
+            found = predict(run, machine, scenario)
+            found.summary["other_routing"] = replayed_otherwise(found.summary, run, machine, scenario)
+            predictions.append(found)
+    return predictions
 
 
 def save_predictions(predictions: Sequence[Prediction], root: Path, force: bool) -> list[Path]:

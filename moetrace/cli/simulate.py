@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +19,12 @@ from moetrace.cli.options import (
     quiet_option,
     scenario_options,
 )
+
+if TYPE_CHECKING:
+    from moetrace.hardware import Hardware
+    from moetrace.model import ModelSpec
+    from moetrace.replay import Scenario, Simulation
+    from moetrace.synthesize import Workload
 
 
 @click.command()
@@ -58,28 +66,17 @@ def simulate(
         show_grid(many, model, machines, edits(sets, aliases), prices, force, as_json)
         return
     from moetrace import load_model, scenarios, synthesize
-    from moetrace import simulate as predict
     from moetrace.cli.replay import save_predictions
     from moetrace.replay.economics import read_prices
     from moetrace.replay.load import read_load
-    from moetrace.replay.unknown import simulated_otherwise
     from moetrace.report import simulation, terminal
     from moetrace.report.tables import plural
 
     asked = edits(sets, aliases)
     hardware, spec = load_machines(machines), load_model(model)
     workload, asked = read_load(asked)
-    price = read_prices(prices, hardware)
     plans = scenarios(asked, hardware, synthesize(spec, workload))
-    with terminal.progress("simulating") as tell:
-        results = []
-        for done, (machine, scenario) in enumerate(plans):
-            tell(done / len(plans))
-            hourly = price.get(machine.base or machine.name)
-            found = predict(spec, workload, machine, scenario, price_per_hour=hourly)
-            other = simulated_otherwise(found.summary, spec, workload, machine, scenario)
-            found.summary["other_routing"] = other
-            results.append(found)
+    results = _predicted(spec, workload, plans, read_prices(prices, hardware))
     written = save_predictions([r.prediction for r in results], output, force) if output is not None else []
     summaries = [r.summary for r in results]
     if as_json:
@@ -94,3 +91,26 @@ def simulate(
     terminal.show(simulation.simulation_report(summaries))
     if written:
         terminal.show([f"written: {plural(len(written), 'run')} under {output}"])
+
+
+def _predicted(
+    model: ModelSpec,
+    workload: Workload,
+    plans: Sequence[tuple[Hardware, Scenario]],
+    prices: Mapping[str, float],
+) -> list[Simulation]:
+    """The workload on each machine, what another routing would give beside."""
+    from moetrace import simulate as predict
+    from moetrace.replay.unknown import simulated_otherwise
+    from moetrace.report import terminal
+
+    results = []
+    with terminal.progress("simulating") as tell:
+        for done, (machine, scenario) in enumerate(plans):
+            tell(done / len(plans))
+            hourly = prices.get(machine.base or machine.name)
+            found = predict(model, workload, machine, scenario, price_per_hour=hourly)
+            other = simulated_otherwise(found.summary, model, workload, machine, scenario)
+            found.summary["other_routing"] = other
+            results.append(found)
+    return results

@@ -72,12 +72,6 @@ def variant_of(
     value = {key: reader.number(sheet, "datasheet", key, *bounds[key]) for key in sheet if key in bounds}
     widens = widening(reader, table, "", one.families)
     peaks = reader.keys(sheet.get("peak_flops", {}), "datasheet.peak_flops", set(), set(one.peaks))
-    link = one.link
-    if link is not None:
-        link = Link(
-            value.get("link_bytes_per_s", link.bytes_per_s),
-            value.get("network_bytes_per_s", link.network_bytes_per_s),
-        )
     clock_hz = value.get("clock_hz", one.clock_hz)
     families = {
         name: f
@@ -85,19 +79,6 @@ def variant_of(
         else f.on_another(one.name, (one.clock_hz, clock_hz), widens[name])
         for name, f in one.families.items()
     }
-    memory = Memory(
-        value.get("memory_bytes", one.memory.capacity_bytes),
-        value.get("memory_bytes_per_s", one.memory.bytes_per_s),
-        value.get("cache_bytes", one.memory.cache_bytes),
-    )
-    wafer = one.wafer
-    if wafer is not None:
-        wafer = replace(
-            wafer,
-            cores=value.get("cores", wafer.cores),
-            fabric_bytes_per_s=value.get("fabric_bytes_per_s", wafer.fabric_bytes_per_s),
-            off_wafer_bytes_per_s=value.get("off_wafer_bytes_per_s", wafer.off_wafer_bytes_per_s),
-        )
     flops = {name: reader.number(peaks, "datasheet.peak_flops", name, 1e9, 1e19) for name in peaks}
     told = {
         "datasheet": reader.text(sheet, "datasheet", "source"),
@@ -108,9 +89,7 @@ def variant_of(
         name=reader.path.stem,
         title=reader.text(table, "", "title"),
         peaks=MappingProxyType(flops or dict(one.peaks)),
-        memory=memory,
-        link=link,
-        wafer=wafer,
+        **_parts(one, value),
         families=MappingProxyType(families),
         sources=MappingProxyType({**{k: v for k, v in one.sources.items() if k != "tuned"}, **told}),
         tuned=MappingProxyType({}),  # for the other device's name
@@ -119,3 +98,26 @@ def variant_of(
         power_w=value.get("power_w", one.power_w),
         domain_gpus=int(value.get("domain_gpus", one.domain_gpus)),
     )
+
+
+def _parts(one: Hardware, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Memory, link and wafer of a machine where a datasheet says `value`, else as they are."""
+    memory, link, wafer = one.memory, one.link, one.wafer
+    if link is not None:
+        link = Link(
+            value.get("link_bytes_per_s", link.bytes_per_s),
+            value.get("network_bytes_per_s", link.network_bytes_per_s),
+        )
+    if wafer is not None:
+        wafer = replace(
+            wafer,
+            cores=value.get("cores", wafer.cores),
+            fabric_bytes_per_s=value.get("fabric_bytes_per_s", wafer.fabric_bytes_per_s),
+            off_wafer_bytes_per_s=value.get("off_wafer_bytes_per_s", wafer.off_wafer_bytes_per_s),
+        )
+    memory = Memory(
+        value.get("memory_bytes", memory.capacity_bytes),
+        value.get("memory_bytes_per_s", memory.bytes_per_s),
+        value.get("cache_bytes", memory.cache_bytes),
+    )
+    return {"memory": memory, "link": link, "wafer": wafer}

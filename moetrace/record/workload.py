@@ -126,23 +126,35 @@ def run_workload(
         ) as rec:
             if work.graph:
                 rec.files[CAPTURE_FILE] = scratch / TRACE_FILE
-            progress("running unrecorded, to warm up and to time")
-            for _ in range(rehearsals):
-                unrecorded, unprofiled_s, taken = _unrecorded(loop, rec, work.prefill, forcing)
-            progress("recording")
-            loop.run(rec, work.prefill)
-            told = {
-                "tokens_equal": loop.chosen == unrecorded,
-                "unprofiled_s": unprofiled_s,
-                "recorded_s": loop.seconds,
-                "routing_taken": taken,
-            }
+            told = _run(loop, rec, work.prefill, forcing, rehearsals, progress)
             rec.metadata |= told
         return told | {"saw_no_kernel": saw_no_kernel(rec.told or {})}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if forcing is not None:
             forcing.remove()
+
+
+def _run(
+    loop: Loop,
+    rec: Recorder,
+    prefill: bool,
+    forcing: Forcing | None,
+    rehearsals: int,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Runs the loop unrecorded, so often, and then recorded; what `run_workload` tells of both."""
+    progress("running unrecorded, to warm up and to time")
+    for _ in range(rehearsals):
+        unrecorded, unprofiled_s, taken = _unrecorded(loop, rec, prefill, forcing)
+    progress("recording")
+    loop.run(rec, prefill)
+    return {
+        "tokens_equal": loop.chosen == unrecorded,
+        "unprofiled_s": unprofiled_s,
+        "recorded_s": loop.seconds,
+        "routing_taken": taken,
+    }
 
 
 def _has_graphs(device: torch.device) -> bool:
