@@ -209,12 +209,19 @@ def attribute(run: Run, hardware: Hardware | str | None = None) -> Attribution:
         Summary(run),
         TableParts(ATTRIBUTION_SCHEMA.with_metadata(_facts(hardware.name)), run.new_file),
     )
-    for part in run.parts():
-        priced = _price(part, hardware, latency)
-        table = _table(part, priced, hardware, ops.works(priced.found)["bytes_min"])
-        summary.add(part, table, priced.halved, priced.index)
-        tables.write(table)
+    for part in run.parts(_READ):
+        _add(part, hardware, latency, summary, tables)
     return Attribution(hardware.name, summary.result(hardware), tables.finish())
+
+
+def _add(part: Run, hardware: Hardware, latency: int | None, summary: Summary, tables: TableParts) -> None:
+    """A part of the run. On its own, so that nothing of the last part is held while the summary is made."""
+    priced = _price(part, hardware, latency)
+    table = _table(part, priced, hardware, ops.works(priced.found)["bytes_min"])
+    tables.write(table)
+    halved, index = priced.halved, priced.index
+    del priced
+    summary.add(part, table, halved, index)
 
 
 def _context(run: Run) -> PriceContext:
@@ -235,6 +242,24 @@ def price_run(run: Run, hardware: Hardware) -> tuple[IntArray, tuple[Op, ...], C
 
 
 _NEVER = 1 << 62
+# What of a run is read: of a long part, what is not takes as much as what is.
+_READ = (
+    *(
+        "rank",
+        "device",
+        "step",
+        "phase",
+        "layer",
+        "family",
+        "kind",
+        "op",
+        "kernel",
+        "start_ns",
+        "dur_ns",
+        "launch_ns",
+    ),
+    *("flops", "weight_bytes", "kv_bytes", "act_bytes"),
+)
 _TIMES = ("step", "device", "start_ns", "dur_ns", "launch_ns")
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from moetrace.formats.piles import ROWS
 from moetrace.op import PARTS
-from moetrace.parse.summary import devices_of_steps, keep_longest, known_work, step_and_device
+from moetrace.parse.summary import (
+    WORK_COLUMNS,
+    KnownWork,
+    devices_of_steps,
+    keep_longest,
+    known_work,
+    step_and_device,
+)
 from moetrace.run import Run, codes_of, without_nulls
 
 FloatArray = npt.NDArray[np.float64]
@@ -21,16 +30,35 @@ GROUPED = ("family", "kind", "kernel", "layer")
 SPENT = (*(part.removesuffix("_s") for part in PARTS), "unexplained")
 
 
-class Columns:
-    """The attribution table as numpy, nulls as zero (costs) or -1 (step, layer).
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What is found of all rows of a part together: each one's step and device (`step_and_device`), the devices, the weight.
 
-    Sums over rows are means over the devices of a step: `weight` is 1 over their number.
+    Sums over rows are means over the devices of a step: `weight` is 1 over their number, and 1 outside of every step.
     """
 
-    def __init__(self, run: Run, table: pa.Table) -> None:
-        self.table = table
+    group: IntArray
+    devices: IntArray
+    weight: FloatArray
+
+    @classmethod
+    def of(cls, run: Run) -> Whole:
+        """That of a part of a run."""
+        group, devices = step_and_device(run)
+        step = run.numpy("step").astype(np.int64)
+        number = devices_of_steps(group, len(devices), int(step.max(initial=0)) + 1)
+        return cls(group, devices, np.where(step >= 0, 1.0 / number[np.maximum(step, 0)], 1.0))
+
+
+class Columns:
+    """Some rows of the attribution table as numpy, nulls as zero (costs) or -1 (step, layer)."""
+
+    def __init__(self, table: pa.Table, whole: Whole, work: KnownWork, at: slice) -> None:
+        """The rows `at` of a part with this table."""
+        self.table = table.slice(at.start, at.stop - at.start)
+        self.group, self.weight, self.devices = whole.group[at], whole.weight[at], whole.devices
+        self.work = work
         self.step = self._of("step", -1).astype(np.int64)
-        self.group, self.devices = step_and_device(run)
         self.layer = self._of("layer", -1)
         self.inside = self.step >= 0
         self.dur = self._of("dur_ns", 0) / 1e9
@@ -41,8 +69,11 @@ class Columns:
         self.expected, self.lower = self._of("expected_s", 0.0), self._of("lower_bound_s", 0.0)
         self.explained, self.spent = self._split()
         self.explained_low, self.explained_high = self._explained_within()
-        self.weight = self._weight()
-        self.work = known_work(run)
+
+    @classmethod
+    def of(cls, run: Run, table: pa.Table) -> Columns:
+        """All rows of a part."""
+        return cls(table, Whole.of(run), known_work(run), slice(0, table.num_rows))
 
     def codes(self, column: str) -> tuple[npt.NDArray[np.int64], list[Any]]:
         """(group per row, -1 for none; the groups' names)."""
@@ -61,11 +92,6 @@ class Columns:
         """Sum of the values of the rows inside, per code (none for -1), as a mean over devices."""
         at = self.inside & (code >= 0)
         return np.bincount(code[at], weights=(values * self.weight)[at], minlength=size).astype(np.float64)
-
-    def _weight(self) -> FloatArray:
-        """1 over the number of devices in the step of each row; 1 outside of every step."""
-        number = devices_of_steps(self.group, len(self.devices), int(self.step.max(initial=0)) + 1)
-        return np.where(self.inside, 1.0 / number[np.maximum(self.step, 0)], 1.0)
 
     def _of(self, name: str, null: float) -> Any:
         return without_nulls(self.table.column(name), null)
@@ -90,6 +116,14 @@ class Columns:
         shown = np.where(self.dur > 0, self.exposed / np.maximum(self.dur, 1e-12), 0.0)
         low, high = self.expected / factor, self.expected * factor
         return np.minimum(low, self.dur) * shown, np.minimum(high, self.dur) * shown
+
+
+def in_pieces(run: Run, table: pa.Table, whole: Whole) -> Iterator[tuple[slice, Columns]]:
+    """The rows of a part, as many at a time as are worked on at once: all columns of a long step would take 200 bytes a row."""
+    facts = run.table(WORK_COLUMNS)
+    for low in range(0, table.num_rows, ROWS):
+        at = slice(low, min(low + ROWS, table.num_rows))
+        yield at, Columns(table, whole, known_work(Run(run.meta, facts.slice(low, at.stop - low))), at)
 
 
 class Sums:

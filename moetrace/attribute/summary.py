@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from moetrace.attribute.groups import SPENT, Columns, Sums
+from moetrace.attribute.groups import SPENT, Columns, Sums, Whole, in_pieces
 from moetrace.hardware import Hardware
 from moetrace.parse.nesting import exposed_by
 from moetrace.parse.summary import MANY_NAMES
 from moetrace.parse.summary import summary as coverage_of
 from moetrace.ranks import Ranks
-from moetrace.run import Run, Step, codes_of
+from moetrace.run import Run, Step, codes_of, without_nulls
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -39,8 +39,14 @@ class Summary:
 
     def add(self, part: Run, table: pa.Table, halved: Mapping[str, FloatArray], index: IntArray) -> None:
         """A part of the run and its rows of the attribution's table."""
-        c = Columns(part, table)
-        comm, exposed_comm = _communication(part, c)
+        whole = Whole.of(part)
+        comm, exposed_comm = _communication(part, table, whole.group)
+        for at, c in in_pieces(part, table, whole):
+            self._add(c, comm[at], exposed_comm[at], halved, index[at])
+
+    def _add(
+        self, c: Columns, comm: FloatArray, exposed_comm: FloatArray, halved: Mapping[str, FloatArray], index: IntArray
+    ) -> None:  # fmt: skip
         values = {
             "busy": c.exposed, "launch": np.minimum(c.launch, c.gap), "expected": c.expected, "lower": c.lower,
             "unpriced": c.dur * ~c.known, "communication": comm, "exposed_communication": exposed_comm, **c.spent,
@@ -54,7 +60,7 @@ class Summary:
             mine = [i for i, p in self._phase_of.items() if p == phase]
             self._phases[phase].add(c.only(mine), halved, index)
         self._add_devices(c, comm, exposed_comm)
-        self._flags.add(c, table)
+        self._flags.add(c, c.table)
 
     def _add_devices(self, c: Columns, comm: FloatArray, exposed_comm: FloatArray) -> None:
         size, at = max(1, len(c.devices)), c.inside
@@ -66,7 +72,7 @@ class Summary:
         ).reshape(size, -1)
         for i, device in enumerate(c.devices.tolist()):
             mine = self._devices.setdefault(device, {"steps": np.zeros(0, np.int64), "sums": np.zeros(3)})
-            mine["steps"] = np.concatenate([mine["steps"], used[used % size == i] // size - 1])
+            mine["steps"] = np.union1d(mine["steps"], used[used % size == i] // size - 1)
             mine["sums"] = mine["sums"] + np.array([s[i] for s in sums])
             spent = self._by_family.setdefault(device, {})
             for name, seconds in zip(names, by_family[i, 1:].tolist(), strict=True):
@@ -199,21 +205,23 @@ def _between_all(known: Sequence[Step], steps: list[dict[str, Any]]) -> dict[str
     }
 
 
-def _communication(run: Run, c: Columns) -> tuple[FloatArray, FloatArray]:
-    """(time of collectives, what of it no other op of their device hides), per row."""
-    family, names = codes_of(c.table.column("family"))
+def _communication(run: Run, table: pa.Table, group: IntArray) -> tuple[FloatArray, FloatArray]:
+    """(time of collectives, what of it no other op of their device hides), per row. `group` is that of `step_and_device`."""
+    family, names = codes_of(table.column("family"))
     comm = family == (names.index("communication") if "communication" in names else -2)
-    time = np.zeros(len(c.dur))
+    time = np.zeros(table.num_rows)
     if not comm.any():
         return time, time
     start = run.numpy("start_ns")
     end = start + run.numpy("dur_ns")
-    used, group = np.unique(c.group, return_inverse=True)
+    used, group = np.unique(group, return_inverse=True)
     group = group.reshape(-1)
     # Busy time with and without the collectives: the difference is what they expose. Charged to the ops group by group.
     time[comm] = exposed_by(group[comm], start[comm], end[comm])[0] / 1e9
     others = exposed_by(group[~comm], start[~comm], end[~comm])[0] / 1e9
-    with_all = np.bincount(group, weights=c.exposed, minlength=len(used))
+    with_all = np.bincount(
+        group, weights=without_nulls(table.column("exposed_ns"), 0) / 1e9, minlength=len(used)
+    )
     without = np.bincount(group[~comm], weights=others, minlength=len(used))
     alone = np.bincount(group, weights=time, minlength=len(used))
     scale = np.divide(with_all - without, alone, out=np.zeros(len(used)), where=alone > 0)

@@ -169,8 +169,10 @@ def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _joined(blocks: list[Block]) -> Block:
     """One block of several; whole numbers of any width become 64 bits wide, flags stay."""
     out: Block = {}
-    for name, first in blocks[0].items():
-        parts = [block[name] for block in blocks]
-        kind = first.dtype if first.dtype == np.bool_ else np.dtype(np.int64)
-        out[name] = np.concatenate(parts).astype(kind, copy=False)
+    left = [dict(block) for block in blocks]
+    blocks.clear()  # what was read from disk goes column by column
+    for name in list(left[0]):
+        parts = [block.pop(name) for block in left]
+        kind = np.dtype(np.bool_ if parts[0].dtype == np.bool_ else np.int64)
+        out[name] = np.concatenate(parts, dtype=kind)
     return out

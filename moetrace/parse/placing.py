@@ -74,7 +74,7 @@ class Order:
         size = len(rows)
         out = Located(np.full(size, -1), np.full(size, -1), np.zeros(size, dtype=bool), kind_index.copy())
         width, sizes = _widths(self._events, rows, kind_index, self._kinds.names)
-        shapes = np.array(sizes, dtype=np.int64)
+        shapes = np.array(sizes, dtype=np.int64).T
         bare = np.zeros(size, dtype=bool) if rows.on_cpu else (rows.operator < 0) & ~rows.copied
         bare &= ~np.isin(rows.step, self._drafts)
         inside = rows.step[rows.step >= 0]
@@ -83,9 +83,8 @@ class Order:
             if not len(at):
                 continue
             names = np.where(self._unnamed()[kind_index[at]], rows.kernel[at], -1)
-            said = np.stack([kind_index[at], names, bare[at], *shapes[width[at]].T])
             one = self._stated[int(rows.step[at[0]])] or self._depth > 0 or _one_graph(rows.graph[at])
-            key = _digest(said, one)
+            key = _digest(one, kind_index[at], names, bare[at], *(side[width[at]] for side in shapes))
             if key not in self._solved:
                 if len(self._solved) >= _SOLVED or self._rows + len(at) > _ROWS:
                     self._solved.clear()
@@ -151,7 +150,7 @@ class Order:
         found = []
         for low, high in pairwise([0, *begin, len(index)]):
             at = slice(low, high)
-            key = _digest(np.stack([index[at], names[at], bare[at], *np.array(widths[at]).T]), True)
+            key = _digest(True, index[at], names[at], bare[at], *np.array(widths[at]).T)
             if key not in solved:
                 solved[key] = self._resolve(index[at], names[at], widths[at], bare[at], dur[at], True)
             found.append(solved[key])
@@ -188,8 +187,12 @@ def drafts_among(steps: Sequence[StepName]) -> list[int]:
     return [i for i, name in enumerate(steps) if name.phase == "draft"]
 
 
-def _digest(said: IntArray, one: bool) -> bytes:
-    return hashlib.blake2b(said.tobytes() + bytes([one]), digest_size=16).digest()
+def _digest(one: bool, *columns: IntArray | BoolArray) -> bytes:
+    """What is equal for sequences with equal columns, of one length each."""
+    found = hashlib.blake2b(bytes([one]), digest_size=16)
+    for column in columns:
+        found.update(np.ascontiguousarray(column).data)
+    return found.digest()
 
 
 def _one_graph(graph: IntArray) -> bool:

@@ -28,8 +28,11 @@ class KnownWork:
     timed_s: FloatArray
 
 
+WORK_COLUMNS = ("weight_bytes", "kv_bytes", "act_bytes", "flops", "dur_ns")
+
+
 def known_work(run: Run) -> KnownWork:
-    """What `KnownWork` says, of a run's ops."""
+    """What `KnownWork` says, of a run's ops, by WORK_COLUMNS."""
     weights = run.numpy("weight_bytes", np.nan)
     known = ~np.isnan(weights)
     nbytes = np.nan_to_num(weights) + run.numpy("kv_bytes", 0.0) + run.numpy("act_bytes", 0.0)

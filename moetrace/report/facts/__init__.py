@@ -79,7 +79,7 @@ def expert_weights(run: Run, held: Attribution) -> dict[str, Any]:
     size = max((int(s["index"]) for s in steps), default=-1) + 1
     mine, whole = np.zeros(size), np.zeros(size)
     for part, table in zip(run.parts(), held.parts(), strict=True):
-        c = Columns(part, table)
+        c = Columns.of(part, table)
         family, names = part.codes("family")
         experts = family == (names.index("experts") if "experts" in names else -2)
         mine += c.total(c.step, part.numpy("weight_bytes", 0.0) * experts, size)

@@ -13,7 +13,7 @@ from moetrace.run import Run
 
 def layer_families(run: Run, held: Attribution) -> dict[str, Any]:
     """By phase: `families`, and `rows` (layer, or None for what is in no layer; seconds of each family in a mean step)."""
-    c = Columns(run, held.table)
+    c = Columns.of(run, held.table)
     layer, layers = c.codes("layer")
     family, families = c.codes("family")
     cell = np.where(layer >= 0, layer, len(layers)) * len(families) + family

@@ -36,7 +36,7 @@ def waterfalls(run: Run, attribution: Attribution) -> dict[str, dict[str, Any]]:
     size = max([int(s["index"]) for s in steps], default=-1) + 1
     floors, waits = {name: np.zeros(size) for name in FLOOR}, np.zeros(size)
     for part, table in zip(run.parts(), attribution.parts(), strict=True):  # of whole steps
-        c = Columns(part, table)
+        c = Columns.of(part, table)
         for name, seconds in _floors(c, size).items():
             floors[name] += seconds
         waits += _imbalance(c, size)
