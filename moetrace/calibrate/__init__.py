@@ -210,7 +210,7 @@ def _fitted(
     every = Problem.of(form, whole, hw, cache)
     errors = np.concatenate([errors, every.log_error(found.value)[len(rows) :]])
     share = memory_share(every.form.seconds(found.value, every.works, every.at))
-    drawn = replace(interval(errors, every.works, share), error=float(np.quantile(off, WITHIN)))
+    drawn = replace(interval(errors, every.works, share, whole.shape), error=float(np.quantile(off, WITHIN)))
     told = on_other_half(errors, every.works, share, whole.shape)
     return Group(
         key, form, found, len(rows), int(np.unique(rows.shape).size), tuple(kernels), float(off.mean()),

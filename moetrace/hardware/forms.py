@@ -204,23 +204,56 @@ EXCHANGE = Schema.of(
     "exchange",
     Parameter("latency_s", "s", 0, 1, 1e-5, 0, "floor of a low-latency exchange"),
     Parameter("efficiency", "share", 1e-3, 2, 0.6, 1, "of the link"),
-    Parameter("per_expert_byte_s", "s/byte", 0, 1e-6, 2e-10, 0, "serial time per byte of one expert's rows"),
+    Parameter(
+        "per_expert_byte_s",
+        "s/byte",
+        0,
+        1e-6,
+        3e-10,
+        0,
+        "serial time per byte of the tokens that one expert's warps send",
+    ),
+    Parameter(
+        "per_expert_s", "s/expert", 0, 1e-6, 1e-8, 0, "more for each expert, whose counts all wait for"
+    ),
+    Parameter("copy_s", "s/element", 0, 1e-7, 4e-11, 0, "more per element of a token's k copies"),
     Parameter("between_nodes_s", "s", 0, 1, 5e-6, 0, "more once there is a second node"),
     Parameter("node_s", "s", 0, 1, 4e-6, 0, "more for each doubling of nodes"),
     Parameter("network_efficiency", "share", 1e-3, 2, 0.8, 0.8, "of the network between nodes"),
     Parameter("normal_latency_s", "s", 0, 1, 2.5e-5, 1e-4, "floor of an exchange in normal mode"),
-    Parameter("normal_row_s", "s", 0, 1, 5e-7, 0, "per square root of the tokens of a rank"),
+    Parameter(
+        "normal_row_s", "s/row", 0, 1e-4, 2e-7, 0, "per row of a pair of processors, of its first turn"
+    ),
     Parameter("normal_hidden_s", "s/element", 0, 1e-6, 1e-9, 0, "per element of a row"),
     Parameter("normal_copy_s", "s/element", 0, 1e-7, 2e-10, 0, "the same for each copy of the row", 2.0),
-    Parameter("normal_efficiency", "share", 1e-3, 2, 0.8, 1, "of the link, however many processors send"),
     Parameter(
-        "sm_bytes_per_s", "bytes/s", 1e8, 1e13, 1.4e10, 1.4e10, "what one processor sends over the link"
+        "normal_turn_s",
+        "s/element",
+        0,
+        1e-6,
+        3e-9,
+        0,
+        "per element of the rows of each further turn, to collect",
+    ),
+    Parameter("normal_efficiency", "share", 1e-3, 2, 0.9, 1, "of the link, however many processors send"),
+    Parameter(
+        "pair_token_s", "s/row", 0, 1e-4, 1e-7, 0, "what a pair of processors takes to look at a token"
+    ),
+    Parameter("pair_copy_s", "s/row", 0, 1e-4, 2e-8, 0, "the same for each copy that it sends", 2.0),
+    Parameter(
+        "pair_bytes_per_s",
+        "bytes/s",
+        1e8,
+        1e13,
+        4.4e10,
+        4.4e10,
+        "what a pair of processors sends over the link",
     ),
     Parameter("normal_between_nodes_s", "s", 0, 1, 1e-5, 0, "more once there is a second node"),
     Parameter("normal_node_s", "s", 0, 1, 3e-5, 0, "more for each doubling of nodes"),
     Parameter("normal_network_efficiency", "share", 1e-3, 2, 0.7, 0.7, "of the network between nodes"),
     Parameter(
-        "sm_network_bytes_per_s", "bytes/s", 1e8, 1e13, 5e9, 5e9, "what one processor sends over the network"
+        "pair_network_bytes_per_s", "bytes/s", 1e8, 1e13, 2e10, 2e10, "and for each node, over the network"
     ),
 )
 

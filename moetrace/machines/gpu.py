@@ -25,6 +25,7 @@ IntArray = npt.NDArray[np.int64]
 Found: TypeAlias = "Sequence[tuple[str, Family]]"
 UNKNOWN_WORK = "unknown: its dims did not suffice"
 _FEW = 4  # experts on a rank
+_NODE = 8  # ranks of a node, wherever an exchange between nodes was measured
 _EXCHANGES = ("moe_dispatch", "moe_collect")
 _TOKEN_DIMS = ("tokens", "m", "batch")  # what an op's size is told by, best first
 
@@ -144,11 +145,12 @@ def apart(works: Works) -> npt.NDArray[np.bool_]:
     """Whether an op runs in its family's other way, whose error is its own, [ops].
 
     A rank holds few of many experts (kernels are then chosen among unusual ones), an exchange is of low latency (it names no
-    processors that send, dim `sms`), an all-reduce is called eagerly.
+    processors that send, dim `sms`) or leaves a node, an all-reduce is called eagerly.
     """
     few = (works.dim("local_experts") <= _FEW) & (works.dim("experts") > _FEW)
     exchanges = works.ops.by_type([1.0 if op.kind in _EXCHANGES else 0.0 for op in works.ops.types]) > 0
-    return np.asarray(few | (exchanges & ~(works.dim("sms") > 0)) | (works.dim("eager") > 0))
+    usual = (works.dim("sms") > 0) & (works["net_ranks"] <= _NODE)
+    return np.asarray(few | (exchanges & ~usual) | (works.dim("eager") > 0))
 
 
 def memory_share(parts: Parts) -> FloatArray:

@@ -29,7 +29,7 @@ def total(kind: str, nbytes: float, ranks: float, hw: Hardware = H100, engine: s
 
 
 def told(form: str, **value: float) -> Hardware:
-    """An H100 whose all-reduce, all-gather and dispatch have these coefficients and no others."""
+    """An H100 whose all-reduce, all-gather, dispatch and collect have these coefficients and no others."""
     base = replace(H100.families["send_recv"], form=form, value=value)
     assert H100.link is not None
     families: dict[str, Family] = {
@@ -37,6 +37,7 @@ def told(form: str, **value: float) -> Hardware:
         "all_reduce": base,
         "all_gather": base,
         "moe_dispatch": base,
+        "moe_collect": base,
     }
     return replace(
         H100, families=families, link=replace(H100.link, bytes_per_s=400e9, network_bytes_per_s=50e9)
@@ -73,7 +74,7 @@ def test_network_bytes_between_nodes_of_eight(kind: str, ranks: int, factor: flo
     assert sent[0] == pytest.approx(factor * 1e9)
 
 
-@given(st.sampled_from(KINDS), st.floats(0, 1e10), st.floats(0, 1e10), st.integers(2, 72))
+@given(st.sampled_from(KINDS), st.floats(1, 1e10), st.floats(1, 1e10), st.integers(2, 72))
 def test_more_bytes_never_take_less_time(kind: str, a: float, b: float, ranks: int) -> None:
     low, high = sorted((a, b))
     assert total(kind, low, ranks) <= total(kind, high, ranks) * (1 + 1e-12)
@@ -149,29 +150,66 @@ def test_an_all_reduce_takes_the_best_algorithm_by_size_and_steps_nowhere() -> N
     assert 20e-6 <= below < 20.2e-6 and 35e-6 <= above < 35.2e-6
 
 
-def test_an_exchange_waits_for_links_network_or_one_experts_rows() -> None:
-    hw = told(
-        "exchange", latency_s=1e-5, efficiency=0.5, per_expert_byte_s=2e-10, between_nodes_s=4e-6, node_s=5e-6,
-        network_efficiency=1.0, normal_latency_s=2e-5, normal_row_s=1e-6, normal_hidden_s=1e-9, normal_copy_s=1e-10,
-        normal_efficiency=1.0, sm_bytes_per_s=1e10, normal_between_nodes_s=0.0, normal_node_s=0.0,
-        normal_network_efficiency=1.0, sm_network_bytes_per_s=1e10,
-    )  # fmt: skip
+EXCHANGE = {
+    "latency_s": 1e-5, "efficiency": 0.5, "per_expert_byte_s": 2e-10, "per_expert_s": 1e-8, "copy_s": 5e-11,
+    "between_nodes_s": 4e-6, "node_s": 5e-6, "network_efficiency": 1.0,
+    "normal_latency_s": 2e-5, "normal_row_s": 1e-7, "normal_hidden_s": 1e-9, "normal_copy_s": 1e-10, "normal_turn_s": 3e-9,
+    "normal_efficiency": 1.0, "pair_token_s": 1e-7, "pair_copy_s": 2e-8, "pair_bytes_per_s": 4e10,
+    "normal_between_nodes_s": 1e-6, "normal_node_s": 2e-5, "normal_network_efficiency": 1.0, "pair_network_bytes_per_s": 2e10,
+}  # fmt: skip
+
+
+def test_an_exchange_of_low_latency_waits_for_links_network_or_one_experts_warps() -> None:
+    hw = told("exchange", **EXCHANGE)
     size = 128 * 8 * 7168.0
     known = {"bytes": size, "ranks": 8, "tokens": 128, "topk": 8, "hidden": 7168}
+    first = 1e-5 + 256 * 1e-8 + 7168 * 8 * 5e-11
+    turn = 128 * 7168 / 256 * 2e-10
     low = cost(Op.of("moe_dispatch", **known, experts=256), hw).expected_s[0]
-    assert low == pytest.approx(1e-5 + np.hypot(size / 200e9, size / 256 * 2e-10))
+    assert low == pytest.approx(first + np.hypot(size / 200e9, turn))
     far = cost(Op.of("moe_dispatch", **{**known, "ranks": 32}, experts=256), hw).expected_s[0]
     assert far == pytest.approx(
-        1e-5 + 4e-6 + 2 * 5e-6 + np.hypot(size / 4 / 200e9 + size * 0.75 / 50e9, size / 256 * 2e-10)
+        first + 4e-6 + 2 * 5e-6 + np.hypot(size / 4 / 200e9 + size * 0.75 / 50e9, turn)
     )
-    # Normal mode: 8 choices reach 8 (1 - (7/8)^8) = 5.25 of 8 ranks, each row once; 4 processors send 40 GB/s.
-    copies = size / 8 * 8 * (1 - (7 / 8) ** 8)
-    normal = cost(Op.of("moe_dispatch", **known, sms=4), hw).expected_s[0]
-    slow, fast = copies / 40e9, copies / 400e9
-    row_s = 7168 * (
-        1e-9 + 8 * (1 - (7 / 8) ** 8) * 1e-10
-    )  # of one row, and of each copy of it that is added up
-    assert normal == pytest.approx(2e-5 + 1e-6 * np.sqrt(128) + row_s + (slow**4 + fast**4) ** 0.25)
+    # Eight experts have eight processors' warps between them, however fast the link.
+    few = cost(Op.of("moe_dispatch", **known, experts=8), hw).expected_s[0]
+    assert few > 1e-5 + 128 * 7168 / 8 * 2e-10
+
+
+def test_an_exchange_in_normal_mode_waits_for_its_pairs_of_processors() -> None:
+    hw = told("exchange", **EXCHANGE)
+    size = 128 * 8 * 7168.0
+    known = {"bytes": size, "ranks": 8, "tokens": 128, "topk": 8, "hidden": 7168, "sms": 4}
+    # 8 choices reach 8 (1 - (7/8)^8) = 5.25 of 8 ranks, each row once; two pairs have 64 rows each.
+    reached = 8 * (1 - (7 / 8) ** 8)
+    first = 2e-5 + 23 * 1e-7 + 7168 * (1e-9 + reached * 1e-10)
+    copies = size / 8 * reached
+    send = 64 * (1e-7 + reached * 2e-8) + copies / 80e9
+    sent = cost(Op.of("moe_dispatch", **known), hw).expected_s[0]
+    assert sent == pytest.approx(first + (send**4 + (copies / 400e9) ** 4) ** 0.25)
+    # On two nodes a row goes to each node that has an expert of it, too: 2 (1 - (1/2)^8), half of them the other one.
+    reached, nodes = 16 * (1 - (15 / 16) ** 8), 2 * (1 - 0.5**8)
+    copies, visits = size / 8 * reached, size / 8 * nodes
+    first = 2e-5 + 1e-6 + 2e-5 + 23 * 1e-7 + 7168 * (1e-9 + reached * 1e-10)
+    send = 64 * (1e-7 + reached * 2e-8) + copies / 80e9 + visits / 40e9
+    sent = cost(Op.of("moe_dispatch", **{**known, "ranks": 16}), hw).expected_s[0]
+    wire = np.hypot(copies / 400e9, visits / 2 / 50e9)
+    assert sent == pytest.approx(first + (send**4 + wire**4) ** 0.25)
+
+
+def test_a_normal_collect_takes_another_turn_where_its_warps_have_a_row_each() -> None:
+    hw = told("exchange", **EXCHANGE)
+
+    def seconds(kind: str, tokens: int) -> float:
+        dims = {"ranks": 8, "tokens": tokens, "topk": 1, "hidden": 5120, "sms": 24}
+        return float(cost(Op.of(kind, bytes=tokens * 5120 * 2, **dims), hw).expected_s[0])
+
+    edge = 12 * 23  # 12 pairs
+    for turns in (1, 2):
+        below, above, beyond = (seconds("moe_collect", turns * edge + more) for more in (0, 1, 2))
+        assert above - below > 10 * (beyond - above) > 0
+    assert seconds("moe_dispatch", edge + 1) - seconds("moe_dispatch", edge) < 1e-7
+    assert seconds("moe_collect", edge) == seconds("moe_dispatch", edge)
 
 
 @pytest.mark.parametrize(

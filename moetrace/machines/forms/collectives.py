@@ -5,20 +5,27 @@
     all_reduce = the least of the engine's own kernel, in one shot or two, and the library's collective, as engines choose by
                  size; eager: never under what the host takes (more where it is not one shot: further launches), and the
                  buffer is copied twice
-    exchange   = dispatch and collect of DeepEP (github.com/deepseek-ai/DeepEP). Low latency: latency + max-like(wire / link,
-                 one expert's rows in turn). Normal (dim `sms`, the processors that send): each row goes once to each rank that
-                 has an expert of it, at the rate of the link or of the processors, whichever is less; to collect adds these
-                 copies up, a row at a time
+    exchange   = dispatch and collect of DeepEP (github.com/deepseek-ai/DeepEP): what comes first + a norm of what
+                 processors take and what links take (within the node and between nodes): p = 2, of normal mode 4
+      low latency: latency + per_expert E + copy k hidden, since every expert's count is waited for; processors: one expert's
+                 warps, T rows / E of them one after another; links: each of the k copies by itself
+      normal     : (dim `sms`: processors in pairs, one sends and one receives; x = T / pairs) latency + row min(x, 23)
+                 + hidden (first row, each copy of it); processors: x tokens looked at, the copies sent, and a copy for each
+                 node where there is a second; links: each row once to each rank that has an expert of it.
+                 To collect, 23 warps of a processor add rows up, one row each: further turns of 23 rows, from where these take
+                 longer than what is sent (few copies), are steps (csrc/kernels/intranode.cu, `combine`: 24 warps, one of
+                 which moves the queues' heads)
 
 Small messages go through few channels by a protocol of low latency, at a rate that processors set and not the link; large
 ones start many channels by one that streams (NCCL's LL, LL128 and Simple: arXiv 2507.04786). In an all-to-all each peer has
 a channel of its own, so that `serial` is of what one of them gets. The root is the pipeline's: chunks grow with the buffer,
 and filling it with a chunk is what mid-sized messages pay. Two ranks have fewer links in use (`pair_loss`).
 Beyond `domain_gpus` ranks, what leaves the node crosses the network, whose rate per device is a datasheet's. Only exchanges
-were measured between nodes; the network's share of the others is assumed. Steps: none in bytes; an all-reduce changes its
-algorithm where two cost the same, whatever the link's rate (a second phase and the library's start are told in bytes).
-Not modelled: contention between collectives, other topologies than full nodes, in-switch
-reduction (it shows as an efficiency above that of the wire's bytes).
+were measured between nodes; the network's share of the others is assumed. Steps: turns of a normal collect; none in bytes; an
+all-reduce changes its algorithm where two cost the same, whatever the link's rate (a second phase and the library's start are
+told in bytes). Not modelled: contention between collectives (in normal mode on eight nodes the public rows reach a third of the
+network's rate and wait for the slowest rank), tokens limited to groups of nodes, chunk sizes, other topologies than full nodes,
+in-switch reduction (it shows as an efficiency above that of the wire's bytes).
 """
 
 from __future__ import annotations
@@ -33,7 +40,9 @@ from moetrace.machines.links import network_bytes, wire_bytes
 from moetrace.op import FloatArray, Works
 
 _SHARP = 8.0  # p of the overlap of an eager call with its kernel
-_OVERLAP = 2.0  # p of the overlap of links, network and an expert's rows in an exchange
+_OVERLAP = 2.0  # p of the overlap of links, network and processors in an exchange
+_STREAM = 4.0  # the same of links and processors in normal mode, where rows stream in chunks
+_TURN_ROWS = 23.0  # warps of a processor that add rows up
 _MB = 1e6
 
 
@@ -74,40 +83,66 @@ def exchange(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
 
     `bytes` is a rank's rows times k. An expert's share is unknown without `experts`, copies per rank without `topk`.
     """
-    n, nbytes = np.maximum(works["net_ranks"], 1.0), works["net_bytes"]
+    n = np.maximum(works["net_ranks"], 1.0)
+    usual = works.dim("sms", 0.0) > 0
+    both = zip(_normal(c, works, at, n), _low_latency(c, works, at, n), strict=True)
+    some = np.where(n > 1, 1.0, 0.0)
+    fixed_s, serial_s, wire_s = (np.where(usual, a, b) * some for a, b in both)
+    joined_s = (smoothmax(p, serial_s, wire_s) for p in (_STREAM, _OVERLAP))
+    expected_s = fixed_s + np.where(usual, *joined_s)
+    return Parts(np.zeros_like(n), np.zeros_like(n), fixed_s + serial_s, expected_s, wire_s)
+
+
+def _low_latency(c: Mapping[str, float], works: Works, at: Setting, n: FloatArray) -> tuple[FloatArray, ...]:
+    """(what comes first, what processors take, what links take) of an exchange in low-latency mode, in seconds."""
+    nbytes, experts = works["net_bytes"], works.dim("experts", np.inf)
+    topk = np.maximum(works.dim("topk", 1.0), 1.0)
     nodes = np.maximum(n / at.hw.domain_gpus, 1.0)
-    second, doublings = np.minimum(nodes - 1.0, 1.0), np.log2(nodes)
-    experts = works.dim("experts", np.inf)
+    fixed_s = (
+        c["latency_s"] + c["per_expert_s"] * works.dim("experts", 0.0)
+        + c["copy_s"] * works.dim("hidden", 0.0) * topk
+        + c["between_nodes_s"] * np.minimum(nodes - 1.0, 1.0)
+        + c["node_s"] * np.log2(nodes)
+    )  # fmt: skip
     link_s = nbytes / nodes / (c["efficiency"] * _rate(at))
     net_s = nbytes * (1.0 - 1.0 / nodes) / (c["network_efficiency"] * _network(at, n))
-    turn_s = nbytes / experts * c["per_expert_byte_s"]
-    low_s = c["latency_s"] + c["between_nodes_s"] * second + c["node_s"] * doublings
-    low = (low_s + turn_s, link_s + net_s, low_s + smoothmax(_OVERLAP, link_s + net_s, turn_s))
+    return fixed_s, nbytes / topk / experts * c["per_expert_byte_s"], link_s + net_s
 
-    topk, sms = np.maximum(works.dim("topk", 1.0), 1.0), works.dim("sms", 0.0)
-    senders = np.where(sms > 0, sms, 1.0)
-    copies, abroad = (
-        nbytes / topk * _reached(n, topk),
-        nbytes / topk * _reached(nodes, topk) * (1.0 - 1.0 / nodes),
+
+def _normal(c: Mapping[str, float], works: Works, at: Setting, n: FloatArray) -> tuple[FloatArray, ...]:
+    """The same of an exchange in normal mode, by the processors of dim `sms`: pairs of them, one sends and one receives."""
+    tokens, hidden, topk = (
+        works.dim("tokens", 0.0),
+        works.dim("hidden", 0.0),
+        np.maximum(works.dim("topk", 1.0), 1.0),
     )
-    links_s = (
-        copies / (c["normal_efficiency"] * _rate(at)),
-        abroad / (c["normal_network_efficiency"] * _network(at, n)),
-    )
-    senders_s = copies / (senders * c["sm_bytes_per_s"]), abroad / (senders * c["sm_network_bytes_per_s"])
-    normal_s = (
-        c["normal_latency_s"] + c["normal_row_s"] * np.sqrt(works.dim("tokens", 0.0))
-        + works.dim("hidden", 0.0) * (c["normal_hidden_s"] + c["normal_copy_s"] * _reached(n, topk))
+    sms = works.dim("sms", 0.0)
+    pairs = np.where(sms > 0, sms, 2.0) / 2.0
+    nodes = np.maximum(n / at.hw.domain_gpus, 1.0)
+    second = np.minimum(nodes - 1.0, 1.0)
+    row, each, reached = works["net_bytes"] / topk, tokens / pairs, _reached(n, topk)
+    visited = _reached(nodes, topk)
+    fixed_s = (
+        c["normal_latency_s"] + c["normal_row_s"] * np.minimum(each, _TURN_ROWS)
+        + hidden * (c["normal_hidden_s"] + c["normal_copy_s"] * reached)
         + c["normal_between_nodes_s"] * second
-        + c["normal_node_s"] * doublings
+        + c["normal_node_s"] * np.log2(nodes)
     )  # fmt: skip
-    local_s, far_s = smoothmax(4.0, links_s[0], senders_s[0]), np.maximum(links_s[1], senders_s[1])
+    send_s = (
+        each * (c["pair_token_s"] + c["pair_copy_s"] * reached)
+        + row * reached / (pairs * c["pair_bytes_per_s"])
+        + row * visited * second / (pairs * c["pair_network_bytes_per_s"])
+    )
+    collects = works.ops.by_type([1.0 if op.kind == "moe_collect" else 0.0 for op in works.ops.types])
+    turns = np.maximum(np.ceil(each / _TURN_ROWS - 1e-9) - 1.0, 0.0) * collects
+    local_s = row * reached / (c["normal_efficiency"] * _rate(at))
+    far_s = row * visited * (1.0 - 1.0 / nodes) / (c["normal_network_efficiency"] * _network(at, n))
     # What processors send no faster over a faster link is serial time, no part of the link's.
-    serial_s, wire_s = smoothmax(_OVERLAP, *senders_s), smoothmax(_OVERLAP, *links_s)
-    normal = (normal_s + serial_s, wire_s, normal_s + smoothmax(_OVERLAP, local_s, far_s))
-    fixed_s, network_s, expected_s = (np.where(sms > 0, a, b) for a, b in zip(normal, low, strict=True))
-    none = np.where(n > 1, 1.0, 0.0)
-    return Parts(np.zeros_like(n), np.zeros_like(n), fixed_s * none, expected_s * none, network_s * none)
+    return (
+        fixed_s,
+        smoothmax(_OVERLAP, send_s, turns * hidden * c["normal_turn_s"]),
+        smoothmax(_OVERLAP, local_s, far_s),
+    )
 
 
 def _sent(c: Mapping[str, float], works: Works, at: Setting) -> tuple[FloatArray, FloatArray, FloatArray]:
