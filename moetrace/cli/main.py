@@ -7,6 +7,7 @@ A bug keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -20,6 +21,7 @@ from moetrace.errors import MoetraceError
 from moetrace.signals import terminable
 
 BAD_USE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Verbs(click.Group):
@@ -82,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as done:
         return _flushed(done.exit_code)
     except BrokenPipeError:
-        return _pipe_closed()
+        return _gone(PIPE_CLOSED)
     except (KeyboardInterrupt, click.Abort) as stop:
         return _fail(str(stop) or "interrupted", INTERRUPTED)
     except click.ClickException as err:
@@ -90,8 +92,10 @@ def run(arguments: Sequence[str]) -> int:
     except MoetraceError as err:
         return _fail(str(err), BAD_USE)
     except OSError as err:
-        if err.filename is None:  # not about a file that the user named
+        if err.filename is None and err.errno not in _FULL:  # not about a file that the user named
             raise
+        if err.filename is None:
+            return _full(err)
         return _fail(f"{os.fsdecode(err.filename)}: {err.strerror or err}", BAD_USE)
     return 0
 
@@ -113,11 +117,18 @@ def _flushed(status: int) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        return _pipe_closed()
+        return _gone(PIPE_CLOSED)
+    except OSError as err:
+        return _full(err)
     return status
 
 
-def _pipe_closed() -> int:
+def _full(err: OSError) -> int:
+    """What is printed went into a file on a disk that has no room for it, or that broke."""
+    return _gone(_fail(f"cannot write the output: {err.strerror or err}", BAD_USE))
+
+
+def _gone(status: int) -> int:
     """Points stdout elsewhere, so that the interpreter's own flush at exit stays quiet too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return PIPE_CLOSED
+    return status

@@ -65,6 +65,10 @@ def simulate(
             raise ScenarioError("a grid writes its tables to --grid DIR: without -o")
         show_grid(many, model, machines, edits(sets, aliases), prices, force, as_json)
         return
+    if "," in model:
+        raise ScenarioError(
+            f"--model {model}: several models are a grid: add --grid DIR to keep it, or --pareto for the best of it"
+        )
     from moetrace import load_model, scenarios, synthesize
     from moetrace.cli.replay import save_predictions
     from moetrace.replay.economics import read_prices

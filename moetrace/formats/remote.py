@@ -198,7 +198,9 @@ def _one(found: list[Path], said: str, what: str) -> Path:
         return found[0]
     names = ", ".join(sorted(p.name for p in found)[:_SHOWN]) + (", ..." if found[_SHOWN:] else "")
     if not found:
-        raise TraceError(f"{said} no trace file: expected one file for {what}")
+        raise TraceError(
+            f"{said} no trace file: expected one (.json, .sqlite, either with .gz, .nsys-rep), or a RUN of 'moetrace parse'"
+        )
     raise TraceError(f"{said} {len(found)} files ({names}): expected one trace for {what}, give one of them")
 
 

@@ -29,6 +29,7 @@ def models_report(models: Sequence[ModelSpec]) -> list[Block]:
             units.count(m.params()),
             units.count(m.active_params()),
             size(m.weight_bytes()),
+            f"{m.max_context:,}" if m.max_context else DASH,
         )
         for m in models
     )
@@ -45,6 +46,7 @@ def models_report(models: Sequence[ModelSpec]) -> list[Block]:
         "parameters",
         "active",
         "bytes",
+        "context",
     )
     return [Table("Built-in models (--model also takes a config.json)", header, rows, left=3)]
 

@@ -12,6 +12,7 @@ from moetrace.replay.grid.choose import DEVICE, USER, Limits
 from moetrace.replay.grid.plan import Plan
 from moetrace.replay.grid.recorded import Replays
 from moetrace.replay.grid.rows import measure_column
+from moetrace.replay.measures import MEASURES
 from moetrace.report.tables import DASH, Block, Table, plural
 from moetrace.units import seconds
 
@@ -88,7 +89,10 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
     done = facts["scenarios"] - facts["done_before"]
     said = f"{plural(facts['scenarios'], 'scenario')}, {done:,} of them worked out in {seconds(facts['seconds'])}"
     lines: list[Block] = [said]
-    limits = [f"{name} {limit:g}" for name, limit in facts["slo"].items()]
+    limits = [
+        f"{name} {seconds(limit) if MEASURES[name][0] == 's' else f'{limit:g}'}"
+        for name, limit in facts["slo"].items()
+    ]
     if facts["budget_gpus"]:
         limits.append(f"at most {facts['budget_gpus']} GPUs")
     lines.append(

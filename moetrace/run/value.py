@@ -254,5 +254,6 @@ def meta_of(data: bytes, where: object) -> Meta:
         ) from err
     raise RunError(
         f"{where} has run version {str(version)[:20]}, this moetrace reads {RUN_VERSION}: "
-        "upgrade moetrace, or parse the trace again with --force"
+        + ("upgrade moetrace, or " if isinstance(version, int) and version > RUN_VERSION else "")
+        + "parse the trace again with --force"
     )

@@ -217,6 +217,40 @@ def test_a_reader_that_leaves_ends_it_quietly(run_dir: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [("models",), ("--version",), ("knobs", "--json")])
+def test_a_disk_without_room_for_what_is_printed_is_one_line(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "moetrace", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=REPO,
+            text=True,
+        )
+    said = "moetrace: error: cannot write the output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_several_models_are_a_grid(call: Callable[..., Answer]) -> None:
+    load = ("--hw", "h100-sxm", "--batch", "1", "--input-len", "8", "--output-len", "2")
+    done = call("simulate", "--model", "olmoe-1b-7b,qwen3-8b", *load)
+    assert (done.status, done.out) == (2, "") and "several models are a grid: add --grid DIR" in done.err
+    assert call("simulate", "--model", "olmoe-1b-7b,qwen3-8b", *load, "--pareto").status == 0
+
+
+def test_a_run_of_another_version_says_which_way_out(
+    run_dir: Path, tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    for version, way in ((0, "reads 1: parse the trace again"), (99, "reads 1: upgrade moetrace, or parse")):
+        old = tmp_path / str(version)
+        shutil.copytree(run_dir, old)
+        meta = json.loads((old / "run.json").read_text())
+        (old / "run.json").write_text(json.dumps({**meta, "version": version}))
+        done = call("show", old)
+        assert done.status == 2 and way in done.err
+
+
 def test_the_wheel_holds_the_data(tmp_path: Path) -> None:
     from zipfile import ZipFile
 

@@ -52,7 +52,7 @@ def test_limits_without_a_directory_keep_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = call(*ARGUMENTS, "--budget", "gpus=4", "--slo", "ttft=1us")
-    assert done.status == 0 and "0 fit their machine and keep to ttft 1e-06, at most 4 GPUs" in done.out
+    assert done.status == 0 and "0 fit their machine and keep to ttft 1.0 us, at most 4 GPUs" in done.out
     assert not list(tmp_path.iterdir())
 
 
