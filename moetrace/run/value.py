@@ -32,7 +32,7 @@ from moetrace.run.columns import (
     without_nulls,
 )
 from moetrace.run.meta import Meta
-from moetrace.run.parts import PARTS
+from moetrace.run.parts import PARTS, give_back
 from moetrace.units import seconds
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ class Run:
             for i in range(file.num_row_groups):
                 table = filled(file.read_row_group(i, columns=self._present(columns)), columns)
                 yield Run(self.meta, table, self._routing, self.path)
+                del table
+                give_back()
         except (pa.ArrowInvalid, OSError) as err:
             raise self._unreadable(err) from err
 
