@@ -88,6 +88,13 @@ def test_only_the_project_s_own_script_may_run(page):
     assert "innerHTML" not in scripts[0] and "eval(" not in scripts[0]
 
 
+def test_a_chart_takes_its_own_height_before_it_is_drawn(page):
+    """Else a canvas of 300 x 260 that is 1,200 wide is 1,040 high, and the page jumps when it is drawn."""
+    charts = dict(re.findall(r'<canvas class="draw[^"]*" data-chart="(\w+)" height="(\d+)"', page))
+    styled = dict(re.findall(r'canvas\[data-chart="(\w+)"\] { height: (\d+)px; }', page))
+    assert set(charts) == {"timeline", "roofline", "heat"} and styled == charts
+
+
 def test_a_report_of_a_recording_is_small_and_a_long_or_wide_one_grows_little(run, page):
     assert len(page) < MB
     assert len(render([make_report(tiled(run, 1000), machines=["h100-sxm"])])) < 2 * MB
