@@ -29,6 +29,12 @@ OWN = frozenset({
     "kind", "dtype", "seconds", "engine", "kernel", "hardware", "shape", "weight", "p10_s", "p90_s", "repeats", "source",
     "sm_mhz", "mem_mhz", "power_w",
 })  # fmt: skip
+# Makers of public MoE tables, engine and version, whose generator deals what rounding leaves of a power law to the first
+# experts (the others' spread it): at one token all experts are one rank's.
+_FIRST = ("trtllm 1.3", "vllm 0.14")
+# And one that gives a rank only the tokens that chose one of its experts, with all k choices of theirs: other ranks' stand for
+# its own first expert. So far as rows go a rank's tokens are then as many as its choices, at most all.
+_OWN_TOKENS = ("sglang 0.5.10",)
 _SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "context", "q", "distinct", "distinct_est", "rows"})
 
 
@@ -86,11 +92,12 @@ def _clean(table: pd.DataFrame, path: Path, hardware: str) -> pd.DataFrame:
 def _moe(table: pd.DataFrame, path: Path) -> Measured:
     """Whole MoE modules on one rank; its routing decides how many experts are touched and is simulated.
 
-    Times are ms. TensorRT-LLM 1.3's generator deals the rest of a power law to the first experts, the others' spread it.
+    Times are ms. Engine and version tell how a row was made (`_FIRST`, `_OWN_TOKENS`).
     """
     table = table[(table["num_experts"] % table["moe_ep_size"] == 0) & table["moe_dtype"].isin(list(DTYPES))]
     version = table["aic_version"].astype(str) if "aic_version" in table else table["version"].astype(str)
-    first = ((table["framework"].str.lower() == "trtllm") & version.str.startswith("1.3")).to_numpy()
+    made_by = (table["framework"].str.lower() + " " + version).tolist()
+    first = np.array([made.startswith(_FIRST) for made in made_by], dtype=bool)
     distinct, rows = np.zeros(len(table)), np.zeros(len(table))
     masks: tuple[tuple[npt.NDArray[np.bool_], Ties], ...] = ((first, "first"), (~first, "spread"))
     for mask, ties in masks:
@@ -106,6 +113,11 @@ def _moe(table: pd.DataFrame, path: Path) -> Measured:
     column |= {
         name: table[name].to_numpy(dtype=np.float64) for name in ("num_experts", "topk", "moe_ep_size")
     }
+    own = np.array([made.startswith(_OWN_TOKENS) for made in made_by], dtype=bool) & (
+        column["moe_ep_size"] > 1
+    )
+    column["num_tokens"] = np.where(own, np.minimum(rows, column["num_tokens"]), column["num_tokens"])
+    rows = np.where(own, column["num_tokens"] * column["topk"], rows)
     exact = (table["distribution"] == "balanced").to_numpy()  # the only one whose touched experts are certain
     dims = {
         "tokens": column["num_tokens"],

@@ -291,6 +291,15 @@ EXPERTS = Schema.of(
         "how often activations cross memory, of once in and out of each op",
     ),
     Parameter(
+        "remote_passes",
+        "passes",
+        0,
+        20,
+        1,
+        0,
+        "how often rows of choices that other ranks' experts take cross memory all the same",
+    ),
+    Parameter(
         "above_experts",
         "share",
         0,
@@ -325,11 +334,32 @@ EXPERTS = Schema.of(
     Parameter("block_wide", "share", 0.1, 5, 0.8, 1, "of a block's time, a wide one takes this"),
     Parameter("above_wide", "share", 0, 1, 0.05, 0, "weights and FLOPs in wide blocks take so much longer"),
     Parameter(
+        "wide_serial",
+        "share",
+        0,
+        5,
+        0.5,
+        0,
+        "what one wide block streams in its K loop takes so much longer",
+        1.5,
+    ),
+    Parameter(
         "misaligned", "share", 0, 5, 0.3, 0, "GEMMs of a width that 16 does not divide take so much longer"
     ),
     Parameter(
         "cached", "share", 0.05, 1, 0.6, 1, "of their streaming time, weights in a warm cache take this", 0.5
     ),
+    Parameter(
+        "untuned_ranks",
+        "ranks",
+        0,
+        1e6,
+        0,
+        0,
+        "from so many on the benchmark ran kernels that were not tuned (0: never); of the benchmark, not fitted",
+        given=True,
+    ),
+    Parameter("untuned", "share", 0.01, 1, 0.17, 1, "of the datasheet bandwidth, these reach this"),
 )
 
 SCHEMAS: Mapping[str, Schema] = MappingProxyType(

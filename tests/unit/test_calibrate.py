@@ -102,10 +102,14 @@ def test_a_fact_of_the_kernel_is_no_coefficient(tmp_path: Path) -> None:
     table().assign(engine="vllm").to_csv(tmp_path / "mine.csv", index=False)
     (group, _) = sorted(calibrate([tmp_path / "mine.csv"], "h100-sxm").groups, key=lambda g: "@" not in g.key)
     assert group.key == "experts@vllm" and facts_of(group.key, "experts", load_hardware("h100-sxm")) == {
-        "wide_tokens": 64
+        "wide_tokens": 64,
+        "untuned_ranks": 0,
     }
     assert group.fit.value["wide_tokens"] == 64 and "wide_tokens" not in group.fit.fitted
-    assert facts_of("experts@sglang", "experts", load_hardware("h100-sxm")) == {"wide_tokens": 0}
+    assert facts_of("experts@sglang", "experts", load_hardware("h100-sxm")) == {
+        "wide_tokens": 0,
+        "untuned_ranks": 0,
+    }
 
 
 def test_a_fit_ends_where_it_began_if_it_began_at_its_end(tmp_path: Path) -> None:

@@ -126,3 +126,25 @@ def test_what_the_campaign_writes_beside_an_op_is_no_dim(tmp_path: Path) -> None
     pd.DataFrame([gemm, copy]).to_parquet(path)
     measured = read_measurements(path, "h100-sxm")
     assert set(measured.ops.dims) == {"m", "n", "k", "bytes"} and measured.seconds.tolist() == [1e-5, 1e-5]
+
+
+@pytest.mark.parametrize(
+    ("engine", "version", "distribution", "tokens", "told"),
+    [
+        ("SGLang", "0.5.14", "balanced", 64, {"tokens": 64, "rows": 32, "distinct": 8}),
+        # A rank of an eighth gets 32 of 64 tokens' choices once, and all eight choices of these.
+        ("SGLang", "0.5.10", "balanced", 64, {"tokens": 32, "rows": 256, "distinct": 8}),
+        ("VLLM", "0.19.0", "power_law_1.01", 1, {"tokens": 1, "rows": 1, "distinct_est": 1}),
+        ("VLLM", "0.14.0", "power_law_1.01", 1, {"tokens": 1, "rows": 8, "distinct_est": 8}),
+        ("TRTLLM", "1.3.0rc10", "power_law_1.01", 1, {"tokens": 1, "rows": 8, "distinct_est": 8}),
+    ],
+)
+def test_engine_and_version_tell_what_a_rank_of_a_module_was_given(
+    tmp_path: Path, engine: str, version: str, distribution: str, tokens: int, told: dict[str, float]
+) -> None:
+    row: dict[str, object] = {
+        "framework": engine, "aic_version": version, "moe_dtype": "bfloat16", "num_tokens": tokens, "hidden_size": 2048,
+        "inter_size": 768, "topk": 8, "num_experts": 128, "moe_tp_size": 1, "moe_ep_size": 16, "distribution": distribution,
+    }  # fmt: skip
+    found = read(tmp_path, row)
+    assert {name: float(found.ops.column(name)[0]) for name in told} == pytest.approx(told)

@@ -245,6 +245,54 @@ def test_blocks_are_wide_above_the_tokens_that_the_kernel_says() -> None:
     assert module_s(more, **dims, tokens=64) < 0.8 * module_s(narrow, **dims, tokens=64)
 
 
+def test_rows_of_other_ranks_experts_cross_memory_by_hand() -> None:
+    """16 tokens x 8 choices, 32 rows of them this rank's: 96 rows of 2048 + 768 values of 2 bytes, three times over."""
+    dims = {"hidden": 2048, "inter": 768, "tokens": 16, "local_experts": 32, "distinct": 20, "rows": 32}
+    hw = told_experts(remote_passes=3.0)
+    more = module_s(hw, **dims) - module_s(told_experts(remote_passes=0.0), **dims)
+    assert more == pytest.approx(3 * 96 * (2048 + 768) * 2 / hw.memory.bytes_per_s)
+    alone = {**dims, "local_experts": 128, "rows": 128}  # no other rank: nothing
+    assert module_s(hw, **alone) == pytest.approx(module_s(told_experts(remote_passes=0.0), **alone))
+
+
+def test_a_wide_block_streams_longer_above_the_tokens_that_the_kernel_says() -> None:
+    value = {
+        "serial_s": 5e-10,
+        "above_wide": 0.0,
+        "block_wide": 1.0,
+        "above_serial": 0.0,
+        "above_experts": 0.0,
+    }
+    value |= {"per_block_s": 0.0, "wide_tokens": 64.0}
+    even, longer = told_experts(**value, wide_serial=0.0), told_experts(**value, wide_serial=0.5)
+    dims = {"inter": 768, "distinct": 60}
+    assert module_s(longer, **dims, tokens=64) == module_s(even, **dims, tokens=64)
+    blocks_s = 5e-10 * (MODULE["hidden"] + 768) * 64 * 2
+    assert module_s(longer, **dims, tokens=65) - module_s(even, **dims, tokens=65) == pytest.approx(
+        blocks_s / 2
+    )
+
+
+def test_a_benchmark_of_many_ranks_ran_untuned_kernels_and_serving_does_not() -> None:
+    """From untuned_ranks on weights stream at `untuned` of the bandwidth, warm alone: the step is there and nowhere else."""
+    value = {"eta_bw": 0.9, "per_block_s": 0.0, "cached": 1.0, "above_experts": 0.0, "untuned": 0.1}
+    hw = told_experts(**value, untuned_ranks=64.0)
+
+    def seconds(ranks: int, cache: Cache, hw: Hardware = hw) -> float:
+        dims = {**MODULE, "experts": 128, "local_experts": 128 // ranks, "distinct": 1, "rows": 1}
+        works = ops.works([Op.of("moe_module", **dims)])
+        return float(gpu.cost(works, ["experts"], hw, cache=cache).expected_s[0])
+
+    weights_s = 3 * MODULE["hidden"] * MODULE["inter"] * 2 / hw.memory.bytes_per_s
+    for ranks in (64, 128):
+        assert seconds(ranks, "warm") - seconds(ranks, "cold") == pytest.approx(
+            weights_s / 0.1 - weights_s / 0.9
+        )
+    assert seconds(32, "warm") == seconds(32, "cold")
+    never = told_experts(**value, untuned_ranks=0.0)
+    assert seconds(128, "warm", never) == seconds(128, "cold", never)
+
+
 def test_qwen3_experts_on_h100_near_what_was_measured() -> None:
     """About 2.9-3.1 us per distinct expert of 9.44 MB, published for Qwen3-30B-A3B in bf16 on an H100."""
 

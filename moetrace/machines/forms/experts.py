@@ -2,6 +2,7 @@
 
     fixed   = t0 + per_expert E + per_local_expert E_local + per_row T k + serial x block bytes of both GEMMs
     memory  = weights of the distinct experts / (eta_bw x bandwidth) + act_passes x activation bytes / bandwidth
+              + remote_passes x (T k - rows) x (hidden + width) in 16 bits / bandwidth
     compute = FLOPs, each expert's rows padded to tiles of 16 / (eta_flops x peak)
     blocks  = per_block D hidden / block columns / multiprocessors, of the down GEMM, whose reduction is short
     time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned where that applies; where tiles switch,
@@ -10,18 +11,26 @@
 
 A module was measured as a whole, so each of its ops carries the share of the fixed terms that is its own: a sixth of t0 for
 each launch, per_expert in top-k and align, per_row in align and combine, the rest in the GEMMs. The parts of a module add
-up to `moe_module`. Block bytes: what one thread block streams one after another, K rows of 64 columns, which no number of
-idle neighbours shortens. Blocks: each starts and ends before a multiprocessor takes the next, which narrow experts wait for.
+up to `moe_module` where no other rank holds experts. Block bytes: what one thread block streams one after another, K rows of
+64 columns, which no number of idle neighbours shortens. Blocks: each starts and ends before a multiprocessor takes the next,
+which narrow experts wait for.
+Rows of other ranks' experts: SGLang's and vLLM's Triton kernels keep a row for each of the T k choices whoever holds the
+expert, fill those of other ranks with zeros, and pass over them in the activation and in the sum (``write_zeros_to_output``
+in vLLM's fused_moe.py). TensorRT-LLM's do not, and its coefficient is next to nothing. It is a term of `moe_module` alone: all
+T tokens are on the rank there, while the parts of a recorded or served step may have been sent only the rows that are theirs.
 
 Steps, where kernels switch: misaligned where the width is no multiple of 16; above_experts and above_serial where the
 tokens exceed the experts on the rank, from where on SGLang's Triton kernel takes other default tiles (its
 get_default_config), unless tiles were tuned for that number of experts and that width on that GPU (the profile's [tuned]);
-above wide_tokens, where blocks have 128 columns instead of 64, take block_wide of the time each and stream with 1 + above_wide:
-64 tokens in vLLM (its get_default_config since github.com/vllm-project/vllm/pull/34846), none in other engines.
-Warm cache: weights that fit it cost the share `cached` of their time, smoothly in the size.
-Measured on H100 the sum of memory and compute fits better than any sharper blend, tile padding, wave quantisation and the
-blocks of the GEMM over hidden add nothing (held-out errors: the profiles). Not modelled: kernels tuned for one shape and
-those an autotuner picks at few local experts, which is most of what is left; routing limited to groups of experts.
+above wide_tokens, where blocks have 128 columns instead of 64, take block_wide of the time each, stream with 1 + above_wide
+and one after another with 1 + wide_serial: 64 tokens in vLLM (its get_default_config since
+github.com/vllm-project/vllm/pull/34846), none in other engines.
+Warm cache: weights that fit it cost the share `cached` of their time, smoothly in the size; and from untuned_ranks on weights
+stream at the share `untuned` of the bandwidth, as the public benchmark of TensorRT-LLM shows and serving, which tunes its
+kernels when it starts, need not (inferred, docs/hardware.md).
+Measured on H100 the sum of memory and compute fits better than any sharper blend; tile padding, larger tiles, exactly counted,
+wave quantisation and the blocks of the GEMM over hidden add nothing (held-out errors: the profiles). Not modelled: kernels
+tuned for one shape, routing limited to groups of experts.
 """
 
 from __future__ import annotations
@@ -51,6 +60,7 @@ _OVER_HIDDEN = ("moe_gate_up", "moe_experts", "moe_module")  # GEMMs whose reduc
 _OVER_INTER = ("moe_down", "moe_experts", "moe_module")
 _LAUNCHES = 6.0
 _TILE, _BLOCK_COLUMNS, _WIDE_COLUMNS, _WIDTH_MULTIPLE = 16.0, 64.0, 128.0, 16.0
+_ROW_BYTES = 2.0  # of a value that kernels of a module hand on
 _PAIR = 1 << 20  # above any width: makes one number of experts and width
 _CACHE_SHARE, _CACHE_SHARPNESS = (
     0.8,
@@ -70,10 +80,13 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     wide = (gemm > 0) & (c["wide_tokens"] > 0) & (tokens > c["wide_tokens"])
     extra = odd * (1.0 + c["above_experts"] * switched) * (1.0 + c["above_wide"] * wide)
     bandwidth = at.hw.memory.bytes_per_s
-    weights_s = works["weight_bytes"] / (c["eta_bw"] * bandwidth) * _from_memory(c, works, at)
+    untuned = (gemm > 0) & _untuned(c, experts, local, at)
+    reached = np.where(untuned, np.minimum(c["untuned"], c["eta_bw"]), c["eta_bw"]) * bandwidth
+    weights_s = works["weight_bytes"] / reached * _from_memory(c, works, at)
     memory_s = (
         weights_s * extra
         + c["act_passes"] * (works["act_bytes"] + works["kv_bytes"] + works["inner_bytes"]) / bandwidth
+        + c["remote_passes"] * _remote_bytes(works) / bandwidth
     )
     rows = works["rows"]
     padding = np.divide(
@@ -88,7 +101,11 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         + c["per_expert_s"] * expert * experts
         + c["per_local_expert_s"] * gemm * local
         + c["per_row_s"] * row * tokens * works.dim("topk", 0.0)
-        + c["serial_s"] * _block_bytes(works) * odd * (1.0 + c["above_serial"] * switched)
+        + c["serial_s"]
+        * _block_bytes(works)
+        * odd
+        * (1.0 + c["above_serial"] * switched)
+        * (1.0 + c["wide_serial"] * wide)
     )
     if not c["per_block_s"]:
         return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s)
@@ -96,6 +113,23 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     hidden_s = _hidden(weights_s * extra * _down_share(works), blocks_s)
     fixed_s = fixed_s + blocks_s
     return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s - hidden_s)
+
+
+def _untuned(
+    c: Mapping[str, float], experts: FloatArray, local: FloatArray, at: Setting
+) -> npt.NDArray[np.bool_]:
+    """Whether experts are shared out over so many ranks that the benchmark missed what was tuned for them, [ops]."""
+    if at.cache == "cold" or not c["untuned_ranks"]:
+        return np.zeros(experts.shape, dtype=bool)
+    return np.asarray(experts >= c["untuned_ranks"] * local)
+
+
+def _remote_bytes(works: Works) -> FloatArray:
+    """Bytes of one pass over the rows of choices that other ranks' experts take, hidden and width wide, [ops]."""
+    whole = works.ops.by_type([_ROW_BYTES * (op.kind == "moe_module") for op in works.ops.types])
+    chosen = works.dim("tokens", 0.0) * works.dim("topk", 0.0)
+    wide = works.dim("hidden", 0.0) + works.dim("inter", 0.0)
+    return np.asarray(whole * np.maximum(chosen - works["rows"], 0.0) * wide)
 
 
 def _down_share(works: Works) -> FloatArray:
