@@ -178,6 +178,16 @@ def matching(texts: Sequence[str], codes: IntArray, test: Callable[[str], object
     return Told(texts, lambda text: int(bool(test(text))), 0).of(codes) > 0
 
 
+def alike(texts: Texts, codes: IntArray) -> IntArray:
+    """The codes with one for each text among them: of texts that outgrew memory one may have several."""
+    if not texts.spilled:
+        return codes
+    used, inverse = np.unique(codes, return_inverse=True)
+    first: dict[str, int] = {}
+    told = [first.setdefault(texts[code], code) if code >= 0 else code for code in used.tolist()]
+    return np.array(told, dtype=np.int64)[inverse.reshape(-1)]
+
+
 def codes_of(values: Iterable[Hashable], wanted: Iterable[Hashable]) -> dict[Any, int]:
     """The (first) code of each text, or other value, that is wanted and there is."""
     asked, found = set(wanted), dict[Any, int]()

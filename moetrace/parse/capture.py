@@ -11,49 +11,21 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moetrace import ops
 from moetrace.errors import TraceError
 from moetrace.formats.events import Events
-from moetrace.formats.texts import Texts, codes_of
+from moetrace.formats.texts import Texts, Told, alike, codes_of
 from moetrace.parse.captured import Captured
-from moetrace.parse.graphs import COPIED, Graph
+from moetrace.parse.fitting import NO_FIT, Answer, Replay, solve
+from moetrace.parse.graphs import COPIED
 from moetrace.parse.nesting import IntArray, lookup
 from moetrace.parse.rows import CAPTURE, Rows
 
-_AGREED = 0.95  # of the kernels whose kind is known on both sides: names are not always recognised rightly
-_FITTING = (
-    0.5  # of the kernels of a replay and of a graph that must be alike for the one to be the other's capture
-)
-_TABLE = 1 << 25  # cells of a table that an alignment may fill: 128 MB
-_NO_FIT = "no graph captured for its tokens has these kernels"
-_Fit = tuple[Graph, IntArray]  # a graph and, for each kernel of a replay, its launch there; -1: none
-
-
-@dataclass(frozen=True, slots=True)
-class _Replay:
-    """A replayed graph's kernels, and the tokens of its step."""
-
-    kernel: IntArray  # the name's code; COPIED for copies
-    parallel: bool  # ran on several streams: then the order of starts is not that of launches
-    tokens: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """For each kernel of a replay the codes of the capture; nothing but a reason where it is refused."""
-
-    reason: str = ""
-    found: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
-    operator: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    tensors: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    remark: str = ""
-    size: int | None = None  # tokens that the graph was captured for
+_SOLVED = 256  # sequences of kernels that are remembered at a time
 
 
 class Captures:
@@ -65,7 +37,8 @@ class Captures:
         self._graphs = capture.graphs
         self._texts = _Codes(events.texts, capture.texts)
         self._sets = _Codes(events.tensor_sets, capture.tensor_sets)
-        self._solved: dict[bytes, _Answer] = {}
+        self._names = self._known_names() if events.texts.spilled else None
+        self._solved: dict[bytes, Answer] = {}
         self._said: Counter[str] = Counter()
         self._matched = self._replayed = 0
         self.padded: dict[int, int] = {}  # step -> tokens of the graph, where these are more than the step's
@@ -76,20 +49,36 @@ class Captures:
         self._replayed += len(replayed)
         if not len(replayed) or not self._graphs:
             return
-        kernel = np.where(rows.copied, COPIED, rows.kernel)
+        kernel = np.where(rows.copied, COPIED, self._named_alike(rows.kernel))
         order = replayed[np.argsort(rows.graph[replayed], kind="stable")]
         for at in np.split(order, np.flatnonzero(np.diff(rows.graph[order])) + 1):
             replay = _replay(rows, at, kernel[at], rows.step[at], self._tokens)
             said = replay.kernel.tobytes() + f"{replay.parallel} {replay.tokens}".encode()
             key = hashlib.blake2b(said, digest_size=16).digest()
             if key not in self._solved:
-                self._solved[key] = _solve(replay, self._graphs, self._events, self._capture)
+                if len(self._solved) >= _SOLVED:
+                    self._solved.clear()
+                self._solved[key] = solve(replay, self._graphs, self._events, self._capture)
             self._give(rows, at, self._solved[key])
             size, step = self._solved[key].size, int(rows.step[at].max())
             if size is not None and replay.tokens is not None and size > replay.tokens and step >= 0:
                 self.padded[step] = max(size, self.padded.get(step, 0))
 
-    def _give(self, rows: Rows, at: IntArray, answer: _Answer) -> None:
+    def _known_names(self) -> Told:
+        """The code that the graphs have for each name of the trace; -1 where they have none."""
+        texts = self._events.texts
+        used = np.unique(np.concatenate([np.zeros(0, np.int64), *(graph.kernel for graph in self._graphs)]))
+        known = {texts[code]: code for code in used[used >= 0].tolist()}
+        return Told(texts, lambda text: known.get(text, -1))
+
+    def _named_alike(self, kernel: IntArray) -> IntArray:
+        """The codes of names with one for each, the graphs' own where they have it: of very many, a name may have several."""
+        if self._names is None:
+            return kernel
+        known = self._names.of(kernel)
+        return np.where(known >= 0, known, alike(self._events.texts, kernel))
+
+    def _give(self, rows: Rows, at: IntArray, answer: Answer) -> None:
         self._said.update(filter(None, (answer.reason, answer.remark)))
         if answer.reason:
             return
@@ -107,7 +96,7 @@ class Captures:
                 "the capture trace holds no launch of a kernel: record it with activities CPU and CUDA"
             )
         if not self._matched:
-            why = self._said.most_common(1)[0][0] if self._said else _NO_FIT
+            why = self._said.most_common(1)[0][0] if self._said else NO_FIT
             raise TraceError(
                 f"the capture trace serves none of the {self._replayed} graph-replayed ops ({why}): give the capture of this "
                 "graph, or none"
@@ -141,159 +130,14 @@ class _Codes:
 
 def _replay(
     rows: Rows, at: IntArray, kernel: IntArray, step: IntArray, tokens: Sequence[int | None]
-) -> _Replay:
+) -> Replay:
     streams = rows.stream[at][kernel != COPIED]
     inside = step[step >= 0]
-    return _Replay(
+    return Replay(
         kernel,
         parallel=bool(len(streams)) and bool((streams != streams[0]).any()),
         tokens=tokens[int(inside[0])] if len(inside) else None,
     )
-
-
-def _solve(replay: _Replay, graphs: Sequence[Graph], events: Events, capture: Captured) -> _Answer:
-    """What the captures say of one replay: of those that fit equally well, what they agree on."""
-    sizes = _by_size(graphs, replay.tokens)
-    if not sizes:
-        have = ", ".join(str(n) for n in sorted({g.tokens for g in graphs if g.tokens is not None})[-8:])
-        return _Answer(
-            f"no graph was captured for the step's {replay.tokens} tokens or more (there is {have})"
-        )
-    why = _NO_FIT
-    chosen: list[_Fit] = []
-    for group in sizes:
-        named = any(g.named for g in group)
-        fits = [_exact(replay, g) if named else _in_place(replay, g, events, capture) for g in group]
-        chosen = [(g, fit) for g, fit in zip(group, fits, strict=True) if not isinstance(fit, str)]
-        why = next((fit for fit in fits if isinstance(fit, str) and fit != _NO_FIT), why)
-        if chosen or not named:  # without names nothing but the size tells graphs apart
-            break
-    if not chosen and named and len({g.tokens for g in sizes[0]}) == 1 and sizes[0][0].tokens is not None:
-        chosen = _aligned(replay, sizes[0])
-    return _agreed(replay, chosen) if chosen else _Answer(why)
-
-
-def _by_size(graphs: Sequence[Graph], tokens: int | None) -> list[list[Graph]]:
-    """The graphs that a step of so many tokens can have replayed, nearest size first; all at once if it does not say."""
-    if tokens is None:
-        return [list(graphs)]
-    sizes = sorted({g.tokens for g in graphs if g.tokens is not None and g.tokens >= tokens})
-    told = [[g for g in graphs if g.tokens == size] for size in sizes]
-    untold = [g for g in graphs if g.tokens is None]
-    return [*told, untold] if untold else told
-
-
-def _exact(replay: _Replay, graph: Graph) -> IntArray | str:
-    """The launch of each kernel where all names are alike, else why not."""
-    return np.arange(len(graph.kernel)) if np.array_equal(replay.kernel, graph.kernel) else _NO_FIT
-
-
-def _in_place(replay: _Replay, graph: Graph, events: Events, capture: Captured) -> IntArray | str:
-    """The launch of each kernel by its place alone, where the kinds of kernels and operators bear it out, else why not."""
-    if len(graph.kernel) != len(replay.kernel):
-        return _NO_FIT
-    if replay.parallel:
-        return "its launches name no kernel, and the replay ran on several streams: their order is not told"
-    kernels, operators = _sides(replay, graph, events, capture)
-    judged = (kernels != "") & (operators != "")
-    strict = np.isin(kernels, ("gemm", "attention", "communication", "copy"))
-    agree = (kernels == operators) | (~strict & (operators == "light"))
-    right = int((agree & judged).sum())
-    if not right or right < _AGREED * judged.sum():
-        return (
-            f"its launches name no kernel, and by their place only {right} of {int(judged.sum())} kernels are of "
-            "their operator's kind: the replay has another order"
-        )
-    return np.where(agree | ~judged, np.arange(len(graph.kernel)), -1)
-
-
-def _sides(
-    replay: _Replay, graph: Graph, events: Events, capture: Captured
-) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.str_]]:
-    """For each pair what the kernel and what the operator is by its name, as broadly as both names can say."""
-
-    def of(codes: IntArray, texts: Sequence[str], by_kernel: bool) -> npt.NDArray[np.str_]:
-        used, inverse = np.unique(codes, return_inverse=True)
-        sides = [_side(texts[c], by_kernel) if c >= 0 else "copy" if c == COPIED else "" for c in used]
-        return np.array(sides, dtype="U16")[inverse.reshape(-1)]
-
-    operator = np.where(graph.kernel == COPIED, COPIED, graph.operator)
-    return of(replay.kernel, events.texts, True), of(operator, capture.texts, False)
-
-
-def _side(name: str, by_kernel: bool) -> str:
-    kind = ops.kernel_kind(name) if by_kernel else ops.operator_kind(name)
-    if kind is None or (by_kernel and kind in ("rope", "kv_write")):  # fused with anything
-        return ""
-    family = ops.family(kind)
-    if family in ("dense_gemm", "shared_expert") or kind == "router":
-        return "gemm"
-    if family in ("experts", "routing"):
-        return "moe"
-    if family in ("attention", "norm", "communication"):
-        return family
-    return "" if by_kernel else "light"
-
-
-def _aligned(replay: _Replay, group: Sequence[Graph]) -> list[_Fit]:
-    """The graphs that hold the most of a replay's kernels in order; none if that is too little of either."""
-    fits = [(graph, _in_order(replay.kernel, graph.kernel)) for graph in group]
-    held = [int((at >= 0).sum()) for _, at in fits]
-    whole = [max(len(replay.kernel), len(graph.kernel)) for graph, _ in fits]
-    best = max(held)
-    return [f for f, n, of in zip(fits, held, whole, strict=True) if n == best and n >= _FITTING * of]
-
-
-def _in_order(asked: IntArray, names: IntArray) -> IntArray:
-    """The place in `names` of each name asked for, such that the most are found in order; -1 for none."""
-    short = min(len(asked), len(names))
-    head = int(np.append(asked[:short] != names[:short], True).argmax())
-    short -= head
-    tail = int(np.append(asked[::-1][:short] != names[::-1][:short], True).argmax())
-    found = np.full(len(asked), -1, dtype=np.int64)
-    found[:head] = np.arange(head)
-    found[len(asked) - tail :] = np.arange(len(names) - tail, len(names))
-    a, b = asked[head : len(asked) - tail], names[head : len(names) - tail]
-    if len(a) * len(b) <= _TABLE:  # else the equal ends alone
-        middle = _common(a, b)
-        found[head : head + len(a)] = np.where(middle >= 0, middle + head, -1)
-    return found
-
-
-def _common(a: IntArray, b: IntArray) -> IntArray:
-    """The place in `b` of each of `a` in a longest common subsequence; -1 for those that are not in it."""
-    length = np.zeros((len(a) + 1, len(b) + 1), dtype=np.int32)  # of the first i of a and the first j of b
-    for i, name in enumerate(a.tolist()):
-        length[i + 1, 1:] = np.maximum(length[i, 1:], length[i, :-1] + (b == name))
-        np.maximum.accumulate(length[i + 1], out=length[i + 1])
-    found = np.full(len(a), -1, dtype=np.int64)
-    i, j = len(a), len(b)
-    while i and j:
-        if length[i, j] == length[i - 1, j]:
-            i -= 1
-        elif length[i, j] == length[i, j - 1]:
-            j -= 1
-        else:
-            i, j = i - 1, j - 1
-            found[i] = j
-    return found
-
-
-def _agreed(replay: _Replay, chosen: Sequence[_Fit]) -> _Answer:
-    """What graphs that fit equally well say alike; a remark where they differ or are larger than the step."""
-    found = np.all([at >= 0 for _, at in chosen], axis=0)
-
-    def alike(columns: list[IntArray]) -> IntArray:
-        return np.where(np.all([c == columns[0] for c in columns], axis=0), columns[0], -1)
-
-    tensors = [lookup(g.tensors, at) for g, at in chosen]
-    same = alike(tensors)
-    size, remark = chosen[0][0].tokens, ""
-    if any((same != t).any() for t in tensors):
-        remark = f"{len(chosen)} captured graphs fit and nothing tells which: shapes are taken where they are alike"
-    elif size is not None and replay.tokens is not None and size > replay.tokens:
-        remark = f"a step of {replay.tokens} tokens is taken to have run the graph captured for {size}: shapes have {size} rows"
-    return _Answer("", found, alike([lookup(g.operator, at) for g, at in chosen]), same, remark, size)
 
 
 class Missing:

@@ -28,7 +28,7 @@ from moetrace.formats.events import (
     joined,
 )
 from moetrace.formats.piles import ROWS, Block, Pile
-from moetrace.formats.texts import matching
+from moetrace.formats.texts import alike, matching
 from moetrace.parse.batches import deal
 from moetrace.parse.gathered import Gathered, captures, gathered, learn
 from moetrace.parse.launches import blind, device_calls, shared, shared_ids
@@ -78,16 +78,10 @@ class Long:
                         events.head.texts, block["name"], lambda text: describe(text) is not None
                     )
                     found.append(_where(block, is_step))
-        return events.with_columns(self._named_alike(joined(found)))
-
-    def _named_alike(self, ranges: Block) -> Block:
-        """The ranges with one code for each name."""
-        if not ranges:
-            return ranges
-        codes, inverse = np.unique(ranges["name"], return_inverse=True)
-        first: dict[str, int] = {}
-        alike = [first.setdefault(self._events.head.texts[code], code) for code in codes.tolist()]
-        return {**ranges, "name": np.array(alike, dtype=np.int64)[inverse.reshape(-1)]}
+        ranges = joined(found)
+        if ranges:
+            ranges["name"] = alike(events.head.texts, ranges["name"])
+        return events.with_columns(ranges)
 
     # -- launches ----------------------------------------------------------------------------------------------------
     def _linked(self) -> Iterator[Block]:

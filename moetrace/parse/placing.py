@@ -11,6 +11,7 @@ import numpy as np
 
 from moetrace import ops
 from moetrace.formats.events import BoolArray, Events
+from moetrace.formats.texts import alike
 from moetrace.grouping import distinct_rows, rows_of_groups
 from moetrace.model import ModelSpec
 from moetrace.ops import OTHER, gemm
@@ -77,12 +78,13 @@ class Order:
         shapes = np.array(sizes, dtype=np.int64).T
         bare = np.zeros(size, dtype=bool) if rows.on_cpu else (rows.operator < 0) & ~rows.copied
         bare &= ~np.isin(rows.step, self._drafts)
+        kernel = alike(self._events.texts, np.where(self._unnamed()[kind_index], rows.kernel, -1))
         inside = rows.step[rows.step >= 0]
         first = int(inside.min()) if len(inside) else 0
         for at in rows_of_groups(rows.step - first, int(rows.step.max(initial=-1)) + 1 - first):
             if not len(at):
                 continue
-            names = np.where(self._unnamed()[kind_index[at]], rows.kernel[at], -1)
+            names = kernel[at]
             one = self._stated[int(rows.step[at[0]])] or self._depth > 0 or _one_graph(rows.graph[at])
             key = _digest(one, kind_index[at], names, bare[at], *(side[width[at]] for side in shapes))
             if key not in self._solved:

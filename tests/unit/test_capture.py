@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from moetrace import formats
 from moetrace.errors import TraceError
 from moetrace.formats import events as reading
-from moetrace.parse import capture, parse
+from moetrace.parse import capture, fitting, parse
 from moetrace.parse.captured import captured_in
 from moetrace.parse.doctor import diagnose
 from moetrace.parse.graphs import COPIED, FOREIGN, UNNAMED, captured_graphs
 from moetrace.parse.rows import op_rows
 from tests.made import event, write
+from tests.unit.test_gather import few_names, long_way
 
 BF = "c10::BFloat16"
 KERNELS = (
@@ -112,6 +113,20 @@ def test_of_several_batch_sizes_that_of_the_step_is_taken(tmp_path, named, label
     assert set(frame.op_source[[0, 2, 4, 5]]) == {"capture"}
     assert "capture trace: 6 of 6 graph-replayed ops matched to their capture" in notes
     assert not any("replay(s)" in note for note in notes)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["names", "no names"])
+def test_a_capture_serves_a_trace_with_more_names_than_are_remembered(tmp_path, monkeypatch, named):
+    captures = Captures(named)
+    captures.graph(launches(32), "capture_32_FULL")
+    early = [event(f"range_{i}", "user_annotation", 20 * i, 5, tid=9) for i in range(20)]
+    trace = early + replay(steps=40)
+    short, _ = parsed(tmp_path, trace, captures)
+    long_way(monkeypatch, 20)
+    few_names(monkeypatch)
+    long, notes = parsed(tmp_path, trace, captures)
+    assert "capture trace: 240 of 240 graph-replayed ops matched to their capture" in notes
+    assert long.equals(short)
 
 
 def test_a_recording_brings_its_own_capture(tmp_path):
@@ -337,27 +352,27 @@ def test_a_replayed_graph_without_its_capture_is_told_what_to_give(tmp_path):
 
 def test_names_that_occur_in_order_are_found_whatever_lies_between():
     a, b = np.array([1, 2, 3, 9, 4, 5]), np.array([1, 2, 7, 3, 4, 5])
-    assert capture._in_order(a, b).tolist() == [0, 1, 3, -1, 4, 5]
-    assert capture._in_order(a, a).tolist() == list(range(6))
-    assert capture._in_order(a[1:], a).tolist() == [1, 2, 3, 4, 5]
-    assert capture._in_order(a, a[:0]).tolist() == [-1] * 6
-    assert capture._in_order(np.array([1, 1]), np.array([1, 1, 1])).tolist() == [0, 1]
+    assert fitting._in_order(a, b).tolist() == [0, 1, 3, -1, 4, 5]
+    assert fitting._in_order(a, a).tolist() == list(range(6))
+    assert fitting._in_order(a[1:], a).tolist() == [1, 2, 3, 4, 5]
+    assert fitting._in_order(a, a[:0]).tolist() == [-1] * 6
+    assert fitting._in_order(np.array([1, 1]), np.array([1, 1, 1])).tolist() == [0, 1]
 
 
 @given(st.lists(st.integers(0, 4), max_size=40), st.randoms())
 def test_a_sequence_that_lost_some_is_found_whole(names, random):
     kept = [i for i in range(len(names)) if random.random() < 0.8]
     whole, part = np.array(names, dtype=np.int64), np.array([names[i] for i in kept], dtype=np.int64)
-    found = capture._in_order(part, whole)
+    found = fitting._in_order(part, whole)
     assert (np.diff(found) > 0).all() and (found >= 0).all() and (whole[found] == part).all()
 
 
 def test_many_graphs_and_many_replays_are_matched_once_each(tmp_path, monkeypatch):
     """Not once per replay, nor with every graph: a step of decode replays the same graph thousands of times."""
     calls: list[str] = []
-    for name in ("_solve", "_in_order", "_common"):
-        real = getattr(capture, name)
-        monkeypatch.setattr(capture, name, lambda *a, of=name, real=real: (calls.append(of), real(*a))[1])
+    for module, name in ((capture, "solve"), (fitting, "_in_order"), (fitting, "_common")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, of=name, real=real: (calls.append(of), real(*a))[1])
 
     layers = 100
     captures = Captures()
@@ -367,7 +382,7 @@ def test_many_graphs_and_many_replays_are_matched_once_each(tmp_path, monkeypatc
     given = write(tmp_path / "c.json", captures.events)
     events = formats.read(write(tmp_path / "t.json", replay(kernels, steps=40)))
     short = formats.read(write(tmp_path / "s.json", replay(kernels[:300] + kernels[302:], steps=1)))
-    for trace, steps, expected in ((events, 40, ["_solve"]), (short, 1, ["_solve", "_in_order", "_common"])):
+    for trace, steps, expected in ((events, 40, ["solve"]), (short, 1, ["solve", "_in_order", "_common"])):
         calls.clear()
         rows = op_rows(trace)
         step = np.searchsorted(np.arange(steps) * 1000 * 1000, rows.launch - rows.launch.min(), "right") - 1

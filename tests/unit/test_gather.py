@@ -172,24 +172,38 @@ def test_a_step_with_more_ops_than_a_forward_pass_has_is_cut(
     assert starts == sorted(starts) and long.num_rows == short.num_rows
 
 
-def test_steps_beside_one_that_is_cut_keep_their_layers_by_repetition(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Layers by repetition need a step that the trace states: a piece is none, and takes it from no other."""
-    names = [
-        "first",
-        *(f"{kind}_{j}" for _ in range(6) for j, kind in enumerate(["a", "b", "c", "d", "e"])),
-        "last",
-    ]
+def repeating(times: tuple[int, ...]) -> list[dict[str, object]]:
+    """Steps of six layers of kernels whose names say nothing, each so many times over, launched one by one."""
+    kinds = [f"{name}_of_a_layer" for name in ("abab", "baba", "cbab", "dbab", "ebab")]
+    names = ["first", *(kinds * 6), "last"]
     made: list[dict[str, object]] = []
-    for step, times in enumerate((1, 4, 1)):
+    for step, n in enumerate(times):
         made.append(event("step[DECODE bs=4]", "user_annotation", 10_000 * step, 9_000, tid=7))
-        for i, name in enumerate(names * times):
+        for i, name in enumerate(names * n):
             at = 10_000 * step + 20 * i
             ids = {"correlation": 1000 * step + i}
             made.append(event("cudaLaunchKernel", "cuda_runtime", at + 1, 2, tid=7, **ids))
             made.append(event(name, "kernel", at + 4, 5, tid=3, pid=0, stream=3, device=0, **ids))
-    file = write(tmp_path / "t.json", made)
+    return made
+
+
+def test_layers_by_repetition_of_more_names_than_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = [event(f"range_{i}", "user_annotation", i, 0.5, tid=9) for i in range(20)]
+    file = write(tmp_path / "t.json", [*early, *repeating((1, 1, 1))])
+    short = parse(file)
+    assert short.numpy("layer").max() == 5
+    long_way(monkeypatch, 40)
+    few_names(monkeypatch)
+    assert_same(parse(file), short)
+
+
+def test_steps_beside_one_that_is_cut_keep_their_layers_by_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers by repetition need a step that the trace states: a piece is none, and takes it from no other."""
+    file = write(tmp_path / "t.json", repeating((1, 4, 1)))
     long_way(monkeypatch, 40)
     monkeypatch.setattr(batches, "LONGEST", 100)
     run = parse(file)
