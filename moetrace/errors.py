@@ -44,6 +44,7 @@ class OutputError(MoetraceError):
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
     """One line for a name that does not exist: the nearest name first, then all there are."""
     names = sorted(known)
-    near = get_close_matches(given, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    plain = {name.casefold(): name for name in names}
+    near = get_close_matches(given.strip().casefold(), plain, n=1)
+    hint = f"did you mean {plain[near[0]]!r}? " if near else ""
     return f"unknown {what} {given!r}: {hint}there are {', '.join(names) or 'none'}"

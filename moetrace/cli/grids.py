@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moetrace.cli.options import PATH
+from moetrace.cli.options import PATH, names_in
 
 if TYPE_CHECKING:
     from moetrace.replay.grid.plan import Ask
@@ -96,8 +96,8 @@ def show_grid(
     """Works a grid of simulations out and prints what of it was asked for. Without ``--grid`` its tables are not kept."""
     from moetrace.replay.grid.plan import Ask
 
-    names = tuple(name for group in machines for name in group.split(","))
-    _show(asked, Ask(tuple(models.split(",")), names, tuple(sets), tuple(prices)), force, as_json)
+    names = tuple(name for group in machines for name in names_in(group))
+    _show(asked, Ask(tuple(names_in(models)), names, tuple(sets), tuple(prices)), force, as_json)
 
 
 def show_replays(asked: GridAsked, replays: Replays, force: bool, as_json: bool) -> None:

@@ -73,12 +73,17 @@ def named_machines(machines: Sequence[str]) -> list[Hardware | str] | None:
     return list(load_machines(machines)) if machines else None
 
 
+def names_in(text: str) -> list[str]:
+    """The names between commas, with or without a space behind each."""
+    return [name.strip() for name in text.split(",")]
+
+
 def load_machines(machines: Sequence[str]) -> list[Hardware]:
     """The machines of `machines_option`. Raises ProfileError if there is no such one, or one is named twice."""
     from moetrace import load_hardware
     from moetrace.errors import ProfileError
 
-    hardware = [load_hardware(name) for names in machines for name in names.split(",")]
+    hardware = [load_hardware(name) for names in machines for name in names_in(names)]
     names = [machine.name for machine in hardware]
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:

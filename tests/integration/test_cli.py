@@ -251,6 +251,25 @@ def test_a_run_of_another_version_says_which_way_out(
         assert done.status == 2 and way in done.err
 
 
+def test_recordings_of_two_models_are_not_ranks_of_one_run(
+    tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    done = call("parse", REPO / "traces" / "kineto", "-o", tmp_path / "out", "--jobs", "1")
+    assert done.status == 2 and not (tmp_path / "out").exists()
+    assert (
+        done.err.endswith("traces of two models are not ranks of one run; parse each by itself\n")
+        and done.err.count("\n") == 1
+    )
+
+
+def test_names_of_machines_may_have_a_space_behind_the_comma_and_the_nearest_is_told_in_any_case(
+    run_dir: Path, call: Callable[..., Answer]
+) -> None:
+    assert call("replay", run_dir, "--hw", "h100-sxm, cs3", "--set", "n_a=4").status == 0
+    done = call("replay", run_dir, "--hw", "H100-SXM", "--set", "n_a=4")
+    assert done.status == 2 and "'H100-SXM': did you mean 'h100-sxm'?" in done.err
+
+
 def test_the_wheel_holds_the_data(tmp_path: Path) -> None:
     from zipfile import ZipFile
 

@@ -43,7 +43,8 @@ def parse_ranks(
     `files` are those of `rank_files` or `ranks_of`; `options` go to `parse`.
     `jobs` processes work at a time (default: as many as there are
     cores), or the workers of the Dask cluster of `scheduler`, which must reach the files and `output` under the same names.
-    Raises TraceError if a file cannot be read or two hold the same rank, OutputError if something is in the way.
+    Raises TraceError if a file cannot be read, two hold the same rank or are of different models, OutputError if something is
+    in the way.
     """
     place = output_at(output) if output is not None else None
     if place is None:
@@ -83,6 +84,7 @@ def _parsed(
     """What comparing needs of each rank, as they come; where the RUN of each was made goes to `made`."""
     given: Results = on_cluster(scheduler, task) if scheduler else on_cores(jobs or os.cpu_count() or 1, task)
     source: dict[int, Path | Remote | Export] = {}
+    model: tuple[tuple[str, tuple[int, ...]], Path | Remote | Export] | None = None
     sizes = {at: file.stat().st_size for at, file in files.items()}
     done = 0
     with closing(given):
@@ -91,6 +93,14 @@ def _parsed(
                 raise TraceError(
                     f"{source[found.rank]} and {files[at]} are both of rank {found.rank}: keep one file per rank in the folder"
                 )
+            if found.model is not None:
+                other, first = model or (found.model, files[at])
+                if found.model[1] != other[1]:
+                    raise TraceError(
+                        f"{first} is of {other[0]}, {files[at]} of {found.model[0]}: traces of two models are not ranks of one "
+                        "run; parse each by itself"
+                    )
+                model = other, first
             source[found.rank] = files[at]
             target = task.target(at)
             if place is not None and target is not None:

@@ -30,7 +30,8 @@ class Gathered:
     of the group (0: not stated). `experts_ns` [layers] are the experts' ops in steps. `routed` [n, 4]: place of the step,
     layer, rank of experts, and the choices of tokens that fell on that rank's experts; empty where routing was not recorded or
     experts are not shared out. `reach`: kernels in an NVTX range, all kernels, those whose launch was recorded; 0 where ranges
-    are the profiler's own.
+    are the profiler's own. `model`: its name and what no share of a
+    model changes, where known.
     """
 
     rank: int
@@ -42,6 +43,7 @@ class Gathered:
     experts_ns: IntArray
     routed: IntArray
     reach: tuple[int, int, int] = (0, 0, 0)
+    model: tuple[str, tuple[int, ...]] | None = None
 
 
 def gathered(run: Run, rank: int) -> Gathered:
@@ -61,7 +63,15 @@ def gathered(run: Run, rank: int) -> Gathered:
     routed = _routed(run.routing, place, ep) if run.routing is not None and ep > 1 else np.zeros((0, 4), int)
     facts = run.meta.facts
     reach = facts.get("kernels_in_ranges", 0), facts.get("kernels", 0), facts.get("kernels_launched", 0)
-    return Gathered(rank, run.meta.gpus, ep, steps, talk, tuple(sums.texts), sums.experts, routed, reach)
+    spec = run.meta.model
+    model = (
+        (spec.name, (spec.hidden, spec.vocab, spec.heads, spec.kv_heads, spec.head_dim, spec.experts))
+        if spec
+        else None
+    )
+    return Gathered(
+        rank, run.meta.gpus, ep, steps, talk, tuple(sums.texts), sums.experts, routed, reach, model
+    )
 
 
 class _Sums:
