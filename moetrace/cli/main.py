@@ -70,7 +70,7 @@ def cli() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command line with these arguments and returns the exit status."""
-    # Arrow's own allocators keep what was freed: 20 to 60 MB of the peak of a long run (docs/formats.md). Asked when it loads.
+    # Arrow's own allocators keep what was freed: 20 to 50 MB of the peak of a long run (docs/formats.md). Asked when it loads.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""Memory does not grow with a trace: with names that are all different, and with one step around everything.
+"""Memory does not grow with a trace: of plain steps, with names that are all different, and with one step around everything.
 
 The limits of what is held are made small, so that a small trace is as a long one is; what is compared are the peaks of whole
 processes, with room for what the allocator does.
@@ -61,8 +61,8 @@ def _trace(path: Path, kernels: int, kind: str) -> Path:
             kernel = {"ph": "X", "cat": "kernel", "name": name, "ts": 10 * i + 3, "dur": 5, "pid": 0, "tid": 7,
                       "args": {"correlation": i, "stream": 7, "device": 0}}  # fmt: skip
             file.write(json.dumps(launch) + ",\n" + json.dumps(kernel) + ",\n")
-        steps = range(0, kernels, 100) if numbered else [0]
-        size = 1000 if numbered else 10 * kernels
+        steps = [0] if kind == "step" else range(0, kernels, 100)
+        size = 10 * kernels if kind == "step" else 1000
         one = {
             "ph": "X",
             "cat": "user_annotation",
@@ -90,7 +90,7 @@ def _peak(trace: Path) -> tuple[int, int]:
     return int(rows), int(peak) << 10
 
 
-@pytest.mark.parametrize("kind", ["names", "step"])
+@pytest.mark.parametrize("kind", ["steps", "names", "step"])
 def test_four_times_the_trace_takes_no_more_memory(tmp_path: Path, kind: str) -> None:
     few = _peak(_trace(tmp_path / "few.json", _FEW, kind))
     many = _peak(_trace(tmp_path / "many.json", _MANY, kind))
