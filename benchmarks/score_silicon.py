@@ -34,7 +34,7 @@ from moetrace.calibrate.measured import Measured
 from moetrace.calibrate.tables import read_measurements
 from moetrace.errors import CalibrationError
 from moetrace.hardware import ANY_ENGINE, Hardware, load_hardware
-from moetrace.machines.gpu import decade_of, memory_share, tokens_of
+from moetrace.machines.gpu import decade_of, tokens_of
 from moetrace.validate.measured import measured_table
 
 TOKENS = 512
@@ -129,8 +129,8 @@ def intervals(path: Path, hw: Hardware) -> Iterator[pd.DataFrame]:
         except CalibrationError as error:
             print(f"{key}: not fitted: {error}")
             continue
-        share = memory_share(problem.form.seconds(fit(problem, facts).value, problem.works, problem.at))
-        at, stated = stated_by_other_half(off, problem.works, share, rows.shape)
+        parts = problem.form.seconds(fit(problem, facts).value, problem.works, problem.at)
+        at, stated = stated_by_other_half(off, problem.works, parts, rows.shape)
         decade = decade_of(tokens_of(problem.works))[at]
         yield pd.DataFrame({"key": key, "family": key.split("@")[0].split(":")[0], "decade": decade, "off": off[at],
                             "error": stated})  # fmt: skip

@@ -25,7 +25,7 @@ from moetrace.calibrate.tables import read_measurements
 from moetrace.cost.anchors import anchored_s
 from moetrace.hardware import FORM_OF, Family, Hardware, coefficient_family, load_hardware
 from moetrace.machines.forms import FORMS, Setting
-from moetrace.machines.gpu import errors, memory_share, peaks, tokens_of
+from moetrace.machines.gpu import errors, peaks, tokens_of
 from moetrace.op import FloatArray
 
 TABLES = (
@@ -43,7 +43,7 @@ def priced(rows: Measured, family: Family, hw: Hardware) -> tuple[FloatArray, Fl
     at = Setting(hw, peaks(works, hw, [""] * len(rows.ops.types)), "warm")
     parts = FORMS[family.form].seconds(family.value, works, at)
     floor = np.clip(parts.fixed_s / parts.expected_s, 0.0, 1.0)
-    return parts.expected_s, floor, errors(family, works, memory_share(parts))
+    return parts.expected_s, floor, errors(family, works, parts)
 
 
 def groups(tables: dict[str, Measured]) -> Iterator[tuple[str, dict[str, Measured]]]:

@@ -24,7 +24,7 @@ from moetrace.calibrate.tables import read_measurements
 from moetrace.errors import CalibrationError
 from moetrace.hardware import ANY_ENGINE, FORM_OF, SCHEMAS, Family, Hardware, load_hardware
 from moetrace.machines.forms import Cache
-from moetrace.machines.gpu import memory_share, tokens_of
+from moetrace.machines.gpu import tokens_of
 from moetrace.machines.seen import ranges
 
 MAX_ROWS, MAX_TOKENS = 3000, 512
@@ -209,9 +209,9 @@ def _fitted(
     whole = Measured.join([rows, beyond])
     every = Problem.of(form, whole, hw, cache)
     errors = np.concatenate([errors, every.log_error(found.value)[len(rows) :]])
-    share = memory_share(every.form.seconds(found.value, every.works, every.at))
-    drawn = replace(interval(errors, every.works, share, whole.shape), error=float(np.quantile(off, WITHIN)))
-    told = on_other_half(errors, every.works, share, whole.shape)
+    parts = every.form.seconds(found.value, every.works, every.at)
+    drawn = replace(interval(errors, every.works, parts, whole.shape), error=float(np.quantile(off, WITHIN)))
+    told = on_other_half(errors, every.works, parts, whole.shape)
     return Group(
         key, form, found, len(rows), int(np.unique(rows.shape).size), tuple(kernels), float(off.mean()),
         float(np.median(off)), drawn, told, by_kernel, ranges(rows.ops),

@@ -1,19 +1,19 @@
 """The 80 % interval of a fitted family, drawn from held-out errors, and how well it holds on shapes that it was not drawn from.
 
-Within a decade of tokens the error is a line in the share of the time that is memory's: streaming is better known than what
-is fixed. Tried and left out, for they narrowed nothing on halves of the shapes (NVIDIA AIConfigurator tables, H100): a scale
-model of all dims, shares and the time itself, boosted trees of the same, and ends of their own above and below.
+Within a decade of tokens each term of the form has an error, that of an op whose time is all that term's: streaming is better
+known than what is fixed, and an op's error is the geometric mean of its terms', weighed by their seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from moetrace.hardware import Family
+from moetrace.machines.forms import Parts
 from moetrace.machines.gpu import apart, decade_of, errors, tokens_of
 from moetrace.op import FloatArray, Works
 
@@ -21,6 +21,11 @@ MIN_ROWS = 30
 WITHIN = 0.8
 BoolArray = npt.NDArray[np.bool_]
 DRAWS = 4  # times that the shapes are halved
+_LEAST = 1e-3  # below this an error's logarithm is the least there is
+_SMOOTH = 0.05  # over which the loss of a quantile turns
+_TOGETHER = 0.25  # rows that what draws the levels of terms to each other is worth
+_FARTHEST = float(np.log(4.0))  # of a term's level from the middle: no row's time may be all that term's
+_NOTHING = 1e-30  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +34,20 @@ class Interval:
 
     error: float
     error_decades: tuple[float, ...]
-    error_memory: tuple[float, ...]
+    error_terms: Mapping[str, tuple[float, ...]]
     error_apart: tuple[float, ...]
 
-    def of(self, works: Works, memory: FloatArray) -> FloatArray:
+    def of(self, works: Works, parts: Parts) -> FloatArray:
         """The error of each op, as a profile that says this gives it."""
-        said = Family("", {}, self.error, "", "", self.error_decades, self.error_memory, self.error_apart)
-        return errors(said, works, memory)
+        said = Family("", {}, self.error, "", "", self.error_decades, (), self.error_terms, self.error_apart)
+        return errors(said, works, parts)
 
 
-def interval(errors: FloatArray, works: Works, memory: FloatArray, shape: npt.NDArray[np.str_]) -> Interval:
-    """The interval that holds 80 % of the held-out `errors` (logarithms), overall and by size.
+def interval(errors: FloatArray, works: Works, parts: Parts, shape: npt.NDArray[np.str_]) -> Interval:
+    """The interval that holds 80 % of the held-out `errors` (logarithms), overall, by size and by what the time is made of.
 
-    Within a decade of tokens the line is the one of the least loss of an 80 % quantile; a decade of few rows takes the nearest
-    rows of its neighbours to itself. Ops that run another way (`apart`) have errors of their own, without a line; they are of
+    A decade of few rows takes the nearest rows of its neighbours to itself. Ops that run another way (`apart`) have errors of
+    their own, whatever their time is made of; they are of
     few shapes, whose rows err alike, so that of n shapes the (n + 1) / n-fold of 80 % is taken, as a further one asks for
     (split conformal prediction: arXiv 2107.07511, section 1).
     """
@@ -51,13 +56,16 @@ def interval(errors: FloatArray, works: Works, memory: FloatArray, shape: npt.ND
     decade = decade_of(tokens_of(works))
     if min(other.sum(), (~other).sum()) < MIN_ROWS:  # all run the same way
         other = np.zeros_like(other)
-    lines, own = list[tuple[float, float]](), list[float]()
+    total = np.maximum(sum(parts.terms.values(), np.zeros_like(size)), _NOTHING)
+    shares = np.column_stack([term / total for term in parts.terms.values()] or [np.ones_like(size)])
+    middle, levels, own = list[float](), list[FloatArray](), list[float]()
     for i in range(int(decade.max()) + 1):
         usual, those = (_rows(mask, decade == i, np.abs(tokens - (i + 0.5))) for mask in (~other, other))
-        lines.append(_line(size[usual], memory[usual]))
+        middle.append(float(np.expm1(np.quantile(size[usual], WITHIN))))
+        levels.append(np.expm1(np.exp(_levels(size[usual], shares[usual]))))
         own += [_of_few(size[those], shape[those])] if those.any() else []
-    fixed, streaming = (tuple(np.expm1(side).tolist()) for side in zip(*lines, strict=True))
-    return Interval(float(np.expm1(np.quantile(size, WITHIN))), fixed, streaming, tuple(own))
+    terms = {name: tuple(level[at] for level in levels) for at, name in enumerate(parts.terms)}
+    return Interval(float(np.expm1(np.quantile(size, WITHIN))), tuple(middle), terms, tuple(own))
 
 
 def _of_few(size: FloatArray, shape: npt.NDArray[np.str_]) -> float:
@@ -72,21 +80,30 @@ def _rows(mask: BoolArray, inside: BoolArray, distance: FloatArray) -> BoolArray
     return np.asarray(mask & (distance <= np.sort(distance[mask])[:MIN_ROWS].max()))
 
 
-def _line(size: FloatArray, memory: FloatArray) -> tuple[float, float]:
-    """(at memory 0, at memory 1) of the 80 % quantile of `size` as a line in `memory`, neither below a tenth of it."""
+def _levels(size: FloatArray, shares: FloatArray) -> FloatArray:
+    """Logarithms of the 80 % quantile of `size` where the time is all one term, [terms]; by `shares`, [rows, terms], between.
+
+    Quantile regression of the logarithm, the levels drawn weakly to each other; what no row has takes their middle. Shifted
+    so that exactly 80 % lie within.
+    """
     from scipy.optimize import minimize
 
-    middle = float(np.quantile(size, WITHIN))
+    log = np.log(np.maximum(size, _LEAST))
+    design = np.column_stack([np.ones(size.size), shares])
+    middle, drawn = float(np.quantile(log, WITHIN)), _TOGETHER / size.size
 
-    def loss(ends: FloatArray) -> float:
-        over = size - ((1 - memory) * abs(ends[0]) + memory * abs(ends[1]))
-        return float(np.mean(np.maximum(WITHIN * over, (WITHIN - 1) * over)))
+    def loss(found: FloatArray) -> tuple[float, FloatArray]:
+        over = log - design @ found
+        beyond = np.logaddexp(0.0, over / _SMOOTH) * _SMOOTH
+        slope = WITHIN - 1.0 + 1.0 / (1.0 + np.exp(-over / _SMOOTH))
+        each = np.concatenate([[0.0], found[1:]])
+        value = np.mean((WITHIN - 1.0) * over + beyond) + drawn * np.sum(each**2)
+        return float(value), 2.0 * drawn * each - design.T @ slope / size.size
 
-    found = minimize(loss, np.array([middle, middle]), method="Nelder-Mead", options={"maxiter": 300}).x
-    low, high = (max(abs(float(end)), middle / 10) for end in found)
-    # Rescaled so that exactly 80 % lie within.
-    scale = float(np.quantile(size / ((1 - memory) * low + memory * high), WITHIN))
-    return low * scale, high * scale
+    bounds = [(middle - _FARTHEST, middle + _FARTHEST)] + [(-_FARTHEST, _FARTHEST)] * shares.shape[1]
+    begin = np.array([middle, *np.zeros(shares.shape[1])])
+    found = np.asarray(minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds).x)
+    return np.asarray(found[0] + found[1:] + np.quantile(log - design @ found, WITHIN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +146,21 @@ def coverage(
 
 
 def on_other_half(
-    off: FloatArray, works: Works, memory: FloatArray, shape: npt.NDArray[np.str_]
+    off: FloatArray, works: Works, parts: Parts, shape: npt.NDArray[np.str_]
 ) -> tuple[Coverage, ...]:
     """Coverage of rows whose intervals were drawn from the held-out errors `off` of the other half of the shapes."""
-    at, stated = stated_by_other_half(off, works, memory, shape)
+    at, stated = stated_by_other_half(off, works, parts, shape)
     return coverage(decade_of(tokens_of(works))[at], off[at], stated, DRAWS)
 
 
 def stated_by_other_half(
-    off: FloatArray, works: Works, memory: FloatArray, shape: npt.NDArray[np.str_]
+    off: FloatArray, works: Works, parts: Parts, shape: npt.NDArray[np.str_]
 ) -> tuple[npt.NDArray[np.int64], FloatArray]:
     """(rows, the error that the other half of the shapes states for each): every row DRAWS times."""
     stated = [
-        interval(off[here], works.take(here), memory[here], shape[here]).of(works.take(there), memory[there])
+        interval(off[here], works.take(here), parts.take(here), shape[here]).of(
+            works.take(there), parts.take(there)
+        )
         for here, there in _split(shape)
     ]
     return np.concatenate([there for _, there in _split(shape)]), np.concatenate(stated)

@@ -52,7 +52,10 @@ def _entry(group: Group) -> dict[str, Any]:
         **{name: _short(value) for name, value in group.fit.value.items()},
         "error": _short(group.interval.error),
         "error_decades": [_short(min(e, MAX_ERROR)) for e in group.interval.error_decades],
-        "error_memory": [_short(min(e, MAX_ERROR)) for e in group.interval.error_memory],
+        "error_terms": {
+            name: [_short(min(e, MAX_ERROR)) for e in errors]
+            for name, errors in group.interval.error_terms.items()
+        },
         **(
             {"error_apart": [_short(min(e, MAX_ERROR)) for e in group.interval.error_apart]}
             if group.interval.error_apart

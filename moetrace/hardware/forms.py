@@ -35,14 +35,15 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The parameters of one form, by name."""
+    """The parameters of one form, by name, and the names of the terms that its times are made of."""
 
     name: str
     parameters: Mapping[str, Parameter]
+    terms: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, name: str, *parameters: Parameter) -> Schema:
-        return cls(name, MappingProxyType({p.name: p for p in parameters}))
+    def of(cls, name: str, *parameters: Parameter, terms: tuple[str, ...] = ()) -> Schema:
+        return cls(name, MappingProxyType({p.name: p for p in parameters}), terms)
 
 
 _ETA_BW = Parameter("eta_bw", "share", 1e-3, 1, 0.8, 1, "share of the datasheet bandwidth that is reached")
@@ -61,6 +62,7 @@ GENERIC = Schema.of(
     Parameter("per_k_s", "s", 0, 1e-6, 1e-10, 0, "seconds per element of a GEMM's reduction"),
     Parameter("per_tile_s", "s", 0, 1e-3, 1e-9, 0, "seconds per (sequence, KV head) of an attention"),
     Parameter("blend", "power", 1, 8, 1.5, 1, "p of the p-norm that joins memory and compute (1: they add)"),
+    terms=("fixed", "memory", "compute"),
 )
 
 
@@ -81,6 +83,7 @@ GEMM = Schema.of(
     ),
     Parameter("misaligned_s", "s", 0, 1e-4, 1e-7, 0, "more where four does not divide the rows"),
     _BLEND,
+    terms=("launch", "memory", "compute", "reduction", "rows", "split"),
 )
 
 ATTENTION = Schema.of(
@@ -158,6 +161,7 @@ ATTENTION = Schema.of(
     replace(_ETA_FLOPS, start=0.3, spread=1.5),
     _BLEND,
     _CACHED,
+    terms=("launch", "memory", "compute", "start", "walk", "split"),
 )
 
 COLLECTIVE = Schema.of(
@@ -171,6 +175,7 @@ COLLECTIVE = Schema.of(
     Parameter("pair_loss", "share", 0, 10, 0.2, 0, "what two ranks lose of it against many"),
     Parameter("node_s", "s", 0, 1, 1e-5, 1e-5, "more for each doubling of nodes"),
     Parameter("network_efficiency", "share", 1e-3, 1, 0.8, 0.8, "of the network between nodes"),
+    terms=("latency", "ranks", "serial", "chunks", "link"),
 )
 
 ALL_REDUCE = Schema.of(
@@ -198,6 +203,7 @@ ALL_REDUCE = Schema.of(
     Parameter("host_phase_s", "s", 0, 1, 1e-5, 0, "the same, more where it is not one shot"),
     Parameter("node_s", "s", 0, 1, 1e-5, 1e-5, "more for each doubling of nodes"),
     Parameter("network_efficiency", "share", 1e-3, 1, 0.8, 0.8, "of the network between nodes"),
+    terms=("latency", "ranks", "chunks", "one_shot", "two_shot", "library", "host"),
 )
 
 EXCHANGE = Schema.of(
@@ -255,6 +261,7 @@ EXCHANGE = Schema.of(
     Parameter(
         "pair_network_bytes_per_s", "bytes/s", 1e8, 1e13, 2e10, 2e10, "and for each node, over the network"
     ),
+    terms=("latency", "serial", "link"),
 )
 
 EXPERTS = Schema.of(
@@ -360,6 +367,19 @@ EXPERTS = Schema.of(
         given=True,
     ),
     Parameter("untuned", "share", 0.01, 1, 0.17, 1, "of the datasheet bandwidth, these reach this"),
+    terms=(
+        "launch",
+        "experts",
+        "rows",
+        "serial",
+        "blocks",
+        "weights",
+        "few",
+        "untuned",
+        "activations",
+        "remote",
+        "compute",
+    ),
 )
 
 SCHEMAS: Mapping[str, Schema] = MappingProxyType(

@@ -136,11 +136,11 @@ class Family:
 
     `error` is such that 80 % of held-out measurements lie within ``/ (1 + error)`` and ``x (1 + error)``; `error_decades`
     says the same by size, for ops of 1-9 tokens, 10-99 and so on (the last holds beyond), and is empty where it was not
-    found apart; `error_memory` is that of an op whose time is all memory's, `error_decades` then of one with none of it
-    (in between a line); `error_apart` is by decade that of MoE ops on ranks of at most 4 of more experts, of exchanges of low
-    latency and of eager all-reduces. `seen` has the least and the most of each size that the fit saw, empty where that is not
-    said. `source` says where all this is from. `named` are the parameters that the profile itself
-    gives; `value` has the defaults of the others too.
+    found apart; `error_terms` is by decade that of an op whose time is all one term of the form, what is between them
+    geometric, by each term's share; `error_apart` is by decade that of exchanges of low latency or between nodes and of
+    eager all-reduces. `seen` has the least and the most of each size that the fit saw, empty where that is not said. `source`
+    says where all this is from. `named` are the parameters that the profile itself gives; `value` has the defaults of the
+    others too.
     """
 
     form: str
@@ -150,6 +150,7 @@ class Family:
     source: str
     error_decades: tuple[float, ...] = ()
     error_memory: tuple[float, ...] = ()
+    error_terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     error_apart: tuple[float, ...] = ()
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
@@ -164,16 +165,17 @@ class Family:
 
     def widened(self, factor: float) -> Family:
         """The same coefficients, all errors ``(1 + error) factor - 1``."""
-        decades, memory, apart = (
-            tuple((1 + error) * factor - 1 for error in errors)
-            for errors in (self.error_decades, self.error_memory, self.error_apart)
-        )
+
+        def wider(errors: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple((1 + error) * factor - 1 for error in errors)
+
         return replace(
             self,
             error=(1 + self.error) * factor - 1,
-            error_decades=decades,
-            error_memory=memory,
-            error_apart=apart,
+            error_decades=wider(self.error_decades),
+            error_memory=wider(self.error_memory),
+            error_terms={name: wider(errors) for name, errors in self.error_terms.items()},
+            error_apart=wider(self.error_apart),
         )
 
     def on_another(self, name: str, clocks: tuple[float | None, float | None], widen: Widen) -> Family:

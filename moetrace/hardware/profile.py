@@ -35,7 +35,7 @@ _MESH = {"hop_s", "shift_s", "eta_mesh"}
 _ERROR = (0, 20)
 # What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
 _ABOUT_FIT = {
-    "form", "error_decades", "error_memory", "error_apart", "source", "rows",
+    "form", "error_decades", "error_memory", "error_terms", "error_apart", "source", "rows",
     "shapes", "kernels", "held_out", "kept", "covariance", "seen"
 }  # fmt: skip
 _TABLES = {"fitted", "assumed", "transferred", "match", "tuned", "engines"}
@@ -232,6 +232,16 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
         raise reader.error(
             f"{where}.error_memory", list(memory), f"{len(decades)} numbers, as many as error_decades"
         )
+    terms = {
+        name: _errors(reader, {name: errors}, f"{where}.error_terms", name)
+        for name, errors in reader.keys(
+            entry.get("error_terms", {}), f"{where}.error_terms", set(), set(SCHEMAS[form].terms)
+        ).items()
+    }
+    if any(len(errors) != len(decades) for errors in terms.values()):
+        raise reader.error(
+            f"{where}.error_terms", list(terms), "as many numbers for each as error_decades has"
+        )
     return Family(
         form=form,
         value=MappingProxyType(value),
@@ -240,6 +250,7 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
         source=entry.get("source", source),
         error_decades=decades,
         error_memory=memory,
+        error_terms=MappingProxyType(terms),
         error_apart=apart,
         seen=_seen(reader, entry, where),
         named=frozenset(parameters) & frozenset(entry),

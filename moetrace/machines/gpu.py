@@ -9,7 +9,7 @@ between streams.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -24,7 +24,6 @@ from moetrace.op import Costs, FloatArray, Rows, Works
 IntArray = npt.NDArray[np.int64]
 Found: TypeAlias = "Sequence[tuple[str, Family]]"
 UNKNOWN_WORK = "unknown: its dims did not suffice"
-_FEW = 4  # experts on a rank
 _NODE = 8  # ranks of a node, wherever an exchange between nodes was measured
 _EXCHANGES = ("moe_dispatch", "moe_collect")
 _TOKEN_DIMS = ("tokens", "m", "batch")  # what an op's size is told by, best first
@@ -55,7 +54,7 @@ def cost(
         compute_s[rows], memory_s[rows] = parts.compute_s, parts.memory_s
         fixed_s[rows], expected_s[rows] = parts.fixed_s, parts.expected_s
         network_s[rows] = 0.0 if parts.network_s is None else parts.network_s
-        error[rows] = errors(family, some, memory_share(parts))
+        error[rows] = errors(family, some, parts)
     lower_s = np.maximum(works["bytes_min"] / hw.memory.bytes_per_s, works["flops"] / peak)
     if sent.any():
         lower_s[sent] = _certain(works.take(np.flatnonzero(sent)), hw)
@@ -118,22 +117,42 @@ def _by_coefficients(found: Found, word: IntArray) -> Iterator[tuple[Family, Row
             yield coefficients[key], rows
 
 
-def errors(family: Family, works: Works, memory: FloatArray) -> FloatArray:
-    """The error of each op, [ops]: by the decade of its tokens and `memory`, the share of its time that is memory's, where
-    that was found, else the family's."""
+def errors(family: Family, works: Works, parts: Parts) -> FloatArray:
+    """The error of each op, [ops]: by the decade of its tokens and what its time is made of, where that was found, else the
+    family's."""
     if not family.error_decades:
         return np.full(len(works), family.error)
     tokens = tokens_of(works)
     place = np.minimum(decade_of(tokens), len(family.error_decades) - 1)
     found = np.array(family.error_decades)[place]
-    if family.error_memory:
+    if family.error_terms:
+        found = _mixed(family.error_terms, parts.terms, place, found)
+    elif family.error_memory:
         # The line was drawn in logarithms: drawn straight between the errors themselves it lies above itself.
+        memory = memory_share(parts)
         ends = np.log1p(found), np.log1p(np.array(family.error_memory)[place])
         found = np.expm1((1.0 - memory) * ends[0] + memory * ends[1])
     if family.error_apart:
         place = np.minimum(decade_of(tokens), len(family.error_apart) - 1)
         found = np.where(apart(works), np.array(family.error_apart)[place], found)
-    return np.where(np.isnan(tokens), family.error, found)
+    # Where the family's ops have no size, there is one decade for all of them.
+    return np.where(np.isnan(tokens) & (len(family.error_decades) > 1), family.error, found)
+
+
+def _mixed(
+    errors: Mapping[str, tuple[float, ...]],
+    terms: Mapping[str, FloatArray],
+    place: IntArray,
+    without: FloatArray,
+) -> FloatArray:
+    """Errors of ops whose terms have these errors by decade: the mean of their logarithms, weighed by the terms' seconds."""
+    total, weighed = np.zeros(place.size), np.zeros(place.size)
+    for name, levels in errors.items():
+        total += terms[name]
+        weighed += terms[name] * np.log(np.log1p(np.array(levels)))[place]
+    known = total > 0
+    mean = np.divide(weighed, total, out=np.zeros_like(total), where=known)
+    return np.where(known, np.expm1(np.exp(mean)), without)
 
 
 def decade_of(tokens: FloatArray) -> IntArray:
@@ -144,13 +163,12 @@ def decade_of(tokens: FloatArray) -> IntArray:
 def apart(works: Works) -> npt.NDArray[np.bool_]:
     """Whether an op runs in its family's other way, whose error is its own, [ops].
 
-    A rank holds few of many experts (kernels are then chosen among unusual ones), an exchange is of low latency (it names no
-    processors that send, dim `sms`) or leaves a node, an all-reduce is called eagerly.
+    An exchange is of low latency (it names no processors that send, dim `sms`) or leaves a node, an all-reduce is called
+    eagerly.
     """
-    few = (works.dim("local_experts") <= _FEW) & (works.dim("experts") > _FEW)
     exchanges = works.ops.by_type([1.0 if op.kind in _EXCHANGES else 0.0 for op in works.ops.types]) > 0
     usual = (works.dim("sms") > 0) & (works["net_ranks"] <= _NODE)
-    return np.asarray(few | (exchanges & ~usual) | (works.dim("eager") > 0))
+    return np.asarray((exchanges & ~usual) | (works.dim("eager") > 0))
 
 
 def memory_share(parts: Parts) -> FloatArray:

@@ -33,7 +33,7 @@ from moetrace.errors import ProfileError, unknown
 from moetrace.hardware import Family, Hardware, Wafer
 from moetrace.machines.forms.base import Parts
 from moetrace.machines.forms.generic import EXPERT_GEMMS
-from moetrace.machines.gpu import errors, families_of, finish, memory_share, peaks, tokens_of
+from moetrace.machines.gpu import errors, families_of, finish, peaks, tokens_of
 from moetrace.op import Costs, FloatArray, Works
 
 PLACEMENTS = ("spread", "own", "whole")
@@ -120,7 +120,7 @@ def _errors(chosen: Sequence[tuple[str, Family]], works: Works, parts: Parts, me
     """How far off each op may be, [ops]; on the `mesh` without more for more tokens."""
     found = np.zeros(len(works))
     for at, (_, family) in enumerate(chosen):
-        own = family.error if mesh else errors(family, works, memory_share(parts))
+        own = family.error if mesh else errors(family, works, parts)
         found = np.where(works.ops.code == at, own, found)
     return found
 

@@ -8,6 +8,7 @@ import pytest
 
 from moetrace import ops
 from moetrace.calibrate.interval import coverage, interval, on_other_half
+from moetrace.machines.forms import Parts
 from moetrace.op import Op, Works
 
 RANDOM = np.random.default_rng(0)
@@ -15,6 +16,12 @@ RANDOM = np.random.default_rng(0)
 
 def works(tokens: list[int], **dims: int) -> Works:
     return ops.works([Op.of("gemm", "bf16", m=t, n=4096, k=4096, **dims) for t in tokens])
+
+
+def parts(rows: int, **terms: npt.NDArray[np.float64]) -> Parts:
+    """Ops of a second each, whose time is all one term unless `terms` say otherwise."""
+    none, whole = np.zeros(rows), np.ones(rows)
+    return Parts(none, none, whole, whole, terms=terms or {"launch": whole})
 
 
 def names(shapes: int, rows: int = 1) -> npt.NDArray[np.str_]:
@@ -25,19 +32,42 @@ def test_each_decade_holds_its_share() -> None:
     tokens = [5] * 400 + [50] * 400
     scale = np.repeat([0.02, 0.2], 400)
     off = RANDOM.normal(0, 1, 800) * scale
-    memory = np.ones(800)
-    found = interval(off, works(tokens), memory, names(800))
-    told = coverage(np.repeat([0, 1], 400), off, found.of(works(tokens), memory))
+    found = interval(off, works(tokens), parts(800), names(800))
+    told = coverage(np.repeat([0, 1], 400), off, found.of(works(tokens), parts(800)))
     assert [(c.decade, c.rows) for c in told] == [(None, 800), (0, 400), (1, 400)]
     assert all(0.78 <= c.covered <= 0.82 for c in told)
     assert all(1.7 < c.width < 2.1 and 1.7 < c.spread < 2.1 for c in told[1:])  # errors are normal: 1.9
     assert told[2].median == pytest.approx(0.2 * 0.67, rel=0.2)
 
 
+def test_each_term_has_the_error_of_the_ops_that_it_makes() -> None:
+    """Ops half of one term and half of another are off by the geometric mean of what either is off by."""
+    memory = RANDOM.uniform(0, 1, 4000)
+    off = RANDOM.normal(0, 1, 4000) * 0.04**memory * 0.16 ** (1 - memory)
+    made = parts(4000, launch=1 - memory, memory=memory, compute=np.zeros(4000))
+    found = interval(off, works([5] * 4000), made, names(4000))
+    fixed, streams, unseen = (found.error_terms[name][0] for name in ("launch", "memory", "compute"))
+    assert np.log1p(streams) == pytest.approx(1.28 * 0.04, rel=0.1)
+    assert np.log1p(fixed) == pytest.approx(1.28 * 0.16, rel=0.1)
+    assert streams < unseen < fixed  # what no row has lies between those that some have
+    halves = parts(1, launch=np.full(1, 2e-6), memory=np.full(1, 2e-6), compute=np.zeros(1))
+    half = np.log1p(found.of(works([5]), halves)[0])
+    assert half == pytest.approx(np.sqrt(np.log1p(streams) * np.log1p(fixed)))
+
+
+def test_no_term_is_far_better_or_worse_known_than_all() -> None:
+    """A term that no op is made of alone is not told apart by continuing what small shares of it did."""
+    few = RANDOM.uniform(0, 0.1, 400)
+    off = RANDOM.normal(0, 1, 400) * 0.05 * np.exp(30 * few)
+    found = interval(off, works([5] * 400), parts(400, launch=1 - few, split=few), names(400))
+    assert np.log1p(found.error_terms["split"][0]) < 20 * np.log1p(found.error_terms["launch"][0])
+    assert np.log1p(found.error_terms["split"][0]) > 2 * np.log1p(found.error_terms["launch"][0])
+
+
 def test_a_decade_of_few_rows_takes_the_nearest_of_its_neighbours() -> None:
     tokens = [5] * 100 + [50] * 100 + [500] * 3
     off = np.concatenate([RANDOM.normal(0, 0.01, 100), RANDOM.normal(0, 0.3, 100), np.zeros(3)])
-    found = interval(off, works(tokens), np.zeros(203), names(203))
+    found = interval(off, works(tokens), parts(203), names(203))
     assert found.error_decades[2] > 0.5 * found.error_decades[1] > 5 * found.error_decades[0]
 
 
@@ -46,10 +76,10 @@ def test_ops_that_run_another_way_have_errors_of_their_own() -> None:
     normal = [exchange[0].with_dims(sms=24)]
     both = ops.works(exchange * 100 + normal * 100)
     off = np.concatenate([RANDOM.normal(0, 0.2, 100), RANDOM.normal(0, 0.02, 100)])
-    found = interval(off, both, np.zeros(200), names(200))
-    stated = found.of(both, np.zeros(200))
+    found = interval(off, both, parts(200), names(200))
+    stated = found.of(both, parts(200))
     assert len(found.error_apart) == 1 and stated[0] > 5 * stated[-1]
-    assert interval(off[:100], ops.works(exchange * 100), np.zeros(100), names(100)).error_apart == ()
+    assert interval(off[:100], ops.works(exchange * 100), parts(100), names(100)).error_apart == ()
 
 
 def test_few_shapes_that_run_another_way_are_held_as_a_further_one_asks_for() -> None:
@@ -58,15 +88,15 @@ def test_few_shapes_that_run_another_way_are_held_as_a_further_one_asks_for() ->
     abroad = [usual[0].with_dims(ranks=16)]
     off = np.concatenate([np.full(100, 0.001), np.repeat(np.arange(1, 12) / 100, 10)])
     both = ops.works(usual * 100 + abroad * 110)
-    (few,) = interval(off, both, np.zeros(210), np.concatenate([names(100), names(11, 10)])).error_apart
-    (many,) = interval(off, both, np.zeros(210), names(210)).error_apart
+    (few,) = interval(off, both, parts(210), np.concatenate([names(100), names(11, 10)])).error_apart
+    (many,) = interval(off, both, parts(210), names(210)).error_apart
     assert few == pytest.approx(np.expm1(0.10)) and many == pytest.approx(np.expm1(0.09))
 
 
 def test_intervals_are_scored_on_shapes_that_they_were_not_drawn_from() -> None:
     """A shape is off as a whole: an interval of some shapes holds fewer rows of the others than of its own."""
-    shape = np.repeat([f"s{i}" for i in range(6)], 50)
-    off = np.repeat(RANDOM.normal(0, 0.2, 6), 50) + RANDOM.normal(0, 0.01, 300)
-    tokens, memory = works([5] * 300), np.zeros(300)
-    (every, one) = on_other_half(off, tokens, memory, shape)
+    shape = np.repeat([f"s{i}" for i in range(20)], 15)
+    own = np.random.default_rng(0)
+    off = np.repeat(own.normal(0, 0.2, 20), 15) + own.normal(0, 0.01, 300)
+    (every, one) = on_other_half(off, works([5] * 300), parts(300), shape)
     assert every.rows == one.rows == 300 and every.covered == one.covered < 0.78

@@ -77,8 +77,13 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     one_s = merge_s + smoothmax(c["blend"], start_s, smoothmax(_SHARP, memory_s, compute_s, walk_s))
     split_s = c["split_s"] + smoothmax(c["blend"], start_s, smoothmax(_SHARP, memory_s, compute_s, cut_s))
     overlapped_s = np.where(always, one_s, np.minimum(one_s, split_s))
-    serial_s = start_s + np.where(always, merge_s + walk_s, np.minimum(walk_s, c["split_s"] + cut_s))
-    return Parts(compute_s, memory_s, fixed_s + serial_s, fixed_s + overlapped_s)
+    split = ~always & (c["split_s"] + cut_s < walk_s)
+    terms = {
+        "launch": fixed_s, "memory": memory_s, "compute": compute_s, "start": start_s,
+        "walk": np.where(split, cut_s, walk_s), "split": np.where(split, c["split_s"], merge_s),
+    }  # fmt: skip
+    serial_s = start_s + terms["walk"] + terms["split"]
+    return Parts(compute_s, memory_s, fixed_s + serial_s, fixed_s + overlapped_s, terms=terms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from moetrace.hardware import Hardware, Schema
 from moetrace.op import FloatArray, Works
@@ -32,6 +33,7 @@ class Parts:
     """Seconds by what they are spent on, [ops]; parts overlap, so `expected_s` is no more than their sum.
 
     Twice the bandwidths and peaks halve `memory_s`, `compute_s` and `network_s` and leave `fixed_s`. None: nothing is sent.
+    `terms` are the same seconds by the term of the formula, with the names that the form's Schema gives them.
     """
 
     compute_s: FloatArray
@@ -39,6 +41,18 @@ class Parts:
     fixed_s: FloatArray
     expected_s: FloatArray
     network_s: FloatArray | None = None
+    terms: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Parts:
+        """The parts of these ops."""
+        return Parts(
+            self.compute_s[rows],
+            self.memory_s[rows],
+            self.fixed_s[rows],
+            self.expected_s[rows],
+            None if self.network_s is None else self.network_s[rows],
+            {name: term[rows] for name, term in self.terms.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,8 +54,14 @@ def collective(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     direct = works.ops.by_type([1.0 if op.kind == "all_to_all" else 0.0 for op in works.ops.types]) > 0
     one_s = c["serial_s"] * wire / _MB * np.where(direct, 1.0 / np.maximum(n - 1, 1.0), lost)
     many_s = c["start_s"] + c["chunk_s"] * np.sqrt(wire / _MB)
-    latency_s = c["latency_s"] + c["per_rank_s"] * (n - 1) + np.minimum(one_s, many_s) + between_s
-    return _parts(latency_s, wire * lost / (c["efficiency"] * _rate(at)) + network_s, n)
+    one = one_s < many_s
+    terms = {
+        "latency": c["latency_s"] + between_s, "ranks": c["per_rank_s"] * (n - 1),
+        "serial": np.where(one, one_s, 0.0), "chunks": np.where(one, 0.0, many_s),
+        "link": wire * lost / (c["efficiency"] * _rate(at)) + network_s,
+    }  # fmt: skip
+    latency_s = terms["latency"] + terms["ranks"] + np.minimum(one_s, many_s)
+    return _parts(latency_s, terms["link"], n, terms)
 
 
 def all_reduce(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
@@ -68,14 +74,21 @@ def all_reduce(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     one = nbytes * (n - 1) / own
     two = (wire + c["two_shot_bytes"]) / (own * c["two_shot_gain"])
     library = (wire * _lost(c["pair_loss"], n) + c["library_bytes"]) / theirs
-    move_s = np.minimum(np.minimum(one, two), library) + network_s
+    fewest = np.minimum(np.minimum(one, two), library)
+    move_s = fewest + network_s
     eager = np.where(n > 1, works.dim("eager", 0.0), 0.0)
     copy_s = eager * 2.0 * nbytes / at.hw.memory.bytes_per_s
     host_s = eager * (c["host_s"] + np.where(one <= np.minimum(two, library), 0.0, c["host_phase_s"]))
-    alone = _parts(latency_s, move_s, n)
+    terms = {
+        "latency": c["latency_s"] + between_s, "ranks": c["per_rank_s"] * (n - 1), "chunks": latency_s - floor_s,
+        "one_shot": np.where(one == fewest, move_s, 0.0),
+        "two_shot": np.where((two == fewest) & (one > fewest), move_s, 0.0),
+        "library": np.where(np.minimum(one, two) > fewest, move_s, 0.0), "host": host_s + copy_s,
+    }  # fmt: skip
+    alone = _parts(latency_s, move_s, n, terms)
     called = smoothmax(_SHARP, host_s, alone.expected_s + copy_s)
     fixed_s = alone.fixed_s + host_s
-    return Parts(np.zeros_like(n), copy_s, fixed_s, called, alone.network_s)
+    return Parts(np.zeros_like(n), copy_s, fixed_s, called, alone.network_s, alone.terms)
 
 
 def exchange(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
@@ -90,7 +103,8 @@ def exchange(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     fixed_s, serial_s, wire_s = (np.where(usual, a, b) * some for a, b in both)
     joined_s = (smoothmax(p, serial_s, wire_s) for p in (_STREAM, _OVERLAP))
     expected_s = fixed_s + np.where(usual, *joined_s)
-    return Parts(np.zeros_like(n), np.zeros_like(n), fixed_s + serial_s, expected_s, wire_s)
+    terms = {"latency": fixed_s, "serial": serial_s, "link": wire_s}
+    return Parts(np.zeros_like(n), np.zeros_like(n), fixed_s + serial_s, expected_s, wire_s, terms)
 
 
 def _low_latency(c: Mapping[str, float], works: Works, at: Setting, n: FloatArray) -> tuple[FloatArray, ...]:
@@ -177,11 +191,14 @@ def _network(at: Setting, ranks: FloatArray) -> FloatArray:
     return np.where(ranks > at.hw.domain_gpus, np.nan if rate is None else rate, np.inf)
 
 
-def _parts(latency_s: FloatArray, network_s: FloatArray, ranks: FloatArray) -> Parts:
+def _parts(
+    latency_s: FloatArray, network_s: FloatArray, ranks: FloatArray, terms: Mapping[str, FloatArray]
+) -> Parts:
     """Latency and transfer, which follow each other; nothing for a group of one."""
     some = np.where(ranks > 1, 1.0, 0.0)
     fixed_s, moving_s, none = latency_s * some, network_s * some, np.zeros_like(ranks)
-    return Parts(none, none, fixed_s, fixed_s + moving_s, moving_s)
+    taken = {name: term * some for name, term in terms.items()}
+    return Parts(none, none, fixed_s, fixed_s + moving_s, moving_s, taken)
 
 
 COLLECTIVE = Form(SCHEMAS["collective"], collective, network=True)

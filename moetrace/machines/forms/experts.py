@@ -59,6 +59,7 @@ _SHARES = {
 _OVER_HIDDEN = ("moe_gate_up", "moe_experts", "moe_module")  # GEMMs whose reduction is over that dim
 _OVER_INTER = ("moe_down", "moe_experts", "moe_module")
 _LAUNCHES = 6.0
+_FEW = 4  # experts on a rank: weights stream by kernels that an autotuner picked, a term of its own
 _TILE, _BLOCK_COLUMNS, _WIDE_COLUMNS, _WIDTH_MULTIPLE = 16.0, 64.0, 128.0, 16.0
 _ROW_BYTES = 2.0  # of a value that kernels of a module hand on
 _PAIR = 1 << 20  # above any width: makes one number of experts and width
@@ -82,12 +83,13 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     bandwidth = at.hw.memory.bytes_per_s
     untuned = (gemm > 0) & _untuned(c, experts, local, at)
     reached = np.where(untuned, np.minimum(c["untuned"], c["eta_bw"]), c["eta_bw"]) * bandwidth
-    weights_s = works["weight_bytes"] / reached * _from_memory(c, works, at)
-    memory_s = (
-        weights_s * extra
-        + c["act_passes"] * (works["act_bytes"] + works["kv_bytes"] + works["inner_bytes"]) / bandwidth
-        + c["remote_passes"] * _remote_bytes(works) / bandwidth
+    weights_s = works["weight_bytes"] / reached * _from_memory(c, works, at) * extra
+    moved = works["act_bytes"] + works["kv_bytes"] + works["inner_bytes"]
+    activations_s, remote_s = (
+        passes * nbytes / bandwidth
+        for passes, nbytes in ((c["act_passes"], moved), (c["remote_passes"], _remote_bytes(works)))
     )
+    memory_s = weights_s + activations_s + remote_s
     rows = works["rows"]
     padding = np.divide(
         padded_rows(rows, works["experts"], _TILE),
@@ -96,23 +98,26 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         where=(rows > 0) & (gemm > 0),
     )
     compute_s = works["flops"] * padding / (c["eta_flops"] * at.peak) * extra
-    fixed_s = (
-        c["t0_s"] * launches / _LAUNCHES * works["launches"]
-        + c["per_expert_s"] * expert * experts
-        + c["per_local_expert_s"] * gemm * local
-        + c["per_row_s"] * row * tokens * works.dim("topk", 0.0)
-        + c["serial_s"]
+    terms = {
+        "launch": c["t0_s"] * launches / _LAUNCHES * works["launches"],
+        "experts": c["per_expert_s"] * expert * experts + c["per_local_expert_s"] * gemm * local,
+        "rows": c["per_row_s"] * row * tokens * works.dim("topk", 0.0),
+        "serial": c["serial_s"]
         * _block_bytes(works)
         * odd
         * (1.0 + c["above_serial"] * switched)
-        * (1.0 + c["wide_serial"] * wide)
-    )
-    if not c["per_block_s"]:
-        return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s)
-    blocks_s = _blocks(c, works, at, wide)
-    hidden_s = _hidden(weights_s * extra * _down_share(works), blocks_s)
-    fixed_s = fixed_s + blocks_s
-    return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s - hidden_s)
+        * (1.0 + c["wide_serial"] * wide),
+        "blocks": _blocks(c, works, at, wide) if c["per_block_s"] else np.zeros(len(works)),
+    }
+    fixed_s = sum(terms.values(), np.zeros(len(works)))
+    hidden_s = _hidden(weights_s * _down_share(works), terms["blocks"]) if c["per_block_s"] else 0.0
+    few = (local <= _FEW) & (experts > _FEW)
+    terms |= {
+        "weights": np.where(few | untuned, 0.0, weights_s), "few": np.where(few & ~untuned, weights_s, 0.0),
+        "untuned": np.where(untuned, weights_s, 0.0), "activations": activations_s, "remote": remote_s,
+        "compute": compute_s,
+    }  # fmt: skip
+    return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s - hidden_s, terms=terms)
 
 
 def _untuned(

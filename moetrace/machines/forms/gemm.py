@@ -28,6 +28,7 @@ _COLUMNS = 128.0
 _FEWEST, _MOST = 16.0, 128.0
 _TOGETHER = 2.0  # tiles that one processor holds at a time
 _ALIGNED = 4.0
+_NOTHING = 1e-30  # seconds
 
 
 def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
@@ -46,8 +47,16 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         smoothmax(c["blend"], memory_s, compute_s, whole_s),
         c["split_s"] + smoothmax(c["blend"], memory_s, compute_s, shared_s),
     )
-    serial_s = np.minimum(whole_s, c["split_s"] + shared_s)
-    return Parts(compute_s, memory_s, fixed_s + serial_s, fixed_s + overlapped_s)
+    split = c["split_s"] + shared_s < whole_s
+    walk_s = np.where(split, shared_s, whole_s)
+    split_s = np.where(split, c["split_s"], 0.0)
+    rows_s = walk_s * (c["per_k_row_s"] * tile / np.maximum(c["per_k_s"] + c["per_k_row_s"] * tile, _NOTHING))
+    terms = {
+        "launch": fixed_s, "memory": memory_s, "compute": compute_s, "reduction": walk_s - rows_s, "rows": rows_s,
+        "split": split_s,
+    }  # fmt: skip
+    fixed_s = fixed_s + walk_s + split_s
+    return Parts(compute_s, memory_s, fixed_s, terms["launch"] + overlapped_s, terms=terms)
 
 
 FORM = Form(SCHEMAS["gemm"], seconds)

@@ -30,7 +30,9 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     fixed_s = fixed_s * works["launches"] + c["per_expert_s"] * gemms * works["experts"]
     memory_s = works["bytes"] / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     compute_s = works["flops"] / (c["eta_flops"] * at.peak)
-    return Parts(compute_s, memory_s, fixed_s, fixed_s + smoothmax(c["blend"], memory_s, compute_s))
+    expected_s = fixed_s + smoothmax(c["blend"], memory_s, compute_s)
+    terms = {"fixed": fixed_s, "memory": memory_s, "compute": compute_s}
+    return Parts(compute_s, memory_s, fixed_s, expected_s, terms=terms)
 
 
 FORM = Form(SCHEMAS["generic"], seconds)
