@@ -139,15 +139,15 @@ def groups_of(
         form = FORM_OF.get(name.split(":")[0], "generic")
         mine = small & (of_type == name)
         engines = [e for e in sorted(set(table.engine[mine].tolist())) if e != ANY_ENGINE]
-        parts, larger = [], []
+        parts, larger, share = [], [], _ABOVE.get(form, 0.0)
         for engine in engines:
             kernel = _main_kernel(table, mine & (table.engine == engine))
             these = (table.engine == engine) & (table.kernel == kernel)
             above = _sample(these & (of_type == name) & ~small, max_rows)
-            fitted = int(max_rows * _ABOVE.get(form, 0.0))
-            parts.append(np.concatenate([_sample(mine & these, max_rows), above[:fitted]]))
+            fitted = int(max_rows * share)
+            parts.append((_sample(mine & these, max_rows), above[:fitted]))
             larger.append(above[fitted : fitted + max_rows // 4])
-            yield f"{name}@{engine}", form, table.take(parts[-1]), table.take(larger[-1])
+            yield f"{name}@{engine}", form, table.take(np.concatenate(parts[-1])), table.take(larger[-1])
         if not engines:
             beyond = _sample((of_type == name) & ~small, max_rows // 4)
             yield name, form, table.take(_sample(mine, max_rows)), table.take(beyond)
@@ -157,9 +157,10 @@ def groups_of(
             # whose rows beat the datasheet: what they read was not what they say.
             named = [e for e in engines if "_" not in e and e not in _LIBRARIES] or engines
             first = {e: part for e, part in zip(engines, parts, strict=True) if e in named}
-            firsts = [part for part in first.values() if not _beats_datasheet(table.take(part), hw)]
+            firsts = [part for part in first.values() if not _beats_datasheet(table.take(part[0]), hw)]
             firsts = firsts or list(first.values())
-            pooled = [part[: min(each, *(p.size for p in parts))] for part in firsts]
+            fewest = min(each, *(few.size for few, _ in parts))
+            pooled = [rows for few, many in firsts for rows in (few[:fewest], many[: int(fewest * share)])]
             beyond = np.concatenate([
                 more for part, more in zip(parts, larger, strict=True) if any(part is one for one in firsts)
             ])  # fmt: skip
