@@ -20,7 +20,9 @@ TOLD = {
     "t0_s": 7e-6, "per_tile_s": 2e-6, "per_block_s": 1e-6, "split_s": 3e-6, "per_split_s": 1e-7, "max_splits": 32.0,
     "odd_head_s": 5e-6, "eta_bw": 0.5, "eta_flops": 0.5, "blend": 1.0, "cached": 0.5,
     "tile_rows": 64.0, "block_tokens": 192.0, "per_row_s": 0.0, "grouped_rows": 1024.0, "alone": 1.0, "fetched": 1.0,
-    "grouped_tiles": 0.0, "split_turns": 0.0, "per_part_s": 0.0,
+    "grouped_tiles": 0.0, "split_turns": 0.0, "per_part_s": 0.0, "most_parts": 0.0, "turns_grow": 0.0, "even_blocks": 0.0,
+    "per_wide_s": 0.0, "value_tiles": 1.0, "at_once": 1.0, "beside": 1.0, "partial_s": 0.0, "alone_s": 0.0, "recasts": 0.0,
+    "recast_s": 0.0,
 }  # fmt: skip
 
 
@@ -160,13 +162,13 @@ CUTS = {"split_turns": 8.0, "per_part_s": 4e-6, "block_tokens": 64.0, "per_tile_
 def test_a_kernel_that_cuts_whatever_it_costs_starts_each_part_anew() -> None:
     """100 tiles on 100 processors; 4 parts of 128 tokens, two blocks of 64 each, in four turns; then a merge."""
     one = cost(told(**CUTS), decode(50, 512))
-    assert one.fixed_s[0] == pytest.approx(7e-6 + 3e-6 + 4 * 4e-6 + 4 * 2 * 1e-6)
+    assert one.fixed_s[0] == pytest.approx(7e-6 + 3e-6 + 4 * 1e-7 + 4 * 4e-6 + 4 * 2 * 1e-6)
     # Eight turns are full with 800 tiles, which are not cut: eight times the tiles for less than three times the time.
     many = cost(told(**CUTS), decode(400, 512))
-    assert many.fixed_s[0] == pytest.approx(7e-6 + 3e-6 + 8 * 4e-6 + 8 * 8 * 1e-6)
+    assert many.fixed_s[0] == pytest.approx(7e-6 + 3e-6 + 4 * 1e-7 + 8 * 4e-6 + 8 * 8 * 1e-6)
     # Of 128 parts no more than the root of eight times as many: 32, of eight blocks each.
     long = cost(told(**CUTS), decode(1, 128 * 128))
-    assert long.fixed_s[0] == pytest.approx(7e-6 + 3e-6 + 4e-6 + 8 * 1e-6)
+    assert long.fixed_s[0] == pytest.approx(7e-6 + 3e-6 + 32 * 1e-7 + 4e-6 + 8 * 1e-6)
 
 
 @pytest.mark.parametrize("tokens", [256, 384])
@@ -178,7 +180,7 @@ def test_a_part_begins_with_its_last_token(tokens: int) -> None:
 def test_parts_that_lie_beyond_a_window_start_too() -> None:
     cut = decode(50, 128, window=128)
     inside, beyond = (cost(told(**CUTS), op).fixed_s[0] for op in (cut, cut.with_dims(context=512)))
-    assert beyond - inside == pytest.approx(3e-6 + 3 * 4e-6 + (4 * 2 - 2) * 1e-6)
+    assert beyond - inside == pytest.approx(3e-6 + 4 * 1e-7 + 3 * 4e-6 + (4 * 2 - 2) * 1e-6)
     assert cost(told(), cut).fixed_s[0] == cost(told(), cut.with_dims(context=512)).fixed_s[0]
 
 
@@ -188,9 +190,87 @@ def test_what_a_benchmark_did_not_fetch_is_fetched_in_serving() -> None:
     assert cost(hw, op).memory_s[0] == cost(whole, op).memory_s[0]
 
 
+# Triton's kernels: even blocks of 32 tokens, every sequence cut in eight parts at most.
+EVERY = {
+    "most_parts": 8.0, "split_turns": 1.0, "turns_grow": 1.0, "even_blocks": 1.0, "block_tokens": 32.0, "per_tile_s": 0.0,
+    "grouped_rows": 1000.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("batch", "context", "parts", "blocks"), [(1, 512, 8, 2), (1, 96, 3, 1), (25, 256, 4, 2)]
+)
+def test_a_kernel_that_cuts_every_sequence(batch: int, context: int, parts: int, blocks: int) -> None:
+    """Eight parts, no more than blocks of 32; 50 tiles over 256 tokens fill log2(256 / 64) turns of 100 processors."""
+    one = cost(told(**EVERY), decode(batch, context))
+    most = min(8, -(-context // 32))
+    turns = max(1.0, 2 * batch * parts / 100)
+    assert one.fixed_s[0] == pytest.approx(7e-6 + most * 1e-7 + turns * blocks * 1e-6)
+
+
+@pytest.mark.parametrize(("context", "turns"), [(128, 1.0), (256, 2.0), (1024, 4.0)])
+def test_turns_to_fill_grow_with_the_context(context: int, turns: float) -> None:
+    """100 tiles: as many parts as turns, each a turn's share of the blocks; none but in growing ones."""
+    grown = cost(told(**EVERY, per_row_s=0.0), decode(50, context))
+    assert grown.fixed_s[0] == pytest.approx(7e-6 + min(8, context // 32) * 1e-7 + context / 32 * 1e-6)
+    starts = cost(told(**{**EVERY, "per_tile_s": 2e-6}), decode(50, context)).fixed_s[0] - grown.fixed_s[0]
+    assert starts == pytest.approx(turns * 2e-6)
+
+
+def test_even_blocks_cost_more_where_wider() -> None:
+    hw = told(**EVERY, per_wide_s=5e-7)
+    narrow, wide = (cost(hw, decode(1, 32, dim=d)).fixed_s[0] for d in (128, 256))
+    assert wide - narrow == pytest.approx(5e-7)
+
+
+@pytest.mark.parametrize(("batch", "walks"), [(50, 1.0), (100, 1.3), (150, 2.3), (200, 2.6)])
+def test_tiles_beside_each_other_share_a_walk(batch: int, walks: float) -> None:
+    """100, 200, 300 and 400 tiles on 100 processors, two of them at once in 1.3 of one's time; starts stay apart."""
+    hw = told(at_once=2.0, beside=0.3, split_s=1e-2)
+    assert cost(hw, decode(batch, 10)).fixed_s[0] == pytest.approx(7e-6 + batch / 50 * 2e-6 + walks * 1e-6)
+    one = told(at_once=1.0, beside=0.3, split_s=1e-2)
+    assert cost(one, decode(batch, 10)).fixed_s[0] == pytest.approx(7e-6 + batch / 50 * 3e-6)
+
+
+def test_what_parts_leave_is_merged_by_its_bytes() -> None:
+    """Eight heads x 128 x 4 bytes of each part, over 100 processors."""
+    plain, merged = (cost(told(**EVERY, partial_s=p), decode(1, 512)).fixed_s[0] for p in (0.0, 1e-8))
+    assert merged - plain == pytest.approx(8 * 8 * 128 * 4 / 100 * 1e-8)
+    cut = told(max_splits=25.0, per_split_s=0.0, partial_s=1e-9)
+    one = cost(cut, decode(1, 19200, 4, 1)).fixed_s[0]
+    assert one == pytest.approx(7e-6 + 2e-6 + 3e-6 + 4e-6 + 25 * 4 * 128 * 4 / 100 * 1e-9)
+
+
+def test_a_cache_of_another_type_is_converted_first() -> None:
+    op = Op.of("mla_attention", "bf16", batch=50, heads=128, kv_lora=512, rope=64, kv=50 * 640)
+    plain, more = (cost(told(recasts=r, recast_s=4e-10), op) for r in (0.0, 1.0))
+    assert more.expected_s[0] - plain.expected_s[0] == pytest.approx(50 * 640 * 576 * 2 / 100 * 4e-10)
+    assert more.memory_s[0] == plain.memory_s[0]
+
+
+def test_values_of_mla_over_two_tiles() -> None:
+    op = Op.of("mla_attention", "bf16", batch=100, heads=8, kv_lora=512, rope=64, kv=100 * 64)
+    one, two = (cost(told(value_tiles=v, block_tokens=64.0, split_s=1e-2), op).fixed_s[0] for v in (1.0, 2.0))
+    assert two - one == pytest.approx(2e-6 + 1e-6)
+
+
+@pytest.mark.parametrize(("heads", "alone"), [(2, True), (4, False)])
+def test_a_head_alone_has_its_own_floor(heads: int, alone: bool) -> None:
+    """Two KV heads."""
+    plain, floor = (
+        cost(told(grouped_rows=32.0, alone_s=s), decode(1, 10, heads, 2)).fixed_s[0] for s in (0.0, 3e-6)
+    )
+    assert floor - plain == pytest.approx(3e-6 * alone)
+
+
 # Every term of the form at work, for what must hold whatever the coefficients.
 ALL = {"per_row_s": 1e-8, "grouped_rows": 32.0, "alone": 0.3, "fetched": 0.5}
-KERNELS = st.sampled_from([ALL, {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6}])
+ALL |= {"at_once": 2.0, "beside": 0.3, "partial_s": 1e-10, "alone_s": 1e-6, "recasts": 1.0, "recast_s": 4e-10}
+KERNELS = st.sampled_from([
+    ALL, {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02},
+    {**ALL, **EVERY, "per_tile_s": 2e-6, "per_wide_s": 5e-7, "beside": 0.02},
+    {**ALL, **EVERY, "most_parts": 4.0, "split_turns": 1000.0, "turns_grow": 0.0, "beside": 1.0},
+])  # fmt: skip
 
 attentions = st.builds(
     lambda b, c, g, k, d: decode(b, c, g * k, k, d),

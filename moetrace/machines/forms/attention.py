@@ -1,16 +1,23 @@
 """The form of attention (MHA, GQA, MLA; decode and prefill): tiles of query rows that walk blocks of KV tokens.
 
-    tile     = up to tile_rows rows (queries x heads) of one sequence and KV head, all heads of MLA
+    tile     = up to tile_rows rows (queries x heads) of one sequence and KV head, all heads of MLA (value_tiles of it)
     blocks   = KV tokens of a sequence / (block_tokens x 128 / width), rounded up: kernels size a block to what a processor
-               holds; one more where a window cuts a sequence inside a block
+               holds; one more where a window cuts a sequence inside a block; as many tokens at any width in even_blocks
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs of whole tiles and blocks / (eta_flops x peak)
     start    = (turns x per_tile + tiles / processors x rows of a tile x per_row) x width / 128, turns = tiles / processors
-    stream   = max of memory, compute and the serial walk: turns x blocks x per_block
-    expected = t0 + (start^p + stream^p)^(1/p) + odd_head where a head is no power of two wide
-    split    = if it takes less: split_s + per_split x parts more, and a sequence's KV cut so that idle processors walk too
+    walks    = turns, up to at_once of a processor's tiles beside each other: all but the first add `beside` of a walk
+    stream   = max of memory, compute and the serial walk: walks x blocks x per_block
+    expected = t0 + (start^p + stream^p)^(1/p) + odd_head where a head is no power of two wide + recast of the cache
+    split    = if it takes less: split_s + per_split and partial_s x parts more, and a sequence's KV cut so that idle
+               processors walk too
 
 Why: many short sequences cost per tile, and per row where many query heads share a KV head; few long ones are cut (flash
-decoding), long batches stream at the memory's rate. Some libraries have two kernels: one for query heads that share a KV
+decoding), long batches stream at the memory's rate. A walk is latency: tiles of one processor hide each other's (`beside`;
+inferred: TensorRT-LLM's MLA on A100 takes 1.00, 1.36, 2.36, 3.7 and 6.9 of one tile's time with 1, 2, 3, 5 and 10 on a
+processor, at every context). The parts of a sequence leave rows x width of values in float32, which merging reads:
+partial_s of these bytes per processor, most where MLA has many heads.
+
+Some libraries have two kernels: one for query heads that share a KV
 head, and one with each query head alone, taken where nothing is shared and where more share than the first holds
 (`grouped_rows`; 32 in TensorRT-LLM: at 64 its time jumps to that of as many heads alone), or where the first would have fewer
 than `grouped_tiles` tiles and parts of 128 tokens (a quarter of the processors in TensorRT-LLM, whose times jump there); its
@@ -18,6 +25,11 @@ tiles are `alone` times as long. TensorRT-LLM's first kernel cuts a sequence wha
 `split_turns` turns are full (eight), no more than the root of eight times their number, and each part starts anew
 (`per_part`): more sequences may take less time. It cuts all the context, and parts that lie beyond a window start too.
 (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
+Triton's kernels cut every sequence (`most_parts`): four parts in vLLM's MLA (num_kv_splits in triton_mla.py), in SGLang up
+to eight, until max(1, log2(context / 64)) turns are full (its get_num_kv_splits_triton), none of less than a block. A
+number of parts is not rounded here, so that a processor more never costs. most_parts of 1: a kernel that never cuts.
+SGLang reads MLA's fp8 cache by FlashAttention-3 in bf16: it converts all of it before each call (get_key_buffer(..).to(q.dtype)
+in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`, recast_s).
 Blocks and splits: FlashAttention-3 (arXiv 2407.08608, and tile_size.h of its code), flash decoding
 (pytorch.org/blog/flash-decoding). Steps: in context where a block or a part begins, in tiles where a turn does, in heads per KV
 head and tiles where the kernel changes. Warm cache: bytes that lie in it cost the share `cached`, in the walk too; where a
@@ -47,33 +59,35 @@ _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
 def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     """Seconds of attention ops, [ops]; nan where batch, heads or context is not known."""
-    tile = shapes(works, c["tile_rows"], c["block_tokens"], c["grouped_rows"], c["grouped_tiles"])
-    turns = tile.count / at.hw.multiprocessors
+    tile, processors = shapes(works, c), at.hw.multiprocessors
+    turns = tile.count / processors
     share = np.where(tile.alone, c["alone"], 1.0)
     fetched = np.where(tile.alone | (at.cache == "cold"), 1.0, c["fetched"])
     near = from_memory(works["bytes"], c["cached"], at)
     memory_s = works["bytes"] * fetched * near / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     compute_s = works["flops"] * tile.padding / (c["eta_flops"] * at.peak)
-    per_block_s, whole = c["per_block_s"] * share * near, waves(turns)
-    start_s = (whole * share * c["per_tile_s"] + turns * tile.rows * c["per_row_s"]) * tile.wide / _WIDTH
-    walk_s = whole * tile.blocks * per_block_s
+    wide_s = c["even_blocks"] * c["per_wide_s"] * tile.wide / _WIDTH
+    per_block_s = (c["per_block_s"] * share + wide_s) * near
     # A kernel that cuts whatever it costs: into as many parts as its context has, until so many turns are full. That a
     # merge is due follows from the context alone, so that no processor more makes it slower.
-    always = ~tile.alone & (c["split_turns"] > 0)
-    count = np.maximum(1.0, np.minimum(tile.parts, c["split_turns"] / turns))
-    start_s = np.where(
-        always, waves(turns * count) * c["per_part_s"] + turns * tile.rows * c["per_row_s"], start_s
-    )
-    walked = np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count))
-    walk_s = np.where(always, waves(turns * count) * walked * per_block_s, walk_s)
-    merge_s = np.where(always & (tile.parts > 1.0), c["split_s"], 0.0)
-    # As many parts as idle processors, unless merging one more costs what its walk saves.
-    most = np.sqrt(tile.blocks * per_block_s / c["per_split_s"]) if c["per_split_s"] > 0 else np.inf
-    parts = np.minimum(np.minimum(tile.blocks, np.minimum(most, c["max_splits"])), 1.0 / turns)
-    parts = np.maximum(1.0, parts)
-    cut_s = tile.blocks * np.maximum(turns, 1.0 / parts) * per_block_s + c["per_split_s"] * parts
-    odd = np.log2(tile.wide) % 1 != 0
-    fixed_s = c["t0_s"] * works["launches"] + np.where(odd, c["odd_head_s"], 0.0)
+    every = c["most_parts"] > 0
+    anew = ~tile.alone & (c["split_turns"] > 0) & (not every)
+    always = anew | every
+    full = c["split_turns"] * (tile.growth if c["turns_grow"] else 1.0)
+    count = np.where(always, np.maximum(1.0, np.minimum(tile.parts, full / turns)), 1.0)
+    whole = waves(turns * count)
+    walked = np.where(always, np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count)), tile.blocks)
+    walk_s = _together(whole, c["at_once"], c["beside"]) * walked * per_block_s
+    wide = tile.wide / _WIDTH
+    row_s = turns * tile.rows * c["per_row_s"] * np.where(anew, 1.0, wide)
+    start_s = whole * np.where(anew, c["per_part_s"], share * c["per_tile_s"] * wide) + row_s
+    left_s = c["partial_s"] * tile.left / processors
+    merge_s = np.where(anew, c["split_s"], 0.0) + c["per_split_s"] * tile.parts + left_s * count
+    merge_s = np.where(always & (tile.parts > 1.0), merge_s, 0.0)
+    cut_s = _cut(c, tile, turns, per_block_s, c["per_split_s"] + left_s)
+    fixed_s = c["t0_s"] * works["launches"] + np.where(tile.alone, c["alone_s"], 0.0)
+    fixed_s = fixed_s + np.where(np.log2(tile.wide) % 1 != 0, c["odd_head_s"], 0.0)
+    fixed_s = fixed_s + c["recasts"] * c["recast_s"] * works["kv_bytes"] / processors
     one_s = merge_s + smoothmax(c["blend"], start_s, smoothmax(_SHARP, memory_s, compute_s, walk_s))
     split_s = c["split_s"] + smoothmax(c["blend"], start_s, smoothmax(_SHARP, memory_s, compute_s, cut_s))
     overlapped_s = np.where(always, one_s, np.minimum(one_s, split_s))
@@ -86,13 +100,32 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     return Parts(compute_s, memory_s, fixed_s + serial_s, fixed_s + overlapped_s, terms=terms)
 
 
+def _cut(
+    c: Mapping[str, float], tile: Tiles, turns: FloatArray, per_block_s: FloatArray, per_part_s: FloatArray
+) -> FloatArray:
+    """The walk and merge of a sequence cut in as many parts as idle processors, unless merging one more costs what it saves."""
+    nothing = np.full_like(turns, np.inf)
+    most = np.sqrt(np.divide(tile.blocks * per_block_s, per_part_s, out=nothing, where=per_part_s > 0))
+    parts = np.minimum(np.minimum(tile.blocks, np.minimum(most, c["max_splits"])), 1.0 / turns)
+    parts = np.maximum(1.0, parts)
+    return np.asarray(tile.blocks * np.maximum(turns, 1.0 / parts) * per_block_s + per_part_s * parts)
+
+
+def _together(turns: FloatArray, at_once: float, beside: float) -> FloatArray:
+    """Turns in the time of a tile alone, where up to `at_once` run on a processor and each but the first adds `beside`."""
+    groups, rest = np.divmod(turns, at_once)
+    more = np.minimum(rest, 1.0) + np.maximum(rest - 1.0, 0.0) * beside
+    return np.asarray(groups * (1.0 + (at_once - 1.0) * beside) + more)
+
+
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """Tiles of attention ops, [ops] each.
 
     How many, rows of one, blocks that one walks, FLOPs of whole tiles and blocks over those asked for, width of a head
-    (MLA's as 128), parts that its context can be cut into and its blocks, both with what lies beyond a window, and whether
-    each query head has tiles of its own.
+    (MLA's as 128), parts that its context can be cut into and its blocks, both with what lies beyond a window, how much
+    further turns are filled for its context, bytes that each part leaves for the merge, and whether each query head has
+    tiles of its own.
     """
 
     count: FloatArray
@@ -102,16 +135,17 @@ class Tiles:
     wide: FloatArray
     parts: FloatArray
     whole: FloatArray
+    growth: FloatArray
+    left: FloatArray
     alone: npt.NDArray[np.bool_]
 
 
-def shapes(
-    works: Works, tile_rows: float, block_tokens: float, grouped_rows: float, grouped_tiles: float = 0.0
-) -> Tiles:
+def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
     """How a kernel cuts attention ops: by rows of a tile, tokens of a block 128 wide, query heads that may share a KV head.
 
     Below `grouped_tiles` tiles and parts of them each query head has tiles of its own.
     """
+    tile_rows, grouped_rows = c["tile_rows"], c["grouped_rows"]
     lora = works.dim("kv_lora")
     mla = ~np.isnan(lora)
     wide = np.where(mla, lora + works.dim("rope"), works.dim("head_dim"))
@@ -123,25 +157,31 @@ def shapes(
     context = np.maximum(works.dim("kv") / batch, 1.0)
     uncut = np.fmax(works.dim("context"), context)
     parts = np.maximum(1.0, np.floor(uncut / _PART))
-    few = batch * kv_heads * parts < grouped_tiles
-    alone = ~mla & (grouped_rows < _ANY_GROUP) & ((group > grouped_rows) | (group <= 1.0) | few)
+    few = batch * kv_heads * parts < c["grouped_tiles"]
+    alone = (grouped_rows < _ANY_GROUP) & ((group <= 1.0) | ~mla & ((group > grouped_rows) | few))
     kv_heads = np.where(alone, heads, kv_heads)
     queries = works.dim("q", 0.0)
     queries = np.where(queries > 0, queries, batch)
     rows = heads / kv_heads * queries / batch
     shown = np.where(mla, _WIDTH, np.maximum(wide, 1.0))
-    block = block_tokens * _WIDTH / shown
+    block = c["block_tokens"] * (1.0 if c["even_blocks"] else _WIDTH / shown)
     blocks = np.ceil(context / block) + (works.dim("window", 0.0) > 0)
     # Under a causal mask a tile of a prefill walks half of the blocks.
     asked = 2.0 * heads * (wide + value) * queries * context
     seen = np.minimum(1.0, np.divide(works["flops"], asked, out=np.ones_like(asked), where=asked > 0))
     seen = np.where(seen > 0, seen, 1.0)
     row_tiles = np.ceil(rows / tile_rows)
+    limit = (
+        np.minimum(c["most_parts"], blocks)
+        if c["most_parts"]
+        else np.minimum(parts, np.rint(np.sqrt(_FEWER * parts)))
+    )
     padding = row_tiles * tile_rows / rows * np.maximum(1.0, blocks * block / context)
     return Tiles(
-        count=batch * kv_heads * row_tiles, rows=np.minimum(rows, tile_rows), blocks=np.maximum(1.0, blocks * seen),
-        padding=padding, wide=shown, parts=np.minimum(parts, np.rint(np.sqrt(_FEWER * parts))),
-        whole=np.ceil(uncut / block), alone=alone,
+        count=batch * kv_heads * row_tiles * np.where(mla, c["value_tiles"], 1.0), rows=np.minimum(rows, tile_rows),
+        blocks=np.maximum(1.0, blocks * seen), padding=padding, wide=shown, parts=limit,
+        whole=blocks if c["most_parts"] else np.ceil(uncut / block), alone=alone,
+        growth=np.maximum(1.0, np.log2(context / 64.0)), left=4.0 * heads * queries * value,
     )  # fmt: skip
 
 
