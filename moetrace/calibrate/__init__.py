@@ -136,10 +136,9 @@ def groups_of(
         names.append(family if weights in ("bf16", "fp16") else f"{family}:{weights}")
     of_type = np.array(names)[table.ops.code]
     for name in sorted(set(of_type.tolist())):
-        form = FORM_OF.get(name.split(":")[0], "generic")
         mine = small & (of_type == name)
         engines = [e for e in sorted(set(table.engine[mine].tolist())) if e != ANY_ENGINE]
-        parts, larger, share = [], [], _ABOVE.get(form, 0.0)
+        parts, larger, share = [], [], _ABOVE.get(form_of(name), 0.0)
         for engine in engines:
             kernel = _main_kernel(table, mine & (table.engine == engine))
             these = (table.engine == engine) & (table.kernel == kernel)
@@ -147,10 +146,15 @@ def groups_of(
             fitted = int(max_rows * share)
             parts.append((_sample(mine & these, max_rows), above[:fitted]))
             larger.append(above[fitted : fitted + max_rows // 4])
-            yield f"{name}@{engine}", form, table.take(np.concatenate(parts[-1])), table.take(larger[-1])
+            yield (
+                f"{name}@{engine}",
+                form_of(name, engine),
+                table.take(np.concatenate(parts[-1])),
+                table.take(larger[-1]),
+            )
         if not engines:
             beyond = _sample((of_type == name) & ~small, max_rows // 4)
-            yield name, form, table.take(_sample(mine, max_rows)), table.take(beyond)
+            yield name, form_of(name), table.take(_sample(mine, max_rows)), table.take(beyond)
         else:
             each = max_rows // len(parts)
             # What any engine takes is not drawn by an engine's second kernel (ENGINE_KERNEL), by a bare library's, nor by one
@@ -164,7 +168,13 @@ def groups_of(
             beyond = np.concatenate([
                 more for part, more in zip(parts, larger, strict=True) if any(part is one for one in firsts)
             ])  # fmt: skip
-            yield name, form, table.take(np.concatenate(pooled)), table.take(beyond)
+            yield name, form_of(name, *named[:1]), table.take(np.concatenate(pooled)), table.take(beyond)
+
+
+def form_of(name: str, engine: str = ANY_ENGINE) -> str:
+    """The form of a family, or of an engine's kernel that has another one."""
+    family = name.split(":")[0]
+    return FORM_OF.get(f"{family}@{engine}", FORM_OF.get(family, "generic"))
 
 
 def _beats_datasheet(rows: Measured, hw: Hardware) -> bool:

@@ -269,6 +269,7 @@ COLLECTIVE = Schema.of(
     "collective",
     Parameter("latency_s", "s", 0, 1, 5e-6, 0, "floor of one collective"),
     Parameter("per_rank_s", "s/rank", 0, 1, 5e-7, 0, "more for each rank but the first"),
+    Parameter("channels", "share", 0, 10, 0.2, 0, "of the floor, what a ring's further channels take", 2.0),
     Parameter("chunk_s", "s", 0, 1, 5e-6, 0, "filling the pipeline, per square root of MB on the wire"),
     Parameter("serial_s", "s/MB", 0, 1, 5e-6, 1, "of small messages, what one channel sends them in", 2.0),
     Parameter("start_s", "s", 0, 1, 2e-6, 0, "of larger ones, what starting many channels takes", 2.0),
@@ -491,7 +492,7 @@ SCHEMAS: Mapping[str, Schema] = MappingProxyType(
 FORM_OF: Mapping[str, str] = MappingProxyType(
     {
         "experts": "experts", "dense_gemm": "gemm", "attention": "attention", "mla_attention": "attention",
-        "all_reduce": "all_reduce", "moe_dispatch": "exchange", "moe_collect": "exchange",
+        "all_reduce": "all_reduce", "all_reduce@nccl": "collective", "moe_dispatch": "exchange", "moe_collect": "exchange",
         **dict.fromkeys(("all_gather", "reduce_scatter", "all_to_all", "send_recv"), "collective"),
     }
 )  # fmt: skip

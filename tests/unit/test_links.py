@@ -100,7 +100,7 @@ def test_alone_there_is_nothing_to_send_but_a_copy(kind: str) -> None:
 
 def test_a_collective_is_latency_pipeline_and_wire() -> None:
     hw = told("collective", latency_s=5e-6, per_rank_s=1e-6, chunk_s=2e-6, efficiency=0.8, pair_loss=0.0,
-              serial_s=1.0, start_s=0.0, node_s=1e-5, network_efficiency=0.5)  # fmt: skip
+              channels=0.0, serial_s=1.0, start_s=0.0, node_s=1e-5, network_efficiency=0.5)  # fmt: skip
     wire = 7 * 4e6
     inside = 5e-6 + 7e-6 + 2e-6 * np.sqrt(28) + wire / (0.8 * 400e9)
     assert total("all_gather", 4e6, 8, hw) == pytest.approx(inside)
@@ -112,13 +112,13 @@ def test_a_collective_is_latency_pipeline_and_wire() -> None:
 def test_small_messages_take_the_slow_protocol_of_low_latency() -> None:
     """NCCL's LL and Simple: 10 us a MB in one channel up to where starting many, 8 us, costs as much; there nothing steps."""
     hw = told("collective", latency_s=5e-6, per_rank_s=0.0, chunk_s=0.0, efficiency=0.5, pair_loss=0.4, serial_s=1e-5,
-              start_s=8e-6, node_s=0.0, network_efficiency=1.0)  # fmt: skip
+              channels=0.0, start_s=8e-6, node_s=0.0, network_efficiency=1.0)  # fmt: skip
     hw = replace(hw, families={**hw.families, "all_to_all": hw.families["all_gather"]})
     rate, lost = 0.5 * 400e9, 1 + 0.4 * 0.75  # two ranks use fewer links
     small, large = (total("all_gather", size, 2, hw) for size in (1e5, 1e7))
-    assert small == pytest.approx(5e-6 + 1e-6 * lost + 1e5 * lost / rate)
+    assert small == pytest.approx(5e-6 + (1e5 - 65536) * 1e-11 * lost + 1e5 * lost / rate)
     assert large == pytest.approx(5e-6 + 8e-6 + 1e7 * lost / rate)
-    edge = 0.8e6 / lost
+    edge = 0.8e6 / lost + 65536
     before, after = (total("all_gather", edge * f, 2, hw) for f in (1 - 1e-9, 1 + 1e-9))
     assert before == pytest.approx(after, rel=1e-6)
     # In an all-to-all each of seven peers has a channel of its own.
@@ -148,6 +148,29 @@ def test_an_all_reduce_takes_the_best_algorithm_by_size_and_steps_nowhere() -> N
         for f in (0.999, 1.001)
     )
     assert 20e-6 <= below < 20.2e-6 and 35e-6 <= above < 35.2e-6
+
+
+def test_a_ring_fills_its_first_channel_and_then_takes_more_of_them() -> None:
+    hw = told(
+        "collective", latency_s=5e-6, per_rank_s=1e-6, channels=0.2, chunk_s=1e-9, serial_s=1e-5, start_s=1.0,
+        efficiency=1.0, pair_loss=0.0, node_s=0.0, network_efficiency=1.0,
+    )  # fmt: skip
+
+    def floor(kind: str, nbytes: float) -> float:
+        """Without what the link takes."""
+        one = cost(Op.of(kind, bytes=nbytes, ranks=8), hw)
+        return float(one.expected_s[0] - one.network_s[0])
+
+    # A rank's share of a step: all of its buffer to gather, an eighth of it to reduce.
+    for kind, share in (("all_gather", 1.0), ("all_reduce", 8.0)):
+        assert floor(kind, 2048 * share) == pytest.approx(12e-6 * 1.05)
+        for filled in (4096, 20_000, 65536):
+            assert floor(kind, filled * share) == pytest.approx(12e-6 * 1.2)
+        assert floor(kind, 65537 * share) == pytest.approx(12e-6 * 1.2, rel=1e-4)  # no step
+    wire = 7 * 131072 / 1e6
+    assert floor("all_gather", 131072) == pytest.approx(
+        12e-6 * 1.2 + 1e-5 * wire / 2
+    )  # half of it beyond 16 channels
 
 
 EXCHANGE = {

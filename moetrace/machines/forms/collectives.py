@@ -1,7 +1,7 @@
 """Forms of collectives: over the links of a node and the network between nodes, coefficients by kind and engine.
 
-    collective = latency + per_rank (n-1) + the less of serial x wire MB and start + chunk sqrt(wire MB)
-                 + wire / (efficiency x link)                                                                      (NCCL)
+    collective = (latency + per_rank (n-1)) (1 + channels of a ring) + the less of serial x wire MB and start
+                 + chunk sqrt(wire MB) + wire / (efficiency x link)                                                (NCCL)
     all_reduce = the least of the engine's own kernel, in one shot or two, and the library's collective, as engines choose by
                  size; eager: never under what the host takes (more where it is not one shot: further launches), and the
                  buffer is copied twice
@@ -17,9 +17,11 @@
                  which moves the queues' heads)
 
 Small messages go through few channels by a protocol of low latency, at a rate that processors set and not the link; large
-ones start many channels by one that streams (NCCL's LL, LL128 and Simple: arXiv 2507.04786). In an all-to-all each peer has
-a channel of its own, so that `serial` is of what one of them gets. The root is the pipeline's: chunks grow with the buffer,
-and filling it with a chunk is what mid-sized messages pay. Two ranks have fewer links in use (`pair_loss`).
+ones start many channels by one that streams (NCCL's LL, LL128 and Simple: arXiv 2507.04786). A ring takes a channel more for
+each 4,096 bytes of a rank's share (512 threads of 8: github.com/NVIDIA/nccl, src/enqueue.cc, threadThreshold). On the way to
+the second its floor grows by `channels`; then, up to 16 of them as measured, more bytes cost no serial time. In an all-to-all
+each peer has a channel of its own, so that `serial` is of what one of them gets. The root is the pipeline's: chunks grow with
+the buffer, and filling it with a chunk is what mid-sized messages pay. Two ranks have fewer links in use (`pair_loss`).
 Beyond `domain_gpus` ranks, what leaves the node crosses the network, whose rate per device is a datasheet's. Only exchanges
 were measured between nodes; the network's share of the others is assumed. Steps: turns of a normal collect; none in bytes; an
 all-reduce changes its algorithm where two cost the same, whatever the link's rate (a second phase and the library's start are
@@ -42,6 +44,9 @@ from moetrace.op import FloatArray, Works
 _SHARP = 8.0  # p of the overlap of an eager call with its kernel
 _OVERLAP = 2.0  # p of the overlap of links, network and processors in an exchange
 _STREAM = 4.0  # the same of links and processors in normal mode, where rows stream in chunks
+_RINGS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0}  # rounds of a ring, n - 1 steps each
+_CHANNEL = 4096.0  # bytes that a channel's 512 threads of 8 take at once
+_CHANNELS = 16.0  # up to which more bytes take more of them
 _TURN_ROWS = 23.0  # warps of a processor that add rows up
 _MB = 1e6
 
@@ -51,12 +56,17 @@ def collective(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     n = np.maximum(works["net_ranks"], 1.0)
     wire, network_s, between_s = _sent(c, works, at)
     lost = _lost(c["pair_loss"], n)
+    steps = works.ops.by_type([_RINGS.get(op.kind, 0.0) for op in works.ops.types]) * (n - 1)
+    # One rank's share of a ring's step.
+    chunk = np.divide(wire, steps, out=np.zeros_like(wire), where=steps > 0)
+    further = 1.0 + c["channels"] * np.minimum(chunk / _CHANNEL, 1.0) ** 2
     direct = works.ops.by_type([1.0 if op.kind == "all_to_all" else 0.0 for op in works.ops.types]) > 0
-    one_s = c["serial_s"] * wire / _MB * np.where(direct, 1.0 / np.maximum(n - 1, 1.0), lost)
+    full = np.where(steps > 0, np.maximum(0.0, 1.0 - _CHANNELS * _CHANNEL / np.maximum(chunk, 1.0)), 1.0)
+    one_s = c["serial_s"] * wire / _MB * full * np.where(direct, 1.0 / np.maximum(n - 1, 1.0), lost)
     many_s = c["start_s"] + c["chunk_s"] * np.sqrt(wire / _MB)
     one = one_s < many_s
     terms = {
-        "latency": c["latency_s"] + between_s, "ranks": c["per_rank_s"] * (n - 1),
+        "latency": c["latency_s"] * further + between_s, "ranks": c["per_rank_s"] * (n - 1) * further,
         "serial": np.where(one, one_s, 0.0), "chunks": np.where(one, 0.0, many_s),
         "link": wire * lost / (c["efficiency"] * _rate(at)) + network_s,
     }  # fmt: skip
