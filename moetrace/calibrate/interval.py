@@ -39,7 +39,7 @@ class Interval:
 
     def of(self, works: Works, parts: Parts) -> FloatArray:
         """The error of each op, as a profile that says this gives it."""
-        said = Family("", {}, self.error, "", "", self.error_decades, (), self.error_terms, self.error_apart)
+        said = Family("", {}, self.error, "", "", self.error_decades, self.error_terms, self.error_apart)
         return errors(said, works, parts)
 
 

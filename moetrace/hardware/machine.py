@@ -149,7 +149,6 @@ class Family:
     provenance: str
     source: str
     error_decades: tuple[float, ...] = ()
-    error_memory: tuple[float, ...] = ()
     error_terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     error_apart: tuple[float, ...] = ()
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -173,7 +172,6 @@ class Family:
             self,
             error=(1 + self.error) * factor - 1,
             error_decades=wider(self.error_decades),
-            error_memory=wider(self.error_memory),
             error_terms={name: wider(errors) for name, errors in self.error_terms.items()},
             error_apart=wider(self.error_apart),
         )

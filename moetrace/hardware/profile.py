@@ -35,7 +35,7 @@ _MESH = {"hop_s", "shift_s", "eta_mesh"}
 _ERROR = (0, 20)
 # What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
 _ABOUT_FIT = {
-    "form", "error_decades", "error_memory", "error_terms", "error_apart", "source", "rows",
+    "form", "error_decades", "error_terms", "error_apart", "source", "rows",
     "shapes", "kernels", "held_out", "kept", "covariance", "seen"
 }  # fmt: skip
 _TABLES = {"fitted", "assumed", "transferred", "match", "tuned", "engines"}
@@ -225,13 +225,7 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
         name: reader.number(entry, where, name, p.low, p.high) if name in entry else p.default
         for name, p in parameters.items()
     }
-    decades, memory, apart = (
-        _errors(reader, entry, where, key) for key in ("error_decades", "error_memory", "error_apart")
-    )
-    if memory and len(memory) != len(decades):
-        raise reader.error(
-            f"{where}.error_memory", list(memory), f"{len(decades)} numbers, as many as error_decades"
-        )
+    decades, apart = (_errors(reader, entry, where, key) for key in ("error_decades", "error_apart"))
     terms = {
         name: _errors(reader, {name: errors}, f"{where}.error_terms", name)
         for name, errors in reader.keys(
@@ -249,7 +243,6 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
         provenance=kind,
         source=entry.get("source", source),
         error_decades=decades,
-        error_memory=memory,
         error_terms=MappingProxyType(terms),
         error_apart=apart,
         seen=_seen(reader, entry, where),

@@ -127,11 +127,6 @@ def errors(family: Family, works: Works, parts: Parts) -> FloatArray:
     found = np.array(family.error_decades)[place]
     if family.error_terms:
         found = _mixed(family.error_terms, parts.terms, place, found)
-    elif family.error_memory:
-        # The line was drawn in logarithms: drawn straight between the errors themselves it lies above itself.
-        memory = memory_share(parts)
-        ends = np.log1p(found), np.log1p(np.array(family.error_memory)[place])
-        found = np.expm1((1.0 - memory) * ends[0] + memory * ends[1])
     if family.error_apart:
         place = np.minimum(decade_of(tokens), len(family.error_apart) - 1)
         found = np.where(apart(works), np.array(family.error_apart)[place], found)
@@ -169,13 +164,6 @@ def apart(works: Works) -> npt.NDArray[np.bool_]:
     exchanges = works.ops.by_type([1.0 if op.kind in _EXCHANGES else 0.0 for op in works.ops.types]) > 0
     usual = (works.dim("sms") > 0) & (works["net_ranks"] <= _NODE)
     return np.asarray((exchanges & ~usual) | (works.dim("eager") > 0))
-
-
-def memory_share(parts: Parts) -> FloatArray:
-    """Share of each op's time that is memory's, [ops], 0 to 1."""
-    whole = parts.expected_s
-    share = np.divide(parts.memory_s, whole, out=np.zeros_like(whole), where=whole > 0)
-    return np.asarray(np.clip(np.nan_to_num(share), 0.0, 1.0))
 
 
 def tokens_of(works: Works) -> FloatArray:
