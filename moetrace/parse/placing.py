@@ -228,18 +228,21 @@ def remarks(count: int, order: Order, model: ModelSpec | None, repeated: bool) -
     `repeated`: it shows them by repetition alone, which a draft has no part in.
     """
     layers = order.layers
-    if order.passes > 1 or layers > MOST_LAYERS:
-        return passes.remarks(order.passes, layers, model)
-    if model is None or count in (0, model.layers) or (repeated and layers == model.layers):
-        return []
+    said = passes.remarks(order.passes, layers, model)
+    if layers > MOST_LAYERS or model is None or count in (0, model.layers):
+        return said
+    if (repeated or order.passes > 1) and layers == model.layers:
+        return said
     if layers == model.layers:
         return [
             f"the order of ops shows {count} layers and {model.name} has {model.layers}: the rest is taken as a draft "
             "model's, without layer and without bytes"
         ]
+    shown = count if order.passes == 1 else layers  # without the model passes are not told apart
     return [
-        f"the order of ops shows {count} layers in a step and {model.name} has {model.layers}: layers and roles by order are "
-        "not to be trusted (several passes in one step, a pipeline stage, or another model?)"
+        *said,
+        f"the order of ops shows {shown} layers in a step and {model.name} has {model.layers}: layers and roles by order are "
+        "not to be trusted (several passes in one step, a pipeline stage, or another model?)",
     ]
 
 

@@ -18,16 +18,25 @@ EMBED, HEAD = "embedding_kernel", ["vllm::rms_norm_kernel", "nvjet_lm_head", "Ar
 
 def generation(path: Path, times: int, layers: int = 3) -> Run:
     """So many decode passes, each replayed by a graph, with one annotation around all of them."""
-    kernels = [EMBED, *LAYER * layers, *HEAD]
-    end = 20 + 6 * times * len(kernels)
-    events = [event("execute_context_0(0)_generation_4(4)", "user_annotation", 0, end, tid=7)]
-    for i in range(times):
-        at = 10 + 6 * i * len(kernels)
-        events.append(event("cudaGraphLaunch", "cuda_runtime", at, 1, tid=7, correlation=i + 1))
-        for n, name in enumerate(kernels):
-            events.append(
-                event(name, "kernel", at + 2 + 6 * n, 5, tid=3, pid=0, correlation=i + 1, stream=3, device=0)
-            )
+    return generations(path, [[layers] * times])
+
+
+def generations(path: Path, steps: list[list[int]]) -> Run:
+    """Annotated generations, each of decode passes of so many layers, which graphs replay."""
+    events, at, graphs = [], 10, 0
+    for passes_of in steps:
+        begin = at - 10
+        for layers in passes_of:
+            kernels, graphs = [EMBED, *LAYER * layers, *HEAD], graphs + 1
+            ids = {"correlation": graphs}
+            events.append(event("cudaGraphLaunch", "cuda_runtime", at, 1, tid=7, **ids))
+            for n, name in enumerate(kernels):
+                when = at + 2 + 6 * n
+                events.append(event(name, "kernel", when, 5, tid=3, pid=0, stream=3, device=0, **ids))
+            at += 6 * len(kernels)
+        name = "execute_context_0(0)_generation_4(4)"
+        events.append(event(name, "user_annotation", begin, at + 10 - begin, tid=7))
+        at += 1000
     return parse(write(path, events), model=MODEL)
 
 
@@ -42,6 +51,12 @@ def test_a_pass_among_many_has_what_it_has_alone(tmp_path: Path) -> None:
         assert (part == one).all().all(), i
     assert [n for n in run.meta.notes if n.startswith("a step holds up to 5 forward passes")]
     assert not [n for n in run.meta.notes if "not to be trusted" in n]
+
+
+def test_passes_told_apart_in_one_step_do_not_hide_that_another_is_not(tmp_path: Path) -> None:
+    notes = generations(tmp_path / "t.json", [[3, 3], [3, 3, 2]]).meta.notes
+    assert [n for n in notes if n.startswith("a step holds up to 2 forward passes")]
+    assert [n for n in notes if "shows 8 layers in a step" in n and "not to be trusted" in n]
 
 
 def test_more_layers_than_any_model_has_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
