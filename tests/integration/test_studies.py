@@ -38,7 +38,7 @@ def test_the_gain_of_fewer_active_experts_rises_falls_and_recovers(
         predicted = {at: ratio for at, _, ratio in rows}
         assert max(predicted, key=predicted.__getitem__) == 8
         assert min(predicted, key=predicted.__getitem__) in (64, 256)
-        assert predicted[768] > predicted[64] > 1
+        assert predicted[768] > min(predicted.values()) > 1
 
 
 def test_the_gain_is_within_what_is_asked_of_it(gains: dict[str, list[tuple[int, float, float]]]) -> None:
@@ -81,12 +81,12 @@ def held_out(machine: str) -> dict[str, tuple[float, float]]:
 
 H100_KEYS = {
     "dense GEMMs": r"dense_gemm.*@.*",
-    "SGLang's FP8": r"dense_gemm:fp8@sglang",
+    "SGLang's block FP8": r"dense_gemm:fp8_block@sglang",
     "attention": r"attention.*@.*",
     "an fp8 cache": r"attention:fp8@trtllm",
     "in bf16": r"attention@trtllm",
     "MLA": r"mla_attention.*@.*",
-    "SGLang's fp8 cache": r"mla_attention:fp8@sglang",
+    "TensorRT-LLM's fp8 cache": r"mla_attention:fp8@trtllm",
     "NCCL": r".*@nccl",
     "all-to-all": r"all_to_all@nccl",
     "in a graph and eager": r"all_reduce@(sglang|trtllm|vllm)",
