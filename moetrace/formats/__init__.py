@@ -165,9 +165,8 @@ def _head(path: Path | Remote) -> bytes:
         ) from err
 
 
-def remarks(events: Events | Stored) -> list[str]:
-    """Sentences on what the reader of a format counted: how far ranges reach, what was left out, what it holds together."""
-    count = events.counts
+def remarks(count: Mapping[str, int]) -> list[str]:
+    """Sentences on what the reader of a format counted: what was left out or lost, and what the trace holds together."""
     said = _losses(count)
     if "nvtx" not in count:
         return said
@@ -184,7 +183,7 @@ def remarks(events: Events | Stored) -> list[str]:
         ("unclosed", "NVTX range(s) were never closed"),
         ("damaged", "row(s) have no sound times"),
     ):
-        if count[what]:
+        if count.get(what):
             said.append(f"{count[what]:,} of {count['events']:,} {sentence} and are left out")
     return said
 

@@ -106,7 +106,7 @@ class Stages:
         strays, layers = self._first_look()
         left = self._set_aside()
         names, asked = self.names, self.asked
-        notes = self.gathered.reach.remarks() + formats.remarks(self.events) + self.gathered.doubts
+        notes = self.gathered.reach.remarks() + formats.remarks(self.events.counts) + self.gathered.doubts
         notes += self.gathered.nodes.remarks()
         notes += self.captures.remarks() if self.captures else []
         notes += [*self.gathered.notes, *_few(strays), *sorted({n.note for n in names if n.note})]

@@ -371,7 +371,7 @@ def test_damage_costs_what_is_damaged_and_is_counted(
     if kept is not None:
         assert (len(events.cls), events.counts["damaged"]) == (kept, lost)
     assert set((events.start // 1000).tolist()) <= set(range(50)) and (events.dur == 5000).all()
-    assert words in " ".join(formats.remarks(events))
+    assert words in " ".join(formats.remarks(events.counts))
 
 
 def test_no_file_and_a_folder(tmp_path: Path) -> None:

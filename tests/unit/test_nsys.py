@@ -83,7 +83,7 @@ def test_rows_without_times_are_counted_and_left_out(tmp_path):
     events = formats.read(save(tmp_path / "t.sqlite", **small(**{KERNEL_TABLE: [*rows, zero]})))
     assert len(events.where(KERNEL)) == 1
     assert events.counts["damaged"] == 3
-    assert any("3 of 6 row(s) have no sound times" in said for said in formats.remarks(events))
+    assert any("3 of 6 row(s) have no sound times" in said for said in formats.remarks(events.counts))
 
 
 def test_names_are_the_first_there_is_by_id_or_as_text(tmp_path):

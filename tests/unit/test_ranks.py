@@ -198,6 +198,19 @@ def test_a_damaged_rank_is_named_and_nothing_half_done_stays(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_ranks_lost_is_said_of_them_together(tmp_path):
+    root = folder(tmp_path, rank_traces([100] * 13, clocks=[0] * 13))
+    assert not [n for n in parse_ranks(rank_files(root), None, jobs=1)["notes"] if "cut off" in n]
+    for rank in range(1, 13):
+        file = root / f"trace-rank{rank}.json"
+        file.write_bytes(file.read_bytes()[:-40])
+    notes = parse_ranks(rank_files(root), None, jobs=1)["notes"]
+    assert [n.split(":")[0] for n in notes if "the file is cut off" in n] == [
+        f"rank {i}" for i in range(1, 11)
+    ]
+    assert "2 more ranks lost some of their traces: the RUN of each says what" in notes
+
+
 def test_only_what_is_ours_is_replaced(tmp_path):
     root = folder(tmp_path, rank_traces([100, 130], clocks=[0, 0]))
     out = tmp_path / "out"

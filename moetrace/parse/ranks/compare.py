@@ -38,6 +38,7 @@ RANKS_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("delayed_ns", pa.int64(), "what the other ranks waited for this one in those, ns, mean of the others; null: not compared"),
 )  # fmt: skip
 _SCHEMA = pa.schema([pa.field(n, t, metadata={"doc": d}) for n, t, d in RANKS_COLUMNS])
+_TOLD = 10  # ranks of which a note says what they lost
 _SECONDS = ("busy", "comm", "exposed_comm", "experts")
 
 
@@ -50,12 +51,15 @@ def compare(ranks: Iterable[Gathered], one_clock: bool = False) -> tuple[pa.Tabl
         steps: dict[int, dict[str, IntArray]] = {}
         loads, world, arrivals = Loads(), 1, Arrivals(Path(folder))
         reach = np.zeros(3, dtype=np.int64)
+        lost: dict[int, tuple[str, ...]] = {}
         for one in ranks:
             world = max(world, one.rank + 1, one.world)
             steps[one.rank] = one.steps
             arrivals.add(one)
             loads.add(one)
             reach += one.reach
+            if one.lost:
+                lost[one.rank] = one.lost
         found = arrivals.compared(world, one_clock)
     table = pa.concat_tables(
         [
@@ -64,7 +68,7 @@ def compare(ranks: Iterable[Gathered], one_clock: bool = False) -> tuple[pa.Tabl
         ]
     )
     facts = _summary(table, found, loads, world, sorted(steps))
-    facts["notes"] += _reached(*reach.tolist())
+    facts["notes"] += [*_reached(*reach.tolist()), *_lost(lost)]
     return table, facts
 
 
@@ -75,6 +79,16 @@ def _reached(covered: int, kernels: int, launched: int) -> list[str]:
     return [
         f"{covered:,} of {kernels:,} kernels lie in an NVTX range, by their launch; the launch of {launched:,} was recorded"
     ]
+
+
+def _lost(lost: Mapping[int, Sequence[str]]) -> list[str]:
+    """What of the ranks' traces was lost or left out, of the first of them in words."""
+    said = [f"rank {rank}: {'; '.join(lost[rank])}" for rank in sorted(lost)]
+    if len(said) > _TOLD:
+        said[_TOLD:] = [
+            f"{len(said) - _TOLD:,} more ranks lost some of their traces: the RUN of each says what"
+        ]
+    return said
 
 
 def _rows(rank: int, steps: Mapping[str, IntArray], found: Compared, routed: IntArray | None) -> pa.Table:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moetrace import formats
 from moetrace.op import Op
 from moetrace.ops.communication import TOGETHER, matched_name
 from moetrace.parse.nesting import IntArray, exposed_by
@@ -30,8 +31,8 @@ class Gathered:
     of the group (0: not stated). `experts_ns` [layers] are the experts' ops in steps. `routed` [n, 4]: place of the step,
     layer, rank of experts, and the choices of tokens that fell on that rank's experts; empty where routing was not recorded or
     experts are not shared out. `reach`: kernels in an NVTX range, all kernels, those whose launch was recorded; 0 where ranges
-    are the profiler's own. `model`: its name and what no share of a
-    model changes, where known.
+    are the profiler's own. `model`: its name and what no share of a model changes, where known. `lost`: what of its trace was
+    lost or left out, in sentences.
     """
 
     rank: int
@@ -44,6 +45,7 @@ class Gathered:
     routed: IntArray
     reach: tuple[int, int, int] = (0, 0, 0)
     model: tuple[str, tuple[int, ...]] | None = None
+    lost: tuple[str, ...] = ()
 
 
 def gathered(run: Run, rank: int) -> Gathered:
@@ -69,8 +71,9 @@ def gathered(run: Run, rank: int) -> Gathered:
         if spec
         else None
     )
+    lost = tuple(formats.remarks(facts))
     return Gathered(
-        rank, run.meta.gpus, ep, steps, talk, tuple(sums.texts), sums.experts, routed, reach, model
+        rank, run.meta.gpus, ep, steps, talk, tuple(sums.texts), sums.experts, routed, reach, model, lost
     )
 
 
