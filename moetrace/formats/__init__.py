@@ -201,10 +201,9 @@ def _losses(count: Mapping[str, int]) -> list[str]:
         )
     if count.get("packed_damage"):
         share = _percent(count["unread_bytes"] / max(1, count["file_bytes"]))
-        said.append(
-            "the compressed file is damaged or cut off: at least its last "
-            f"{count['unread_bytes']:,} of {count['file_bytes']:,} bytes could not be read ({share})"
-        )
+        lost = f"at least its last {count['unread_bytes']:,} of {count['file_bytes']:,} bytes could not be read ({share})"
+        none = f"its {count['file_bytes']:,} bytes could be read, and their end is missing or not sound"
+        said.append(f"the compressed file is damaged or cut off: {lost if count['unread_bytes'] else none}")
     if count.get("cut_off"):
         said.append(
             "the file is cut off: what it holds was taken, and what stood behind the cut is not known; record again"

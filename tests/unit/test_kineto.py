@@ -357,6 +357,7 @@ PACKED = gzip.compress(WHOLE, mtime=0)
         (WHOLE + b"}", 50, 0, "the JSON is damaged"),
         (PACKED[:-20], None, None, "the compressed file is damaged or cut off"),
         (PACKED[:-8] + bytes(8), 50, 0, "the compressed file is damaged or cut off"),
+        (PACKED[:-8], 50, 0, "bytes could be read, and their end is missing or not sound"),
         (PACKED + b"garbage", 50, 0, "the compressed file is damaged or cut off"),
     ],
 )  # fmt: skip
