@@ -266,6 +266,7 @@ class Hardware:
         those of the engine (``experts:fp8@vllm``) before those of all engines (``experts:fp8``). An engine may say its version
         (``vllm@0.11.2``): of another than was measured, what is not assumed anyway errs by OTHER_VERSION more.
 
+        An attention takes those of its engine's 16-bit kernel before another engine's for its dtype.
         Coefficients without a dtype were fitted on 16-bit kernels. A narrower type that has none of its own takes them with
         an error of a factor of two more, and the key says so.
         """
@@ -282,7 +283,11 @@ class Hardware:
     def _family(self, kind: str, family: str, dtype: str, engine: str) -> tuple[str, Family]:
         model = coefficient_family(kind, family)
         for name in (f"{kind}:{dtype}", kind, f"{model}:{dtype}", model):
-            for key in (f"{name}@{engine}", name):
+            keys = [f"{name}@{engine}", name]
+            # Engines' attention kernels differ more (a factor of 20 on A100) than one does by the cache's type.
+            if family == "attention" and name == f"{kind}:{dtype}" and f"{kind}@{engine}" in self.families:
+                keys = keys[:1]
+            for key in keys:
                 if key in self.families:
                     found = self.families[key]
                     own = name.endswith(f":{dtype}") or found.provenance == "assumed"

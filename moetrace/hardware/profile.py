@@ -32,7 +32,7 @@ _DATASHEET = {
 }
 _WAFER_ONLY = {"cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s"}
 _MESH = {"hop_s", "shift_s", "eta_mesh"}
-_ERROR = (0, 20)
+_ERROR, _TERM_ERROR = (0, 20), (1e-6, 20)
 # What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
 _ABOUT_FIT = {
     "form", "error_decades", "error_terms", "error_apart", "source", "rows",
@@ -220,22 +220,18 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
     if form not in SCHEMAS:
         raise reader.error(f"{where}.form", form, f"one of {', '.join(SCHEMAS)}")
     parameters = SCHEMAS[form].parameters
-    entry = reader.keys(entry, where, {"error"}, set(parameters) | _ABOUT_FIT)
+    try:
+        entry = reader.keys(entry, where, {"error"}, set(parameters) | _ABOUT_FIT)
+    except ProfileError as error:
+        # Laws change what they are told, and a fit of another version's formula is none of this one's.
+        again = "; if an earlier moetrace fitted it, fit it anew (moetrace calibrate)"
+        raise ProfileError(f"{error}{again if kind == 'fitted' else ''}") from None
     value = {
         name: reader.number(entry, where, name, p.low, p.high) if name in entry else p.default
         for name, p in parameters.items()
     }
     decades, apart = (_errors(reader, entry, where, key) for key in ("error_decades", "error_apart"))
-    terms = {
-        name: _errors(reader, {name: errors}, f"{where}.error_terms", name)
-        for name, errors in reader.keys(
-            entry.get("error_terms", {}), f"{where}.error_terms", set(), set(SCHEMAS[form].terms)
-        ).items()
-    }
-    if any(len(errors) != len(decades) for errors in terms.values()):
-        raise reader.error(
-            f"{where}.error_terms", list(terms), "as many numbers for each as error_decades has"
-        )
+    terms = _error_terms(reader, entry, where, SCHEMAS[form].terms, len(decades))
     return Family(
         form=form,
         value=MappingProxyType(value),
@@ -263,11 +259,27 @@ def _seen(
     return MappingProxyType(found)
 
 
-def _errors(reader: Reader, entry: Mapping[str, Any], where: str, key: str) -> tuple[float, ...]:
+def _error_terms(
+    reader: Reader, entry: Mapping[str, Any], where: str, terms: tuple[str, ...], decades: int
+) -> dict[str, tuple[float, ...]]:
+    """The errors of all of a form's terms by decade, or none; above 0, since an op's is their geometric mean."""
+    if not entry.get("error_terms"):
+        return {}
+    where = f"{where}.error_terms"
+    table = reader.keys(entry["error_terms"], where, set(terms))
+    found = {name: _errors(reader, table, where, name, _TERM_ERROR) for name in terms}
+    if any(len(errors) != decades for errors in found.values()):
+        raise reader.error(where, list(table), "as many numbers for each as error_decades has")
+    return found
+
+
+def _errors(
+    reader: Reader, entry: Mapping[str, Any], where: str, key: str, ends: tuple[float, float] = _ERROR
+) -> tuple[float, ...]:
     errors = entry.get(key, [])
     if not isinstance(errors, list):
         raise reader.error(f"{where}.{key}", errors, "a list of numbers")
-    return tuple(reader.number({key: error}, where, key, *_ERROR) for error in errors)
+    return tuple(reader.number({key: error}, where, key, *ends) for error in errors)
 
 
 def _clock(reader: Reader, table: Mapping[str, Any]) -> float | None:

@@ -72,6 +72,7 @@ def _collectives(
     """
     types, more, told = works.ops.types, list(found), list(words)
     word = np.where(sent, works.ops.code + len(types), works.ops.code)
+    far = sent & (works["net_ranks"] > hw.domain_gpus)
     for at, op in enumerate(types):
         key, family = found[at]
         network = FORMS[family.form].network
@@ -81,6 +82,11 @@ def _collectives(
         more.append((key, family))
         missing = "has no link" if hw.link is None else f"has no coefficients for {op.kind}"
         told.append(words[at] if network and hw.link else f"unknown: profile {hw.name!r} {missing}")
+    if hw.link is not None and hw.link.network_bytes_per_s is None and far.any():
+        more += more[len(types) :]
+        missing = f"gives no network_bytes_per_s, and more than its domain_gpus of {hw.domain_gpus} take part"
+        told += [f"unknown: profile {hw.name!r} {missing}"] * len(types)
+        word = np.where(far, works.ops.code + 2 * len(types), word)
     return more, told, word
 
 

@@ -267,3 +267,14 @@ def test_a_collective_without_coefficients_is_named() -> None:
     )
     one = cost(Op.of("all_gather", bytes=1e6, ranks=8), bare)
     assert np.isnan(one.expected_s[0]) and "no coefficients for all_gather" in one.provenance[0]
+
+
+def test_a_profile_without_a_network_says_so_beyond_its_node() -> None:
+    op = Op.of("all_gather", bytes=1000, ranks=16)
+    near = Op.of("all_gather", bytes=1000, ranks=8)
+    costs = gpu.cost(ops.works([op, near]), ["communication"], load_hardware("mi300x"))
+    assert (
+        "gives no network_bytes_per_s" in costs.words[costs.word[0]]
+        and "all_gather" in costs.words[costs.word[1]]
+    )
+    assert np.isnan(costs.expected_s[0]) and costs.expected_s[1] > 0
