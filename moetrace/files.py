@@ -184,6 +184,10 @@ def check_output(
     if not force:
         raise OutputError(f"{path} exists: give another name or --force to replace it")
     strange = _strange(path, frozenset(ours), folders) if path.is_dir() else []
+    if strange and "ranks.json" in strange:
+        raise OutputError(
+            f"{path} holds the RUNs of several ranks, which no other output replaces: give another name"
+        )
     if strange:
         raise OutputError(
             f"{path} holds files that are not {whose} ({', '.join(strange[:3])}): give another name"

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moetrace.errors import OutputError, TraceError
+from moetrace.files import check_output
 from moetrace.parse.ranks import RANKS_COLUMNS, parse_ranks, rank_files
 from moetrace.routing import RoutingBuilder
 from moetrace.run import Run
@@ -218,6 +219,8 @@ def test_only_what_is_ours_is_replaced(tmp_path):
     with pytest.raises(OutputError, match="--force"):
         parse_ranks(rank_files(root), out, jobs=1)
     parse_ranks(rank_files(root), out, jobs=1, force=True)
+    with pytest.raises(OutputError, match="RUNs of several ranks"):
+        check_output(out, force=True)
     (out / "mine").mkdir()
     with pytest.raises(OutputError, match="not moetrace's"):
         parse_ranks(rank_files(root), out, jobs=1, force=True)
