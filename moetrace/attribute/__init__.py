@@ -244,21 +244,8 @@ def price_run(run: Run, hardware: Hardware) -> tuple[IntArray, tuple[Op, ...], C
 _NEVER = 1 << 62
 # What of a run is read: of a long part, what is not takes as much as what is.
 _READ = (
-    *(
-        "rank",
-        "device",
-        "step",
-        "phase",
-        "layer",
-        "family",
-        "kind",
-        "op",
-        "kernel",
-        "start_ns",
-        "dur_ns",
-        "launch_ns",
-    ),
-    *("flops", "weight_bytes", "kv_bytes", "act_bytes"),
+    *("rank", "device", "step", "phase", "layer", "family", "kind", "op", "kernel"),
+    *("start_ns", "dur_ns", "launch_ns", "flops", "weight_bytes", "kv_bytes", "act_bytes"),
 )
 _TIMES = ("step", "device", "start_ns", "dur_ns", "launch_ns")
 

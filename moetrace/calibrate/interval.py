@@ -47,9 +47,8 @@ def interval(errors: FloatArray, works: Works, parts: Parts, shape: npt.NDArray[
     """The interval that holds 80 % of the held-out `errors` (logarithms), overall, by size and by what the time is made of.
 
     A decade of few rows takes the nearest rows of its neighbours to itself. Ops that run another way (`apart`) have errors of
-    their own, whatever their time is made of; they are of
-    few shapes, whose rows err alike, so that of n shapes the (n + 1) / n-fold of 80 % is taken, as a further one asks for
-    (split conformal prediction: arXiv 2107.07511, section 1).
+    their own, whatever their time is made of; they are of few shapes, whose rows err alike, so that of n shapes the
+    (n + 1) / n-fold of 80 % is taken, as a further one asks for (split conformal prediction: arXiv 2107.07511, section 1).
     """
     size, other = np.abs(errors), apart(works)
     tokens = np.log10(np.maximum(np.nan_to_num(tokens_of(works), nan=1.0), 1.0))

@@ -87,6 +87,12 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
     if "match" in table:
         check_match(reader, table["match"])
     families, sources = _coefficients(reader, table)
+    by_term = [key for key, family in families.items() if family.error_terms]
+    if law == "wafer" and by_term:
+        raise ProfileError(
+            f"hardware profile {reader.path}: family {by_term[0]!r} has error_terms, which the wafer law does not know: "
+            "expected error and error_decades alone"
+        )
     tuned = _tuned(reader, table)
     if "tuned" in table:
         sources["tuned"] = reader.text(table["tuned"], "tuned", "source")

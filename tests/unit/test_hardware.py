@@ -380,3 +380,14 @@ error_decades = [0.1]
 def test_errors_by_term_are_whole_or_refused(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
         load_hardware(write(tmp_path, MINIMAL + FITTED + line + "\n"))
+
+
+def test_a_wafer_has_no_errors_by_term(tmp_path: Path) -> None:
+    """Its law has other terms than the forms of GPUs: priced, the first op would ask for one that is not there."""
+    text = (Path(__file__).parents[2] / "hw_profiles" / "cs3.toml").read_text()
+    every = "error_terms = { fixed = [0.3, 1, 2], memory = [0.3, 1, 2], compute = [0.3, 1, 2] }"
+    text = text.replace(
+        "error_decades = [0.3, 1.0, 2.5] }", f"error_decades = [0.3, 1.0, 2.5], {every} }}", 1
+    )
+    with pytest.raises(ProfileError, match="has error_terms, which the wafer law does not know"):
+        load_hardware(write(tmp_path, text))
