@@ -16,7 +16,8 @@ from moetrace.formats import kineto, nsys
 from moetrace.formats.events import Events, Stored, Tensors
 from moetrace.formats.nsys_file import REPORTS, Export, exported
 from moetrace.formats.piles import Block, Spill
-from moetrace.formats.remote import Remote, located, trace_in
+from moetrace.formats.remote import Remote
+from moetrace.formats.where import located, trace_in
 
 
 def read(
@@ -94,7 +95,7 @@ def placed(events: Events | Stored, rank: int, world_size: int) -> Events | Stor
     head = events if isinstance(events, Events) else events.head
     if head.world_size > 1:
         return events
-    head = replace(head, rank=rank, world_size=world_size)
+    head = replace(head, rank=rank, world_size=world_size, counts={**head.counts, "placed": 1})
     if isinstance(events, Events):
         return head
     events.head = head

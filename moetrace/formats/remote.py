@@ -1,4 +1,4 @@
-"""Where a trace lies: a local file, named by itself, by a pattern or by its folder; or a URL that fsspec opens."""
+"""Files behind URLs that fsspec opens: streamed, and one line where they cannot be reached."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from types import SimpleNamespace
 from typing import IO, Any, cast
 
 from moetrace.errors import MoetraceError, TraceError
-from moetrace.files import url_of
-
-_TRACES = re.compile(r".*\.(json|trace|tmp|sqlite|nsys-rep|qdrep)(\.gz|\.zst)?", re.IGNORECASE)
-_NO_TRACES = ("run.json", "recording.json")  # what moetrace itself writes beside traces
-_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,67 +139,8 @@ def files_at(url: str) -> list[Remote]:
     )
 
 
-def located(path: Path) -> Path | Remote:
-    """The file that a path means: a URL's, a pattern's one match, the one trace in a folder, else the path itself.
-
-    Raises TraceError with one line where a pattern or a folder means none or several, or a URL cannot be opened.
-    """
-    url = url_of(path)
-    if url is not None:
-        return _remote(url)
-    if not path.exists() and glob.has_magic(str(path)):
-        found = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
-        return _one([p for p in found if p.is_file()], f"{path} matches", "the pattern")
-    return path
-
-
-def trace_in(folder: Path) -> Path:
-    """The one trace file in a folder. Raises TraceError if there is none or several."""
-    found = [
-        p for p in folder.iterdir() if p.is_file() and _TRACES.fullmatch(p.name) and p.name not in _NO_TRACES
-    ]
-    return _one(found, f"{folder} holds", "a folder")
-
-
-def is_trace_name(name: str) -> bool:
-    """Whether a file of this name is taken for a trace."""
-    return _TRACES.fullmatch(name.rstrip("/").rsplit("/", 1)[-1]) is not None and name not in _NO_TRACES
-
-
-def traces_at(path: Path) -> list[Path | Remote]:
-    """All trace files that a path means: those in a folder, those that a pattern matches, ascending; else the one file.
-
-    Raises TraceError where a folder or pattern has none, or a URL cannot be opened.
-    """
-    if (url := url_of(path)) is not None:
-        files: list[Path | Remote] = [f for f in files_at(url) if _TRACES.fullmatch(f.name)]
-        return files or [_remote(url)]
-    if path.is_dir():
-        found = path.iterdir()
-    elif not path.exists() and glob.has_magic(str(path)):
-        found = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
-    else:
-        return [path]
-    traces = sorted(
-        p for p in found if p.is_file() and _TRACES.fullmatch(p.name) and p.name not in _NO_TRACES
-    )
-    if not traces:
-        raise TraceError(f"{path} holds no trace file")
-    return list(traces)
-
-
-def _one(found: list[Path], said: str, what: str) -> Path:
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(sorted(p.name for p in found)[:_SHOWN]) + (", ..." if found[_SHOWN:] else "")
-    if not found:
-        raise TraceError(
-            f"{said} no trace file: expected one (.json, .sqlite, either with .gz, .nsys-rep), or a RUN of 'moetrace parse'"
-        )
-    raise TraceError(f"{said} {len(found)} files ({names}): expected one trace for {what}, give one of them")
-
-
-def _remote(url: str) -> Remote:
+def remote_file(url: str) -> Remote:
+    """The one file that a URL names. Raises TraceError where it cannot be reached, or is none."""
     fs, path = file_system(url)
     with reached(url):
         info = fs.info(path)

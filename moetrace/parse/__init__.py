@@ -19,7 +19,7 @@ import orjson
 from moetrace import formats
 from moetrace.errors import RunError, TraceError
 from moetrace.files import is_run, url_of
-from moetrace.formats.remote import traces_at
+from moetrace.formats.where import traces_at
 from moetrace.hardware import load_hardware
 from moetrace.model import ModelSpec, load_model
 from moetrace.model.fields import is_whole

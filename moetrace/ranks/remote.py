@@ -15,7 +15,8 @@ from typing import IO, Any, cast
 from moetrace.errors import RunError
 from moetrace.files import RANKS_SUMMARY, RUN_FILES
 from moetrace.formats.piles import Spill
-from moetrace.formats.remote import file_system, is_trace_name, reached
+from moetrace.formats.remote import file_system, reached
+from moetrace.formats.where import is_trace_name
 from moetrace.ranks.together import numbers, summary_of
 from moetrace.ranks.value import FOLDER, Ranks
 from moetrace.run import Run

@@ -11,6 +11,7 @@ import pytest
 
 from moetrace.errors import OutputError, TraceError
 from moetrace.files import check_output
+from moetrace.parse import parse
 from moetrace.parse.ranks import RANKS_COLUMNS, parse_ranks, rank_files
 from moetrace.routing import RoutingBuilder
 from moetrace.run import Run
@@ -111,6 +112,43 @@ def test_names_tell_ranks_where_traces_do_not(tmp_path):
     assert rank_files(tmp_path / "*TP-[0-9]-EXTEND*").keys() == {0, 3}
     facts = parse_ranks(found, tmp_path / "out", jobs=1)
     assert [r["rank"] for r in facts["ranks"]] == [0, 3] and facts["world"] == 4
+    assert facts["notes"][0].startswith(
+        "traces of prefill, left out beside those of decode: 1690000000.5-TP-0-EXTEND"
+    )
+
+
+def test_what_only_lies_beside_traces_is_named_and_passed_over(tmp_path):
+    root = folder(tmp_path, rank_traces([100, 130], clocks=[0, 0]))
+    (root / "config.json").write_text('{"hidden_size": 2048}')
+    (root / "metrics.json").write_text('[{"tokens": 3}]')
+    found = rank_files(root)
+    assert {r: p.name for r, p in found.items()} == {0: "trace-rank0.json", 1: "trace-rank1.json"}
+    facts = parse_ranks(found, jobs=1)
+    assert facts["notes"][0] == "no traces, passed over: config.json, metrics.json" and facts["world"] == 2
+    (root / "trace-rank1.json").unlink()
+    assert rank_files(root) == {} and parse(root).num_rows == parse(root / "trace-rank0.json").num_rows
+    (root / "metrics.json").write_text('[{"tokens": 3}')  # damaged: it may have been a trace
+    with pytest.raises(
+        TraceError, match=r"the name of .*rank0\.json tells its rank and that of .*metrics\.json"
+    ):
+        rank_files(root)
+
+
+def test_two_recordings_of_one_model_are_no_ranks(tmp_path):
+    for name in ("before", "after"):
+        write(tmp_path / f"{name}.json", decode_trace())
+    with pytest.raises(TraceError, match=r"nothing says that .*after\.json and .*before\.json are ranks"):
+        parse_ranks(rank_files(tmp_path), tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
+    for name, events in zip(("before", "after"), rank_traces([100, 130], clocks=[0, 0]), strict=True):
+        write(tmp_path / f"{name}.json", events)  # now they communicate
+    assert [r["rank"] for r in parse_ranks(rank_files(tmp_path), jobs=1)["ranks"]] == [0, 1]
+
+
+def test_stages_are_told_only_where_all_names_tell_them(tmp_path):
+    write(tmp_path / "x-TP-0-DECODE.json", decode_trace())
+    write(tmp_path / "y-TP-1.json", decode_trace())
+    assert len(rank_files(tmp_path)) == 2
 
 
 def test_single_files_and_recordings_are_no_run_of_many(tmp_path, shipped):

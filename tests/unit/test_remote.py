@@ -15,7 +15,7 @@ import pytest
 
 from moetrace import formats
 from moetrace.errors import ModelError, OutputError, RunError, TraceError
-from moetrace.formats import remote
+from moetrace.formats import remote, where
 from moetrace.parse import open_run, parse
 from moetrace.parse.ranks import parse_ranks, rank_files
 from moetrace.parse.ranks.output import write_run
@@ -100,7 +100,7 @@ def test_a_circle_of_links_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="does not exist"):
         parse(tmp_path / "a.json")
     with pytest.raises(TraceError, match="holds no trace file"):
-        remote.trace_in(tmp_path)
+        where.trace_in(tmp_path)
     with pytest.raises(TraceError):
         formats.read(tmp_path / "in" / "in" / "in")
 

@@ -43,13 +43,14 @@ def parse_ranks(
     `files` are those of `rank_files` or `ranks_of`; `options` go to `parse`.
     `jobs` processes work at a time (default: as many as there are
     cores), or the workers of the Dask cluster of `scheduler`, which must reach the files and `output` under the same names.
-    Raises TraceError if a file cannot be read, two hold the same rank or are of different models, OutputError if something is
-    in the way.
+    Raises TraceError if a file cannot be read, two hold the same rank or are of different models, or nothing says that they
+    are ranks of one run; OutputError if something is in the way.
     """
     place = output_at(output) if output is not None else None
     if place is None:
         task = Task(files, None, options or {})
-        return compare(_parsed(files, task, None, jobs, scheduler, progress, {}), _one_clock(files))[1]
+        facts = compare(_parsed(files, task, None, jobs, scheduler, progress, {}), _one_clock(files))[1]
+        return _noted(facts, files)
     place.check(force)
     stage = place.stage()
     try:
@@ -57,6 +58,7 @@ def parse_ranks(
         task = Task(files, stage, options or {})
         found = _parsed(files, task, place, jobs, scheduler, progress, made)
         table, facts = compare(found, _one_clock(files))
+        facts = _noted(facts, files)
         place.take(made)
     finally:
         place.clean()
@@ -64,6 +66,11 @@ def parse_ranks(
         place.edit_meta(own["rank"], lambda raw, own=own: _told(raw, own, len(facts["ranks"])))  # type: ignore[misc]
     place.finish(table, facts)
     return facts
+
+
+def _noted(facts: dict[str, Any], files: Mapping[int, Path | Remote | Export]) -> dict[str, Any]:
+    """The summary with what was left out beside the ranks' files."""
+    return {**facts, "notes": [*files.notes, *facts["notes"]]} if isinstance(files, Found) else facts
 
 
 def _one_clock(files: Mapping[int, Path | Remote | Export]) -> bool:
@@ -86,6 +93,7 @@ def _parsed(
     source: dict[int, Path | Remote | Export] = {}
     model: tuple[tuple[str, tuple[int, ...]], Path | Remote | Export] | None = None
     sizes = {at: file.stat().st_size for at, file in files.items()}
+    apart = isinstance(files, Found) and not files.told
     done = 0
     with closing(given):
         for at, found in given:
@@ -102,6 +110,7 @@ def _parsed(
                     )
                 model = other, first
             source[found.rank] = files[at]
+            apart &= found.alone
             target = task.target(at)
             if place is not None and target is not None:
                 place.check_made(target)
@@ -110,6 +119,12 @@ def _parsed(
             if progress is not None:
                 progress(done / max(1, sum(sizes.values())))
             yield found
+    if apart:
+        names = " and ".join(str(file) for file in list(files.values())[:2])
+        raise TraceError(
+            f"nothing says that {names} are ranks of one run: neither their names (trace-rank0.json) nor what they hold "
+            "(distributedInfo, communication). Parse each by itself; 'moetrace diff' compares two"
+        )
 
 
 def _told(raw: dict[str, Any], own: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Gathered:
     layer, rank of experts, and the choices of tokens that fell on that rank's experts; empty where routing was not recorded or
     experts are not shared out. `reach`: kernels in an NVTX range, all kernels, those whose launch was recorded; 0 where ranges
     are the profiler's own. `model`: its name and what no share of a model changes, where known. `lost`: what of its trace was
-    lost or left out, in sentences.
+    lost or left out, in sentences. `alone`: its trace knows of no other rank, and holds no communication.
     """
 
     rank: int
@@ -46,6 +46,7 @@ class Gathered:
     reach: tuple[int, int, int] = (0, 0, 0)
     model: tuple[str, tuple[int, ...]] | None = None
     lost: tuple[str, ...] = ()
+    alone: bool = False
 
 
 def gathered(run: Run, rank: int) -> Gathered:
@@ -72,8 +73,20 @@ def gathered(run: Run, rank: int) -> Gathered:
         else None
     )
     lost = tuple(formats.remarks(facts))
+    alone = bool(facts.get("placed")) and not steps["comm_ns"].any()
     return Gathered(
-        rank, run.meta.gpus, ep, steps, talk, tuple(sums.texts), sums.experts, routed, reach, model, lost
+        rank,
+        run.meta.gpus,
+        ep,
+        steps,
+        talk,
+        tuple(sums.texts),
+        sums.experts,
+        routed,
+        reach,
+        model,
+        lost,
+        alone,
     )
 
 
