@@ -1,7 +1,8 @@
 """The 80 % interval of a fitted family, drawn from held-out errors, and how well it holds on shapes that it was not drawn from.
 
 Within a decade of tokens each term of the form has an error, that of an op whose time is all that term's: streaming is better
-known than what is fixed, and an op's error is the geometric mean of its terms', weighed by their seconds.
+known than what is fixed. An op's error is the geometric mean of its terms', weighed by their seconds, and rises or falls evenly
+over the decade.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from moetrace.hardware import Family
 from moetrace.machines.forms import Parts
-from moetrace.machines.gpu import apart, decade_of, errors, tokens_of
+from moetrace.machines.gpu import apart, decade_of, errors, place_in_decade, tokens_of
 from moetrace.op import FloatArray, Works
 
 MIN_ROWS = 30
@@ -24,7 +25,11 @@ DRAWS = 4  # times that the shapes are halved
 _LEAST = 1e-3  # below this an error's logarithm is the least there is
 _SMOOTH = 0.05  # over which the loss of a quantile turns
 _TOGETHER = 0.25  # rows that what draws the levels of terms to each other is worth
-_FARTHEST = float(np.log(4.0))  # of a term's level from the middle: no row's time may be all that term's
+_LEVELS = (
+    0.01,
+    1.0,
+)  # least and most error (its logarithm) of an op that is all one term: no row's time may be
+_RISES = float(np.log(4.0))  # the most that an error grows or falls by over a decade
 _NOTHING = 1e-30  # seconds
 
 
@@ -35,11 +40,22 @@ class Interval:
     error: float
     error_decades: tuple[float, ...]
     error_terms: Mapping[str, tuple[float, ...]]
+    error_rises: tuple[float, ...]
     error_apart: tuple[float, ...]
 
     def of(self, works: Works, parts: Parts) -> FloatArray:
         """The error of each op, as a profile that says this gives it."""
-        said = Family("", {}, self.error, "", "", self.error_decades, self.error_terms, self.error_apart)
+        said = Family(
+            "",
+            {},
+            self.error,
+            "",
+            "",
+            self.error_decades,
+            self.error_terms,
+            self.error_rises,
+            self.error_apart,
+        )
         return errors(said, works, parts)
 
 
@@ -57,14 +73,17 @@ def interval(errors: FloatArray, works: Works, parts: Parts, shape: npt.NDArray[
         other = np.zeros_like(other)
     total = np.maximum(sum(parts.terms.values(), np.zeros_like(size)), _NOTHING)
     shares = np.column_stack([term / total for term in parts.terms.values()] or [np.ones_like(size)])
-    middle, levels, own = list[float](), list[FloatArray](), list[float]()
+    middle, levels, rises, own = list[float](), list[FloatArray](), list[float](), list[float]()
     for i in range(int(decade.max()) + 1):
         usual, those = (_rows(mask, decade == i, np.abs(tokens - (i + 0.5))) for mask in (~other, other))
         middle.append(float(np.expm1(np.quantile(size[usual], WITHIN))))
-        levels.append(np.expm1(np.exp(_levels(size[usual], shares[usual]))))
+        found, rise = _levels(size[usual], shares[usual], place_in_decade(tokens_of(works)[usual], i))
+        levels.append(np.expm1(np.exp(found)))
+        rises.append(float(np.exp(rise)))
         own += [_of_few(size[those], shape[those])] if those.any() else []
     terms = {name: tuple(level[at] for level in levels) for at, name in enumerate(parts.terms)}
-    return Interval(float(np.expm1(np.quantile(size, WITHIN))), tuple(middle), terms, tuple(own))
+    every = float(np.expm1(np.quantile(size, WITHIN)))
+    return Interval(every, tuple(middle), terms, tuple(rises), tuple(own))
 
 
 def _of_few(size: FloatArray, shape: npt.NDArray[np.str_]) -> float:
@@ -79,30 +98,32 @@ def _rows(mask: BoolArray, inside: BoolArray, distance: FloatArray) -> BoolArray
     return np.asarray(mask & (distance <= np.sort(distance[mask])[:MIN_ROWS].max()))
 
 
-def _levels(size: FloatArray, shares: FloatArray) -> FloatArray:
-    """Logarithms of the 80 % quantile of `size` where the time is all one term, [terms]; by `shares`, [rows, terms], between.
+def _levels(size: FloatArray, shares: FloatArray, place: FloatArray) -> tuple[FloatArray, float]:
+    """(logarithms of the 80 % quantile of `size` where the time is all one term, [terms], and by how much they rise over the
+    decade); by `shares`, [rows, terms], and `place` in the decade, -0.5 to 0.5, between.
 
-    Quantile regression of the logarithm, the levels drawn weakly to each other; what no row has takes their middle. Shifted
-    so that exactly 80 % lie within.
+    Quantile regression of the logarithm, the levels drawn weakly to the quantile of all rows, which a term that no row has
+    keeps. Shifted so that exactly 80 % lie within.
     """
     from scipy.optimize import minimize
 
     log = np.log(np.maximum(size, _LEAST))
-    design = np.column_stack([np.ones(size.size), shares])
-    middle, drawn = float(np.quantile(log, WITHIN)), _TOGETHER / size.size
+    design = np.column_stack([shares, place])
+    drawn = _TOGETHER / size.size
+    middle = np.append(np.full(shares.shape[1], np.quantile(log, WITHIN)), 0.0)
 
     def loss(found: FloatArray) -> tuple[float, FloatArray]:
-        over = log - design @ found
+        over, away = log - design @ found, found - middle
         beyond = np.logaddexp(0.0, over / _SMOOTH) * _SMOOTH
         slope = WITHIN - 1.0 + 1.0 / (1.0 + np.exp(-over / _SMOOTH))
-        each = np.concatenate([[0.0], found[1:]])
-        value = np.mean((WITHIN - 1.0) * over + beyond) + drawn * np.sum(each**2)
-        return float(value), 2.0 * drawn * each - design.T @ slope / size.size
+        value = np.mean((WITHIN - 1.0) * over + beyond) + drawn * np.sum(away**2)
+        return float(value), 2.0 * drawn * away - design.T @ slope / size.size
 
-    bounds = [(middle - _FARTHEST, middle + _FARTHEST)] + [(-_FARTHEST, _FARTHEST)] * shares.shape[1]
-    begin = np.array([middle, *np.zeros(shares.shape[1])])
+    ends = tuple(float(np.log(end)) for end in _LEVELS)
+    bounds = [ends] * shares.shape[1] + [(-_RISES, _RISES)]
+    begin = np.clip(middle, *zip(*bounds, strict=True))
     found = np.asarray(minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds).x)
-    return np.asarray(found[0] + found[1:] + np.quantile(log - design @ found, WITHIN))
+    return found[:-1] + np.quantile(log - design @ found, WITHIN), float(found[-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ def _entry(group: Group) -> dict[str, Any]:
             name: [_short(min(e, MAX_ERROR)) for e in errors]
             for name, errors in group.interval.error_terms.items()
         },
+        "error_rises": [_short(rise) for rise in group.interval.error_rises],
         **(
             {"error_apart": [_short(min(e, MAX_ERROR)) for e in group.interval.error_apart]}
             if group.interval.error_apart

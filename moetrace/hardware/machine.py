@@ -16,6 +16,12 @@ ANY_ENGINE = "any"
 # difference included (benchmarks/score_transfer.py).
 OTHER_VERSION = 0.34
 
+# The engines that are told apart, and how much wider errors are for one that was not measured, or where it is not said which
+# and only one was: of the 92 pairs of engines of the public tables for one op family, type and chip, the middle one's factor
+# between the times of one and the other's law, within which 80 % lie (benchmarks/score_engines.py; a fifth exceed 2).
+ENGINES = ("vllm", "sglang", "trtllm")
+OTHER_ENGINE = 0.46
+
 # Where a dtype that a machine has no units for is computed: weights are dequantised to the first of these with a peak;
 # index arithmetic runs on the vector units. fp32 and fp64 have no substitute.
 FALLBACK = {
@@ -137,7 +143,8 @@ class Family:
     `error` is such that 80 % of held-out measurements lie within ``/ (1 + error)`` and ``x (1 + error)``; `error_decades`
     says the same by size, for ops of 1-9 tokens, 10-99 and so on (the last holds beyond), and is empty where it was not
     found apart; `error_terms` is by decade that of an op whose time is all one term of the form, what is between them
-    geometric, by each term's share; `error_apart` is by decade that of exchanges of low latency or between nodes and of
+    geometric, by each term's share; by `error_rises` their logarithms grow over each decade, half before and half beyond its
+    middle; `error_apart` is by decade that of exchanges of low latency or between nodes and of
     eager all-reduces. `seen` has the least and the most of each size that the fit saw, empty where that is not said. `source`
     says where all this is from. `named` are the parameters that the profile itself gives; `value` has the defaults of the
     others too.
@@ -150,6 +157,7 @@ class Family:
     source: str
     error_decades: tuple[float, ...] = ()
     error_terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    error_rises: tuple[float, ...] = ()
     error_apart: tuple[float, ...] = ()
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
@@ -269,8 +277,14 @@ class Hardware:
         An attention takes those of its engine's 16-bit kernel before another engine's for its dtype.
         Coefficients without a dtype were fitted on 16-bit kernels. A narrower type that has none of its own takes them with
         an error of a factor of two more, and the key says so.
+        What other engines were measured for, but not this one, errs by OTHER_ENGINE more; where no engine is said, what only
+        one was measured for.
         """
-        key, found = self._family(kind, family, dtype, engine.partition("@")[0])
+        name = engine.partition("@")[0]
+        key, found = self._family(kind, family, dtype, name)
+        measured = [one for one in ENGINES if f"{key}@{one}" in self.families]
+        if len(measured) == 1 if name == ANY_ENGINE else measured:
+            return f"{key} (of {', '.join(measured)})", found.widened(1 + OTHER_ENGINE)
         other = self.is_other_version(engine) and found.provenance != "assumed"
         return (f"{key} (as of {engine})", found.widened(1 + OTHER_VERSION)) if other else (key, found)
 

@@ -10,7 +10,7 @@ from typing import Any
 from moetrace.errors import ProfileError
 from moetrace.hardware.files import Reader, profile_names, read_profile
 from moetrace.hardware.forms import GENERIC, SCHEMAS
-from moetrace.hardware.machine import Family, Hardware, Link, Memory, Wafer
+from moetrace.hardware.machine import ENGINES, Family, Hardware, Link, Memory, Wafer
 from moetrace.hardware.match import check_match
 from moetrace.hardware.variants import node_of, split_node, variant_of, widening
 
@@ -32,15 +32,14 @@ _DATASHEET = {
 }
 _WAFER_ONLY = {"cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s"}
 _MESH = {"hop_s", "shift_s", "eta_mesh"}
-_ERROR, _TERM_ERROR = (0, 20), (1e-6, 20)
+_ERROR, _TERM_ERROR, _RISE = (0, 20), (1e-6, 20), (0.1, 10)
 # What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
 _ABOUT_FIT = {
-    "form", "error_decades", "error_terms", "error_apart", "source", "rows",
-    "shapes", "kernels", "held_out", "kept", "covariance", "seen"
+    "form", "error_decades", "error_terms", "error_rises", "error_apart", "source", "rows", "shapes",
+    "kernels", "held_out", "kept", "covariance", "seen"
 }  # fmt: skip
 _TABLES = {"fitted", "assumed", "transferred", "match", "tuned", "engines"}
 _TUNED = {"bf16", "fp8", "fp8_block"}
-_ENGINES = {"vllm", "sglang", "trtllm"}
 
 
 def load_hardware(machine: str | Hardware) -> Hardware:
@@ -143,8 +142,8 @@ def _engines(reader: Reader, table: Mapping[str, Any]) -> Mapping[str, str]:
     if "engines" not in table:
         donor = table.get("transferred", {}).get("from")
         return _engines(reader, read_profile(str(donor))[1]) if donor else MappingProxyType({})
-    told = reader.keys(table["engines"], "engines", {"source"}, _ENGINES)
-    return MappingProxyType({n: reader.text(told, "engines", n) for n in sorted(_ENGINES & set(told))})
+    told = reader.keys(table["engines"], "engines", {"source"}, set(ENGINES))
+    return MappingProxyType({n: reader.text(told, "engines", n) for n in sorted({*ENGINES} & set(told))})
 
 
 def _tuned(reader: Reader, table: Mapping[str, Any]) -> Mapping[str, frozenset[tuple[int, int]]]:
@@ -238,6 +237,9 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
     }
     decades, apart = (_errors(reader, entry, where, key) for key in ("error_decades", "error_apart"))
     terms = _error_terms(reader, entry, where, SCHEMAS[form].terms, len(decades))
+    rises = _errors(reader, entry, where, "error_rises", _RISE)
+    if rises and len(rises) != len(decades):
+        raise reader.error(f"{where}.error_rises", list(rises), "as many numbers as error_decades has")
     return Family(
         form=form,
         value=MappingProxyType(value),
@@ -246,6 +248,7 @@ def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -
         source=entry.get("source", source),
         error_decades=decades,
         error_terms=MappingProxyType(terms),
+        error_rises=rises,
         error_apart=apart,
         seen=_seen(reader, entry, where),
         named=frozenset(parameters) & frozenset(entry),

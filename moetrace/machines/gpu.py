@@ -124,17 +124,21 @@ def _by_coefficients(found: Found, word: IntArray) -> Iterator[tuple[Family, Row
 
 
 def errors(family: Family, works: Works, parts: Parts) -> FloatArray:
-    """The error of each op, [ops]: by the decade of its tokens and what its time is made of, where that was found, else the
-    family's."""
+    """The error of each op, [ops]: by the decade of its tokens, its place in it and what its time is made of, where that was
+    found, else the family's."""
     if not family.error_decades:
         return np.full(len(works), family.error)
     tokens = tokens_of(works)
-    place = np.minimum(decade_of(tokens), len(family.error_decades) - 1)
-    found = np.array(family.error_decades)[place]
+    decade = decade_of(tokens)
+    place = np.minimum(decade, len(family.error_decades) - 1)
+    found = np.log1p(np.array(family.error_decades))[place]
     if family.error_terms:
         found = _mixed(family.error_terms, parts.terms, place, found)
+    if family.error_rises:
+        found = found * np.array(family.error_rises)[place] ** place_in_decade(tokens, place)
+    found = np.expm1(found)
     if family.error_apart:
-        place = np.minimum(decade_of(tokens), len(family.error_apart) - 1)
+        place = np.minimum(decade, len(family.error_apart) - 1)
         found = np.where(apart(works), np.array(family.error_apart)[place], found)
     # Where the family's ops have no size, there is one decade for all of them.
     return np.where(np.isnan(tokens) & (len(family.error_decades) > 1), family.error, found)
@@ -146,19 +150,29 @@ def _mixed(
     place: IntArray,
     without: FloatArray,
 ) -> FloatArray:
-    """Errors of ops whose terms have these errors by decade: the mean of their logarithms, weighed by the terms' seconds."""
+    """log(1 + error) of ops whose terms have these errors by decade: the geometric mean, weighed by the terms' seconds."""
     total, weighed = np.zeros(place.size), np.zeros(place.size)
     for name, levels in errors.items():
         total += terms[name]
         weighed += terms[name] * np.log(np.log1p(np.array(levels)))[place]
     known = total > 0
     mean = np.divide(weighed, total, out=np.zeros_like(total), where=known)
-    return np.where(known, np.expm1(np.exp(mean)), without)
+    return np.where(known, np.exp(mean), without)
 
 
 def decade_of(tokens: FloatArray) -> IntArray:
     """0 for 1-9 tokens, 1 for 10-99 and so on, [ops]; 0 where an op has none."""
-    return np.floor(np.log10(np.maximum(np.nan_to_num(tokens, nan=1.0), 1.0))).astype(np.int64)
+    return np.floor(_size(tokens)).astype(np.int64)
+
+
+def place_in_decade(tokens: FloatArray, decade: IntArray | int) -> FloatArray:
+    """-0.5 where the decade begins to 0.5 where it ends, by the tokens' logarithm, [ops]; those outside are at its ends and
+    what has no tokens is in the middle."""
+    return np.where(np.isnan(tokens), 0.0, np.clip(_size(tokens) - decade, 0.0, 1.0) - 0.5)
+
+
+def _size(tokens: FloatArray) -> FloatArray:
+    return np.log10(np.maximum(np.nan_to_num(tokens, nan=1.0), 1.0))
 
 
 def apart(works: Works) -> npt.NDArray[np.bool_]:

@@ -24,14 +24,13 @@ from moetrace.cost.bounds import beats_bound, cache_warm, interval
 from moetrace.cost.reading import batches
 from moetrace.cost.table import read_ops
 from moetrace.errors import ScenarioError
-from moetrace.hardware import ANY_ENGINE, load_hardware, profile_names
+from moetrace.hardware import ANY_ENGINE, ENGINES, load_hardware, profile_names
 from moetrace.machines.gpu import tokens_of
 from moetrace.op import FloatArray, OpColumns
 from moetrace.validate.beaten import cause
 from moetrace.validate.entry import NOT_SIMULATED, PREDICTED
 from moetrace.validate.ledger import LEDGER_SCHEMA
 
-_ENGINES = ("vllm", "sglang", "trtllm")
 _UNREAD = "its element type or its ranks are not known"
 
 
@@ -84,7 +83,7 @@ def _parts(batch: pa.Table, frame: pd.DataFrame, path: Path) -> Iterator[_Part]:
         return
     seconds = _seconds(frame, path)
     named = next((n for n in ("engine", "aic_framework") if n in frame), None)
-    engines = [e if e in _ENGINES else ANY_ENGINE for e in (frame[named] if named else [None] * len(frame))]
+    engines = [e if e in ENGINES else ANY_ENGINE for e in (frame[named] if named else [None] * len(frame))]
     pairs = list(zip(systems.tolist(), engines, strict=True))
     for system, engine in sorted(set(pairs)):
         at = np.flatnonzero([pair == (system, engine) for pair in pairs])

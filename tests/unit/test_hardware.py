@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moetrace.errors import ProfileError
-from moetrace.hardware import OTHER_VERSION, load_hardware, match_device, profile_names
+from moetrace.hardware import OTHER_ENGINE, OTHER_VERSION, load_hardware, match_device, profile_names
 
 VARIANTS = (
     "a800-pcie", "a800-pcie-nvlink", "gb200", "h100-nvl", "h100-pcie", "h20", "h800-sxm", "l40s", "mi325x", "wse2",
@@ -359,6 +359,43 @@ def test_an_engines_own_attention_comes_before_anothers_for_the_type(engine: str
     assert family.error >= 1.0 and a100.family("mla_attention", "attention", "fp8", "trtllm")[1].error < 0.1
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "dtype", "engine", "measured"),
+    [
+        ("h100-sxm", "mla_attention", "bf16", "vllm", "sglang, trtllm"),
+        ("h100-sxm", "mla_attention", "bf16", "vllm@0.9", "sglang, trtllm"),
+        ("h100-sxm", "moe_down", "fp8", "sglang", "vllm, trtllm"),
+        ("h200-sxm", "moe_down", "fp8", "sglang", "vllm, trtllm"),
+        ("a100-sxm", "moe_down", "int4", "vllm", "sglang"),
+        ("a100-sxm", "moe_down", "int4", "any", "sglang"),
+    ],
+)
+def test_an_engine_that_was_not_measured_is_priced_alike_and_less_surely(
+    name: str, kind: str, dtype: str, engine: str, measured: str
+) -> None:
+    hw = load_hardware(name)
+    key, found = hw.family(kind, "attention" if "attention" in kind else "experts", dtype, engine)
+    plain = key.partition(" ")[0]
+    assert found == hw.families[plain].widened(1 + OTHER_ENGINE) and key == f"{plain} (of {measured})"
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "dtype", "engine"),
+    [
+        ("moe_down", "experts", "bf16", "any"),  # measured of three, whose spread is in its error
+        ("moe_down", "experts", "bf16", "vllm"),
+        ("all_gather", "communication", "bf16", "vllm"),  # NCCL's, whoever calls it
+        ("norm", "norm", "bf16", "vllm"),  # assumed, of no engine
+    ],
+)
+def test_what_was_measured_or_is_of_no_engine_is_as_sure_as_the_fit(
+    kind: str, family: str, dtype: str, engine: str
+) -> None:
+    hw = load_hardware("h100-sxm")
+    key, found = hw.family(kind, family, dtype, engine)
+    assert found == hw.families[key]
+
+
 FITTED = """
 [fitted]
 source = "a fit"
@@ -375,6 +412,8 @@ error_decades = [0.1]
         ("error_terms = { fixed = [0.1], memory = [0.1] }", "error_terms] lacks the key 'compute'"),
         ("error_terms = { fixed = [0.1], memory = [0], compute = [0.1] }", "memory = 0: expected a number from 1e-06"),
         ("error_terms = { fixed = [0.1], memory = [0.1], compute = [] }", "as many numbers for each"),
+        ("error_rises = [1, 2]", "error_rises.*as many numbers as error_decades has"),
+        ("error_rises = [0]", "error_rises = 0: expected a number from 0.1"),
     ],
 )  # fmt: skip
 def test_errors_by_term_are_whole_or_refused(tmp_path: Path, line: str, message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -51,7 +53,7 @@ def test_each_term_has_the_error_of_the_ops_that_it_makes() -> None:
     assert np.log1p(fixed) == pytest.approx(1.28 * 0.16, rel=0.1)
     assert streams < unseen < fixed  # what no row has lies between those that some have
     halves = parts(1, launch=np.full(1, 2e-6), memory=np.full(1, 2e-6), compute=np.zeros(1))
-    half = np.log1p(found.of(works([5]), halves)[0])
+    half = np.log1p(replace(found, error_rises=()).of(works([5]), halves)[0])
     assert half == pytest.approx(np.sqrt(np.log1p(streams) * np.log1p(fixed)))
 
 
@@ -62,6 +64,25 @@ def test_no_term_is_far_better_or_worse_known_than_all() -> None:
     found = interval(off, works([5] * 400), parts(400, launch=1 - few, split=few), names(400))
     assert np.log1p(found.error_terms["split"][0]) < 20 * np.log1p(found.error_terms["launch"][0])
     assert np.log1p(found.error_terms["split"][0]) > 2 * np.log1p(found.error_terms["launch"][0])
+
+
+def test_errors_rise_over_a_decade() -> None:
+    """Of ops that err in proportion to a power of their tokens, each end of a decade has the error of its own ops."""
+    tokens = RANDOM.integers(100, 1000, 4000).tolist()
+    off = RANDOM.normal(0, 1, 4000) * 0.02 * (np.array(tokens) / 100) ** 0.6
+    found = interval(off, works(tokens), parts(4000), names(4000))
+    first, middle, last = np.log1p(found.of(works([100, 316, 999]), parts(3)))
+    assert first == pytest.approx(1.28 * 0.02, rel=0.15) and last == pytest.approx(
+        1.28 * 0.02 * 10**0.6, rel=0.15
+    )
+    assert middle == pytest.approx(np.sqrt(first * last), rel=0.01)
+
+
+def test_an_op_that_has_no_size_is_in_the_middle_of_the_only_decade() -> None:
+    none = ops.works([Op.of("all_gather", "bf16", bytes=1e6, ranks=8)] * 100)
+    found = interval(RANDOM.normal(0, 0.1, 100), none, parts(100), names(100))
+    assert found.error_rises == (1.0,)
+    assert np.log1p(found.of(none, parts(100))) == pytest.approx(np.log1p(found.error_terms["launch"][0]))
 
 
 def test_a_decade_of_few_rows_takes_the_nearest_of_its_neighbours() -> None:
