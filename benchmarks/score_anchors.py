@@ -104,7 +104,7 @@ def borrowed(source: Hardware, target: Hardware, key: str) -> Hardware | None:
     own = source.families.get(key)
     if own is None or own.provenance != "fitted":
         return None
-    there = own.on_another(source.name, (source.clock_hz, target.clock_hz), Widen(WIDEN))
+    there = own.on_another(source.name, (source.pace, target.pace), Widen(WIDEN))
     return replace(target, families={**target.families, key: there})
 
 

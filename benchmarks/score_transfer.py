@@ -4,8 +4,8 @@
 
 FOLDER holds the public tables of make_profiles.py. Every engine's coefficients of one machine, fixed times at the other's
 clock, price the other's rows (decode sizes, unflagged, L2 warm as they were measured). Mean / median absolute error in percent:
-with fixed times as they are, at the other's clock, and at that clock from the same op's measurement on the first machine.
-Then, of those at the clock: the factor that 80 % of the rows lie within, the share of them that the first machine's intervals
+with fixed times as they are, at the other's pace, and at that pace from the same op's measurement on the first machine.
+Then, of those at the pace: the factor that 80 % of the rows lie within, the share of them that the first machine's intervals
 hold, and the `widen` of a profile with which these would hold 80 %. Last, by family, the `widen` of all engines and ways
 alike, and the least and the most that it holds of the rows of one.
 """
@@ -106,7 +106,7 @@ def main() -> None:
     }
     open_rows: dict[str, list[FloatArray]] = {}
     heads = zip(
-        ("rows", "as they are", "at the clock", "measured there", "80 % in", "held", "widen"),
+        ("rows", "as they are", "at the pace", "measured there", "80 % in", "held", "widen"),
         _WIDTHS,
         strict=True,
     )
@@ -117,7 +117,7 @@ def main() -> None:
             if own is None or own.provenance != "fitted":
                 continue
             here, there = rows[target], rows[source]
-            moved = own.at_clock(machine[source].clock_hz, machine[target].clock_hz)
+            moved = own.at_pace(machine[source].pace, machine[target].pace)
             still, _, _ = priced(here, own, machine[target])
             found, _, stated = priced(here, moved, machine[target])
             a, b = matched(there, here)

@@ -26,6 +26,7 @@ class Parameter:
     meaning: str
     spread: float = 1.0  # a fit's weak prior: standard deviation around `start`, of the logarithm
     given: bool = False  # a fact of the kernel or of its benchmark, which no fit changes
+    pace: str = "clock"  # what such a time goes with on another chip: its clock, or a processor's arithmetic
 
     @property
     def is_fixed_time(self) -> bool:
@@ -78,7 +79,14 @@ GEMM = Schema.of(
     replace(_ETA_FLOPS, start=0.7, spread=0.7),
     Parameter("per_k_s", "s/element", 0, 1e-7, 1e-9, 0, "serial time per element of one tile's reduction"),
     Parameter(
-        "per_k_row_s", "s/element", 0, 1e-9, 5e-12, 0, "the same for each row of a tile of 128 columns"
+        "per_k_row_s",
+        "s/element",
+        0,
+        1e-9,
+        5e-12,
+        0,
+        "the same for each row of a tile of 128 columns, whose arithmetic it is",
+        pace="arithmetic",
     ),
     Parameter("per_tile_s", "s/wave", 0, 1e-4, 1e-6, 0, "start and end of a tile of 128 x 128", 2.0),
     Parameter(

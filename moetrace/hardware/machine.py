@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from moetrace.errors import ProfileError, unknown
 from moetrace.hardware.forms import schema
+from moetrace.hardware.pace import Pace
 
 ANY_ENGINE = "any"
 # How much wider errors are for another version of an engine than was measured: the most that the public tables say. They have
@@ -184,25 +185,33 @@ class Family:
             error_apart=wider(self.error_apart),
         )
 
-    def on_another(self, name: str, clocks: tuple[float | None, float | None], widen: Widen) -> Family:
-        """The same on another chip than `name`, whose they are; `clocks` of that one and of this (`at_clock`).
+    def on_another(self, name: str, paces: tuple[Pace, Pace], widen: Widen) -> Family:
+        """The same on another chip than `name`, whose they are; `paces` of that one and of this (`at_pace`).
 
         Errors are ``(1 + error)(1 + widen) - 1``; what did not carry over once does not for the next chip either.
         """
         foreign = widen.foreign or FOREIGN in self.provenance
         label = f"transferred from {name}"
         return replace(
-            self.at_clock(*clocks).widened(1 + widen.by),
+            self.at_pace(*paces).widened(1 + widen.by),
             provenance=f"{label} {FOREIGN}" if foreign else label,
         )
 
-    def at_clock(self, from_hz: float | None, to_hz: float | None) -> Family:
-        """The same on a chip of another clock: launches, loops and latencies take as many cycles, whatever the memory's rate.
+    def at_pace(self, one: Pace, other: Pace) -> Family:
+        """The same on a chip of another pace: launches, loops and latencies take as many cycles, whatever the memory's rate,
+        and arithmetic of one processor goes by its peak (`Parameter.pace`).
 
         Scored between H100 and A100, in both directions, it is better than seconds that stay (docs/hardware.md). Unchanged
         where either clock is not known.
         """
-        return self if not from_hz or not to_hz else self.with_fixed_times(from_hz / to_hz)
+        times, parameters = one.times(other), schema(self.form).parameters
+        if times is None:
+            return self
+        value = {
+            k: v * times[parameters[k].pace] if parameters[k].is_fixed_time else v
+            for k, v in self.value.items()
+        }
+        return replace(self, value=MappingProxyType(value))
 
     def with_fixed_times(self, factor: float) -> Family:
         """The same with every time that no faster resource saves multiplied by `factor`."""
@@ -252,6 +261,11 @@ class Hardware:
     def device_class(self) -> str:
         """``gpu``, ``wafer`` or ``cpu``: a measurement anchors a prediction only within one class."""
         return self.law
+
+    @property
+    def pace(self) -> Pace:
+        """How fast its processors go, by the datasheet."""
+        return Pace.of(self.clock_hz, self.peaks, self.multiprocessors)
 
     @property
     def chip(self) -> str:

@@ -12,6 +12,7 @@ from moetrace.hardware.files import Reader, profile_names, read_profile
 from moetrace.hardware.forms import GENERIC, SCHEMAS
 from moetrace.hardware.machine import ENGINES, Family, Hardware, Link, Memory, Wafer
 from moetrace.hardware.match import check_match
+from moetrace.hardware.pace import Pace
 from moetrace.hardware.variants import node_of, split_node, variant_of, widening
 
 LAWS = ("gpu", "wafer", "cpu")
@@ -203,8 +204,7 @@ def _coefficients(reader: Reader, table: Mapping[str, Any]) -> tuple[Mapping[str
     families: dict[str, Family] = {}
     sources: dict[str, str] = {}
     if "transferred" in table:
-        clock_hz = _clock(reader, table)
-        families, sources["transferred"] = _transferred(reader, table["transferred"], clock_hz)
+        families, sources["transferred"] = _transferred(reader, table["transferred"], _pace(reader, table))
     scalars = {"crossing_s", "mesh_seen", *_MESH}
     for kind in ("assumed", "fitted"):
         part = table.get(kind)
@@ -291,26 +291,30 @@ def _errors(
     return tuple(reader.number({key: error}, where, key, *ends) for error in errors)
 
 
-def _clock(reader: Reader, table: Mapping[str, Any]) -> float | None:
-    """The datasheet's clock, None where it gives none."""
+def _pace(reader: Reader, table: Mapping[str, Any]) -> Pace:
+    """How fast the datasheet's processors go."""
     sheet = reader.table(table, "", "datasheet")
-    if "clock_hz" not in sheet:
-        return None
-    return reader.number(sheet, "datasheet", "clock_hz", *_DATASHEET["clock_hz"])
+    value = {
+        key: reader.number(sheet, "datasheet", key, *_DATASHEET[key])
+        for key in ("clock_hz", "multiprocessors")
+        if key in sheet
+    }
+    peaks = _peaks(reader, sheet["peak_flops"], "datasheet") if "peak_flops" in sheet else {}
+    return Pace.of(value.get("clock_hz"), peaks, value.get("multiprocessors"))
 
 
-def _transferred(reader: Reader, table: object, clock_hz: float | None) -> tuple[dict[str, Family], str]:
-    """Another profile's fitted coefficients, at this clock, errors widened: ``(1 + error)(1 + widen) - 1``."""
+def _transferred(reader: Reader, table: object, pace: Pace) -> tuple[dict[str, Family], str]:
+    """Another profile's fitted coefficients, at this pace, errors widened: ``(1 + error)(1 + widen) - 1``."""
     table = reader.keys(table, "transferred", {"from", "widen", "source"}, {"widen_family"})
     donor_path, donor_table = read_profile(reader.text(table, "transferred", "from"))
     if "transferred" in donor_table or "fitted" not in donor_table:
         raise reader.error("transferred.from", table["from"], "a profile with fitted coefficients of its own")
     families, _ = _coefficients(Reader(donor_path), {"fitted": donor_table["fitted"]})
     source = reader.text(table, "transferred", "source")
-    clocks = _clock(Reader(donor_path), donor_table), clock_hz
+    paces = _pace(Reader(donor_path), donor_table), pace
     widens = widening(reader, table, "transferred", families)
     moved = {
-        key: replace(f.on_another(donor_path.stem, clocks, widens[key]), source=f"{source}; {f.source}")
+        key: replace(f.on_another(donor_path.stem, paces, widens[key]), source=f"{source}; {f.source}")
         for key, f in families.items()
     }
     return moved, source

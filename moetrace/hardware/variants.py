@@ -11,6 +11,7 @@ from typing import Any
 from moetrace.errors import ProfileError
 from moetrace.hardware.files import Reader
 from moetrace.hardware.machine import Family, Hardware, Link, Memory, Widen
+from moetrace.hardware.pace import Pace
 
 MAX_DEVICES = 100_000
 _FOREIGN = 1.0  # widened by more than a factor of two
@@ -61,7 +62,7 @@ def widening(
 def variant_of(
     reader: Reader, table: Mapping[str, Any], one: Hardware, bounds: Mapping[str, Any]
 ) -> Hardware:
-    """`one` with another datasheet, its fixed times at that clock, errors widened: ``(1 + error)(1 + widen) - 1``."""
+    """`one` with another datasheet, its fixed times at that pace, errors widened: ``(1 + error)(1 + widen) - 1``."""
     reader.keys(table, "", {"like", "title", "datasheet", "widen", "source"}, {"match", "widen_family"})
     sheet = reader.keys(
         table["datasheet"],
@@ -72,14 +73,14 @@ def variant_of(
     value = {key: reader.number(sheet, "datasheet", key, *bounds[key]) for key in sheet if key in bounds}
     widens = widening(reader, table, "", one.families)
     peaks = reader.keys(sheet.get("peak_flops", {}), "datasheet.peak_flops", set(), set(one.peaks))
+    flops = {name: reader.number(peaks, "datasheet.peak_flops", name, 1e9, 1e19) for name in peaks}
     clock_hz = value.get("clock_hz", one.clock_hz)
+    processors = value.get("multiprocessors", one.multiprocessors)
+    paces = one.pace, Pace.of(clock_hz, flops or one.peaks, processors)
     families = {
-        name: f
-        if f.provenance == "assumed"
-        else f.on_another(one.name, (one.clock_hz, clock_hz), widens[name])
+        name: f if f.provenance == "assumed" else f.on_another(one.name, paces, widens[name])
         for name, f in one.families.items()
     }
-    flops = {name: reader.number(peaks, "datasheet.peak_flops", name, 1e9, 1e19) for name in peaks}
     told = {
         "datasheet": reader.text(sheet, "datasheet", "source"),
         "transferred": reader.text(table, "", "source"),
@@ -93,7 +94,7 @@ def variant_of(
         families=MappingProxyType(families),
         sources=MappingProxyType({**{k: v for k, v in one.sources.items() if k != "tuned"}, **told}),
         tuned=MappingProxyType({}),  # for the other device's name
-        multiprocessors=value.get("multiprocessors", one.multiprocessors),
+        multiprocessors=processors,
         clock_hz=clock_hz,
         power_w=value.get("power_w", one.power_w),
         domain_gpus=int(value.get("domain_gpus", one.domain_gpus)),

@@ -8,6 +8,7 @@ import pytest
 
 from moetrace.errors import ProfileError
 from moetrace.hardware import OTHER_ENGINE, OTHER_VERSION, load_hardware, match_device, profile_names
+from moetrace.hardware.pace import Pace
 
 VARIANTS = (
     "a800-pcie", "a800-pcie-nvlink", "gb200", "h100-nvl", "h100-pcie", "h20", "h800-sxm", "l40s", "mi325x", "wse2",
@@ -91,10 +92,21 @@ def test_a_variant_borrows_coefficients_with_a_wider_error(name: str) -> None:
     for key, family in hw.families.items():
         own = other.families[key]
         if family.provenance != "assumed":
-            own = own.at_clock(other.clock_hz, hw.clock_hz)
+            own = own.at_pace(other.pace, hw.pace)
         assert family.value == own.value and family.error >= own.error
         assert family.provenance == own.provenance == "assumed" or other.name in family.provenance
     assert "not measured on this machine" in hw.sources["transferred"] or name in ("wse2", "l40s")
+
+
+def test_arithmetic_of_a_processor_goes_by_its_peak(tmp_path: Path) -> None:
+    """Twice the peak of twice the processors is the same tile's time at any clock; no count of processors, the clock's."""
+    h100, b200 = load_hardware("h100-sxm"), load_hardware("b200")
+    old, new = (hw.families["dense_gemm:fp8@vllm"] for hw in (h100, b200))
+    assert new["per_k_row_s"] / old["per_k_row_s"] == pytest.approx((989.4 / 132) / (2250 / 148))
+    assert new["per_k_s"] == old["per_k_s"]  # their clocks are the same
+    one, other = Pace.of(1e9, {"bf16": 1e15}, 100), Pace.of(2e9, {"bf16": 2e15}, 200)
+    assert one.times(other) == {"clock": 0.5, "arithmetic": 1.0}
+    assert one.times(Pace.of(2e9, {"bf16": 2e15}, 1)) == {"clock": 0.5, "arithmetic": 0.5}
 
 
 def test_a_variant_of_ones_own(tmp_path: Path) -> None:
@@ -161,7 +173,7 @@ clock_hz = 0.99e9
     old, new = base.families["experts"], half.families["experts"]
     assert half.clock_hz == 0.99e9 and new["t0_s"] == pytest.approx(2 * old["t0_s"])
     assert new["serial_s"] == pytest.approx(2 * old["serial_s"]) and new["eta_bw"] == old["eta_bw"]
-    assert old.at_clock(None, 1e9) is old and old.at_clock(1e9, None) is old
+    assert old.at_pace(Pace(), base.pace) is old and old.at_pace(base.pace, Pace()) is old
     heir = tmp_path / "heir.toml"
     b200 = Path(__file__).parents[2] / "hw_profiles" / "b200.toml"
     heir.write_text(b200.read_text().replace("clock_hz = 1.98e9", "clock_hz = 3.96e9"))
