@@ -5,6 +5,7 @@ The command line prints one line of them and exits with status 2; anything else 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -48,3 +49,10 @@ def unknown(what: str, given: str, known: Iterable[str]) -> str:
     near = get_close_matches(given.strip().casefold(), plain, n=1)
     hint = f"did you mean {plain[near[0]]!r}? " if near else ""
     return f"unknown {what} {given!r}: {hint}there are {', '.join(names) or 'none'}"
+
+
+def plainly(error: Exception) -> str:
+    """What an exception says in a line; what the system refused in the system's own words, without its number and the file."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

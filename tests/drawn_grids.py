@@ -199,6 +199,7 @@ def _pairs(
     for name in ("gpus", "wafers"):
         yield name, row[name], alone[name]
     yield "in_context", row["in_context"], alone["context"]["within"]
+    yield "routing_source", row["routing_source"], alone["distinct"] and alone["distinct"]["source"]
     yield "beyond_fit", row["beyond_fit"] or "", alone["beyond_fit"]
     said = {part["family"]: (part["decode_s"], part["prefill_s"]) for part in alone["families"]}
     yield "families", sorted(families), sorted(said)

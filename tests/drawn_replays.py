@@ -69,6 +69,7 @@ def _replay_pairs(
     for name, value in (("hardware", alone["hardware"]), ("gpus", gpus), ("problem", None)):
         yield name, row[name], value
     yield "in_context", row["in_context"], alone["context"]["within"]
+    yield "routing_source", row["routing_source"], alone["distinct"] and alone["distinct"]["source"]
     yield "beyond_fit", row["beyond_fit"] or "", alone["beyond_fit"]
     yield "output", row["output_throughput_per_s"], rate
     yield "a device's output", row["output_per_gpu_per_s"], rate and rate / (alone["wafers"] or gpus)

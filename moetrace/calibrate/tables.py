@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from moetrace.calibrate import public
 from moetrace.calibrate.measured import DTYPES, SYSTEMS, Measured, TextArray
-from moetrace.errors import CalibrationError
+from moetrace.errors import CalibrationError, plainly
 from moetrace.op import FloatArray, Op, OpColumns, dtypes
 from moetrace.ops import KINDS
 from moetrace.routing import Ties, rank_load
@@ -69,7 +69,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise CalibrationError(f"{path}: cannot be read as CSV or Parquet: {error}") from error
+        raise CalibrationError(f"{path}: cannot be read as CSV or Parquet ({plainly(error)})") from error
     return _plain(table)
 
 

@@ -128,7 +128,7 @@ def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_
     import time
 
     from moetrace.files import table_facts, write_parquet
-    from moetrace.replay.grid.choose import WHY, Limits, front, read_budget, read_slo, refused
+    from moetrace.replay.grid.choose import WHY, Limits, front, marked, read_budget, read_slo
     from moetrace.replay.grid.store import check_room, open_grid
     from moetrace.report import grid as report
     from moetrace.report import terminal
@@ -149,7 +149,7 @@ def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_
     if asked.pareto and best is not None and asked.grid is not None:
         write_parquet(best, root / "pareto.parquet", table_facts("scenarios", 1))
     facts = report.grid_facts(
-        grid.plan, before, took, met, best, refused(grid.parts(WHY)), limits, asked.pareto, asked.grid
+        grid.plan, before, took, met, best, marked(grid.parts(WHY)), limits, asked.pareto, asked.grid
     )
     if as_json:
         terminal.show_json(facts)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moetrace.errors import ScenarioError
+from moetrace.errors import ScenarioError, plainly
 
 BATCH = 1 << 18  # rows held at once
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -66,8 +66,7 @@ def _of_file(path: Path, progress: Callable[[float], None]) -> Iterator[pa.Table
         if not some:
             raise ScenarioError(f"{path}: the file holds no rows")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        said = str(error).splitlines()[0]
-        raise ScenarioError(f"{path}: cannot be read as {path.suffix[1:]}: {said}") from error
+        raise ScenarioError(f"{path}: cannot be read as {path.suffix[1:]} ({plainly(error)})") from error
 
 
 def _parquet(path: Path, progress: Callable[[float], None]) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
-from moetrace.errors import ProfileError, unknown
+from moetrace.errors import ProfileError, plainly, unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +40,7 @@ def read_profile(name_or_path: str) -> tuple[Path, dict[str, Any]]:
     try:
         return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(f"hardware profile {path}: cannot be read ({type(error).__name__})") from error
+        raise ProfileError(f"hardware profile {path}: cannot be read ({plainly(error)})") from error
     except tomllib.TOMLDecodeError as error:
         raise ProfileError(f"hardware profile {path}: is not TOML: {error}") from error
 

@@ -144,8 +144,8 @@ def _locate(
 
 
 def _facts_beside(path: Path) -> tuple[Mapping[str, Any], Routing | None]:
-    """The same of the recording that an nsys file lies in: unlike a PyTorch trace it cannot hold these itself."""
-    recorded = path.name == _NSYS and path.with_name(_RECORDING).is_file()
+    """The same of the recording that a trace lies in: given by its file or by its folder, it is the same run."""
+    recorded = path.name in _IN_RECORDING and path.with_name(_RECORDING).is_file()
     return _facts_in(path.parent) if recorded else ({}, None)
 
 

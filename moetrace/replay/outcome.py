@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +13,12 @@ from moetrace.hardware import Hardware
 from moetrace.model.accuracy import edited_accuracy
 from moetrace.op import Op
 from moetrace.replay.anchor import ANCHORED, KEPT, Priced
-from moetrace.replay.draft import Draft
+from moetrace.replay.draft import EXPERTS, Draft
 from moetrace.replay.memory import Need
 from moetrace.run import GENERATING, Run, main_phase
 
 IntArray = npt.NDArray[np.int64]
+UNIFORM = "uniform formula"  # in the words for where distinct experts come from, where no routing was known
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,14 @@ def focus_of(run: Run) -> str | None:
     return main if main in GENERATING else None
 
 
+def routing_said(ops: Iterable[Op], draft: Draft) -> str | None:
+    """Where the distinct experts of these ops come from, in words; None where none has experts."""
+    found = {
+        routing_source(op, draft) for op in ops if op.kind in EXPERTS and op.has("experts", "topk", "tokens")
+    }
+    return " and ".join(sorted(found)) or None
+
+
 def routing_source(op: Op, draft: Draft) -> str:
     """Where the distinct experts of an expert op come from, in words."""
     if op.get("distinct") is not None:
@@ -105,5 +115,5 @@ def routing_source(op: Op, draft: Draft) -> str:
     if stated not in (None, "recorded"):
         return f"routing={stated}"
     if op.get("distinct_est") is None:
-        return "uniform formula"
-    return "estimate from the recording" if draft.run.routing is not None else "uniform formula, worst rank"
+        return UNIFORM
+    return "estimate from the recording" if draft.run.routing is not None else f"{UNIFORM}, worst rank"

@@ -13,6 +13,7 @@ from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.model import ModelSpec
 from moetrace.replay.engine import replay
+from moetrace.replay.outcome import UNIFORM
 from moetrace.replay.scenario import Scenario
 from moetrace.replay.simulation import simulate
 from moetrace.replay.stated import SKEWED
@@ -20,7 +21,6 @@ from moetrace.run import Run, main_phase
 from moetrace.synthesize import Workload
 
 Facts = dict[str, Any]
-_TAKEN = "uniform formula"  # in `summary["distinct"]["source"]` where no routing was known
 
 
 def simulated_otherwise(
@@ -50,7 +50,7 @@ def replayed_otherwise(summary: Facts, run: Run, hw: Hardware, scenario: Scenari
 
 def _is_unknown(summary: Facts, scenario: Scenario) -> bool:
     routed = summary["distinct"]
-    return bool(routed) and scenario.get("routing") is None and _TAKEN in routed["source"]
+    return bool(routed) and scenario.get("routing") is None and UNIFORM in routed["source"]
 
 
 def _told(other: Facts, time: Facts) -> Facts | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from moetrace.replay.grid.choose import DEVICE, USER, Limits
+from moetrace.replay.grid.choose import DEVICE, USER, Limits, Marked
 from moetrace.replay.grid.plan import Plan
 from moetrace.replay.grid.recorded import Replays
 from moetrace.replay.grid.rows import measure_column
@@ -27,16 +26,12 @@ def grid_facts(
     took_s: float,
     met: int,
     best: pa.Table | None,
-    refused: tuple[int, int, Mapping[str, int]],
+    marked: Marked,
     limits: Limits,
     pareto: bool,
     root: Path | None,
 ) -> dict[str, Any]:
-    """A JSON-able summary of a grid (schema ``moetrace.grid-summary/1``): counts, and the rows of the front.
-
-    `refused` are the scenarios that are out of memory, those longer than their model is made for, and those that cannot be, by
-    their reason.
-    """
+    """A JSON-able summary of a grid (schema ``moetrace.grid-summary/1``): counts, and the rows of the front."""
     rows = best.to_pylist() if best is not None else []
     rates = limits.per_device(best).tolist() if best is not None else []
     for row, rate in zip(rows, rates, strict=True):
@@ -49,29 +44,15 @@ def grid_facts(
         "slo": dict(limits.slo),
         "budget_gpus": limits.gpus,
         "met": met,
-        "out_of_memory": refused[0],
-        "too_long": refused[1],
-        "refused": dict(refused[2]),
+        "out_of_memory": marked.short,
+        "too_long": marked.long,
+        "refused": dict(marked.reasons),
         "pareto": rows if pareto else rows_of_interest(rows),
-        "routing_unknown": _routing_unknown(plan),
+        "routing_unknown": marked.unrouted,
         "knobs": [*plan.knobs, *(plan.varied if isinstance(plan, Plan) else ())],
         "models": len(plan.ask.models) if isinstance(plan, Plan) else 1,
         "written": str(root) if root is not None else None,
     }
-
-
-def _routing_unknown(plan: Plan | Replays) -> int:
-    """Simulations of a model with experts that neither state a routing nor are of a steady load, which has text's."""
-    if not isinstance(plan, Plan):
-        return 0
-    unknown = [
-        case
-        for case in plan.cases
-        if case.model.experts
-        and case.scenario.get("routing") is None
-        and case.scenario.get("serving") != "continuous"
-    ]
-    return plan.per_case * len(unknown)
 
 
 def about_s(scenarios: int) -> str:
@@ -107,8 +88,8 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
             lines.append(f"the first {_MOST} of {len(facts['pareto']):,} rows")
     if facts["routing_unknown"]:
         lines.append(
-            f"routing is not known in {facts['routing_unknown']:,}: uniform was taken; text touches fewer experts, and "
-            "intervals do not hold that: add --set routing=uniform,skewed for both"
+            f"routing is not known in {facts['routing_unknown']:,} (column routing_source): uniform was taken; text touches "
+            "fewer experts, and intervals do not hold that: add --set routing=uniform,skewed for both"
         )
     if facts["written"]:
         lines.append(f"written: {facts['written']}")

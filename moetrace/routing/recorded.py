@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moetrace.errors import OutputError, RunError, ScenarioError
+from moetrace.errors import OutputError, RunError, ScenarioError, plainly
 from moetrace.files import array_of, read_parquet, table_facts, values_of
 from moetrace.routing.distinct import FloatArray, IntArray, ep_blocks
 from moetrace.routing.tokens import TOKENS_FILE, TokenRouting
@@ -250,7 +250,7 @@ class Routing:
         try:
             table = read_parquet(file)
         except (OSError, pa.ArrowException) as error:
-            raise RunError(f"{path}: not a routing table ({str(error).splitlines()[0]})") from None
+            raise RunError(f"{path}: cannot be read as a routing table ({plainly(error)})") from None
         stamp = table.schema.metadata or {}
         version, experts = (
             stamp.get(f"moetrace.routing.{key}".encode(), b"") for key in ("version", "experts")

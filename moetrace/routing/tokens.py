@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moetrace.errors import OutputError, RunError
+from moetrace.errors import OutputError, RunError, plainly
 from moetrace.files import table_facts, values_of
 from moetrace.routing.distinct import IntArray
 
@@ -69,7 +69,7 @@ class TokenRouting:
         try:
             schema = pq.read_schema(path)
         except (OSError, pa.ArrowException) as error:
-            raise RunError(f"{where}: not a table of tokens ({str(error).splitlines()[0]})") from None
+            raise RunError(f"{where}: not a table of tokens ({plainly(error)})") from None
         experts = (schema.metadata or {}).get(_EXPERTS, b"")
         if (
             not experts.isdigit()
@@ -119,7 +119,7 @@ class TokenRouting:
                         raise RunError(f"{self.place}: a column of the table of tokens has nulls")
                     yield self._here([values_of(table.column(name)).astype(np.int64) for name in _NAMES])
         except (OSError, pa.ArrowException) as error:
-            raise RunError(f"{self.place}: is damaged ({str(error).splitlines()[0]})") from None
+            raise RunError(f"{self.place}: is damaged ({plainly(error)})") from None
 
     def _here(self, columns: list[IntArray]) -> list[IntArray]:
         if self.steps is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 
-from moetrace.errors import ScenarioError
+from moetrace.errors import ScenarioError, plainly
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def read(path: Path) -> list[Figure]:
         with path.open(encoding="utf-8", newline="") as file:
             return list(_figures(csv.DictReader(file, strict=True), str(path)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ScenarioError(f"{path}: cannot be read as a table of figures: {error}") from error
+        raise ScenarioError(f"{path}: cannot be read as a table of figures ({plainly(error)})") from error
 
 
 def _figures(rows: csv.DictReader[str], name: str) -> Iterator[Figure]:

@@ -81,6 +81,23 @@ def test_a_file_that_does_not_exist(verb: list[str], tmp_path: Path, process: Pr
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["cost", "absent.parquet", "--hw", "h100-sxm", "-o", "out.parquet"],
+        ["cost", "absent.jsonl", "--hw", "h100-sxm", "-o", "out.parquet"],
+        ["calibrate", "absent.csv", "--hw", "h100-sxm"],
+        ["validate", "--on", "absent.csv"],
+        ["simulate", "--model", "olmoe-1b-7b", "--hw", "absent.toml"],
+    ],
+)
+def test_a_table_that_does_not_exist(command: list[str], tmp_path: Path, process: Process) -> None:
+    name = next(word for word in command if word.startswith("absent"))
+    answer = process(*(str(tmp_path / word) if word in (name, "out.parquet") else word for word in command))
+    _refused(answer, name, "No such file or directory")
+    assert "Errno" not in answer.err and answer.err.count(name) == 1
+
+
 def test_a_directory_that_is_no_run(tmp_path: Path, process: Process) -> None:
     (tmp_path / "thing").mkdir()
     _refused(process("attribute", tmp_path / "thing"), "thing")

@@ -18,7 +18,7 @@ from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import simulate
 from moetrace.replay.grid import plan as plans
-from moetrace.replay.grid.choose import DEVICE, USER, Limits, front, read_budget, read_slo, refused
+from moetrace.replay.grid.choose import DEVICE, USER, Limits, Marked, front, marked, read_budget, read_slo
 from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
 from moetrace.replay.grid.rows import measure_column, tables
 from moetrace.replay.grid.store import Made, one_after_another, open_grid, run_grid
@@ -231,7 +231,7 @@ def test_wafers_are_the_devices_of_their_machine_and_have_room(tmp_path: Path) -
     assert row["wafers"] == alone["wafers"] == 2 and row["fits"] is False
     rate = alone["metrics"]["output_throughput"]["value"]
     assert row["output_per_gpu_per_s"] == pytest.approx(rate / 2)
-    assert refused([rows]) == (0, 0, {})
+    assert marked([rows]) == Marked(0, 0, 1, {})
     assert [front([rows], Limits(gpus=n))[1] for n in (None, 2, 1)] == [1, 1, 0]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from moetrace.model import load_model
 from moetrace.replay import Scenario, replay, simulate
-from moetrace.replay.grid.choose import refused
+from moetrace.replay.grid.choose import marked
 from moetrace.replay.grid.plan import Ask, plan_of
 from moetrace.replay.grid.recorded import replays_of
 from moetrace.replay.grid.rows import tables
@@ -60,7 +60,7 @@ def test_grids_mark_and_count_them() -> None:
     rows = pa.concat_tables([tables(ask, task)[0] for task in plan_of(ask).tasks()])
     found = {(row["model"], row["input_len"]): row["in_context"] for row in rows.to_pylist()}
     assert [pair for pair, within in found.items() if not within] == [("olmoe-1b-7b", 5000)]
-    assert refused([rows])[1] == 1
+    assert marked([rows]).long == 1
     replays = replays_of(decode_run(model=OLMOE), "run", [H100], ["context=100,5000"])
     rows = pa.concat_tables([replays.tables(task)[0] for task in replays.tasks()])
     assert rows.column("in_context").to_pylist() == [True, False]

@@ -135,7 +135,9 @@ def test_a_shift_by_any_ns_changes_nothing_of_a_recording(tmp_path_factory, shif
             e["ts"] = f"@{'-' * (at < 0)}{abs(at) // 1000}.{abs(at) % 1000:03d}@"
     moved_to = folder / "trace.json"
     moved_to.write_text(json.dumps(document).replace('"@', "").replace('@"', ""))
-    plain, moved = parse(RECORDING), parse(moved_to)
+    alone = folder / RECORDING.name  # away from its routing
+    alone.write_bytes(RECORDING.read_bytes())
+    plain, moved = parse(alone), parse(moved_to)
     one, other = plain.to_pandas(), moved.to_pandas()
     other["start_ns"] -= shift
     assert one.equals(other) and plain.meta.notes == moved.meta.notes
@@ -195,3 +197,12 @@ def test_a_model_that_did_not_run_is_refused_or_noted(tmp_path):
         parse(file, model="llama-3.1-8b")
     notes = parse(write(tmp_path / "moe.json", decode_trace()), model="llama-3.1-8b").meta.notes
     assert any("is dense, and the trace has expert kernels" in note for note in notes)
+
+
+def test_a_recording_is_the_same_run_by_its_trace_and_by_its_folder(tmp_path):
+    by_file, by_folder = parse(RECORDING), parse(RECORDING.parent)
+    assert by_file.table().equals(by_folder.table()) and by_file.meta == by_folder.meta
+    assert by_file.routing is not None
+    alone = tmp_path / RECORDING.name
+    alone.write_bytes(RECORDING.read_bytes())
+    assert parse(alone).routing is None

@@ -294,8 +294,10 @@ def test_a_table_of_another_kind_is_refused(tmp_path: Path, table: pa.Table, wor
 def test_a_file_that_is_not_parquet_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "routing.parquet"
     file.write_bytes(content)
-    with pytest.raises(RunError, match="not a routing table") as caught:
+    with pytest.raises(RunError, match="cannot be read as a routing table") as caught:
         Routing.load(file)
     assert "\n" not in str(caught.value)
-    with pytest.raises(RunError, match="not a routing table"):
+    with pytest.raises(
+        RunError, match=r"absent\.parquet: cannot be read as a routing table \(No such file or directory\)"
+    ):
         Routing.load(tmp_path / "absent.parquet")

@@ -15,13 +15,14 @@ import pyarrow as pa
 from moetrace.errors import ScenarioError, unknown
 from moetrace.replay.grid.rows import measure_column
 from moetrace.replay.measures import MEASURES
+from moetrace.replay.outcome import UNIFORM
 from moetrace.run import numbers, without_nulls
 from moetrace.units import SECONDS
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*(s|ms|us)?")
-WHY = ("fits", "wafers", "in_context", "problem")
+WHY = ("fits", "wafers", "in_context", "routing_source", "problem")
 USER, DEVICE = measure_column("user_speed"), "output_per_gpu_per_s"
 
 
@@ -92,13 +93,20 @@ def front(parts: Iterable[pa.Table], limits: Limits) -> tuple[pa.Table | None, i
     return (best if met else None), met
 
 
-def refused(parts: Iterable[pa.Table]) -> tuple[int, int, dict[str, int]]:
-    """(scenarios that do not fit their machine's memory, whose sequences are longer than their model is made for; why others
-    cannot be: how many for each reason, most first).
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """How many scenarios do not fit their machine's memory (`short`), have sequences longer than their model is made for
+    (`long`), rest on uniform routing for want of better (`unrouted`), or cannot be, by their reason, most first."""
 
-    Parts need the columns of WHY.
-    """
-    short = long = 0
+    short: int
+    long: int
+    unrouted: int
+    reasons: Mapping[str, int]
+
+
+def marked(parts: Iterable[pa.Table]) -> Marked:
+    """What is to be said of the scenarios in parts of a grid, which need the columns of WHY."""
+    short = long = unrouted = 0
     reasons: Counter[str] = Counter()
     for rows in parts:
         problem = rows.column("problem").cast(pa.string())
@@ -108,7 +116,9 @@ def refused(parts: Iterable[pa.Table]) -> tuple[int, int, dict[str, int]]:
         can = without_nulls(problem.is_null(), False)
         short += int((can & ~_has_room(rows)).sum())
         long += int((can & ~_flag(rows, "in_context")).sum())
-    return short, long, dict(reasons.most_common())
+        words = rows.column("routing_source").cast(pa.string()).value_counts().to_pylist()
+        unrouted += sum(w["counts"] for w in words if UNIFORM in (w["values"] or ""))
+    return Marked(short, long, unrouted, dict(reasons.most_common()))
 
 
 def _unbeaten(one: FloatArray, two: FloatArray) -> npt.NDArray[np.int64]:

@@ -85,7 +85,8 @@ class Replays:
         schema = pa.schema([
             ("scenario", pa.int64()), ("model", _WORD), ("hardware", _WORD), ("gpus", pa.int32()), *knobs,
             ("phase", _WORD), *((name, _FLOAT) for name in _FIGURES), ("largest_batch", pa.int64()),
-            ("wafers", pa.int64()), ("fits", pa.bool_()), ("in_context", pa.bool_()), ("beyond_fit", _WORD), ("problem", _WORD),
+            ("wafers", pa.int64()), ("fits", pa.bool_()), ("in_context", pa.bool_()), ("routing_source", _WORD),
+            ("beyond_fit", _WORD), ("problem", _WORD),
         ])  # fmt: skip
         families_of = pa.schema([
             ("scenario", pa.int64()), ("family", _WORD), ("bound", _WORD), ("step_s", _FLOAT),
@@ -120,6 +121,7 @@ class Replays:
             **{name: money[name] for name in ("tokens_per_joule", "cost_per_million_tokens")},
             **found.memory,
             "in_context": found.in_context,
+            "routing_source": found.routing_source,
             "beyond_fit": found.beyond_fit or None,
         }
         return row, [

@@ -18,7 +18,7 @@ from moetrace.cost import PriceContext
 from moetrace.cost.beyond import beyond, said
 from moetrace.errors import MoetraceError
 from moetrace.hardware import Hardware
-from moetrace.op import BOUNDS
+from moetrace.op import BOUNDS, Op
 from moetrace.replay import memory
 from moetrace.replay.anchor import ADDED, MODEL, SCALED, Held
 from moetrace.replay.base import Base
@@ -27,7 +27,7 @@ from moetrace.replay.draft import Draft, Share
 from moetrace.replay.editing import check_parallelism, fused, turned
 from moetrace.replay.engine import replay
 from moetrace.replay.lengths import context_facts
-from moetrace.replay.outcome import focus_of, measured_ns, produced, rests_on_measurement
+from moetrace.replay.outcome import focus_of, measured_ns, produced, rests_on_measurement, routing_said
 from moetrace.replay.predicted import per_step
 from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.setting import context_of, crossing_ns, launch_s, source_of
@@ -54,14 +54,15 @@ class Edited:
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """What a replay says of a scenario: its memory, a step of the phase that is asked after (figures by their column),
-    whether the model is made for such sequences, what lies beyond the fit, and (family, bound, busy seconds of a step) of
-    each op family, largest first."""
+    whether the model is made for such sequences, where its distinct experts come from, what lies beyond the fit, and (family,
+    bound, busy seconds of a step) of each op family, largest first."""
 
     memory: Mapping[str, Any]
     gpus: int
     phase: str
     step: Mapping[str, float | None]
     in_context: bool | None
+    routing_source: str | None
     beyond_fit: str
     families: tuple[tuple[str, str, float], ...]
 
@@ -129,7 +130,8 @@ def _alone(run: Run, hw: Hardware, scenario: Scenario) -> Replayed | str:
     step["anchored_share"] = said["anchored_share"]
     return Replayed(
         {name: {**said["memory"], "wafers": said["wafers"]}[name] for name in NEEDED},
-        found.run.meta.gpus, phase, step, said["context"]["within"], said["beyond_fit"], families,
+        found.run.meta.gpus, phase, step, said["context"]["within"],
+        said["distinct"]["source"] if said["distinct"] else None, said["beyond_fit"], families,
     )  # fmt: skip
 
 
@@ -157,8 +159,17 @@ def _together(made: Sequence[Edited]) -> list[Replayed]:
         held = {name: getattr(one.need, name) for name in NEEDED}
         within = context_facts(one.draft.model, one.draft.steps)["within"]
         step["anchored_share"] = share
-        out.append(Replayed(held, one.draft.gpus, phase, step, within, text, families))
+        routed = routing_said(_in_focus(one.draft), one.draft)
+        out.append(Replayed(held, one.draft.gpus, phase, step, within, routed, text, families))
     return out
+
+
+def _in_focus(draft: Draft) -> Iterator[Op]:
+    """The ops of the run's main phase of generation, or of all steps; each once."""
+    focus = focus_of(draft.run)
+    step = draft.base.step[draft.rows]
+    here = np.array([focus is None or s.phase == focus for s in draft.steps])[step]
+    return (draft.ops[cell] for cell in np.unique(draft.cell[here]).tolist())
 
 
 def _held(made: Sequence[Edited]) -> Held:

@@ -72,6 +72,11 @@ def scenario_columns() -> tuple[tuple[str, pa.DataType, str], ...]:
             f"whether the model, and one that drafts, is made for sequences as long as the longest here; {bad}, or not known",
         ),
         (
+            "routing_source",
+            TEXT,
+            f"where the distinct experts come from: uniform formula where no routing is stated; {bad}, or it has no experts",
+        ),
+        (
             "beyond_fit",
             TEXT,
             "by phase, what the coefficients were not calibrated on; null: nothing",
@@ -125,7 +130,11 @@ def _scenarios(plan: Plan, parts: Sequence[Part], found: Answers, ids: npt.NDArr
         out[name] = nullable(np.nan_to_num(values).astype(np.int64), np.isnan(values), pa.int64())
     for name, flags in (("fits", found.fits), ("in_context", found.in_context)):
         out[name] = nullable(flags > 0, flags < 0, pa.bool_())
-    for name, code in (("beyond_fit", found.beyond), ("problem", found.problem)):
+    for name, code in (
+        ("routing_source", found.routing),
+        ("beyond_fit", found.beyond),
+        ("problem", found.problem),
+    ):
         out[name] = text_column(np.where(code == 0, -1, code), found.words)
     return pa.table(out)
 

@@ -22,6 +22,7 @@ from moetrace.replay.grid.recorded import Replays
 from moetrace.replay.grid.rows import tables
 
 SCHEMA = "moetrace.grid/1"
+MINOR = 1  # raised with a column: a grid is not finished with other columns than it was begun
 BYTES = 215.0  # of a scenario's rows in both tables, as measured (docs/grid.md)
 FILES = ("grid.json", "scenarios", "breakdown", "pareto.parquet")
 Made = tuple[int, pa.Table, pa.Table]  # place of the task, its tables
@@ -57,8 +58,8 @@ class Grid:
     def keep(self, made: Made) -> None:
         """Writes what a task gave."""
         place, scenarios, breakdown = made
-        write_parquet(breakdown, self.part("breakdown", place), table_facts("breakdown", 1))
-        write_parquet(scenarios, self.part("scenarios", place), table_facts("scenarios", 1))
+        write_parquet(breakdown, self.part("breakdown", place), table_facts("breakdown", 1, MINOR))
+        write_parquet(scenarios, self.part("scenarios", place), table_facts("scenarios", 1, MINOR))
 
 
 def open_grid(root: Path, asked: Ask | Replays, force: bool = False) -> Grid:
@@ -133,7 +134,7 @@ def _facts(plan: Plan | Replays) -> dict[str, object]:
     from moetrace import __version__
 
     if isinstance(plan, Replays):
-        return {"schema": SCHEMA, "version": __version__, **plan.facts()}
+        return {"schema": SCHEMA, "minor": MINOR, "version": __version__, **plan.facts()}
     parts = (
         {case.hw.name: case.hw for case in plan.cases},
         {case.model.name: case.model for case in plan.cases},
@@ -141,6 +142,7 @@ def _facts(plan: Plan | Replays) -> dict[str, object]:
     machines = repr(parts)
     return {
         "schema": SCHEMA,
+        "minor": MINOR,
         "version": __version__,
         "models": list(plan.ask.models),
         "machines": list(plan.ask.machines),

@@ -21,6 +21,7 @@ from moetrace.replay.grid.shape import Case, Drafts, Shape
 from moetrace.replay.grid.steps import Steps
 from moetrace.replay.grid.times import Pricing
 from moetrace.replay.measures import context_of
+from moetrace.replay.outcome import routing_said
 from moetrace.replay.speculate import beside, beside_each_other
 
 FloatArray = npt.NDArray[np.float64]
@@ -32,7 +33,7 @@ ECONOMICS = ("tokens_per_joule", "cost_per_million_tokens")
 @dataclass(slots=True)
 class Answers:
     """Figures by scenario. `metrics` [measure][expected, low, high]; seconds by op family, nan where a case has none of it;
-    `beyond` and `problem` are texts among `words`."""
+    `routing`, `beyond` and `problem` are texts among `words`."""
 
     metrics: dict[str, FloatArray]
     economics: dict[str, FloatArray]
@@ -44,7 +45,8 @@ class Answers:
     fits: IntArray
     in_context: IntArray  # 1: yes, 0: no, -1: not known; as `fits`
     gpus: IntArray
-    beyond: IntArray  # places in `words`
+    routing: IntArray  # places in `words`, as the next two
+    beyond: IntArray
     problem: IntArray
     words: list[str]
 
@@ -56,7 +58,7 @@ class Answers:
         money = {name: unknown.copy() for name in ECONOMICS}
         return cls(
             metrics, money, {}, {}, unknown, unknown.copy(), unknown.copy(), np.full(size, -1),
-            np.full(size, -1), none, none.copy(), none.copy(), [""],
+            np.full(size, -1), none, none.copy(), none.copy(), none.copy(), [""],
         )  # fmt: skip
 
     def word(self, text: str) -> int:
@@ -127,6 +129,7 @@ class _Waiting:
         self._memory(out)
         self._economics(out)
         out.in_context[self.at] = self._in_context()
+        out.routing[self.at] = out.word(routing_said(shape.draft.ops, shape.draft) or "")
         texts, which = self._beyond()
         out.beyond[self.at] = np.array([out.word(text) for text in texts], dtype=np.int64)[which]
         out.gpus[self.at] = shape.draft.gpus
