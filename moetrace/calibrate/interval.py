@@ -119,9 +119,8 @@ def _levels(size: FloatArray, shares: FloatArray, place: FloatArray) -> tuple[Fl
         value = np.mean((WITHIN - 1.0) * over + beyond) + drawn * np.sum(away**2)
         return float(value), 2.0 * drawn * away - design.T @ slope / size.size
 
-    ends = tuple(float(np.log(end)) for end in _LEVELS)
-    bounds = [ends] * shares.shape[1] + [(-_RISES, _RISES)]
-    begin = np.clip(middle, *zip(*bounds, strict=True))
+    bounds = [(float(np.log(_LEVELS[0])), float(np.log(_LEVELS[1])))] * shares.shape[1] + [(-_RISES, _RISES)]
+    begin = np.clip(middle, *np.array(bounds).T)
     found = np.asarray(minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds).x)
     return found[:-1] + np.quantile(log - design @ found, WITHIN), float(found[-1])
 

@@ -26,6 +26,7 @@ Found: TypeAlias = "Sequence[tuple[str, Family]]"
 UNKNOWN_WORK = "unknown: its dims did not suffice"
 _NODE = 8  # ranks of a node, wherever an exchange between nodes was measured
 _EXCHANGES = ("moe_dispatch", "moe_collect")
+_NO_ERROR = 1e-12  # stands for an error of none, whose logarithm there is not
 _TOKEN_DIMS = ("tokens", "m", "batch")  # what an op's size is told by, best first
 
 
@@ -129,19 +130,25 @@ def errors(family: Family, works: Works, parts: Parts) -> FloatArray:
     if not family.error_decades:
         return np.full(len(works), family.error)
     tokens = tokens_of(works)
-    decade = decade_of(tokens)
+    size = _size(tokens)
+    decade = _decade(size)
     place = np.minimum(decade, len(family.error_decades) - 1)
-    found = np.log1p(np.array(family.error_decades))[place]
+    level = _level(family.error_decades)[place]
     if family.error_terms:
-        found = _mixed(family.error_terms, parts.terms, place, found)
+        level = _mixed(family.error_terms, parts.terms, place, level)
     if family.error_rises:
-        found = found * np.array(family.error_rises)[place] ** place_in_decade(tokens, place)
-    found = np.expm1(found)
+        level += np.log(np.array(family.error_rises))[place] * _place(size, place)
+    found = np.expm1(np.exp(level))
     if family.error_apart:
         place = np.minimum(decade, len(family.error_apart) - 1)
         found = np.where(apart(works), np.array(family.error_apart)[place], found)
     # Where the family's ops have no size, there is one decade for all of them.
-    return np.where(np.isnan(tokens) & (len(family.error_decades) > 1), family.error, found)
+    return np.where(np.isnan(size) & (len(family.error_decades) > 1), family.error, found)
+
+
+def _level(errors: Sequence[float]) -> FloatArray:
+    """What is added up of errors: the logarithm of log(1 + error)."""
+    return np.asarray(np.log(np.maximum(np.log1p(np.array(errors)), _NO_ERROR)))
 
 
 def _mixed(
@@ -150,29 +157,36 @@ def _mixed(
     place: IntArray,
     without: FloatArray,
 ) -> FloatArray:
-    """log(1 + error) of ops whose terms have these errors by decade: the geometric mean, weighed by the terms' seconds."""
+    """Levels of ops whose terms have these errors by decade: their mean, weighed by the terms' seconds."""
     total, weighed = np.zeros(place.size), np.zeros(place.size)
-    for name, levels in errors.items():
+    for name, by_decade in errors.items():
         total += terms[name]
-        weighed += terms[name] * np.log(np.log1p(np.array(levels)))[place]
+        weighed += terms[name] * _level(by_decade)[place]
     known = total > 0
-    mean = np.divide(weighed, total, out=np.zeros_like(total), where=known)
-    return np.where(known, np.exp(mean), without)
+    return np.where(known, np.divide(weighed, total, out=weighed, where=known), without)
 
 
 def decade_of(tokens: FloatArray) -> IntArray:
     """0 for 1-9 tokens, 1 for 10-99 and so on, [ops]; 0 where an op has none."""
-    return np.floor(_size(tokens)).astype(np.int64)
+    return _decade(_size(tokens))
 
 
-def place_in_decade(tokens: FloatArray, decade: IntArray | int) -> FloatArray:
+def place_in_decade(tokens: FloatArray, decade: int) -> FloatArray:
     """-0.5 where the decade begins to 0.5 where it ends, by the tokens' logarithm, [ops]; those outside are at its ends and
     what has no tokens is in the middle."""
-    return np.where(np.isnan(tokens), 0.0, np.clip(_size(tokens) - decade, 0.0, 1.0) - 0.5)
+    return _place(_size(tokens), decade)
 
 
 def _size(tokens: FloatArray) -> FloatArray:
-    return np.log10(np.maximum(np.nan_to_num(tokens, nan=1.0), 1.0))
+    return np.asarray(np.log10(np.maximum(tokens, 1.0)))
+
+
+def _decade(size: FloatArray) -> IntArray:
+    return np.nan_to_num(np.floor(size)).astype(np.int64)
+
+
+def _place(size: FloatArray, decade: IntArray | int) -> FloatArray:
+    return np.where(np.isnan(size), 0.0, np.clip(size - decade, 0.0, 1.0) - 0.5)
 
 
 def apart(works: Works) -> npt.NDArray[np.bool_]:
