@@ -70,6 +70,10 @@ def _trace(folder: Path) -> None:
     shutil.copy(SHIPPED / "trace.json.gz", folder)
 
 
+def _bare(folder: Path) -> None:
+    shutil.copy(SHIPPED / "trace.json.gz", folder / "bare.json.gz")
+
+
 def _routing(folder: Path) -> None:
     shutil.copy(SHIPPED / "routing.parquet", folder)
 
@@ -139,7 +143,8 @@ def _script(folder: Path) -> None:
 
 
 FILES: dict[str, Callable[[Path], None]] = {
-    "run": _run, "before": _before, "after": _after, "traces": _traces, "hw_profiles": _profiles, "trace.json.gz": _trace,
+    "run": _run, "before": _before, "after": _after, "traces": _traces, "hw_profiles": _profiles,
+    "trace.json.gz": _trace, "bare.json.gz": _bare,
     "rank-traces": _ranks,
     "routing.parquet": _routing, "out.sqlite": _sqlite, "ops.parquet": _ops, "mine.csv": _measured,
     "moe_perf.parquet": _module_table, "figures.csv": _figures, "config.json": _config, "tiny.json": _tiny,
