@@ -110,8 +110,19 @@ GEMM = Schema.of(
             ("crowd", "tiles", 1e9, 0, "columns' tiles from which on `ragged` is all there (0: it never is)"),
         )
     ),
+    Parameter(
+        "copies",
+        "copies",
+        0,
+        1e3,
+        0,
+        0,
+        "of the weights that a benchmark calls in turn (0: never warm); of the benchmark, not fitted",
+        given=True,
+    ),
     Parameter("misaligned_s", "s", 0, 1e-4, 1e-7, 0, "more where four does not divide the rows"),
     _BLEND,
+    _CACHED,
     terms=("launch", "memory", "convert", "compute", "tiles", "split"),
 )
 

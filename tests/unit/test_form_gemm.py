@@ -20,6 +20,7 @@ TOLD = {
     "t0_s": 3e-6, "eta_bw": 0.5, "eta_flops": 0.5, "per_k_s": 1e-9, "per_k_row_s": 1e-11, "per_tile_s": 2e-6, "split_s": 4e-6,
     "split_tile_s": 1e-6, "convert": 2.0, "ragged": 0.5, "misaligned_s": 1e-6, "blend": 2.0, "picks": 1.0, "splits": 1.0,
     "few_rows": 0.0, "few_columns": 0.0, "short_rows": 0.0, "narrow_rows": 0.0, "ragged_rows": 0.0, "crowd": 0.0,
+    "copies": 0.0, "cached": 1.0,
 }  # fmt: skip
 RULE = {
     "picks": 0.0, "splits": 0.0, "few_rows": 16.0, "few_columns": 1280.0, "short_rows": 128.0, "narrow_rows": 64.0,
@@ -125,6 +126,19 @@ def test_activations_in_eight_bits_were_converted_before() -> None:
     more = cost(hw, 1024, 512, 4096, "fp8").expected_s[0] - cost(none, 1024, 512, 4096, "fp8").expected_s[0]
     assert more == pytest.approx(2 * 3 * 1024 * 4096 / 2e12)
     assert seconds(hw, 1024, 512, 4096) == seconds(none, 1024, 512, 4096)
+
+
+def test_copies_of_weights_that_fit_a_warm_cache_take_a_share_of_their_time() -> None:
+    """5 x 4 MB lie in 50 MB, 5 x 16 MB do not, nor any in serving; activations always come from memory."""
+    hw = told(copies=5.0, cached=0.25)
+    small, large = (ops.works([Op.of("gemm", "bf16", m=16, n=n, k=1024)]) for n in (2000, 8000))
+    for works, share in ((small, 0.25), (large, 1.0)):
+        warm, cold = (
+            gpu.cost(works, ["dense_gemm"], hw, cache=cache).memory_s[0] for cache in ("warm", "cold")
+        )
+        weights, others = works["weight_bytes"][0] / 1e12, works["act_bytes"][0] / 1e12
+        assert warm == pytest.approx(weights * share + others) and cold == pytest.approx(weights + others)
+        assert gpu.cost(works, ["dense_gemm"], told(), cache="warm").memory_s[0] == cold
 
 
 def test_rows_that_four_does_not_divide_cost_more() -> None:
