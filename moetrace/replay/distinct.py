@@ -40,8 +40,8 @@ _SOURCES = {
     "anew from each layer's popularity, the standard deviation would be {spread:.1f} experts",
     "ranked": "distinct experts of the worst expert-parallel rank are counted in the recorded routing, experts lying in "
     "contiguous blocks",
-    "popularity": "distinct experts at another batch follow from each expert's recorded popularity, tokens taken as "
-    "independent; experts that the recording never saw count as never chosen",
+    "popularity": "distinct experts at another batch follow from each expert's recorded popularity, evened out until "
+    "independent tokens touch as many as the recorded steps did",
     "drawn": "routing=popularity: distinct experts follow at every n_a from each expert's recorded popularity, tokens drawn "
     "anew and independently of one another",
     "proportion": "distinct experts at another n_a, where each token's choices were not recorded, are those counted at the "
@@ -117,7 +117,7 @@ def _same(op: Op, origin: Op) -> bool:
 
 def _drawn(popularity: Popularity, op: Op, at: At, ranks: int) -> tuple[Op, str]:
     """(the op with the distinct experts that popularity says, where they come from)."""
-    estimate = popularity(op, at, op["topk"], ranks)
+    estimate = popularity(op, at, op["topk"], ranks, drawn=True)
     if estimate is not None:
         return op.with_dims(distinct=None, distinct_est=round(estimate, 4)), "drawn"
     worst = None if ranks == 1 else round(each(_worst_rank, *_choice(op), ranks), 4)

@@ -1,10 +1,10 @@
-"""Distinct experts by recorded popularity: how often each expert was chosen, of tokens drawn anew."""
+"""Distinct experts by recorded popularity: how often each expert was chosen, held against what the recorded steps touched."""
 
 from __future__ import annotations
 
 from collections import Counter
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,29 @@ from moetrace.op import Op
 from moetrace.replay.draft import At, Draft
 from moetrace.replay.grammar import Kept
 from moetrace.routing import Routing, ep_max_distinct, popularity_distinct
+from moetrace.routing.evened import Evened, evened
 from moetrace.routing.pruned import kept_experts
 from moetrace.routing.skewed import shares
 
 _SAMPLE = 4
 _KEPT = 1 << 18  # answers that are kept: scenarios of one run ask for the same ones
+_ALL = ""  # steps of whatever phase
+
+
+class _Asked(NamedTuple):
+    """Whose distinct experts are asked for: so many tokens of a layer in a phase, on the worst of `ranks`.
+
+    `drawn`: of tokens drawn anew, not held against what the recorded steps touched.
+    """
+
+    layer: int
+    phase: str | None
+    topk: int
+    tokens: int
+    experts: int
+    ranks: int
+    popular: bool
+    drawn: bool
 
 
 class Popularity:
@@ -25,74 +43,95 @@ class Popularity:
 
     def __init__(self, draft: Draft) -> None:
         self.steps = draft.steps
-        self.known = _recorded(draft.run.routing, tuple((step.index, step.phase) for step in draft.steps))
+        routing = draft.run.routing
+        phases = tuple((step.index, step.phase) for step in draft.steps)
+        self.known = None if routing is None else _recorded(routing, phases)
         kept = draft.scenario.get("n_e")
         self.popular = isinstance(kept, Kept) and kept.popular
 
-    def __call__(self, op: Op, at: At, topk: float, ranks: int) -> float | None:
-        """Distinct experts (of the worst rank, if several) of the op's tokens at an n_a; None where it was not recorded."""
-        if not self.known.routing:
+    def __call__(self, op: Op, at: At, topk: float, ranks: int, drawn: bool = False) -> float | None:
+        """Distinct experts (of the worst rank, if several) of the op's tokens at an n_a; None where it was not recorded.
+
+        Of as many tokens as the recorded steps have they are as many as these touched, in the mean; with `drawn` those of
+        tokens drawn anew.
+        """
+        if self.known is None:
             return None
-        phase = self.steps[at.step].phase
-        counts = int(topk), int(op["tokens"]), int(op["experts"])
-        return self.known.distinct(at.source_layer, phase, *counts, ranks, self.popular)
+        sizes = int(topk), int(op["tokens"]), int(op["experts"]), ranks
+        return self.known.distinct(
+            _Asked(at.source_layer, self.steps[at.step].phase, *sizes, self.popular, drawn)
+        )
 
 
 @lru_cache(maxsize=4)
-def _recorded(routing: Routing | None, phases: tuple[tuple[int, str | None], ...]) -> _Recorded:
+def _recorded(routing: Routing, phases: tuple[tuple[int, str | None], ...]) -> _Recorded:
     return _Recorded(routing, phases)
 
 
 class _Recorded:
     """Recorded popularity of experts, each asked of the routing once. `phases` are the steps' own and their phases."""
 
-    def __init__(self, routing: Routing | None, phases: tuple[tuple[int, str | None], ...]) -> None:
+    def __init__(self, routing: Routing, phases: tuple[tuple[int, str | None], ...]) -> None:
         self.routing = routing
-        self.known: dict[tuple[int, int, str | None], npt.NDArray[np.float64]] = {}
-        self.answers: dict[tuple[Any, ...], float | None] = {}
         self.phase_of = dict(phases)
+        self.tokens = routing.token_counts()
         self.held: Counter[tuple[int, str | None]] = Counter()  # tokens by (layer, phase)
-        if self.routing is not None:
-            for (step, layer), tokens in self.routing.token_counts().items():
-                self.held[layer, self.phase_of.get(step)] += tokens
+        for (step, layer), tokens in self.tokens.items():
+            self.held[layer, self.phase_of.get(step)] += tokens
         self.layers = {layer for layer, _ in self.held}
+        self.known: dict[tuple[int, int, str | None], npt.NDArray[np.float64]] = {}
+        self.touched: dict[int, dict[tuple[int, int], int]] = {}  # by n_a
+        self.even: dict[tuple[Any, ...], Evened] = {}
+        self.answers: dict[_Asked, float | None] = {}
 
-    def distinct(
-        self, layer: int, phase: str | None, topk: int, tokens: int, experts: int, ranks: int, popular: bool
-    ) -> float | None:
+    def distinct(self, asked: _Asked) -> float | None:
         """Distinct experts (of the worst rank, if several) of so many tokens; None where popularity was not recorded."""
-        asked = layer, phase, topk, tokens, experts, ranks, popular
         if asked not in self.answers:
             if len(self.answers) >= _KEPT:
                 self.answers.clear()
-            q = self._of(layer, phase, topk, tokens, experts, popular)
-            self.answers[asked] = (
-                None
-                if q is None
-                else popularity_distinct(q, tokens)
-                if ranks == 1
-                else ep_max_distinct(experts, topk, tokens, ranks, q)
-            )
+            known = asked.topk <= self.routing.topk and asked.layer in self.layers
+            self.answers[asked] = self._distinct(asked) if known else None
         return self.answers[asked]
 
-    def _of(
-        self, layer: int, phase: str | None, topk: int, tokens: int, experts: int, popular: bool
-    ) -> npt.NDArray[np.float64] | None:
-        """Popularity of a layer's experts at this n_a; None if it was not recorded. Of fewer `experts`, those that are kept.
+    def _distinct(self, asked: _Asked) -> float:
+        """Popularity is of steps of the same phase where they hold _SAMPLE times the tokens asked for (few tokens miss experts
+        that more would reach), else of all steps. Of fewer experts it is that of those that are kept."""
+        _, phase, topk, tokens, experts, ranks, popular, drawn = asked
+        sample = phase if self.held[asked.layer, phase] >= _SAMPLE * tokens else _ALL
+        even = Evened() if drawn else self._evened(asked, sample)
+        q = even.popularity(self._of(asked.layer, topk, sample))
+        if experts != q.size:
+            q = kept_popularity(q, experts, topk, popular)
+        found = (
+            popularity_distinct(q, tokens) if ranks == 1 else ep_max_distinct(experts, topk, tokens, ranks, q)
+        )
+        return even.scaled(found, topk, tokens, -(-experts // ranks))
 
-        Over steps of the same phase where they hold _SAMPLE times the tokens asked for (few tokens miss experts that
-        more would reach), else over all steps.
-        """
-        if self.routing is None or topk > self.routing.topk or layer not in self.layers:
-            return None
-        enough = self.held[layer, phase] >= _SAMPLE * tokens
-        key = (layer, topk, phase if enough else "")
+    def _evened(self, asked: _Asked, sample: str | None) -> Evened:
+        """How a sample's popularity is evened out, held against what the steps of the phase touched of this layer."""
+        n_a = asked.topk if self.routing.ordered else self.routing.topk
+        key = asked.layer, asked.phase, n_a, sample
+        if key not in self.even:
+            if n_a not in self.touched:
+                self.touched[n_a] = self.routing.distinct(n_a)
+            mine = {
+                cell: count
+                for cell, count in self.touched[n_a].items()
+                if cell[1] == asked.layer and self.phase_of.get(cell[0]) == asked.phase
+            }
+            held = np.array([self.tokens[cell] for cell in mine], dtype=np.int64)
+            q = self._of(asked.layer, n_a, sample)
+            self.even[key] = evened(q, held, float(np.mean(list(mine.values())))) if mine else Evened()
+        return self.even[key]
+
+    def _of(self, layer: int, topk: int, sample: str | None) -> npt.NDArray[np.float64]:
+        """Popularity of a layer's experts at this n_a in the steps of a phase, or in all."""
+        key = layer, topk, sample
         if key not in self.known:
-            had = set(self.routing.steps) if enough else set()
-            steps = sorted(step for step in had if self.phase_of.get(step) == phase)
+            had = self.routing.steps if sample != _ALL else ()
+            steps = sorted(step for step in had if self.phase_of.get(step) == sample)
             self.known[key] = _popularity(self.routing, layer, topk, steps)
-        found = self.known[key]
-        return found if experts == found.size else kept_popularity(found, experts, topk, popular)
+        return self.known[key]
 
 
 def kept_popularity(
