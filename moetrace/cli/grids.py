@@ -126,9 +126,19 @@ def _show(asked: GridAsked, what: Ask | Replays, force: bool, as_json: bool) -> 
 
 def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_json: bool) -> None:
     import time
+    from dataclasses import asdict
 
     from moetrace.files import table_facts, write_parquet
-    from moetrace.replay.grid.choose import WHY, Limits, front, marked, read_budget, read_slo
+    from moetrace.replay.grid.choose import (
+        OTHER_MODEL,
+        WHY,
+        Limits,
+        front,
+        marked,
+        met_by,
+        read_budget,
+        read_slo,
+    )
     from moetrace.replay.grid.store import check_room, open_grid
     from moetrace.report import grid as report
     from moetrace.report import terminal
@@ -151,6 +161,11 @@ def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_
     facts = report.grid_facts(
         grid.plan, before, took, met, best, marked(grid.parts(WHY)), limits, asked.pareto, asked.grid
     )
+    served = [name for name in OTHER_MODEL if name in ("model", *facts["knobs"])]
+    shares = met_by(grid.parts(), limits, served) if best is not None else {}
+    facts["met_by"] = {
+        name: {value: asdict(one) for value, one in own.items()} for name, own in shares.items()
+    }
     if as_json:
         terminal.show_json(facts)
     else:

@@ -80,6 +80,7 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
         f"{facts['met']:,} fit their machine" + (f" and keep to {', '.join(limits)}" if limits else "")
     )
     lines += _refused(facts)
+    lines += _by_model(facts)
     if facts["pareto"]:
         lines.append(_table(facts))
         beyond = _beyond_words(facts["pareto"][:_MOST])
@@ -93,6 +94,29 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
         )
     if facts["written"]:
         lines.append(f"written: {facts['written']}")
+    return lines
+
+
+def _by_model(facts: dict[str, Any]) -> list[Block]:
+    """What is left of each model, or of each edit of one: smaller ones always win on the front, which weighs speed alone."""
+    lines: list[Block] = []
+    for name, shares in facts["met_by"].items():
+        header = (name, "scenarios", "of them keep to it", "most tok/s/user", "most tok/s/GPU")
+        rows = [
+            (
+                value,
+                f"{own['scenarios']:,}",
+                f"{own['met']:,}",
+                *(
+                    DASH if own[rate] is None else f"{own[rate]:,.1f}"
+                    for rate in ("user_per_s", "per_device_per_s")
+                ),
+            )
+            for value, own in shares.items()
+        ]
+        lines.append(
+            Table(f"by {name}, whose price in quality is on no axis of the front", header, tuple(rows))
+        )
     return lines
 
 

@@ -18,7 +18,17 @@ from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import simulate
 from moetrace.replay.grid import plan as plans
-from moetrace.replay.grid.choose import DEVICE, USER, Limits, Marked, front, marked, read_budget, read_slo
+from moetrace.replay.grid.choose import (
+    DEVICE,
+    USER,
+    Limits,
+    Marked,
+    front,
+    marked,
+    met_by,
+    read_budget,
+    read_slo,
+)
 from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
 from moetrace.replay.grid.rows import measure_column, tables
 from moetrace.replay.grid.store import Made, one_after_another, open_grid, run_grid
@@ -75,6 +85,19 @@ def test_each_row_is_what_simulate_says(whole: tuple[pa.Table, pa.Table]) -> Non
             assert found[family["family"]] == pytest.approx(
                 (family["decode_s"], family["prefill_s"]), rel=1e-9, abs=1e-12
             )
+
+
+def test_what_is_left_of_each_n_a_is_told_beside_the_front(whole: tuple[pa.Table, pa.Table]) -> None:
+    """On the front the fewest experts always win: which n_a keep to a limit is another question."""
+    rows, limits = whole[0], Limits({"user_speed": 500.0})
+    found = met_by([rows.slice(0, 50), rows.slice(50)], limits, ("model", "n_a"))
+    assert set(found) == {"n_a"}  # one model
+    good = limits.met(rows)
+    for value, share in found["n_a"].items():
+        mine = [i for i, row in enumerate(rows.to_pylist()) if str(row["n_a"]) == value]
+        kept = [rows[USER][i].as_py() for i in mine if good[i]]
+        assert (share.scenarios, share.met, share.user_per_s) == (len(mine), len(kept), max(kept))
+    assert 0 < found["n_a"]["8"].met <= found["n_a"]["2"].met
 
 
 def test_out_of_memory_and_what_cannot_be_are_marked_not_dropped() -> None:

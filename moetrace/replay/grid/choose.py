@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,15 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*(s|ms|us)?")
 WHY = ("fits", "wafers", "in_context", "routing_source", "problem")
+OTHER_MODEL = (
+    "model",
+    "n_a",
+    "n_e",
+    "prune_inter",
+    "ffn",
+    "prune_intra",
+    "layers",
+)  # columns that change what is served
 USER, DEVICE = measure_column("user_speed"), "output_per_gpu_per_s"
 
 
@@ -102,6 +111,37 @@ class Marked:
     long: int
     unrouted: int
     reasons: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class Share:
+    """Of the scenarios with one value of a knob: how many there are, how many met the limits, and of these the most tokens per
+    second of a user and of a device (None: none met them)."""
+
+    scenarios: int = 0
+    met: int = 0
+    user_per_s: float | None = None
+    per_device_per_s: float | None = None
+
+
+def met_by(parts: Iterable[pa.Table], limits: Limits, names: Sequence[str]) -> dict[str, dict[str, Share]]:
+    """What met the limits by each value of these columns that have several, in their order; parts are held one at a time."""
+    found: dict[str, dict[str, Share]] = {name: {} for name in names}
+    for rows in parts:
+        users, devices = _numbers(rows, USER), limits.per_device(rows)
+        good = limits.met(rows) & np.isfinite(users)
+        for name in names:
+            column = rows.column(name).cast(pa.string()).combine_chunks().dictionary_encode()
+            code = without_nulls(pa.chunked_array([column.indices]), -1)
+            for i, word in enumerate(column.dictionary.to_pylist()):
+                share, mine = found[name].setdefault(word, Share()), code == i
+                share.scenarios += int(mine.sum())
+                mine &= good
+                share.met += int(mine.sum())
+                if mine.any():
+                    share.user_per_s = max(float(users[mine].max()), share.user_per_s or 0.0)
+                    share.per_device_per_s = max(float(devices[mine].max()), share.per_device_per_s or 0.0)
+    return {name: shares for name, shares in found.items() if len(shares) > 1}
 
 
 def marked(parts: Iterable[pa.Table]) -> Marked:
