@@ -303,7 +303,19 @@ ALL_REDUCE = Schema.of(
     "all_reduce",
     Parameter("latency_s", "s", 0, 1, 3e-6, 0, "floor of the engine's own kernel"),
     Parameter("per_rank_s", "s/rank", 0, 1, 1e-7, 0, "more for each rank but the first"),
-    Parameter("chunk_s", "s", 0, 1, 5e-7, 0, "per square root of MB in the buffer"),
+    Parameter(
+        "most_bytes",
+        "bytes",
+        0,
+        1e12,
+        0,
+        0,
+        "up to which the engine takes its own kernel (0: any); of the engine, not fitted",
+        given=True,
+    ),
+    Parameter(
+        "chunk_s", "s", 0, 1, 5e-6, 0, "filling the library's pipeline, per square root of MB on the wire"
+    ),
     Parameter("efficiency", "share", 1e-3, 2, 0.7, 1, "of the link, of the engine's own kernel"),
     Parameter(
         "two_shot_bytes",

@@ -2,9 +2,9 @@
 
     collective = (latency + per_rank (n-1)) (1 + channels of a ring) + the less of serial x wire MB and start
                  + chunk sqrt(wire MB) + wire / (efficiency x link)                                                (NCCL)
-    all_reduce = the least of the engine's own kernel, in one shot or two, and the library's collective, as engines choose by
-                 size; eager: never under what the host takes (more where it is not one shot: further launches), and the
-                 buffer is copied twice
+    all_reduce = the least of the engine's own kernel, in one shot or two, up to `most_bytes`, and the library's collective, as
+                 engines choose by size; eager: never under what the host takes (more where it is not one shot: further
+                 launches), and the buffer is copied twice
     exchange   = dispatch and collect of DeepEP (github.com/deepseek-ai/DeepEP): what comes first + a norm of what
                  processors take and what links take (within the node and between nodes): p = 2, of normal mode 4
       low latency: latency + per_expert E + copy k hidden, since every expert's count is waited for; processors: one expert's
@@ -23,11 +23,13 @@ the second its floor grows by `channels`; then, up to 16 of them as measured, mo
 each peer has a channel of its own, so that `serial` is of what one of them gets. The root is the pipeline's: chunks grow with
 the buffer, and filling it with a chunk is what mid-sized messages pay. Two ranks have fewer links in use (`pair_loss`).
 Beyond `domain_gpus` ranks, what leaves the node crosses the network, whose rate per device is a datasheet's. Only exchanges
-were measured between nodes; the network's share of the others is assumed. Steps: turns of a normal collect; none in bytes; an
-all-reduce changes its algorithm where two cost the same, whatever the link's rate (a second phase and the library's start are
-told in bytes). Not modelled: contention between collectives (in normal mode on eight nodes the public rows reach a third of the
-network's rate and wait for the slowest rank), tokens limited to groups of nodes, chunk sizes, other topologies than full nodes,
-in-switch reduction (it shows as an efficiency above that of the wire's bytes).
+were measured between nodes; the network's share of the others is assumed.
+Steps: turns of a normal collect; in bytes where an engine's own all-reduce ends (8 MiB in vLLM's and SGLang's
+custom_all_reduce.py; 16 MiB in SGLang on H100, 8 and 1 in TensorRT-LLM on H100 and A100, inferred). Below, it changes its
+algorithm where two cost the same, whatever the link's rate (a second phase and the library's start are told in bytes).
+Not modelled: contention between collectives (in normal mode on eight nodes the public rows reach a third of the network's rate
+and wait for the slowest rank), tokens limited to groups of nodes, chunk sizes, other topologies than full nodes, in-switch
+reduction (it shows as an efficiency above that of the wire's bytes).
 """
 
 from __future__ import annotations
@@ -80,17 +82,19 @@ def all_reduce(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     wire, network_s, between_s = _sent(c, works, at)
     floor_s = c["latency_s"] + c["per_rank_s"] * (n - 1) + between_s
     own, theirs = c["efficiency"] * _rate(at), c["library_efficiency"] * _rate(at)
-    latency_s = floor_s + c["chunk_s"] * np.sqrt(nbytes / _MB)
-    one = nbytes * (n - 1) / own
-    two = (wire + c["two_shot_bytes"]) / (own * c["two_shot_gain"])
-    library = (wire * _lost(c["pair_loss"], n) + c["library_bytes"]) / theirs
+    taken = (nbytes <= c["most_bytes"]) | (c["most_bytes"] == 0)
+    one = np.where(taken, nbytes * (n - 1) / own, np.inf)
+    two = np.where(taken, (wire + c["two_shot_bytes"]) / (own * c["two_shot_gain"]), np.inf)
+    chunks_s = c["chunk_s"] * np.sqrt(wire / _MB)
+    library = (wire * _lost(c["pair_loss"], n) + c["library_bytes"]) / theirs + chunks_s
     fewest = np.minimum(np.minimum(one, two), library)
-    move_s = fewest + network_s
+    chunks_s = np.where(np.minimum(one, two) > fewest, chunks_s, 0.0)
+    latency_s, move_s = floor_s + chunks_s, fewest - chunks_s + network_s
     eager = np.where(n > 1, works.dim("eager", 0.0), 0.0)
     copy_s = eager * 2.0 * nbytes / at.hw.memory.bytes_per_s
     host_s = eager * (c["host_s"] + np.where(one <= np.minimum(two, library), 0.0, c["host_phase_s"]))
     terms = {
-        "latency": c["latency_s"] + between_s, "ranks": c["per_rank_s"] * (n - 1), "chunks": latency_s - floor_s,
+        "latency": c["latency_s"] + between_s, "ranks": c["per_rank_s"] * (n - 1), "chunks": chunks_s,
         "one_shot": np.where(one == fewest, move_s, 0.0),
         "two_shot": np.where((two == fewest) & (one > fewest), move_s, 0.0),
         "library": np.where(np.minimum(one, two) > fewest, move_s, 0.0), "host": host_s + copy_s,
