@@ -44,7 +44,10 @@ PHASES = ("decode", "verify", "prefill", "mixed", "draft", "all")
     type=click.Choice(PHASES),
     help="Steps to sum up; the default is decode where there is any, else all.",
 )
-@output_option("FILE", "Parquet file to write; the default is RUN/attribution.parquet, and none for a trace.")
+@output_option(
+    "FILE",
+    "Parquet file to write; the default is RUN/attribution.parquet where there is none yet, and none for a trace.",
+)
 @reading_options
 @force_option
 @json_option
@@ -79,20 +82,28 @@ def attribute(
             f"{shown(source)} does not say which machine it ran on: give --hw NAME (see 'moetrace profiles')"
         )
     result = explain(run, load_hardware(name))
-    target = output or (run.path / "attribution.parquet" if run.path else None)
-    said = _save(result, target, force) if target is not None else "nothing written: give -o FILE to keep it"
+    said = _kept(result, output, run.path, force)
     if as_json:
         terminal.show_json(dict(result.summary))
     else:
         terminal.show([*attributed.attribute_report(result.summary, by, ROWS[by], phase, top), said])
 
 
-def _save(result: Attribution, path: Path, force: bool) -> str:
-    """Writes the table and says so; a file that holds the same already is left as it is, also without `force`."""
+def _kept(result: Attribution, output: Path | None, run: Path | None, force: bool) -> str:
+    """Writes the table to `output`, else into the RUN's folder, and says so.
+
+    A file that holds the same already is left as it is. So is another attribution in the RUN's folder, without `force`: the
+    question was what is printed, not a file.
+    """
     from moetrace.files import check_output
 
+    path = output or (run / "attribution.parquet" if run else None)
+    if path is None:
+        return "nothing written: give -o FILE to keep it"
     if path.is_file() and not force and result.is_in(path):
         return f"unchanged: {path}"
+    if output is None and path.is_file() and not force:
+        return f"nothing written: {path} holds another attribution; give --force to replace it, or -o FILE"
     check_output(path, force)
     result.save(path)
     return f"written: {path}"

@@ -127,7 +127,7 @@ def test_a_phase_that_is_not_there_is_one_line(
     assert "prefill, decode" in answer.err
 
 
-def test_a_repeat_changes_nothing_and_another_machine_needs_force(
+def test_a_repeat_changes_nothing_and_another_machine_is_answered_and_needs_force_to_be_kept(
     run_dir: Path, tmp_path: Path, call: Callable[..., Answer]
 ) -> None:
     run = shutil.copytree(run_dir, tmp_path / "run")
@@ -135,9 +135,14 @@ def test_a_repeat_changes_nothing_and_another_machine_needs_force(
     before = (run / "attribution.parquet").stat().st_mtime_ns
     assert call("attribute", run, "--by", "layer").status == 0
     assert (run / "attribution.parquet").stat().st_mtime_ns == before
-    refused = call("attribute", run, "--hw", "h100-sxm")
+    other = call("attribute", run, "--hw", "h100-sxm")
+    assert other.status == 0 and "held against h100-sxm" in other.out
+    assert "nothing written" in other.out and "--force" in other.out
+    assert (run / "attribution.parquet").stat().st_mtime_ns == before
+    refused = call("attribute", run, "--hw", "h100-sxm", "-o", run / "attribution.parquet")
     assert refused.status == 2 and "--force" in refused.err and refused.out == ""
     assert call("attribute", run, "--hw", "h100-sxm", "--force").status == 0
+    assert (run / "attribution.parquet").stat().st_mtime_ns != before
 
 
 def test_a_trace_may_stand_where_a_run_does(
