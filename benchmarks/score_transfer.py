@@ -3,18 +3,21 @@
     python benchmarks/score_transfer.py FOLDER
 
 FOLDER holds the public tables of make_profiles.py. Every engine's coefficients of one machine, fixed times at the other's
-clock, price the other's rows (decode sizes, unflagged, L2 warm as they were measured). Mean / median absolute error in percent:
-with fixed times as they are, at the other's pace, and at that pace from the same op's measurement on the first machine.
-Then, of those at the pace: the factor that 80 % of the rows lie within, the share of them that the first machine's intervals
-hold, and the `widen` of a profile with which these would hold 80 %. Last, by family, the `widen` of all engines and ways
-alike, and the least and the most that it holds of the rows of one.
+clock, price the other's rows (decode sizes, unflagged, L2 warm as they were measured); what MoE kernels' facts say, which are
+of an engine's version and not of a chip, is that of the version that was measured there. Mean / median absolute error in
+percent: with fixed times as they are, at the other's pace, and at that pace from the same op's measurement on the first
+machine. Then, of those at the pace: the factor that 80 % of the rows lie within, the share of them that the first machine's
+intervals hold, and the `widen` of a profile with which these would hold 80 %. Last, by family, the `widen` of all engines and
+ways alike, and the least and the most that it holds of the rows of one.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +26,7 @@ from moetrace import ops
 from moetrace.calibrate.measured import Measured
 from moetrace.calibrate.tables import read_measurements
 from moetrace.cost.anchors import anchored_s
-from moetrace.hardware import FORM_OF, Family, Hardware, coefficient_family, load_hardware
+from moetrace.hardware import FORM_OF, Family, Hardware, coefficient_family, load_hardware, schema
 from moetrace.machines.forms import FORMS, Setting
 from moetrace.machines.gpu import errors, peaks, tokens_of
 from moetrace.op import FloatArray
@@ -63,6 +66,15 @@ def groups(tables: dict[str, Measured]) -> Iterator[tuple[str, dict[str, Measure
                 mine &= table.kernel == kernels[count.argmax()]
                 found.setdefault(f"{own}@{engine}", {})[name] = table.take(mine)
     yield from ((key, both) for key, both in sorted(found.items()) if len(both) == len(NAMES))
+
+
+def on_other_version(own: Family, there: Family) -> Family:
+    """MoE modules' coefficients with the facts of the engine's version, and of its benchmark, on the other machine."""
+    if own.form != "experts":
+        return own
+    given = {name for name, parameter in schema(own.form).parameters.items() if parameter.given}
+    told = {name: there.value[name] for name in given & there.named}
+    return replace(own, value=MappingProxyType({**own.value, **told}))
 
 
 def error(predicted: FloatArray, measured: FloatArray) -> str:
@@ -117,8 +129,13 @@ def main() -> None:
             if own is None or own.provenance != "fitted":
                 continue
             here, there = rows[target], rows[source]
-            moved = own.at_pace(machine[source].pace, machine[target].pace)
-            still, _, _ = priced(here, own, machine[target])
+            ours = (
+                own
+                if (of_target := machine[target].families.get(key)) is None
+                else on_other_version(own, of_target)
+            )
+            moved = ours.at_pace(machine[source].pace, machine[target].pace)
+            still, _, _ = priced(here, ours, machine[target])
             found, _, stated = priced(here, moved, machine[target])
             a, b = matched(there, here)
             law_there, floor, _ = priced(there, own, machine[source])

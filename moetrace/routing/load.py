@@ -110,7 +110,7 @@ def uniform_counts(experts: int, topk: int, tokens: int, draws: int = DRAWS) -> 
     return np.array([np.bincount(one.ravel(), minlength=experts) for one in chosen], dtype=np.float64)
 
 
-def padded_rows(rows: FloatArray, distinct: FloatArray, tile: float) -> FloatArray:
+def padded_rows(rows: FloatArray, distinct: FloatArray, tile: FloatArray | float) -> FloatArray:
     """Rows that a grouped GEMM multiplies when each touched expert's are padded to whole tiles.
 
     With r = rows / distinct rows on a touched expert, geometrically distributed (at least 1), an expert has

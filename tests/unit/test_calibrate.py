@@ -28,7 +28,7 @@ SHAPES = ((2048, 768, 128), (4096, 1536, 128), (7168, 2048, 256), (4096, 14336, 
 def machine() -> Hardware:
     hw = load_hardware("h100-sxm")
     own = hw.families["experts"]
-    value = {**own.value, "above_experts": 0.0, "above_serial": 0.0, **TRUE}
+    value = {**own.value, "crowded_rows": 0.0, **TRUE}
     return replace(hw, families={**hw.families, "experts": replace(own, value=value)})
 
 
@@ -90,9 +90,9 @@ def test_what_the_rows_drive_towards_nothing_is_nothing_and_what_they_do_not_tou
     )
     rows.to_csv(tmp_path / "mine.csv", index=False)
     problem = Problem.of("experts", read_measurements(tmp_path / "mine.csv", "h100-sxm"), machine(), "warm")
-    found = fit(problem, {})
-    assert {"above_experts", "misaligned"} <= set(found.kept)
-    assert found.value["above_experts"] == 0.0
+    found = fit(problem, {"crowded_rows": 16.0})
+    assert {"above_serial", "misaligned"} <= set(found.kept)
+    assert found.value["above_serial"] == 0.0
     start = problem.form.schema.parameters["misaligned"].start
     assert found.value["misaligned"] == start  # no row has such a width
 
@@ -102,11 +102,15 @@ def test_a_fact_of_the_kernel_is_no_coefficient(tmp_path: Path) -> None:
     table().assign(engine="vllm").to_csv(tmp_path / "mine.csv", index=False)
     (group, _) = sorted(calibrate([tmp_path / "mine.csv"], "h100-sxm").groups, key=lambda g: "@" not in g.key)
     assert group.key == "experts@vllm" and facts_of(group.key, "experts", load_hardware("h100-sxm")) == {
+        "routed_experts": 0,
+        "crowded_rows": 0,
         "wide_tokens": 64,
         "untuned_ranks": 0,
     }
     assert group.fit.value["wide_tokens"] == 64 and "wide_tokens" not in group.fit.fitted
     assert facts_of("experts@sglang", "experts", load_hardware("h100-sxm")) == {
+        "routed_experts": 0,
+        "crowded_rows": 64,
         "wide_tokens": 0,
         "untuned_ranks": 0,
     }

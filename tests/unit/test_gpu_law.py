@@ -14,6 +14,7 @@ from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines import gpu
 from moetrace.machines.forms import Cache, smoothmax
 from moetrace.op import PARTS, UNKNOWN, Costs, Op, Work, Works
+from moetrace.routing import padded_rows
 
 NAMES = ("h100-sxm", "a100-sxm", "b200", "mi300x", "cpu")
 FAMILY = {
@@ -164,19 +165,13 @@ def more_cache(hw: Hardware, factor: float) -> Hardware:
     return replace(hw, memory=replace(hw.memory, cache_bytes=hw.memory.cache_bytes * factor))
 
 
-@pytest.mark.parametrize("step", ["above_experts", "above_serial"])
+@pytest.mark.parametrize("step", ["crowded_rows", "above_serial"])
 def test_the_steps_of_the_experts_form_are_where_it_says(step: str) -> None:
     """More tokens than experts on the rank, and widths that 16 does not divide; next to them nothing jumps."""
     hw = load_hardware("h100-sxm")
     own = hw.families["experts"]
-    value = {
-        **own.value,
-        "serial_s": 5e-10,
-        "above_experts": 0.0,
-        "above_serial": 0.0,
-        "misaligned": 0.5,
-        step: 0.5,
-    }
+    value = {**own.value, "serial_s": 5e-10, "crowded_rows": 16.0, "above_serial": 0.0, "misaligned": 0.5}
+    value[step] = {"crowded_rows": 256.0, "above_serial": 0.5}[step]
     hw = replace(hw, families={**hw.families, "experts": replace(own, value=value)})
 
     def seconds(**changed: float) -> float:
@@ -191,6 +186,35 @@ def test_the_steps_of_the_experts_form_are_where_it_says(step: str) -> None:
         tokens=64, local_experts=64, inter=752
     )
     assert seconds(inter=802) > 1.1 * seconds(inter=800) and seconds(inter=816) < 1.05 * seconds(inter=800)
+    never = told_experts(**{**value, "crowded_rows": 0.0})
+    assert module_s(never, inter=800, tokens=129, distinct=64) < 1.02 * module_s(
+        never, inter=800, tokens=128, distinct=64
+    )
+
+
+def test_crowded_tiles_multiply_their_empty_rows_by_hand() -> None:
+    """129 tokens x 8 choices: rows of 64 touched experts, few of them full, padded to 64 instead of 16."""
+    value = {"per_block_s": 0.0, "above_serial": 0.0, "eta_flops": 0.5, "misaligned": 0.0}
+    dims = {"hidden": 2048, "inter": 800, "tokens": 129, "distinct": 64, "experts": 128, "topk": 8}
+    hw = told_experts(**value, crowded_rows=64.0)
+    more = module_s(hw, **dims) - module_s(told_experts(**value, crowded_rows=0.0), **dims)
+    rows, touched = np.array([129 * 8.0]), np.array([64.0])
+    empty = padded_rows(rows, touched, 64.0) - padded_rows(rows, touched, 16.0)
+    assert more == pytest.approx(float(empty[0]) * 6 * 2048 * 800 / (0.5 * hw.peak("bf16")))
+
+
+def test_the_framework_routes_what_the_engines_kernel_does_not() -> None:
+    """The step is one expert above routed_experts, of the module and of its top-k alone, whatever the rank holds."""
+    hw, never = told_experts(routed_experts=128.0, operators_s=1e-5), told_experts(routed_experts=0.0)
+
+    def more(kind: str, experts: int, **dims: float) -> float:
+        works = ops.works([Op.of(kind, **{**MODULE, "distinct": 20, "experts": experts, **dims})])
+        return float(np.diff([gpu.cost(works, ["experts"], each).expected_s[0] for each in (never, hw)])[0])
+
+    for kind in ("moe_module", "topk"):
+        assert more(kind, 129) == pytest.approx(1e-5) == pytest.approx(more(kind, 256, local_experts=32))
+    for kind, experts in (("moe_module", 128), ("topk", 128), ("moe_align", 129), ("moe_down", 129)):
+        assert more(kind, experts) == 0.0
 
 
 def told_experts(**value: float) -> Hardware:
@@ -229,7 +253,6 @@ def test_blocks_are_wide_above_the_tokens_that_the_kernel_says() -> None:
         "per_block_s": 2e-6,
         "block_wide": 1.0,
         "above_wide": 0.0,
-        "above_experts": 0.0,
         "above_serial": 0.0,
     }
     narrow, never = told_experts(**value, wide_tokens=64.0), told_experts(**value, wide_tokens=0.0)
@@ -261,7 +284,6 @@ def test_a_wide_block_streams_longer_above_the_tokens_that_the_kernel_says() -> 
         "above_wide": 0.0,
         "block_wide": 1.0,
         "above_serial": 0.0,
-        "above_experts": 0.0,
     }
     value |= {"per_block_s": 0.0, "wide_tokens": 64.0}
     even, longer = told_experts(**value, wide_serial=0.0), told_experts(**value, wide_serial=0.5)
@@ -275,7 +297,7 @@ def test_a_wide_block_streams_longer_above_the_tokens_that_the_kernel_says() -> 
 
 def test_a_benchmark_of_many_ranks_ran_untuned_kernels_and_serving_does_not() -> None:
     """From untuned_ranks on weights stream at `untuned` of the bandwidth, warm alone: the step is there and nowhere else."""
-    value = {"eta_bw": 0.9, "per_block_s": 0.0, "cached": 1.0, "above_experts": 0.0, "untuned": 0.1}
+    value = {"eta_bw": 0.9, "per_block_s": 0.0, "cached": 1.0, "untuned": 0.1}
     hw = told_experts(**value, untuned_ranks=64.0)
 
     def seconds(ranks: int, cache: Cache, hw: Hardware = hw) -> float:

@@ -1,36 +1,41 @@
 """The form of an MoE module: top-k, align, the expert GEMMs with their activation, combine.
 
     fixed   = t0 + per_expert E + per_local_expert E_local + per_row T k + serial x block bytes of both GEMMs
+              + operators where E exceeds what the engine's own kernel routes
     memory  = weights of the distinct experts / (eta_bw x bandwidth) + act_passes x activation bytes / bandwidth
               + remote_passes x (T k - rows) x (hidden + width) in 16 bits / bandwidth
-    compute = FLOPs, each expert's rows padded to tiles of 16 / (eta_flops x peak)
+    compute = FLOPs, each expert's rows padded to tiles of 16 or crowded_rows / (eta_flops x peak)
     blocks  = per_block D hidden / block columns / multiprocessors, of the down GEMM, whose reduction is short
     time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned where that applies; where tiles switch,
-              weights and FLOPs times 1 + above_experts, block bytes times 1 + above_serial; streaming the down GEMM's weights
-              and its blocks hide each other: (memory^3 + blocks^3)^(1/3) of the two
+              block bytes times 1 + above_serial; streaming the down GEMM's weights and its blocks hide each other:
+              (memory^3 + blocks^3)^(1/3) of the two
 
 A module was measured as a whole, so each of its ops carries the share of the fixed terms that is its own: a sixth of t0 for
-each launch, per_expert in top-k and align, per_row in align and combine, the rest in the GEMMs. The parts of a module add
-up to `moe_module` where no other rank holds experts. Block bytes: what one thread block streams one after another, K rows of
-64 columns, which no number of idle neighbours shortens. Blocks: each starts and ends before a multiprocessor takes the next,
-which narrow experts wait for.
+each launch, per_expert in top-k and align, operators in top-k, per_row in align and combine, the rest in the GEMMs. The parts
+of a module add up to `moe_module` where no other rank holds experts. Block bytes: what one thread block streams one after
+another, K rows of 64 columns, which no number of idle neighbours shortens. Blocks: each starts and ends before a
+multiprocessor takes the next, which narrow experts wait for.
 Rows of other ranks' experts: SGLang's and vLLM's Triton kernels keep a row for each of the T k choices whoever holds the
-expert, fill those of other ranks with zeros, and pass over them in the activation and in the sum (``write_zeros_to_output``
-in vLLM's fused_moe.py). TensorRT-LLM's do not, and its coefficient is next to nothing. It is a term of `moe_module` alone: all
-T tokens are on the rank there, while the parts of a recorded or served step may have been sent only the rows that are theirs.
+expert, fill those of other ranks with zeros, and pass over them in the activation and in the sum (``write_zeros_to_output`` in
+vLLM's fused_moe.py). TensorRT-LLM's do not, and its coefficient is next to nothing. It is a term of `moe_module` alone: all T
+tokens are on the rank there, while the parts of a recorded or served step may have been sent only the rows that are theirs.
 
-Steps, where kernels switch: misaligned where the width is no multiple of 16; above_experts and above_serial where the
-tokens exceed the experts on the rank, from where on SGLang's Triton kernel takes other default tiles (its
-get_default_config), unless tiles were tuned for that number of experts and that width on that GPU (the profile's [tuned]);
-above wide_tokens, where blocks have 128 columns instead of 64, take block_wide of the time each, stream with 1 + above_wide
-and one after another with 1 + wide_serial: 64 tokens in vLLM (its get_default_config since
-github.com/vllm-project/vllm/pull/34846), none in other engines.
-Warm cache: weights that fit it cost the share `cached` of their time, smoothly in the size; and from untuned_ranks on weights
-stream at the share `untuned` of the bandwidth, as the public benchmark of TensorRT-LLM shows and serving, which tunes its
-kernels when it starts, need not (inferred, docs/hardware.md).
-Measured on H100 the sum of memory and compute fits better than any sharper blend; tile padding, larger tiles, exactly counted,
-wave quantisation and the blocks of the GEMM over hidden add nothing (held-out errors: the profiles). Not modelled: kernels
-tuned for one shape, routing limited to groups of experts.
+Steps, where kernels switch: misaligned where the width is no multiple of 16; crowded_rows and above_serial where the tokens
+exceed the experts on the rank, from where on SGLang's Triton kernel takes tiles of 64 rows, empty ones multiplied too, with a
+loop half as deep (16 x 32 x 64 before, 64 x 64 x 32 then: its get_default_config, vLLM's too up to 0.14), unless tiles were
+tuned for that number of experts and that width on that GPU (the profile's [tuned]); operators above routed_experts: 128 in
+TensorRT-LLM, whose routing kernel takes no more and leaves them to PyTorch's top-k and softmax (its
+_torch/modules/fused_moe/routing.py, RenormalizeMoeRoutingMethod; from the same floor of 8 and of 128 experts, and 11 us more
+at 256, no later version's limit of 512 was measured); above wide_tokens, where blocks have 128 columns instead of 64, take
+block_wide of the time each, stream with 1 + above_wide and one after another with 1 + wide_serial: 64 tokens in vLLM (its
+get_default_config since github.com/vllm-project/vllm/pull/34846), none in other engines.
+Warm cache: weights that fit half of it cost the share `cached` of their time, smoothly in the size, since each of its two
+partitions keeps what its own processors read (NVIDIA A100 Tensor Core GPU Architecture, whitepaper, "L2 cache"); and from
+untuned_ranks on weights stream at the share `untuned` of the bandwidth, as the public benchmark of TensorRT-LLM shows and
+serving, which tunes its kernels when it starts, need not (inferred, docs/hardware.md).
+Measured on H100 the sum of memory and compute fits better than any sharper blend; tiles tuned for some size, wave quantisation
+and the blocks of the GEMM over hidden add nothing (held-out errors: the profiles). Not modelled: kernels tuned for one shape,
+routing limited to groups of experts.
 """
 
 from __future__ import annotations
@@ -58,15 +63,14 @@ _SHARES = {
 }
 _OVER_HIDDEN = ("moe_gate_up", "moe_experts", "moe_module")  # GEMMs whose reduction is over that dim
 _OVER_INTER = ("moe_down", "moe_experts", "moe_module")
+_ROUTES = ("topk", "moe_module")
 _LAUNCHES = 6.0
 _FEW = 4  # experts on a rank: weights stream by kernels that an autotuner picked, a term of its own
 _TILE, _BLOCK_COLUMNS, _WIDE_COLUMNS, _WIDTH_MULTIPLE = 16.0, 64.0, 128.0, 16.0
 _ROW_BYTES = 2.0  # of a value that kernels of a module hand on
 _PAIR = 1 << 20  # above any width: makes one number of experts and width
-_CACHE_SHARE, _CACHE_SHARPNESS = (
-    0.8,
-    4.0,
-)  # of the cache that weights can hold; how sudden they fall out of it
+# Of the cache, what weights can hold where two partitions keep copies; and how sudden they fall out of it.
+_CACHE_SHARE, _CACHE_SHARPNESS = 0.5, 4.0
 
 
 def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
@@ -79,7 +83,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     odd = 1.0 + c["misaligned"] * ((gemm > 0) & (np.mod(works.dim("inter", 0.0), _WIDTH_MULTIPLE) != 0))
     switched = _switched(c, works, gemm, local, at)
     wide = (gemm > 0) & (c["wide_tokens"] > 0) & (tokens > c["wide_tokens"])
-    extra = odd * (1.0 + c["above_experts"] * switched) * (1.0 + c["above_wide"] * wide)
+    extra = odd * (1.0 + c["above_wide"] * wide)
     bandwidth = at.hw.memory.bytes_per_s
     untuned = (gemm > 0) & _untuned(c, experts, local, at)
     reached = np.where(untuned, np.minimum(c["untuned"], c["eta_bw"]), c["eta_bw"]) * bandwidth
@@ -92,7 +96,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     memory_s = weights_s + activations_s + remote_s
     rows = works["rows"]
     padding = np.divide(
-        padded_rows(rows, works["experts"], _TILE),
+        padded_rows(rows, works["experts"], np.where(switched, c["crowded_rows"], _TILE)),
         rows,
         out=np.ones_like(rows),
         where=(rows > 0) & (gemm > 0),
@@ -100,7 +104,9 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     compute_s = works["flops"] * padding / (c["eta_flops"] * at.peak) * extra
     terms = {
         "launch": c["t0_s"] * launches / _LAUNCHES * works["launches"],
-        "experts": c["per_expert_s"] * expert * experts + c["per_local_expert_s"] * gemm * local,
+        "experts": c["per_expert_s"] * expert * experts
+        + c["per_local_expert_s"] * gemm * local
+        + _operators(c, works, experts),
         "rows": c["per_row_s"] * row * tokens * works.dim("topk", 0.0),
         "serial": c["serial_s"]
         * _block_bytes(works)
@@ -118,6 +124,14 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         "compute": compute_s,
     }  # fmt: skip
     return Parts(compute_s, memory_s, fixed_s, fixed_s + memory_s + compute_s - hidden_s, terms=terms)
+
+
+def _operators(c: Mapping[str, float], works: Works, experts: FloatArray) -> FloatArray | float:
+    """Seconds of the framework's operators that route where the engine's own kernel does not, [ops]."""
+    if not c["routed_experts"]:
+        return 0.0
+    routes = works.ops.by_type([float(op.kind in _ROUTES) for op in works.ops.types])
+    return np.asarray(c["operators_s"] * routes * (experts > c["routed_experts"]))
 
 
 def _untuned(
@@ -165,8 +179,8 @@ def _switched(
     c: Mapping[str, float], works: Works, gemm: FloatArray, local: FloatArray, at: Setting
 ) -> npt.NDArray[np.bool_]:
     """Whether an op's GEMMs run with an engine's default tiles for many tokens, [ops]."""
-    many = (gemm > 0) & (works.dim("tokens", 0.0) > local)
-    if not (many.any() and (c["above_experts"] or c["above_serial"])):
+    many = (gemm > 0) & (c["crowded_rows"] > 0) & (works.dim("tokens", 0.0) > local)
+    if not many.any():
         return np.zeros_like(many)
     asked = local * _PAIR + works.dim("inter", 0.0)
     for code, op in enumerate(works.ops.types):
