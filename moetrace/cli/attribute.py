@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -59,11 +59,7 @@ def attribute(
     top: int,
     phase: str | None,
     output: Path | None,
-    model: str | None,
-    capture_trace: Path | None,
-    kv_len: int | None,
-    ran_tp: int | None,
-    ran_ep: int | None,
+    reading: dict[str, Any],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -73,9 +69,7 @@ def attribute(
     from moetrace.errors import ProfileError
     from moetrace.report import attributed, terminal
 
-    run = open_source(
-        source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
-    )
+    run = open_source(source, **reading)
     name = hardware or run.meta.hardware
     if name is None:
         raise ProfileError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -68,11 +69,7 @@ def diff(
     gates: tuple[str, ...],
     confidence: float,
     output: Path | None,
-    model: str | None,
-    capture_trace: Path | None,
-    kv_len: int | None,
-    ran_tp: int | None,
-    ran_ep: int | None,
+    reading: dict[str, Any],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -89,12 +86,7 @@ def diff(
 
     if output is not None:
         check_output(output, force, ours=())
-    first, second = (
-        open_source(
-            source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
-        )
-        for source in (before, after)
-    )
+    first, second = (open_source(source, **reading) for source in (before, after))
     found = compare(first, second, gates=gates, confidence=confidence, phase=phase)
     if output is not None:
         size = write_diff(found, output)

@@ -35,11 +35,7 @@ def doctor(
     ctx: click.Context,
     source: Path,
     engine: str | None,
-    model: str | None,
-    capture_trace: Path | None,
-    kv_len: int | None,
-    ran_tp: int | None,
-    ran_ep: int | None,
+    reading: dict[str, Any],
     hardware: str | None,
     as_json: bool,
 ) -> None:
@@ -54,10 +50,7 @@ def doctor(
     from moetrace.report import terminal
     from moetrace.report.doctor import doctor_report
 
-    options: dict[str, Any] = {
-        "model": model, "capture_trace": capture_trace, "kv_len": kv_len, "ran_tp": ran_tp, "ran_ep": ran_ep,
-        "hardware": hardware,
-    }  # fmt: skip
+    options = {**reading, "hardware": hardware}
     with ranks_of(source) as (trace, ranks):
         facts = (
             _of_ranks(ranks, options, engine) if ranks else diagnose(open_source(trace, **options), engine)

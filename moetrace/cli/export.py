@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -40,11 +41,7 @@ def export(
     output: Path,
     hardware: str | None,
     predicted: tuple[str, ...],
-    model: str | None,
-    capture_trace: Path | None,
-    kv_len: int | None,
-    ran_tp: int | None,
-    ran_ep: int | None,
+    reading: dict[str, Any],
     force: bool,
 ) -> None:
     """Write a run's timeline for a viewer such as Perfetto.
@@ -58,9 +55,7 @@ def export(
     from moetrace.report.perfetto import write_timeline
 
     check_output(output, force, ours=())
-    run = open_source(
-        source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
-    )
+    run = open_source(source, **reading)
     name = hardware or run.meta.hardware
     beside = [
         load(other) if is_run(Path(other)) or url_of(other) else replay(run, load_hardware(other)).run

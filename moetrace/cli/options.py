@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -116,43 +117,51 @@ def edits(sets: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> list[str
     return [*sets, *(f"{name}={value}" for name, values in named for value in values)]
 
 
-def reading_options(command: Command) -> Command:
-    """What a trace cannot say by itself; taken by every verb that reads one."""
-    for option in reversed(
-        (
-            click.option(
-                "--model",
-                metavar="NAME|FILE",
-                help="The model that ran: a name from 'moetrace models' or a Hugging Face config.json.",
-            ),
-            click.option(
-                "--capture-trace",
-                metavar="FILE|DIR",
-                type=PATH,
-                help="Trace of the graphs' capture, or a folder of such, to name the kernels of replayed graphs.",
-            ),
-            click.option(
-                "--kv-len",
-                metavar="N",
-                type=click.IntRange(min=1),
-                help="KV tokens per sequence in the decode steps, if the trace does not say.",
-            ),
-            click.option(
-                "--ran-tp",
-                metavar="N",
-                type=click.IntRange(min=1),
-                help="Ranks that shared each layer's widths when it ran, if shapes do not show it.",
-            ),
-            click.option(
-                "--ran-ep",
-                metavar="N",
-                type=click.IntRange(min=1),
-                help="Ranks that shared out whole experts when it ran.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+_READING = (
+    click.option(
+        "--model",
+        metavar="NAME|FILE",
+        help="The model that ran: a name from 'moetrace models' or a Hugging Face config.json.",
+    ),
+    click.option(
+        "--capture-trace",
+        metavar="FILE|DIR",
+        type=PATH,
+        help="Trace of the graphs' capture, or a folder of such, to name the kernels of replayed graphs.",
+    ),
+    click.option(
+        "--kv-len",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="KV tokens per sequence in the decode steps, if the trace does not say.",
+    ),
+    click.option(
+        "--ran-tp",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Ranks that shared each layer's widths when it ran, if shapes do not show it.",
+    ),
+    click.option(
+        "--ran-ep",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Ranks that shared out whole experts when it ran.",
+    ),
+)
+_READ = ("model", "capture_trace", "kv_len", "ran_tp", "ran_ep")  # what these are called in `parse`
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a trace cannot say by itself; taken by every verb that reads one, as one `reading` for `open_source`."""
+
+    @wraps(command)
+    def gathered(**options: Any) -> Any:
+        return command(reading={name: options.pop(name) for name in _READ}, **options)
+
+    made: Callable[..., Any] = gathered
+    for option in reversed(_READING):
+        made = option(made)
+    return made
 
 
 def open_source(

@@ -63,7 +63,8 @@ def parse(
     scheduler: str | None,
     force: bool,
     as_json: bool,
-    **options: Any,
+    reading: dict[str, Any],
+    **others: Any,
 ) -> None:
     """Read a trace into a RUN: one row per op, with FLOPs, bytes and layer.
 
@@ -76,6 +77,7 @@ def parse(
     """
     from moetrace.parse.ranks import ranks_of
 
+    options = {**reading, **others}
     with ranks_of(trace) as (source, ranks):
         if ranks:
             if scheduler is not None and not isinstance(source, Path):

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -50,11 +50,7 @@ def replay(
     prices: tuple[str, ...],
     many: GridAsked,
     output: Path | None,
-    model: str | None,
-    capture_trace: Path | None,
-    kv_len: int | None,
-    ran_tp: int | None,
-    ran_ep: int | None,
+    reading: dict[str, Any],
     force: bool,
     as_json: bool,
     **aliases: tuple[str, ...],
@@ -76,9 +72,7 @@ def replay(
             "--price-per-hour: a replay's costs are columns of its grid: add --grid DIR, --pareto or a limit"
         )
     hardware = load_machines(machines)
-    run = open_source(
-        source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
-    )
+    run = open_source(source, **reading)
     if many.any:
         from moetrace.cli.grids import show_replays
         from moetrace.replay.grid.recorded import replays_of

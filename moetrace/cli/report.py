@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,11 +39,7 @@ def report(
     output: Path,
     hardware: str | None,
     predicted: tuple[str, ...],
-    model: str | None,
-    capture_trace: Path | None,
-    kv_len: int | None,
-    ran_tp: int | None,
-    ran_ep: int | None,
+    reading: dict[str, Any],
     force: bool,
 ) -> None:
     """Write a report to open in a browser: one file, answers first.
@@ -61,9 +58,7 @@ def report(
     with terminal.progress("reporting") as tell:
         for done, source in enumerate(sources):
             tell(done / len(sources))
-            run = open_source(
-                source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
-            )
+            run = open_source(source, **reading)
             if run.num_rows > _MANY:
                 gb = _BASE_GB + run.num_rows * _GB_PER_OP
                 said = f"{shown(source)}: {run.num_rows:,} ops are held in memory, about {gb:.1f} GB"

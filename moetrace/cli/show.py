@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -40,11 +41,7 @@ def show(
     phase: str | None,
     hardware: str | None,
     predicted: tuple[str, ...],
-    model: str | None,
-    capture_trace: Path | None,
-    kv_len: int | None,
-    ran_tp: int | None,
-    ran_ep: int | None,
+    reading: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Take a quick look at a run: the answers, and where the time goes."""
@@ -54,9 +51,7 @@ def show(
 
     machine = load_hardware(hardware) if hardware else None
     machines = named_machines(predicted)
-    run = open_source(
-        source, model=model, capture_trace=capture_trace, kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep
-    )
+    run = open_source(source, **reading)
     facts, _ = report_facts(run, machine, machines, short=True)
     if as_json:
         terminal.show_json(quick.show_facts(facts, ROWS[by], phase, top))
