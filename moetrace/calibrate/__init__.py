@@ -32,8 +32,8 @@ _HOPELESS = 0.4  # mean held-out error above which the form does not describe th
 _APART = 0.3  # the same of engines together: above it their kernels are too far apart for one set
 _IMPOSSIBLE = 0.02
 _LIBRARIES = ("nccl", "deepep")
-# Of these rows, those above the most tokens: too few to bend the fit of small ones, enough to show what only large ones reach, a
-# GEMM the peak, an exchange the links.
+# Of these rows, those above the most tokens: too few to bend the fit of small ones, enough to show what large ones reach: a
+# GEMM the peak, an exchange the links' rate.
 _ABOVE = {"gemm": 0.07, "exchange": 0.035}
 
 

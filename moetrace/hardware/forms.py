@@ -392,6 +392,9 @@ EXCHANGE = Schema.of(
     Parameter("normal_node_s", "s", 0, 1, 3e-5, 0, "more for each doubling of nodes"),
     Parameter("normal_network_efficiency", "share", 1e-3, 2, 0.7, 0.7, "of the network between nodes"),
     Parameter(
+        "normal_far_share", "share", 0.05, 1, 0.5, 1, "of that rate, what eight nodes and more reach of it"
+    ),
+    Parameter(
         "pair_network_bytes_per_s", "bytes/s", 1e8, 1e13, 2e10, 2e10, "and for each node, over the network"
     ),
     terms=("latency", "serial", "link"),

@@ -195,7 +195,8 @@ EXCHANGE = {
     "between_nodes_s": 4e-6, "node_s": 5e-6, "network_efficiency": 1.0,
     "normal_latency_s": 2e-5, "normal_row_s": 1e-7, "normal_hidden_s": 1e-9, "normal_copy_s": 1e-10, "normal_turn_s": 3e-9,
     "normal_efficiency": 1.0, "pair_token_s": 1e-7, "pair_copy_s": 2e-8, "pair_bytes_per_s": 4e10,
-    "normal_between_nodes_s": 1e-6, "normal_node_s": 2e-5, "normal_network_efficiency": 1.0, "pair_network_bytes_per_s": 2e10,
+    "normal_between_nodes_s": 1e-6, "normal_node_s": 2e-5, "normal_network_efficiency": 1.0, "normal_far_share": 1.0,
+    "pair_network_bytes_per_s": 2e10,
 }  # fmt: skip
 
 
@@ -235,6 +236,22 @@ def test_an_exchange_in_normal_mode_waits_for_its_pairs_of_processors() -> None:
     sent = cost(Op.of("moe_dispatch", **{**known, "ranks": 16}), hw).expected_s[0]
     wire = np.hypot(copies / 400e9, visits / 2 / 50e9)
     assert sent == pytest.approx(first + (send**4 + wire**4) ** 0.25)
+
+
+def test_beyond_four_nodes_the_network_of_a_normal_exchange_gives_less() -> None:
+    """Many processors wait for the network alone: up to four nodes its rate, at eight and more half of it, without a step."""
+    value = {**EXCHANGE, "pair_token_s": 0.0, "pair_copy_s": 0.0, "normal_efficiency": 2.0, "pair_bytes_per_s": 1e13,
+             "pair_network_bytes_per_s": 1e13}  # fmt: skip
+    half, full = (told("exchange", **{**value, "normal_far_share": share}) for share in (0.5, 1.0))
+
+    def seconds(hw: Hardware, nodes: float) -> float:
+        known = {"bytes": 65536 * 8 * 7168.0, "tokens": 65536, "topk": 8, "hidden": 7168, "sms": 100}
+        return float(cost(Op.of("moe_dispatch", **known, ranks=8 * nodes), hw).expected_s[0])
+
+    assert seconds(half, 4) == seconds(full, 4)
+    for nodes in (8, 16):
+        assert seconds(half, nodes) == pytest.approx(2 * seconds(full, nodes), rel=0.02)
+    assert seconds(half, 4 + 1e-6) == pytest.approx(seconds(half, 4), rel=1e-5)
 
 
 def test_a_normal_collect_takes_another_turn_where_its_warps_have_a_row_each() -> None:

@@ -27,9 +27,10 @@ were measured between nodes; the network's share of the others is assumed.
 Steps: turns of a normal collect; in bytes where an engine's own all-reduce ends (8 MiB in vLLM's and SGLang's
 custom_all_reduce.py; 16 MiB in SGLang on H100, 8 and 1 in TensorRT-LLM on H100 and A100, inferred). Below, it changes its
 algorithm where two cost the same, whatever the link's rate (a second phase and the library's start are told in bytes).
-Not modelled: contention between collectives (in normal mode on eight nodes the public rows reach a third of the network's rate
-and wait for the slowest rank), tokens limited to groups of nodes, chunk sizes, other topologies than full nodes, in-switch
-reduction (it shows as an efficiency above that of the wire's bytes).
+Inferred: in normal mode two and four nodes reach nine tenths of the network's rate, eight half of that, to send and to collect
+alike, as if what leaves a group of nodes crossed a tier of half the rate (`normal_far_share`, of the cluster measured).
+Not modelled: contention between collectives, tokens limited to groups of nodes, chunk sizes, other topologies than full nodes,
+in-switch reduction (it shows as an efficiency above that of the wire's bytes).
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ _RINGS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0}  # rounds
 _CHANNEL = 4096.0  # bytes that a channel's 512 threads of 8 take at once
 _CHANNELS = 16.0  # up to which more bytes take more of them
 _TURN_ROWS = 23.0  # warps of a processor that add rows up
+_NEAR_NODES = (
+    4.0  # up to which the network gives its full rate; from twice as many on, `normal_far_share` of it
+)
 _MB = 1e6
 
 
@@ -164,7 +168,8 @@ def _normal(c: Mapping[str, float], works: Works, at: Setting, n: FloatArray) ->
     collects = works.ops.by_type([1.0 if op.kind == "moe_collect" else 0.0 for op in works.ops.types])
     turns = np.maximum(np.ceil(each / _TURN_ROWS - 1e-9) - 1.0, 0.0) * collects
     local_s = row * reached / (c["normal_efficiency"] * _rate(at))
-    far_s = row * visited * (1.0 - 1.0 / nodes) / (c["normal_network_efficiency"] * _network(at, n))
+    tier = 1.0 - (1.0 - c["normal_far_share"]) * np.clip((nodes - _NEAR_NODES) / _NEAR_NODES, 0.0, 1.0)
+    far_s = row * visited * (1.0 - 1.0 / nodes) / (c["normal_network_efficiency"] * tier * _network(at, n))
     # What processors send no faster over a faster link is serial time, no part of the link's.
     return (
         fixed_s,
