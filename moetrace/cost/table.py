@@ -17,7 +17,7 @@ from moetrace.cost.cells import BoolArray, IntArray, Rows, codes, numbers
 from moetrace.cost.check import check, check_distinct, dims_of
 from moetrace.cost.names import COLUMNS, DTYPES, KINDS
 from moetrace.cost.routed import routed
-from moetrace.errors import MoetraceError, ScenarioError
+from moetrace.errors import MoetraceError, ScenarioError, unknown
 from moetrace.grouping import distinct_rows
 from moetrace.hardware import ANY_ENGINE
 from moetrace.op import Op, OpColumns, dtypes
@@ -186,6 +186,6 @@ def _shared_out(
 def _unknown(kind: str, dtype: str) -> str | None:
     """What is wrong with a kind and dtype, None if nothing."""
     if kind not in ops.KINDS:
-        return f"unknown kind {kind!r}: there are {', '.join(ops.KINDS)}"
+        return unknown("kind", kind, ops.KINDS)
     odd = next((part for part in dtype.split("/") if part not in dtypes()), None)
-    return None if odd is None else f"unknown dtype {odd!r}: there are {', '.join(dtypes())}"
+    return None if odd is None else unknown("dtype", odd, dtypes())

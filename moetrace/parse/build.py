@@ -22,13 +22,11 @@ from moetrace.parse.nesting import IntArray
 from moetrace.parse.order import ATTENTION, DRAFT
 from moetrace.parse.rows import ANNOTATION, CAPTURE, MODEL, NAME, NONE, PERIOD, SHAPES, SOURCES, Rows
 from moetrace.parse.steps import Attended, StepName
-from moetrace.routing import Routing
 
 _NO_TENSORS = Tensors()
 _MANY = (
     1 << 15
 )  # sets of facts that are remembered with their op: a trace has more only where names are numbered
-ROUTED = ("moe_gate_up", "moe_down", "moe_experts")
 _BY_TP = ("all_reduce", "all_gather", "reduce_scatter")
 _BY_EP = ("moe_dispatch", "moe_collect", "all_to_all")
 
@@ -270,36 +268,6 @@ def _padding(events: Events, tensors: Sequence[int], model: ModelSpec | None) ->
         if wide != model.hidden and wide in seen:
             return multiple
     return 0
-
-
-def count_cells(routing: Routing) -> IntArray:
-    """(step, layer, distinct experts) of each cell that was recorded, shape [cells, 3]."""
-    cells = routing.distinct()
-    return np.array([(s, k, d) for (s, k), d in cells.items()], dtype=np.int64).reshape(-1, 3)
-
-
-def count_distinct(
-    index: IntArray, found: list[Op], step: IntArray, layer: IntArray, keyed: IntArray
-) -> tuple[IntArray, list[Op]]:
-    """Puts the counted distinct experts (of `count_cells`) into the expert ops of the steps and layers that were recorded."""
-    steps, layers, counts = keyed[:, 0], keyed[:, 1], keyed[:, 2]
-    routed = np.array([op.kind in ROUTED for op in found], dtype=bool)
-    at = np.flatnonzero(routed[index] & (step >= 0) & (layer >= 0))
-    if not len(at) or not len(steps):
-        return index, found
-    span = int(max(layers.max(), layer.max())) + 1
-    keys = steps * span + layers
-    order = np.argsort(keys)
-    asked = step[at] * span + layer[at]
-    place = np.clip(np.searchsorted(keys[order], asked), 0, len(keys) - 1)
-    hit = keys[order][place] == asked
-    at, distinct = at[hit], counts[order][place[hit]]
-    pairs, inverse = np.unique(np.stack([index[at], distinct], axis=1), axis=0, return_inverse=True)
-    known = {op: i for i, op in enumerate(found)}
-    codes = [known.setdefault(found[i].with_dims(distinct=int(d)), len(known)) for i, d in pairs.tolist()]
-    index = index.copy()
-    index[at] = np.array(codes, dtype=np.int64)[inverse.reshape(-1)]
-    return index, list(known)
 
 
 def sources() -> Sequence[str]:

@@ -7,12 +7,12 @@ import numpy as np
 from moetrace.errors import RunError
 from moetrace.model import ModelSpec
 from moetrace.op import Op
-from moetrace.parse.build import ROUTED, count_cells, count_distinct
 from moetrace.parse.held import Held, OwnExperts
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.steps import StepName
 from moetrace.routing import Routing, RoutingLog, popularity_distinct
 
+_ROUTED = ("moe_gate_up", "moe_down", "moe_experts")
 COUNTED = "counted in the recording"
 _MATCHED = "counted in the routing given, whose passes are the steps by their order and tokens"
 _OF_RANK = "estimated for one rank of an expert-parallel group from the recorded choices"
@@ -51,7 +51,7 @@ class Routed:
             numbers = {s: len(names) + i for i, s in enumerate(told.steps)}
         self.routing = told.renumbered(numbers)
         self._source = source
-        self._cells = count_cells(self.routing) if source != _POPULAR else None
+        self._cells = _cells_of(self.routing) if source != _POPULAR else None
         self._own = OwnExperts(self.routing, held, source != _POPULAR) if held and len(told) else None
 
     @property
@@ -77,7 +77,7 @@ class Routed:
             return self._own.put(index, found, step, layer)
         if self._cells is None:
             return _estimated(index, found, layer, self.routing)
-        return count_distinct(index, found, step, layer, self._cells)
+        return _put(index, found, step, layer, self._cells)
 
 
 def _matched(routing: Routing, names: list[StepName]) -> dict[int, int]:
@@ -100,7 +100,7 @@ def _estimated(
     index: IntArray, found: list[Op], layer: IntArray, routing: Routing
 ) -> tuple[IntArray, list[Op]]:
     """Puts the distinct experts expected of each layer's popularity into its expert ops of the recorded n_a."""
-    routed = np.array([op.kind in ROUTED and op.get("topk") == routing.topk for op in found], dtype=bool)
+    routed = np.array([op.kind in _ROUTED and op.get("topk") == routing.topk for op in found], dtype=bool)
     at = np.flatnonzero(routed[index] & np.isin(layer, np.array(routing.layers, dtype=np.int64)))
     if not len(at):
         return index, found
@@ -111,6 +111,36 @@ def _estimated(
     for i, number in pairs.tolist():
         expected = popularity_distinct(popularity[number], float(found[i]["tokens"]))
         codes.append(known.setdefault(found[i].with_dims(distinct_est=round(expected, 4)), len(known)))
+    index = index.copy()
+    index[at] = np.array(codes, dtype=np.int64)[inverse.reshape(-1)]
+    return index, list(known)
+
+
+def _cells_of(routing: Routing) -> IntArray:
+    """(step, layer, distinct experts) of each cell that was recorded, shape [cells, 3]."""
+    cells = routing.distinct()
+    return np.array([(s, k, d) for (s, k), d in cells.items()], dtype=np.int64).reshape(-1, 3)
+
+
+def _put(
+    index: IntArray, found: list[Op], step: IntArray, layer: IntArray, keyed: IntArray
+) -> tuple[IntArray, list[Op]]:
+    """Puts the counted distinct experts (of `_cells_of`) into the expert ops of the steps and layers that were recorded."""
+    steps, layers, counts = keyed[:, 0], keyed[:, 1], keyed[:, 2]
+    routed = np.array([op.kind in _ROUTED for op in found], dtype=bool)
+    at = np.flatnonzero(routed[index] & (step >= 0) & (layer >= 0))
+    if not len(at) or not len(steps):
+        return index, found
+    span = int(max(layers.max(), layer.max())) + 1
+    keys = steps * span + layers
+    order = np.argsort(keys)
+    asked = step[at] * span + layer[at]
+    place = np.clip(np.searchsorted(keys[order], asked), 0, len(keys) - 1)
+    hit = keys[order][place] == asked
+    at, distinct = at[hit], counts[order][place[hit]]
+    pairs, inverse = np.unique(np.stack([index[at], distinct], axis=1), axis=0, return_inverse=True)
+    known = {op: i for i, op in enumerate(found)}
+    codes = [known.setdefault(found[i].with_dims(distinct=int(d)), len(known)) for i, d in pairs.tolist()]
     index = index.copy()
     index[at] = np.array(codes, dtype=np.int64)[inverse.reshape(-1)]
     return index, list(known)
