@@ -465,16 +465,6 @@ EXPERTS = Schema.of(
         given=True,
     ),
     Parameter(
-        "above_serial",
-        "share",
-        0,
-        5,
-        0.3,
-        0,
-        "what one such tile's block streams in its K loop takes so much longer",
-        1.5,
-    ),
-    Parameter(
         "per_block_s",
         "s/block",
         0,

@@ -91,8 +91,8 @@ def test_what_the_rows_drive_towards_nothing_is_nothing_and_what_they_do_not_tou
     rows.to_csv(tmp_path / "mine.csv", index=False)
     problem = Problem.of("experts", read_measurements(tmp_path / "mine.csv", "h100-sxm"), machine(), "warm")
     found = fit(problem, {"crowded_rows": 16.0})
-    assert {"above_serial", "misaligned"} <= set(found.kept)
-    assert found.value["above_serial"] == 0.0
+    assert {"wide_serial", "misaligned"} <= set(found.kept)
+    assert found.value["wide_serial"] == 0.0
     start = problem.form.schema.parameters["misaligned"].start
     assert found.value["misaligned"] == start  # no row has such a width
 

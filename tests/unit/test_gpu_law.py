@@ -165,13 +165,13 @@ def more_cache(hw: Hardware, factor: float) -> Hardware:
     return replace(hw, memory=replace(hw.memory, cache_bytes=hw.memory.cache_bytes * factor))
 
 
-@pytest.mark.parametrize("step", ["crowded_rows", "above_serial"])
+@pytest.mark.parametrize("step", ["crowded_rows", "wide_serial"])
 def test_the_steps_of_the_experts_form_are_where_it_says(step: str) -> None:
     """More tokens than experts on the rank, and widths that 16 does not divide; next to them nothing jumps."""
     hw = load_hardware("h100-sxm")
     own = hw.families["experts"]
-    value = {**own.value, "serial_s": 5e-10, "crowded_rows": 16.0, "above_serial": 0.0, "misaligned": 0.5}
-    value[step] = {"crowded_rows": 256.0, "above_serial": 0.5}[step]
+    value = {**own.value, "serial_s": 5e-10, "crowded_rows": 16.0, "wide_serial": 0.0, "misaligned": 0.5}
+    value |= {"block_wide": 2.0, "above_wide": 0.0, step: {"crowded_rows": 256.0, "wide_serial": 0.5}[step]}
     hw = replace(hw, families={**hw.families, "experts": replace(own, value=value)})
 
     def seconds(**changed: float) -> float:
@@ -194,7 +194,7 @@ def test_the_steps_of_the_experts_form_are_where_it_says(step: str) -> None:
 
 def test_crowded_tiles_multiply_their_empty_rows_by_hand() -> None:
     """129 tokens x 8 choices: rows of 64 touched experts, few of them full, padded to 64 instead of 16."""
-    value = {"per_block_s": 0.0, "above_serial": 0.0, "eta_flops": 0.5, "misaligned": 0.0}
+    value = {"per_block_s": 0.0, "wide_serial": 0.0, "above_wide": 0.0, "eta_flops": 0.5, "misaligned": 0.0}
     dims = {"hidden": 2048, "inter": 800, "tokens": 129, "distinct": 64, "experts": 128, "topk": 8}
     hw = told_experts(**value, crowded_rows=64.0)
     more = module_s(hw, **dims) - module_s(told_experts(**value, crowded_rows=0.0), **dims)
@@ -253,7 +253,6 @@ def test_blocks_are_wide_above_the_tokens_that_the_kernel_says() -> None:
         "per_block_s": 2e-6,
         "block_wide": 1.0,
         "above_wide": 0.0,
-        "above_serial": 0.0,
     }
     narrow, never = told_experts(**value, wide_tokens=64.0), told_experts(**value, wide_tokens=0.0)
     dims = {"inter": 64, "distinct": 100}
@@ -283,7 +282,6 @@ def test_a_wide_block_streams_longer_above_the_tokens_that_the_kernel_says() -> 
         "serial_s": 5e-10,
         "above_wide": 0.0,
         "block_wide": 1.0,
-        "above_serial": 0.0,
     }
     value |= {"per_block_s": 0.0, "wide_tokens": 64.0}
     even, longer = told_experts(**value, wide_serial=0.0), told_experts(**value, wide_serial=0.5)

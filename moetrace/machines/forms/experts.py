@@ -6,9 +6,9 @@
               + remote_passes x (T k - rows) x (hidden + width) in 16 bits / bandwidth
     compute = FLOPs, each expert's rows padded to tiles of 16 or crowded_rows / (eta_flops x peak)
     blocks  = per_block D hidden / block columns / multiprocessors, of the down GEMM, whose reduction is short
-    time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned where that applies; where tiles switch,
-              block bytes times 1 + above_serial; streaming the down GEMM's weights and its blocks hide each other:
-              (memory^3 + blocks^3)^(1/3) of the two
+    time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned where that applies; where blocks
+              are wide, block bytes times 1 + wide_serial, weights and FLOPs times 1 + above_wide; streaming the down GEMM's
+              weights and its blocks hide each other: (memory^3 + blocks^3)^(1/3) of the two
 
 A module was measured as a whole, so each of its ops carries the share of the fixed terms that is its own: a sixth of t0 for
 each launch, per_expert in top-k and align, operators in top-k, per_row in align and combine, the rest in the GEMMs. The parts
@@ -20,15 +20,15 @@ expert, fill those of other ranks with zeros, and pass over them in the activati
 vLLM's fused_moe.py). TensorRT-LLM's do not, and its coefficient is next to nothing. It is a term of `moe_module` alone: all T
 tokens are on the rank there, while the parts of a recorded or served step may have been sent only the rows that are theirs.
 
-Steps, where kernels switch: misaligned where the width is no multiple of 16; crowded_rows and above_serial where the tokens
-exceed the experts on the rank, from where on SGLang's Triton kernel takes tiles of 64 rows, empty ones multiplied too, with a
-loop half as deep (16 x 32 x 64 before, 64 x 64 x 32 then: its get_default_config, vLLM's too up to 0.14), unless tiles were
-tuned for that number of experts and that width on that GPU (the profile's [tuned]); operators above routed_experts: 128 in
-TensorRT-LLM, whose routing kernel takes no more and leaves them to PyTorch's top-k and softmax (its
-_torch/modules/fused_moe/routing.py, RenormalizeMoeRoutingMethod; from the same floor of 8 and of 128 experts, and 11 us more
-at 256, no later version's limit of 512 was measured); above wide_tokens, where blocks have 128 columns instead of 64, take
-block_wide of the time each, stream with 1 + above_wide and one after another with 1 + wide_serial: 64 tokens in vLLM (its
-get_default_config since github.com/vllm-project/vllm/pull/34846), none in other engines.
+Steps, where kernels switch: misaligned where the width is no multiple of 16; crowded_rows where the tokens exceed the experts
+on the rank, from where on SGLang's Triton kernel takes tiles of 64 rows, empty ones multiplied too, in blocks twice as wide
+with a loop half as deep (16 x 32 x 64 before, 64 x 64 x 32 then: its get_default_config, vLLM's too up to 0.14), unless tiles
+were tuned for that number of experts and that width on that GPU (the profile's [tuned]); wide_tokens, above which blocks have
+128 columns instead of 64: 64 tokens in vLLM (its get_default_config since github.com/vllm-project/vllm/pull/34846), none in
+other engines; operators above routed_experts: 128 in TensorRT-LLM, whose routing kernel takes no more and leaves them to
+PyTorch's top-k and softmax (its _torch/modules/fused_moe/routing.py, RenormalizeMoeRoutingMethod; measured: the same floor
+with 8 and with 128 experts, 11 us more with 256. Later versions' kernel takes 512). Wide blocks are half as many and take
+block_wide of the time each.
 Warm cache: weights that fit half of it cost the share `cached` of their time, smoothly in the size, since each of its two
 partitions keeps what its own processors read (NVIDIA A100 Tensor Core GPU Architecture, whitepaper, "L2 cache"); and from
 untuned_ranks on weights stream at the share `untuned` of the bandwidth, as the public benchmark of TensorRT-LLM shows and
@@ -82,7 +82,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     local = np.where(np.isnan(local), experts, local)
     odd = 1.0 + c["misaligned"] * ((gemm > 0) & (np.mod(works.dim("inter", 0.0), _WIDTH_MULTIPLE) != 0))
     switched = _switched(c, works, gemm, local, at)
-    wide = (gemm > 0) & (c["wide_tokens"] > 0) & (tokens > c["wide_tokens"])
+    wide = switched | ((gemm > 0) & (c["wide_tokens"] > 0) & (tokens > c["wide_tokens"]))
     extra = odd * (1.0 + c["above_wide"] * wide)
     bandwidth = at.hw.memory.bytes_per_s
     untuned = (gemm > 0) & _untuned(c, experts, local, at)
@@ -108,11 +108,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         + c["per_local_expert_s"] * gemm * local
         + _operators(c, works, experts),
         "rows": c["per_row_s"] * row * tokens * works.dim("topk", 0.0),
-        "serial": c["serial_s"]
-        * _block_bytes(works)
-        * odd
-        * (1.0 + c["above_serial"] * switched)
-        * (1.0 + c["wide_serial"] * wide),
+        "serial": c["serial_s"] * _block_bytes(works) * odd * (1.0 + c["wide_serial"] * wide),
         "blocks": _blocks(c, works, at, wide) if c["per_block_s"] else np.zeros(len(works)),
     }
     fixed_s = sum(terms.values(), np.zeros(len(works)))
