@@ -107,6 +107,7 @@ GEMM = Schema.of(
             ("short_rows", "rows", 1e9, 0, "rows up to which tiles have 64 of them, 128 above"),
             ("narrow_rows", "rows", 1e9, 0, "rows up to which tiles have 64 columns, 128 above"),
             ("ragged_rows", "rows", 1e9, 0, "rows up to which `ragged` is not"),
+            ("paired_rows", "rows", 1e9, 0, "rows above which tiles come in pairs of them (0: never)"),
             ("crowd", "tiles", 1e9, 0, "columns' tiles from which on `ragged` is all there (0: it never is)"),
         )
     ),

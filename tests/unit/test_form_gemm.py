@@ -20,7 +20,7 @@ TOLD = {
     "t0_s": 3e-6, "eta_bw": 0.5, "eta_flops": 0.5, "per_k_s": 1e-9, "per_k_row_s": 1e-11, "per_tile_s": 2e-6, "split_s": 4e-6,
     "split_tile_s": 1e-6, "convert": 2.0, "ragged": 0.5, "misaligned_s": 1e-6, "blend": 2.0, "picks": 1.0, "splits": 1.0,
     "few_rows": 0.0, "few_columns": 0.0, "short_rows": 0.0, "narrow_rows": 0.0, "ragged_rows": 0.0, "crowd": 0.0,
-    "copies": 0.0, "cached": 1.0,
+    "copies": 0.0, "cached": 1.0, "paired_rows": 0.0,
 }  # fmt: skip
 RULE = {
     "picks": 0.0, "splits": 0.0, "few_rows": 16.0, "few_columns": 1280.0, "short_rows": 128.0, "narrow_rows": 64.0,
@@ -100,6 +100,16 @@ def test_tiles_by_a_rule_step_where_it_says(m: int, n: int, rows: int, columns: 
     turns = np.ceil(m / rows) * np.ceil(n / columns) / 100
     expected = float(waves(np.array(turns))) * one_tile(8192, rows, columns)
     assert cost(hw, m, n, 8192).fixed_s[0] - 3e-6 == pytest.approx(expected)
+
+
+def test_pairs_of_tiles_begin_where_the_kernel_says() -> None:
+    """Of 128 rows each: 257 take four in pairs and three alone; up to 256 and from 385 on it is the same."""
+    paired, alone = (told(**RULE, paired_rows=rows, misaligned_s=0.0) for rows in (64.0, 0.0))
+    ratios = {
+        m: (cost(paired, m, 12800, 8192).fixed_s[0] - 3e-6) / (cost(alone, m, 12800, 8192).fixed_s[0] - 3e-6)
+        for m in (64, 128, 256, 257, 384, 385, 512)
+    }
+    assert ratios == pytest.approx({64: 1, 128: 1, 256: 1, 257: 4 / 3, 384: 4 / 3, 385: 1, 512: 1})
 
 
 def test_empty_rows_of_tiles_slow_those_that_many_columns_read() -> None:

@@ -17,7 +17,8 @@ memory and ends by writing. Engines convert activations to FP8 in a kernel of it
 with many rows of a long reduction it takes as long as the GEMM.
 Rules: vLLM's CUTLASS FP8 kernel has 64 columns up to 64 rows (tiles of 16 rows up to 16, and up to 1,280 columns), 64 x 128
 up to 128 rows, then 128 x 128 (its scaled_mm_sm90_fp8_dispatch.cuh), with scales of blocks always 128 x 128
-(scaled_mm_blockwise_sm90_fp8_dispatch.cuh). Times of SGLang's FP8 kernel step at 64 and 128 rows too, those of TensorRT-LLM's
+(scaled_mm_blockwise_sm90_fp8_dispatch.cuh). The former's processors take two tiles of rows together (clusters of 2 x 1 above 64
+rows), so that 257 rows take as many as 512; so do SGLang's, whose times step at 64 and 128 rows too, those of TensorRT-LLM's
 block FP8 at 64. No FP8 kernel but cuBLAS (TensorRT-LLM's) shows a split.
 Inferred: ragged. FP8 kernels take up to half as long again at 129 rows as at 256 and get faster from row to row between, where
 more than `crowd` tiles of columns read the same rows; cuBLAS and few outputs do not. DeepGEMM notes a limit of loads beyond the
@@ -60,9 +61,10 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     alone_s = shared_s = np.full(m.shape, np.inf)
     for rows, columns in _tiles(c, m, n):
         area = rows * columns / _FULL**2
-        turns = batch * np.ceil(m / rows) * np.ceil(n / columns) / at.hw.multiprocessors
+        down, across = _row_tiles(c, m, rows), np.ceil(n / columns)
+        turns = batch * down * across / at.hw.multiprocessors
         one_s = c["per_tile_s"] * area + k * (c["per_k_s"] + c["per_k_row_s"] * _FULL * area)
-        slower = _ragged(c, m, rows, np.ceil(n / columns))
+        slower = _ragged(c, m, down * rows, across)
         alone_s = np.minimum(alone_s, waves(turns) * one_s * slower)
         if c["splits"]:
             shared_s = np.minimum(shared_s, turns * one_s * slower + c["split_tile_s"] * area)
@@ -98,13 +100,20 @@ def _tiles(
     yield rows, np.where(narrow, _SHORT, _FULL)
 
 
+def _row_tiles(c: Mapping[str, float], m: FloatArray, rows: FloatArray) -> FloatArray:
+    """Tiles that m rows take, [ops]; whole pairs of them where a kernel's processors take two together."""
+    tiles = np.ceil(m / rows)
+    return np.where(m > c["paired_rows"], 2.0 * np.ceil(tiles / 2.0), tiles) if c["paired_rows"] else tiles
+
+
 def _ragged(
-    c: Mapping[str, float], m: FloatArray, rows: FloatArray, across: FloatArray
+    c: Mapping[str, float], m: FloatArray, held: FloatArray, across: FloatArray
 ) -> FloatArray | float:
-    """How many times longer tiles take where some of their rows are empty and `across` tiles of columns read the same ones."""
+    """How many times longer tiles take where some of the rows that they hold are empty and `across` tiles of columns read the
+    same ones."""
     if c["picks"] or not c["crowd"]:
         return 1.0
-    empty = 1.0 - m / (np.ceil(m / rows) * rows)
+    empty = 1.0 - m / held
     crowding = np.clip((across - 1.0) / c["crowd"], 0.0, 1.0)
     return np.where(m > c["ragged_rows"], 1.0 + c["ragged"] * empty * crowding, 1.0)
 
