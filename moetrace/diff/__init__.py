@@ -215,13 +215,21 @@ def _run_facts(run: Run, samples: Samples) -> dict[str, Any]:
         "ep": meta.ep,
         "pp": meta.pp,
         "dp": meta.dp,
-        "n_a": meta.model.topk if meta.model else None,
+        "n_a": _n_a(run),
         "edits": ", ".join(f"{k}={v}" for k, v in meta.facts.get("scenario", {}).items()) or None,
         "batch": _median([s.batch for s in steps]),
         "tokens": _median([s.tokens for s in steps]),
         "kv_tokens": _median([s.kv_tokens for s in steps]),
         "steps": len(steps),
     }
+
+
+def _n_a(run: Run) -> int | str | None:
+    """Experts per token: the model's, unless the run is predicted at another number; text where layers differ."""
+    asked = str(run.meta.facts.get("scenario", {}).get("n_a", "native"))
+    if asked == "native":
+        return run.meta.model.topk if run.meta.model else None
+    return int(asked) if asked.isdigit() else asked
 
 
 def _median(values: Sequence[int | None]) -> float | None:

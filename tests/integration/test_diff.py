@@ -41,7 +41,10 @@ def test_table_page_and_json_tell_the_same(
     before, after = predicted / "h100-sxm.n_a=8", predicted / "h100-sxm.n_a=4"
     facts = json.loads(call("diff", before, after, "--json").out)
     assert facts["schema"] == "moetrace.diff/1"
-    assert facts["differences"] == [{"what": "edits", "before": "n_a=8", "after": "n_a=4"}]
+    assert facts["differences"] == [
+        {"what": "n_a", "before": 8, "after": 4},
+        {"what": "edits", "before": "n_a=8", "after": "n_a=4"},
+    ]
     assert facts["families"][0]["family"] == "experts" and facts["families"][0]["change_s"] < 0
     assert call("diff", before, after, "-o", tmp_path / "d.html").status == 0
     assert facts_of((tmp_path / "d.html").read_text())["families"] == facts["families"]
