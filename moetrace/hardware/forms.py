@@ -315,7 +315,13 @@ ALL_REDUCE = Schema.of(
         given=True,
     ),
     Parameter(
-        "chunk_s", "s", 0, 1, 5e-6, 0, "filling the library's pipeline, per square root of MB on the wire"
+        "chunk_bytes",
+        "bytes",
+        0,
+        1e9,
+        2e6,
+        0,
+        "what filling its pipeline costs per square root of MB on the wire",
     ),
     Parameter("efficiency", "share", 1e-3, 2, 0.7, 1, "of the link, of the engine's own kernel"),
     Parameter(
@@ -337,7 +343,7 @@ ALL_REDUCE = Schema.of(
     Parameter("host_phase_s", "s", 0, 1, 1e-5, 0, "the same, more where it is not one shot"),
     Parameter("node_s", "s", 0, 1, 1e-5, 1e-5, "more for each doubling of nodes"),
     Parameter("network_efficiency", "share", 1e-3, 1, 0.8, 0.8, "of the network between nodes"),
-    terms=("latency", "ranks", "chunks", "one_shot", "two_shot", "library", "host"),
+    terms=("latency", "ranks", "one_shot", "two_shot", "library", "host"),
 )
 
 EXCHANGE = Schema.of(

@@ -128,24 +128,24 @@ def test_small_messages_take_the_slow_protocol_of_low_latency() -> None:
 def test_an_engine_takes_its_own_all_reduce_up_to_its_limit() -> None:
     """Beyond 8 MiB the library's, whose pipeline fills by chunks, whatever the own kernel would take; never less for more."""
     value = {
-        "latency_s": 4e-6, "per_rank_s": 0.0, "chunk_s": 5e-6, "efficiency": 0.5, "two_shot_bytes": 1e6, "library_bytes": 1e7,
-        "library_efficiency": 1.0, "two_shot_gain": 1.0, "pair_loss": 0.0, "host_s": 0.0, "host_phase_s": 0.0, "node_s": 0.0,
-        "network_efficiency": 1.0,
+        "latency_s": 4e-6, "per_rank_s": 0.0, "chunk_bytes": 2e6, "efficiency": 0.5, "two_shot_bytes": 1e6,
+        "library_bytes": 1e7, "library_efficiency": 1.0, "two_shot_gain": 1.0, "pair_loss": 0.0, "host_s": 0.0,
+        "host_phase_s": 0.0, "node_s": 0.0, "network_efficiency": 1.0,
     }  # fmt: skip
     limited, free = (told("all_reduce", **value, most_bytes=most) for most in (2.0**23, 0.0))
     own, edge = 0.5 * 400e9, 2.0**23
     for hw in (limited, free):
         assert total("all_reduce", edge, 2, hw) == pytest.approx(4e-6 + edge / own)
-    library = 4e-6 + (edge + 2 + 1e7) / 400e9 + 5e-6 * np.sqrt((edge + 2) / 1e6)
+    library = 4e-6 + (edge + 2 + 1e7 + 2e6 * np.sqrt((edge + 2) / 1e6)) / 400e9
     assert total("all_reduce", edge + 2, 2, limited) == pytest.approx(library)
     assert library > 1.3 * total("all_reduce", edge, 2, limited)
     assert total("all_reduce", edge + 2, 2, free) == pytest.approx(4e-6 + (edge + 2) / own)
 
 
 def test_an_all_reduce_takes_the_best_algorithm_by_size_and_steps_nowhere() -> None:
-    hw = told("all_reduce", latency_s=4e-6, per_rank_s=0.0, chunk_s=0.0, efficiency=0.5, two_shot_bytes=1e6, library_bytes=2e7,
-              library_efficiency=1.0, two_shot_gain=1.0, pair_loss=0.0, host_s=20e-6, host_phase_s=15e-6, node_s=0.0,
-              network_efficiency=1.0, most_bytes=0.0)  # fmt: skip
+    hw = told("all_reduce", latency_s=4e-6, per_rank_s=0.0, chunk_bytes=0.0, efficiency=0.5, two_shot_bytes=1e6,
+              library_bytes=2e7, library_efficiency=1.0, two_shot_gain=1.0, pair_loss=0.0, host_s=20e-6, host_phase_s=15e-6,
+              node_s=0.0, network_efficiency=1.0, most_bytes=0.0)  # fmt: skip
     rate = 0.5 * 400e9
     assert total("all_reduce", 1e4, 8, hw) == pytest.approx(4e-6 + 7e4 / rate)  # one shot
     assert total("all_reduce", 1e6, 8, hw) == pytest.approx(4e-6 + 2.75e6 / rate)  # two

@@ -26,7 +26,8 @@ Beyond `domain_gpus` ranks, what leaves the node crosses the network, whose rate
 were measured between nodes; the network's share of the others is assumed.
 Steps: turns of a normal collect; in bytes where an engine's own all-reduce ends (8 MiB in vLLM's and SGLang's
 custom_all_reduce.py; 16 MiB in SGLang on H100, 8 and 1 in TensorRT-LLM on H100 and A100, inferred). Below, it changes its
-algorithm where two cost the same, whatever the link's rate (a second phase and the library's start are told in bytes).
+algorithm where two cost the same, whatever the link's rate (a second phase, the library's start and its pipeline's filling are
+told in bytes).
 Inferred: in normal mode two and four nodes reach nine tenths of the network's rate, eight half of that, to send and to collect
 alike, as if what leaves a group of nodes crossed a tier of half the rate (`normal_far_share`, of the cluster measured).
 Not modelled: contention between collectives, tokens limited to groups of nodes, chunk sizes, other topologies than full nodes,
@@ -89,21 +90,20 @@ def all_reduce(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     taken = (nbytes <= c["most_bytes"]) | (c["most_bytes"] == 0)
     one = np.where(taken, nbytes * (n - 1) / own, np.inf)
     two = np.where(taken, (wire + c["two_shot_bytes"]) / (own * c["two_shot_gain"]), np.inf)
-    chunks_s = c["chunk_s"] * np.sqrt(wire / _MB)
-    library = (wire * _lost(c["pair_loss"], n) + c["library_bytes"]) / theirs + chunks_s
+    filled = c["library_bytes"] + c["chunk_bytes"] * np.sqrt(wire / _MB)
+    library = (wire * _lost(c["pair_loss"], n) + filled) / theirs
     fewest = np.minimum(np.minimum(one, two), library)
-    chunks_s = np.where(np.minimum(one, two) > fewest, chunks_s, 0.0)
-    latency_s, move_s = floor_s + chunks_s, fewest - chunks_s + network_s
+    move_s = fewest + network_s
     eager = np.where(n > 1, works.dim("eager", 0.0), 0.0)
     copy_s = eager * 2.0 * nbytes / at.hw.memory.bytes_per_s
     host_s = eager * (c["host_s"] + np.where(one <= np.minimum(two, library), 0.0, c["host_phase_s"]))
     terms = {
-        "latency": c["latency_s"] + between_s, "ranks": c["per_rank_s"] * (n - 1), "chunks": chunks_s,
+        "latency": c["latency_s"] + between_s, "ranks": c["per_rank_s"] * (n - 1),
         "one_shot": np.where(one == fewest, move_s, 0.0),
         "two_shot": np.where((two == fewest) & (one > fewest), move_s, 0.0),
         "library": np.where(np.minimum(one, two) > fewest, move_s, 0.0), "host": host_s + copy_s,
     }  # fmt: skip
-    alone = _parts(latency_s, move_s, n, terms)
+    alone = _parts(floor_s, move_s, n, terms)
     called = smoothmax(_SHARP, host_s, alone.expected_s + copy_s)
     fixed_s = alone.fixed_s + host_s
     return Parts(np.zeros_like(n), copy_s, fixed_s, called, alone.network_s, alone.terms)
