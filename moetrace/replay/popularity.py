@@ -80,7 +80,7 @@ class _Recorded:
             self.held[layer, self.phase_of.get(step)] += tokens
         self.layers = {layer for layer, _ in self.held}
         self.known: dict[tuple[int, int, str | None], npt.NDArray[np.float64]] = {}
-        self.touched: dict[int, dict[tuple[int, int], int]] = {}  # by n_a
+        self.touched: dict[int, dict[tuple[int, str | None], tuple[npt.NDArray[np.int64], float]]] = {}
         self.even: dict[tuple[Any, ...], Evened] = {}
         self.answers: dict[_Asked, float | None] = {}
 
@@ -113,16 +113,21 @@ class _Recorded:
         key = asked.layer, asked.phase, n_a, sample
         if key not in self.even:
             if n_a not in self.touched:
-                self.touched[n_a] = self.routing.distinct(n_a)
-            mine = {
-                cell: count
-                for cell, count in self.touched[n_a].items()
-                if cell[1] == asked.layer and self.phase_of.get(cell[0]) == asked.phase
-            }
-            held = np.array([self.tokens[cell] for cell in mine], dtype=np.int64)
+                self.touched[n_a] = self._touched(n_a)
+            mine = self.touched[n_a].get((asked.layer, asked.phase))
             q = self._of(asked.layer, n_a, sample)
-            self.even[key] = evened(q, held, float(np.mean(list(mine.values())))) if mine else Evened()
+            self.even[key] = evened(q, *mine) if mine else Evened()
         return self.even[key]
+
+    def _touched(self, n_a: int) -> dict[tuple[int, str | None], tuple[npt.NDArray[np.int64], float]]:
+        """(tokens of each step, mean distinct experts of the steps) by layer and phase."""
+        cells: dict[tuple[int, str | None], list[tuple[int, int]]] = {}
+        for (step, layer), count in self.routing.distinct(n_a).items():
+            cells.setdefault((layer, self.phase_of.get(step)), []).append((self.tokens[step, layer], count))
+        return {
+            place: (np.array([tokens for tokens, _ in own]), float(np.mean([count for _, count in own])))
+            for place, own in cells.items()
+        }
 
     def _of(self, layer: int, topk: int, sample: str | None) -> npt.NDArray[np.float64]:
         """Popularity of a layer's experts at this n_a in the steps of a phase, or in all."""
