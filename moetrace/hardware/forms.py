@@ -68,6 +68,7 @@ GENERIC = Schema.of(
 
 
 _BLEND = Parameter("blend", "power", 1, 8, 2, 1, "p of the p-norm that joins memory, compute and serial work")
+
 _CACHED = Parameter(
     "cached", "share", 0.05, 1, 0.7, 1, "of their time from memory, bytes that lie in a warm cache take this"
 )
@@ -135,7 +136,25 @@ ATTENTION = Schema.of(
     ),
     Parameter("per_row_s", "s/wave", 0, 1e-5, 1e-8, 0, "the same for each of its rows, queries x heads", 2.0),
     Parameter(
-        "per_block_s", "s/block", 0, 1e-4, 1e-6, 0, "serial time per block of KV tokens of one tile", 2.0
+        "per_block_s",
+        "s/block",
+        0,
+        1e-4,
+        1e-6,
+        0,
+        "serial time per block of KV tokens of one tile",
+        2.0,
+    ),
+    Parameter(
+        "block_s",
+        "s/block",
+        0,
+        1e-4,
+        0,
+        0,
+        "the same where matrix units set it and times of few blocks tell it (0: per_block_s); of the kernel, not fitted",
+        given=True,
+        pace="arithmetic",
     ),
     Parameter("split_s", "s", 0, 1e-2, 3e-6, 1e-2, "cost of cutting a sequence's KV over processors", 2.0),
     Parameter("per_split_s", "s/split", 0, 1e-5, 3e-8, 0, "the same for each part", 2.0),
@@ -237,6 +256,7 @@ ATTENTION = Schema.of(
         0,
         "a block's more for each 128 of width, where blocks are even",
         2.0,
+        pace="arithmetic",
     ),
     Parameter(
         "value_tiles",
@@ -277,11 +297,36 @@ ATTENTION = Schema.of(
         "1: the cache is converted to another type before each call; of the kernel, not fitted",
         given=True,
     ),
+    Parameter(
+        "window_s", "s/wave", 0, 1e-4, 1e-6, 0, "a tile's more under a window, of heads half of 128 wide", 2.0
+    ),
+    Parameter(
+        "ramp_s", "s", 0, 1e-4, 2e-6, 0, "until memory streams, where more is read than the cache holds", 2.0
+    ),
+    Parameter(
+        "alone_whole",
+        "flag",
+        0,
+        1,
+        0,
+        0,
+        "1: a sequence of heads that are alone is never cut; of the kernel, not fitted",
+        given=True,
+    ),
     Parameter("recast_s", "s/byte", 0, 1e-6, 4e-10, 0, "that conversion, per byte of cache and processor"),
-    replace(_ETA_BW, start=0.85, spread=0.5),
-    replace(_ETA_FLOPS, start=0.3, spread=1.5),
+    replace(_ETA_BW, start=0.93, spread=0.05),
+    replace(_ETA_FLOPS, start=0.67, meaning=f"{_ETA_FLOPS.meaning}; of the kernel, not fitted", given=True),
     _BLEND,
-    _CACHED,
+    Parameter(
+        "cached",
+        "share",
+        0.05,
+        1,
+        1,
+        1,
+        "of a block's time from memory, one from a warm cache takes this; of the kernel, not fitted",
+        given=True,
+    ),
     terms=("launch", "memory", "compute", "start", "walk", "split"),
 )
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from moetrace import ops
 from moetrace.hardware import Hardware, load_hardware
+from moetrace.hardware.pace import Pace
 from moetrace.machines import gpu
 from moetrace.machines.forms import Cache
 from moetrace.op import Costs, Op
@@ -18,11 +19,11 @@ from moetrace.op import Costs, Op
 BASE = load_hardware("h100-sxm")
 TOLD = {
     "t0_s": 7e-6, "per_tile_s": 2e-6, "per_block_s": 1e-6, "split_s": 3e-6, "per_split_s": 1e-7, "max_splits": 32.0,
-    "odd_head_s": 5e-6, "eta_bw": 0.5, "eta_flops": 0.5, "blend": 1.0, "cached": 0.5,
+    "odd_head_s": 5e-6, "eta_bw": 0.5, "eta_flops": 0.5, "blend": 1.0, "cached": 1.0,
     "tile_rows": 64.0, "block_tokens": 192.0, "per_row_s": 0.0, "grouped_rows": 1024.0, "alone": 1.0, "fetched": 1.0,
     "grouped_tiles": 0.0, "split_turns": 0.0, "per_part_s": 0.0, "most_parts": 0.0, "turns_grow": 0.0, "even_blocks": 0.0,
     "per_wide_s": 0.0, "value_tiles": 1.0, "at_once": 1.0, "beside": 1.0, "partial_s": 0.0, "alone_s": 0.0, "recasts": 0.0,
-    "recast_s": 0.0,
+    "recast_s": 0.0, "block_s": 0.0, "window_s": 0.0, "ramp_s": 0.0, "alone_whole": 0.0,
 }  # fmt: skip
 
 
@@ -109,11 +110,63 @@ def test_an_odd_head_is_padded() -> None:
     assert cost(told(), decode(1, 10, dim=192)).fixed_s[0] > 5e-6 + cost(told(), decode(1, 10)).fixed_s[0]
 
 
-def test_a_warm_cache_helps_what_fits_and_serving_knows_none() -> None:
+def test_memory_gives_nothing_of_what_a_warm_cache_holds_and_serving_knows_none() -> None:
     hw, small, big = told(), decode(16, 1024), decode(64, 16384)
-    cold, warm = (cost(hw, small, c).memory_s[0] for c in ("cold", "warm"))
-    assert warm == pytest.approx(cold / 2)
+    assert cost(hw, small, "warm").memory_s[0] == 0.0 < cost(hw, small).memory_s[0]
     assert cost(hw, big, "warm").memory_s[0] == cost(hw, big, "cold").memory_s[0]
+
+
+def test_blocks_of_a_kernel_that_waits_for_each_come_sooner_from_a_cache() -> None:
+    """16 sequences of 2 KV heads: no cut, six blocks of 192."""
+    hw, op = told(cached=0.5, split_s=1e-2), decode(16, 1152)
+    cold, warm = (cost(hw, op, c).fixed_s[0] for c in ("cold", "warm"))
+    assert cold - warm == pytest.approx(6 * 0.5e-6)
+
+
+def test_the_first_block_hides_behind_nothing() -> None:
+    """Streaming 16,384 tokens of 64 sequences takes longer than all walks, and a block comes before it."""
+    op = decode(64, 16384)
+    without, with_one = (cost(told(per_block_s=b), op) for b in (0.0, 1e-6))
+    assert with_one.expected_s[0] - without.expected_s[0] == pytest.approx(1e-6, rel=0.2)
+
+
+def test_until_memory_streams() -> None:
+    """All of it where more is read than stays in the cache; of less, its share; nothing of what a warm cache holds."""
+    big, small = decode(64, 16384), decode(16, 1024)
+    plain, late = told(), told(ramp_s=4e-6)
+    nbytes = cost(plain, small).memory_s[0] * 1e12
+    for op, cache, share in (
+        (big, "warm", 1.0),
+        (big, "cold", 1.0),
+        (small, "cold", nbytes / (0.65 * 50e6)),
+        (small, "warm", 0.0),
+    ):
+        more = cost(late, op, cache).fixed_s[0] - cost(plain, op, cache).fixed_s[0]
+        assert more == pytest.approx(4e-6 * share)
+
+
+@pytest.mark.parametrize(("dim", "share"), [(64, 1.0), (96, 1 / 3), (128, 0.0), (256, 0.0)])
+def test_a_narrow_head_under_a_window_takes_longer(dim: int, share: float) -> None:
+    """500 sequences of 2 KV heads: ten turns."""
+    op = decode(500, 100, dim=dim, window=100)
+    plain, more = (cost(told(window_s=w), op).fixed_s[0] for w in (0.0, 2e-6))
+    assert more - plain == pytest.approx(10 * 2e-6 * share)
+
+
+@pytest.mark.parametrize(("heads", "cut"), [(1, False), (2, True)])
+def test_a_kernel_that_never_cuts_heads_that_are_alone(heads: int, cut: bool) -> None:
+    """One sequence of one KV head, 19,200 tokens: 100 blocks."""
+    hw = told(grouped_rows=32.0, alone_whole=1.0)
+    one = cost(hw, decode(1, 19200, heads, 1)).fixed_s[0]
+    assert one < 30e-6 if cut else one == pytest.approx(7e-6 + 2e-6 + 100e-6)
+
+
+def test_a_block_that_is_told_takes_the_place_of_a_fitted_one_and_goes_by_arithmetic_elsewhere() -> None:
+    op = decode(1, 100, 4, 1)
+    assert cost(told(block_s=3e-6), op).fixed_s[0] - cost(told(), op).fixed_s[0] == pytest.approx(2e-6)
+    one, twice = Pace(1e9, 1e12), Pace(1e9, 2e12)
+    moved = told(block_s=3e-6).families["attention"].at_pace(one, twice).value
+    assert (moved["block_s"], moved["per_block_s"]) == (1.5e-6, 1e-6)
 
 
 def test_query_heads_that_share_a_kv_head_cost_their_rows() -> None:
@@ -123,11 +176,14 @@ def test_query_heads_that_share_a_kv_head_cost_their_rows() -> None:
 
 
 def test_a_wider_head_has_fewer_tokens_in_a_block() -> None:
-    """192 tokens are one block of width 128 and two of width 256, half a block of width 64."""
-    narrow, one, wide = (
-        cost(told(split_s=1e-2, per_tile_s=0.0), decode(1, 193, 4, 1, d)).fixed_s[0] for d in (64, 128, 256)
+    """320 tokens are five blocks of 64, as many as a block of 128 has in a head half as wide, no more than 160 though."""
+    hw = told(split_s=1e-2, per_tile_s=0.0, block_tokens=64.0)
+    blocks = [round((cost(hw, decode(1, 320, 4, 1, d)).fixed_s[0] - 7e-6) / 1e-6) for d in (32, 64, 128, 256)]
+    assert blocks == [2, 3, 5, 10]
+    assert (
+        cost(told(split_s=1e-2), decode(1, 193, 4, 1, 64)).fixed_s[0]
+        > cost(told(split_s=1e-2), decode(1, 192, 4, 1, 64)).fixed_s[0]
     )
-    assert one - narrow == pytest.approx(1e-6) and wide - one == pytest.approx(1e-6)
 
 
 @pytest.mark.parametrize(("heads", "alone"), [(1, True), (2, False), (32, False), (33, True), (64, True)])
@@ -265,9 +321,11 @@ def test_a_head_alone_has_its_own_floor(heads: int, alone: bool) -> None:
 
 # Every term of the form at work, for what must hold whatever the coefficients.
 ALL = {"per_row_s": 1e-8, "grouped_rows": 32.0, "alone": 0.3, "fetched": 0.5}
+ALL |= {"ramp_s": 3e-6, "window_s": 1e-6, "cached": 0.8}
 ALL |= {"at_once": 2.0, "beside": 0.3, "partial_s": 1e-10, "alone_s": 1e-6, "recasts": 1.0, "recast_s": 4e-10}
 KERNELS = st.sampled_from([
-    ALL, {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02},
+    ALL, {**ALL, "alone_whole": 1.0, "grouped_rows": 1020.0, "block_s": 1.5e-6},
+    {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02},
     {**ALL, **EVERY, "per_tile_s": 2e-6, "per_wide_s": 5e-7, "beside": 0.02},
     {**ALL, **EVERY, "most_parts": 4.0, "split_turns": 1000.0, "turns_grow": 0.0, "beside": 1.0},
 ])  # fmt: skip

@@ -1,21 +1,30 @@
 """The form of attention (MHA, GQA, MLA; decode and prefill): tiles of query rows that walk blocks of KV tokens.
 
     tile     = up to tile_rows rows (queries x heads) of one sequence and KV head, all heads of MLA (value_tiles of it)
-    blocks   = KV tokens of a sequence / (block_tokens x 128 / width), rounded up: kernels size a block to what a processor
-               holds; one more where a window cuts a sequence inside a block; as many tokens at any width in even_blocks
+    blocks   = KV tokens of a sequence / (block_tokens x 128 / width, at most 160 where more than a block 128 wide has), rounded
+               up: kernels size a block to what a processor holds; one more where a window cuts a sequence inside a block; as
+               many tokens at any width in even_blocks
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs of whole tiles and blocks / (eta_flops x peak)
-    start    = (turns x per_tile + tiles / processors x rows of a tile x per_row) x width / 128, turns = tiles / processors
+    start    = (turns x per_tile + tiles / processors x rows of a tile x per_row) x width / 128 + ramp, turns = tiles /
+               processors; and window x turns where a window cuts sequences of heads half as wide
     walks    = turns, up to at_once of a processor's tiles beside each other: all but the first add `beside` of a walk
-    stream   = max of memory, compute and the serial walk: walks x blocks x per_block
+    stream   = one block + max of memory, compute and the other blocks' serial walk: walks x blocks x per_block
     expected = t0 + (start^p + stream^p)^(1/p) + odd_head where a head is no power of two wide + recast of the cache
     split    = if it takes less: split_s + per_split and partial_s x parts more, and a sequence's KV cut so that idle
                processors walk too
 
 Why: many short sequences cost per tile, and per row where many query heads share a KV head; few long ones are cut (flash
-decoding), long batches stream at the memory's rate. A walk is latency: tiles of one processor hide each other's (`beside`;
-inferred: TensorRT-LLM's MLA on A100 takes 1.00, 1.36, 2.36, 3.7 and 6.9 of one tile's time with 1, 2, 3, 5 and 10 on a
-processor, at every context). The parts of a sequence leave rows x width of values in float32, which merging reads:
-partial_s of these bytes per processor, most where MLA has many heads.
+decoding), long batches stream at the memory's rate. Nothing hides the first block of a tile, and `ramp` is what memory takes to
+stream: in the public tables 64 MB and 1 GB
+both take FlashAttention-3 on H100 12 to 15 us more than their bytes at 0.93 of the bandwidth. A walk is
+latency: tiles of one processor hide each other's (`beside`; inferred: TensorRT-LLM's MLA on A100 takes 1.00, 1.36, 2.36, 3.7
+and 6.9 of one tile's time with 1, 2, 3, 5 and 10 on a processor, at every context). In decode a walk, memory and padded
+arithmetic are all in proportion to the bytes, and one chip's rows cannot tell which of them it is; another chip's can. So
+what is known of a kernel is given: `block_s`, since H100's times of one, two and four blocks, whose bytes lie in cache, rise by
+1.1 us a block in FlashAttention-3 (1.4 here, nearer to the best fit, 1.7) and 1.7 in MLA; `eta_flops`, 0.67 as FlashMLA
+reaches (660 of 989 TFLOP/s: github.com/deepseek-ai/FlashMLA). Then memory limits what reached 0.9 of its bandwidth. The parts
+of a sequence leave rows x width of values in float32, which merging reads: partial_s of these bytes per processor, most
+where MLA has many heads.
 
 Some libraries have two kernels: one for query heads that share a KV
 head, and one with each query head alone, taken where nothing is shared and where more share than the first holds
@@ -25,16 +34,21 @@ tiles are `alone` times as long. TensorRT-LLM's first kernel cuts a sequence wha
 `split_turns` turns are full (eight), no more than the root of eight times their number, and each part starts anew
 (`per_part`): more sequences may take less time. It cuts all the context, and parts that lie beyond a window start too.
 (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
+FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100).
 Triton's kernels cut every sequence (`most_parts`): four parts in vLLM's MLA (num_kv_splits in triton_mla.py), in SGLang up
-to eight, until max(1, log2(context / 64)) turns are full (its get_num_kv_splits_triton), none of less than a block. A
+to eight, until max(1, log2(context / 64)) turns are full (its get_num_kv_splits_triton), none of less than a block; so does
+TensorRT-LLM's MLA on H100, until one turn is full (FlashMLA deals blocks out evenly to all processors). A
 number of parts is not rounded here, so that a processor more never costs. most_parts of 1: a kernel that never cuts.
 SGLang reads MLA's fp8 cache by FlashAttention-3 in bf16: it converts all of it before each call (get_key_buffer(..).to(q.dtype)
 in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`, recast_s).
-Blocks and splits: FlashAttention-3 (arXiv 2407.08608, and tile_size.h of its code), flash decoding
-(pytorch.org/blog/flash-decoding). Steps: in context where a block or a part begins, in tiles where a turn does, in heads per KV
-head and tiles where the kernel changes. Warm cache: bytes that lie in it cost the share `cached`, in the walk too; where a
-benchmark reads keys and values from one place, memory gives the share `fetched` of the grouped kernel's bytes. Not modelled:
-which number of splits FlashAttention's heuristic picks for one shape, paged layouts' own cost.
+Blocks and splits: FlashAttention-3 (arXiv 2407.08608, and hopper/tile_size.h of its code: of pages smaller than a block 160
+tokens of width 64, 128 of 128, 96 of 192, 64 or 80 of 256, and without overlap of softmax and GEMM for 64 wide under a window,
+`window_s`), flash decoding (pytorch.org/blog/flash-decoding). Steps: in context where a block or a part begins, in tiles where
+a turn does, in heads per KV head and tiles where the kernel changes. Warm cache: memory gives nothing of what lies in it, and a
+kernel that waits for each block takes `cached` of its time; where a benchmark reads keys and values from one place, memory
+gives the share `fetched` of the grouped kernel's bytes. Not modelled: which number of splits FlashAttention's heuristic picks
+for one shape (it cuts below 0.8 of a turn and beyond four blocks even where merging costs more), a last turn of few tiles,
+paged layouts' own cost.
 """
 
 from __future__ import annotations
@@ -47,13 +61,14 @@ import numpy.typing as npt
 
 from moetrace.hardware import SCHEMAS
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
-from moetrace.machines.forms.tiles import from_memory, waves
+from moetrace.machines.forms.tiles import filled, from_memory, waves
 from moetrace.op import FloatArray, Works
 
 _WIDTH = 128.0
 _ANY_GROUP = 1024.0  # `grouped_rows` of a library with one kernel for any number of query heads
 # Of kernels that cut whatever it costs: tokens of a part at least; no more parts than the root of so many times their number.
 _PART, _FEWER = 128.0, 8.0
+_MOST = 160.0  # tokens of a block, however narrow the head
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
 
@@ -63,11 +78,12 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     turns = tile.count / processors
     share = np.where(tile.alone, c["alone"], 1.0)
     fetched = np.where(tile.alone | (at.cache == "cold"), 1.0, c["fetched"])
-    near = from_memory(works["bytes"], c["cached"], at)
-    memory_s = works["bytes"] * fetched * near / (c["eta_bw"] * at.hw.memory.bytes_per_s)
+    far = from_memory(works["bytes"], 0.0, at)
+    memory_s = works["bytes"] * fetched * far / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     compute_s = works["flops"] * tile.padding / (c["eta_flops"] * at.peak)
-    wide_s = c["even_blocks"] * c["per_wide_s"] * tile.wide / _WIDTH
-    per_block_s = (c["per_block_s"] * share + wide_s) * near
+    wide = tile.wide / _WIDTH
+    block_s = (c["block_s"] or c["per_block_s"]) * share + c["even_blocks"] * c["per_wide_s"] * wide
+    block_s = block_s * (c["cached"] + (1.0 - c["cached"]) * far)
     # A kernel that cuts whatever it costs: into as many parts as its context has, until so many turns are full. That a
     # merge is due follows from the context alone, so that no processor more makes it slower.
     every = c["most_parts"] > 0
@@ -77,27 +93,40 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     count = np.where(always, np.maximum(1.0, np.minimum(tile.parts, full / turns)), 1.0)
     whole = waves(turns * count)
     walked = np.where(always, np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count)), tile.blocks)
-    walk_s = _together(whole, c["at_once"], c["beside"]) * walked * per_block_s
-    wide = tile.wide / _WIDTH
+    walk_s = _together(whole, c["at_once"], c["beside"]) * walked * block_s
     row_s = turns * tile.rows * c["per_row_s"] * np.where(anew, 1.0, wide)
-    start_s = whole * np.where(anew, c["per_part_s"], share * c["per_tile_s"] * wide) + row_s
+    narrow = (works.dim("window", 0.0) > 0) * np.maximum(0.0, 1.0 / wide - 1.0)
+    start_s = whole * (
+        np.where(anew, c["per_part_s"], share * c["per_tile_s"] * wide) + c["window_s"] * narrow
+    )
+    start_s = start_s + row_s + c["ramp_s"] * far * filled(works["bytes"], at)
     left_s = c["partial_s"] * tile.left / processors
     merge_s = np.where(anew, c["split_s"], 0.0) + c["per_split_s"] * tile.parts + left_s * count
     merge_s = np.where(always & (tile.parts > 1.0), merge_s, 0.0)
-    cut_s = _cut(c, tile, turns, per_block_s, c["per_split_s"] + left_s)
+    cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + left_s)
     fixed_s = c["t0_s"] * works["launches"] + np.where(tile.alone, c["alone_s"], 0.0)
     fixed_s = fixed_s + np.where(np.log2(tile.wide) % 1 != 0, c["odd_head_s"], 0.0)
     fixed_s = fixed_s + c["recasts"] * c["recast_s"] * works["kv_bytes"] / processors
-    one_s = merge_s + smoothmax(c["blend"], start_s, smoothmax(_SHARP, memory_s, compute_s, walk_s))
-    split_s = c["split_s"] + smoothmax(c["blend"], start_s, smoothmax(_SHARP, memory_s, compute_s, cut_s))
-    overlapped_s = np.where(always, one_s, np.minimum(one_s, split_s))
-    split = ~always & (c["split_s"] + cut_s < walk_s)
+    one_s = merge_s + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, walk_s, block_s))
+    split_s = c["split_s"] + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
+    settled = always | tile.alone & (
+        c["alone_whole"] > 0
+    )  # whether it is cut is no matter of what that costs
+    overlapped_s = np.where(settled, one_s, np.minimum(one_s, split_s))
+    split = ~settled & (c["split_s"] + cut_s < walk_s)
     terms = {
         "launch": fixed_s, "memory": memory_s, "compute": compute_s, "start": start_s,
         "walk": np.where(split, cut_s, walk_s), "split": np.where(split, c["split_s"], merge_s),
     }  # fmt: skip
     serial_s = start_s + terms["walk"] + terms["split"]
     return Parts(compute_s, memory_s, fixed_s + serial_s, fixed_s + overlapped_s, terms=terms)
+
+
+def _streamed(
+    memory_s: FloatArray, compute_s: FloatArray, walk_s: FloatArray, first_s: FloatArray
+) -> FloatArray:
+    """The first block, which nothing hides, then the longest of what goes on beside each other."""
+    return np.asarray(first_s + smoothmax(_SHARP, memory_s, compute_s, np.maximum(walk_s - first_s, 0.0)))
 
 
 def _cut(
@@ -164,7 +193,8 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
     queries = np.where(queries > 0, queries, batch)
     rows = heads / kv_heads * queries / batch
     shown = np.where(mla, _WIDTH, np.maximum(wide, 1.0))
-    block = c["block_tokens"] * (1.0 if c["even_blocks"] else _WIDTH / shown)
+    most = max(_MOST, c["block_tokens"])
+    block = c["block_tokens"] if c["even_blocks"] else np.minimum(most, c["block_tokens"] * _WIDTH / shown)
     blocks = np.ceil(context / block) + (works.dim("window", 0.0) > 0)
     # Under a causal mask a tile of a prefill walks half of the blocks.
     asked = 2.0 * heads * (wide + value) * queries * context

@@ -26,3 +26,9 @@ def from_memory(nbytes: FloatArray, cached: float, at: Setting) -> FloatArray:
         return np.ones_like(nbytes)
     beyond = (nbytes / at.hw.memory.cache_bytes - _RESIDENT) / (_GONE - _RESIDENT)
     return np.asarray(cached + (1.0 - cached) * np.clip(beyond, 0.0, 1.0), dtype=np.float64)
+
+
+def filled(nbytes: FloatArray, at: Setting) -> FloatArray:
+    """Of the bytes that stay in the last-level cache, how many `nbytes` are, at most all: 1."""
+    stay = _RESIDENT * at.hw.memory.cache_bytes
+    return np.asarray(np.minimum(1.0, nbytes / stay) if stay else np.ones_like(nbytes), dtype=np.float64)
