@@ -26,7 +26,7 @@ class Parameter:
     meaning: str
     spread: float = 1.0  # a fit's weak prior: standard deviation around `start`, of the logarithm
     given: bool = False  # a fact of the kernel or of its benchmark, which no fit changes
-    pace: str = "clock"  # what such a time goes with on another chip: its clock, or a processor's arithmetic
+    pace: str = "clock"  # what such a time goes with on another chip: its clock, a processor's arithmetic, half of each
 
     @property
     def is_fixed_time(self) -> bool:
@@ -154,7 +154,7 @@ ATTENTION = Schema.of(
         0,
         "the same where matrix units set it and times of few blocks tell it (0: per_block_s); of the kernel, not fitted",
         given=True,
-        pace="arithmetic",
+        pace="half",
     ),
     Parameter("split_s", "s", 0, 1e-2, 3e-6, 1e-2, "cost of cutting a sequence's KV over processors", 2.0),
     Parameter("per_split_s", "s/split", 0, 1e-5, 3e-8, 0, "the same for each part", 2.0),
@@ -256,7 +256,7 @@ ATTENTION = Schema.of(
         0,
         "a block's more for each 128 of width, where blocks are even",
         2.0,
-        pace="arithmetic",
+        pace="half",
     ),
     Parameter(
         "value_tiles",

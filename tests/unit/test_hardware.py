@@ -105,8 +105,8 @@ def test_arithmetic_of_a_processor_goes_by_its_peak(tmp_path: Path) -> None:
     assert new["per_k_row_s"] / old["per_k_row_s"] == pytest.approx((989.4 / 132) / (2250 / 148))
     assert new["per_k_s"] == old["per_k_s"]  # their clocks are the same
     one, other = Pace.of(1e9, {"bf16": 1e15}, 100), Pace.of(2e9, {"bf16": 2e15}, 200)
-    assert one.times(other) == {"clock": 0.5, "arithmetic": 1.0}
-    assert one.times(Pace.of(2e9, {"bf16": 2e15}, 1)) == {"clock": 0.5, "arithmetic": 0.5}
+    assert one.times(other) == {"clock": 0.5, "arithmetic": 1.0, "half": 0.75}
+    assert one.times(Pace.of(2e9, {"bf16": 2e15}, 1)) == {"clock": 0.5, "arithmetic": 0.5, "half": 0.5}
 
 
 def test_a_variant_of_ones_own(tmp_path: Path) -> None:
