@@ -103,6 +103,7 @@ GEMM = Schema.of(
         for name, unit, high, value, meaning in (
             ("picks", "flag", 1, 1, "1: of its tiles the one that takes least; 0: tiles by the rule below"),
             ("splits", "flag", 1, 1, "1: it can share a reduction out"),
+            ("least_rows", "rows", 1e9, 16, "the fewest of a tile that is picked"),
             ("few_rows", "rows", 1e9, 0, "rows up to which tiles have 16 of them"),
             ("few_columns", "columns", 1e9, 0, "columns up to which tiles of 64 have 16 rows too"),
             ("short_rows", "rows", 1e9, 0, "rows up to which tiles have 64 of them, 128 above"),

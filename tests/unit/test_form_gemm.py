@@ -20,7 +20,7 @@ TOLD = {
     "t0_s": 3e-6, "eta_bw": 0.5, "eta_flops": 0.5, "per_k_s": 1e-9, "per_k_row_s": 1e-11, "per_tile_s": 2e-6, "split_s": 4e-6,
     "split_tile_s": 1e-6, "convert": 2.0, "ragged": 0.5, "misaligned_s": 1e-6, "blend": 2.0, "picks": 1.0, "splits": 1.0,
     "few_rows": 0.0, "few_columns": 0.0, "short_rows": 0.0, "narrow_rows": 0.0, "ragged_rows": 0.0, "crowd": 0.0,
-    "copies": 0.0, "cached": 1.0, "paired_rows": 0.0,
+    "copies": 0.0, "cached": 1.0, "paired_rows": 0.0, "least_rows": 16.0,
 }  # fmt: skip
 RULE = {
     "picks": 0.0, "splits": 0.0, "few_rows": 16.0, "few_columns": 1280.0, "short_rows": 128.0, "narrow_rows": 64.0,
@@ -80,6 +80,23 @@ def test_a_library_takes_the_tile_that_takes_least() -> None:
     }
     least = min(float(waves(np.array(turns))) * one_tile(512, *tile) for tile, turns in takes.items())
     assert cost(hw, 256, 256, 512, b=128).fixed_s[0] - 3e-6 == pytest.approx(least)
+
+
+@pytest.mark.parametrize(("least", "m", "rows"), [(16, 1, 16), (16, 17, 32), (64, 1, 64), (64, 64, 64)])
+def test_a_tile_that_is_picked_has_as_many_rows_as_the_library_goes_down_to(
+    least: float, m: int, rows: int
+) -> None:
+    hw = told(splits=0.0, least_rows=least, misaligned_s=0.0)
+    assert cost(hw, m, 64, 4096).fixed_s[0] - 3e-6 == pytest.approx(one_tile(4096, rows, 64))
+
+
+def test_empty_rows_slow_picked_tiles_too() -> None:
+    """65 rows in two tiles of 64, or one of 128: 63 of 128 are empty."""
+    slow, usual = (
+        cost(told(splits=0.0, crowd=crowd, ragged_rows=64.0), 65, 128 * 300, 64) for crowd in (40.0, 0.0)
+    )
+    assert slow.fixed_s[0] - 4e-6 == pytest.approx((usual.fixed_s[0] - 4e-6) * (1 + 0.5 * 63 / 128))
+    assert slow.compute_s[0] == pytest.approx(usual.compute_s[0] * (1 + 0.5 * 63 / 128))
 
 
 def test_a_batch_of_gemms_has_that_many_tiles() -> None:

@@ -1,7 +1,7 @@
 """The form of dense and batched GEMMs: tiles of rows x columns of the output, each with a serial loop over the reduction.
 
     tile     = by the kernel's rule, or of those that a library has (64 x 64 to 128 x 256) the one that takes least; no more
-               rows than the next power of two, at least 16
+               rows than the next power of two, at least `least_rows`
     one      = per_tile x area + k x (per_k + per_k_row x 128 x area), area = rows x columns / (128 x 128)
     serial   = one x turns, turns = tiles / processors, whole ones
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs / (eta_flops x peak)
@@ -20,6 +20,7 @@ up to 128 rows, then 128 x 128 (its scaled_mm_sm90_fp8_dispatch.cuh), with scale
 (scaled_mm_blockwise_sm90_fp8_dispatch.cuh). The former's processors take two tiles of rows together (clusters of 2 x 1 above 64
 rows), so that 257 rows take as many as 512; so do SGLang's, whose times step at 64 and 128 rows too, those of TensorRT-LLM's
 block FP8 at 64. No FP8 kernel but cuBLAS (TensorRT-LLM's) shows a split.
+SGLang's DeepGEMM picks, of 64 rows at least (its heuristics/sm90.hpp has smaller ones up to 32 rows, which times do not show).
 Inferred: ragged. FP8 kernels take up to half as long again at 129 rows as at 256 and get faster from row to row between, where
 more than `crowd` tiles of columns read the same rows; cuBLAS and few outputs do not. DeepGEMM notes a limit of loads beyond the
 rows (its heuristics/sm90.hpp). Steps: in rows where a tile's rows or columns change, and wherever a further tile begins.
@@ -68,8 +69,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         alone_s = np.minimum(alone_s, waves(turns) * one_s * slower)
         if c["splits"]:
             shared_s = np.minimum(shared_s, turns * one_s * slower + c["split_tile_s"] * area)
-    if not c["picks"]:  # one tile for each GEMM
-        compute_s = compute_s * slower
+    compute_s = compute_s * slower  # of the one tile, or of the largest that a library has
     overlapped_s = smoothmax(c["blend"], memory_s, compute_s, alone_s)
     walk_s, split_s = alone_s, np.zeros_like(alone_s)
     if c["splits"]:
@@ -91,7 +91,7 @@ def _tiles(
 ) -> Iterator[tuple[FloatArray, FloatArray | float]]:
     """(rows, columns) of each tile that the kernel may take, [ops]; one if it follows a rule."""
     if c["picks"]:
-        enough = np.maximum(np.exp2(np.ceil(np.log2(m))), _FEWEST)
+        enough = np.maximum(np.exp2(np.ceil(np.log2(m))), c["least_rows"])
         yield from ((np.minimum(enough, rows), columns) for rows, columns in _TILES)
         return
     narrow = m <= c["narrow_rows"]
@@ -111,7 +111,7 @@ def _ragged(
 ) -> FloatArray | float:
     """How many times longer tiles take where some of the rows that they hold are empty and `across` tiles of columns read the
     same ones."""
-    if c["picks"] or not c["crowd"]:
+    if not c["crowd"]:
         return 1.0
     empty = 1.0 - m / held
     crowding = np.clip((across - 1.0) / c["crowd"], 0.0, 1.0)
