@@ -23,7 +23,7 @@ TOLD = {
     "tile_rows": 64.0, "block_tokens": 192.0, "per_row_s": 0.0, "grouped_rows": 1024.0, "alone": 1.0, "fetched": 1.0,
     "grouped_tiles": 0.0, "split_turns": 0.0, "per_part_s": 0.0, "most_parts": 0.0, "turns_grow": 0.0, "even_blocks": 0.0,
     "per_wide_s": 0.0, "value_tiles": 1.0, "at_once": 1.0, "beside": 1.0, "partial_s": 0.0, "alone_s": 0.0, "recasts": 0.0,
-    "recast_s": 0.0, "block_s": 0.0, "window_s": 0.0, "ramp_s": 0.0, "alone_whole": 0.0,
+    "recast_s": 0.0, "block_s": 0.0, "window_s": 0.0, "ramp_s": 0.0, "alone_whole": 0.0, "turn_s": 0.0,
 }  # fmt: skip
 
 
@@ -159,6 +159,20 @@ def test_a_kernel_that_never_cuts_heads_that_are_alone(heads: int, cut: bool) ->
     hw = told(grouped_rows=32.0, alone_whole=1.0)
     one = cost(hw, decode(1, 19200, heads, 1)).fixed_s[0]
     assert one < 30e-6 if cut else one == pytest.approx(7e-6 + 2e-6 + 100e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "turned"),
+    [(1, 8, 2, False), (2, 8, 2, True), (2, 2, 2, False), (2, 4, 1, False)],
+)
+def test_queries_are_turned_round_for_several_sequences_and_shared_heads(
+    batch: int, heads: int, kv_heads: int, turned: bool
+) -> None:
+    hw, plain = (told(grouped_rows=32.0, alone_whole=1.0, turn_s=s) for s in (6e-6, 0.0))
+    op = decode(batch, 10, heads, kv_heads)
+    assert cost(hw, op).expected_s[0] - cost(plain, op).expected_s[0] == pytest.approx(6e-6 * turned)
+    other = told(grouped_rows=32.0, turn_s=6e-6)
+    assert cost(other, op).expected_s[0] == cost(plain, op).expected_s[0]
 
 
 def test_a_block_that_is_told_takes_the_place_of_a_fitted_one_and_is_half_arithmetic_elsewhere() -> None:
@@ -324,7 +338,7 @@ ALL = {"per_row_s": 1e-8, "grouped_rows": 32.0, "alone": 0.3, "fetched": 0.5}
 ALL |= {"ramp_s": 3e-6, "window_s": 1e-6, "cached": 0.8}
 ALL |= {"at_once": 2.0, "beside": 0.3, "partial_s": 1e-10, "alone_s": 1e-6, "recasts": 1.0, "recast_s": 4e-10}
 KERNELS = st.sampled_from([
-    ALL, {**ALL, "alone_whole": 1.0, "grouped_rows": 1020.0, "block_s": 1.5e-6},
+    ALL, {**ALL, "alone_whole": 1.0, "turn_s": 6e-6, "grouped_rows": 1020.0, "block_s": 1.5e-6},
     {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02},
     {**ALL, **EVERY, "per_tile_s": 2e-6, "per_wide_s": 5e-7, "beside": 0.02},
     {**ALL, **EVERY, "most_parts": 4.0, "split_turns": 1000.0, "turns_grow": 0.0, "beside": 1.0},

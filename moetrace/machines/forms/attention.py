@@ -35,6 +35,9 @@ tiles are `alone` times as long. TensorRT-LLM's first kernel cuts a sequence wha
 (`per_part`): more sequences may take less time. It cuts all the context, and parts that lie beyond a window start too.
 (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
 FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100).
+There it takes their queries for as many tokens of one head, which copies queries and results into another order where there are
+several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one sequence to two, but not with one
+KV head).
 Triton's kernels cut every sequence (`most_parts`): four parts in vLLM's MLA (num_kv_splits in triton_mla.py), in SGLang up
 to eight, until max(1, log2(context / 64)) turns are full (its get_num_kv_splits_triton), none of less than a block; so does
 TensorRT-LLM's MLA on H100, until one turn is full (FlashMLA deals blocks out evenly to all processors). A
@@ -44,11 +47,11 @@ in its flashattention_backend.py), at a rate that a cache in L2 does not raise (
 Blocks and splits: FlashAttention-3 (arXiv 2407.08608, and hopper/tile_size.h of its code: of pages smaller than a block 160
 tokens of width 64, 128 of 128, 96 of 192, 64 or 80 of 256, and without overlap of softmax and GEMM for 64 wide under a window,
 `window_s`), flash decoding (pytorch.org/blog/flash-decoding). Steps: in context where a block or a part begins, in tiles where
-a turn does, in heads per KV head and tiles where the kernel changes. Warm cache: memory gives nothing of what lies in it, and a
-kernel that waits for each block takes `cached` of its time; where a benchmark reads keys and values from one place, memory
-gives the share `fetched` of the grouped kernel's bytes. Not modelled: which number of splits FlashAttention's heuristic picks
-for one shape (it cuts below 0.8 of a turn and beyond four blocks even where merging costs more), a last turn of few tiles,
-paged layouts' own cost.
+a turn does, in heads per KV head and tiles where the kernel changes, from one sequence to two where queries are turned round.
+Warm cache: memory gives nothing of what lies in it, and a kernel that waits for each block takes `cached` of its time; where
+a benchmark reads keys and values from one place, memory gives the share `fetched` of the grouped kernel's bytes. Not
+modelled: which number of splits FlashAttention's heuristic picks for one shape (it cuts below 0.8 of a turn and beyond four
+blocks even where merging costs more), a last turn of few tiles, paged layouts' own cost.
 """
 
 from __future__ import annotations
@@ -107,6 +110,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     fixed_s = c["t0_s"] * works["launches"] + np.where(tile.alone, c["alone_s"], 0.0)
     fixed_s = fixed_s + np.where(np.log2(tile.wide) % 1 != 0, c["odd_head_s"], 0.0)
     fixed_s = fixed_s + c["recasts"] * c["recast_s"] * works["kv_bytes"] / processors
+    turned = ~tile.alone & (works.dim("batch") > 1.0) & (works.dim("kv_heads") > 1.0)
+    fixed_s = fixed_s + c["alone_whole"] * c["turn_s"] * turned
     one_s = merge_s + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, walk_s, block_s))
     split_s = c["split_s"] + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
     settled = always | tile.alone & (
