@@ -57,9 +57,9 @@ SIZES = frozenset(
     }
 )
 _HALF_FLOOR, _SHARPNESS, _REACH = 0.1, 2.0, 2.0
-# Between two chips half of the error of either answer is taken to remain in the ratio of both: kernels differ, and what one lost
-# says little of the other. An assumption: anchored predictions of one kind of op were off by 5-10 % where un-anchored ones were
-# by 9-12 %. On one chip an anchor of another size leaves the law's own error: it holds 70-85 % of the measurements so predicted.
+# Between two chips half of the error of either answer is taken to remain in the ratio of both: kernels differ, and what one
+# lost says little of the other. An assumption: anchored predictions of one kind of op were off by 5-10 % where un-anchored ones
+# were by 9-12 %. On one chip an anchor of another size leaves the law's own error: it holds 70-85 % of what is so predicted.
 RATIO_ERROR = 0.5
 WITHIN = 0.8
 POOLED = -2
