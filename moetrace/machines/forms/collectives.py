@@ -28,9 +28,9 @@ Steps: turns of a normal collect; in bytes where an engine's own all-reduce ends
 custom_all_reduce.py; 16 MiB in SGLang on H100, 8 and 1 in TensorRT-LLM on H100 and A100, inferred). Below, it changes its
 algorithm where two cost the same, whatever the link's rate (a second phase, the library's start and its pipeline's filling are
 told in bytes).
-Inferred: in normal mode two and four nodes reach nine tenths of the network's rate (as DeepEP's README says, local traffic taken
-off), eight half of that, to send and to collect alike, as if what leaves a group of nodes crossed a tier of half the rate. That
-is `normal_far_share`, of the cluster measured: DeepEP's own (docs/legacy.md) lost nothing on eight; 1 is a network without.
+Inferred: in normal mode two and four nodes reach nine tenths of the network's rate (DeepEP's README too, less local traffic),
+eight half of that, to send and to collect alike, as if what leaves a group of nodes crossed a tier of half the rate. That is
+`normal_far_share`, of the cluster measured: DeepEP's own (docs/legacy.md) lost nothing on eight; 1 is a network without.
 Not modelled: contention between collectives, tokens limited to groups of nodes, chunk sizes, other topologies than full nodes,
 in-switch reduction (it shows as an efficiency above that of the wire's bytes).
 """
