@@ -1,10 +1,11 @@
 """Replay: a run predicted on another machine and with knobs turned. Names load what they need when first used.
 
 scenario (values from ``--set``), parallel (tp, ep, pp, dp), grammar, knobs (the what-ifs), edit (of one op), unfused,
-sharing, draft (a run while it is edited), editing (all knobs on a draft), distinct and stated (routing after the edits),
-anchor (durations), schedule (start times), setting (what the law asks beside ops), shares (pipelines, halves), memory, outcome
-(of one part of a run) and summary, predicted (the run made of it) and shown (in a notebook), engine (`replay`); load, measures,
-families, speculate, economics and simulation (a synthesized run replayed, and its steps put together).
+sharing, beside (prompts of one data-parallel group), draft (a run while it is edited), editing (all knobs on a draft),
+distinct and stated (routing after the edits), anchor (durations), schedule (start times), setting (what the law asks beside
+ops), shares (pipelines, halves), memory, outcome (of one part of a run) and summary, predicted (the run made of it) and shown
+(in a notebook), engine (`replay`); load, measures, families, speculate, economics and simulation (a synthesized run replayed,
+and its steps put together).
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ def workload_of(workload: Workload, scenario: Scenario) -> tuple[Workload, Scena
         said["served"] = serving == "continuous"
     if scenario.get("host") is not None:
         said["host_s"] = scenario.get("host")
+    said["groups"] = scenario.get("dp", 1)
     rest = tuple(s for s in scenario.settings if s.name not in (*said, "serving", "host", *DRAFTING, YIELDED))
     return replace(workload, **said), replace(scenario, settings=rest)
 

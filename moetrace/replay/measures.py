@@ -122,7 +122,7 @@ def middle_and_others(steps: tuple[Step, ...], seconds: FloatArray, load: Worklo
     at = [context_of(steps[i]) for i in decode]
     alone = float(np.interp(load.input_len + load.output_len // 2, at, seconds[decode]))
     mixed = float(seconds[step_weights(steps) == 0].sum())
-    return alone, (load.batch - 1) * load.parts * max(0.0, mixed - alone) / load.beside[0]
+    return alone, (load.batch - 1) * load.parts * max(0.0, mixed - alone) / load.prompts_a_step
 
 
 def drafting_s(

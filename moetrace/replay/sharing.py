@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
 from moetrace.errors import ScenarioError
 from moetrace.op import Op
 from moetrace.replay import edit
+from moetrace.replay.beside import Busiest
 from moetrace.replay.draft import At, Draft, Share
 from moetrace.run import GENERATING
 
@@ -23,9 +25,13 @@ _NORMAL_SMS = 24
 
 
 def shared_out(
-    draft: Draft, asked: str, part: Callable[[int, int], int], whole: frozenset[str] = frozenset()
+    draft: Draft,
+    asked: str,
+    part: Callable[[int, int], int],
+    whole: frozenset[str] = frozenset(),
+    busiest: Mapping[int, Busiest] = MappingProxyType({}),
 ) -> Draft:
-    """The draft with each step's ops at the part of a rank's batch that `part(step, batch)` says.
+    """The draft with each step's ops at the part of a rank's batch that `part(step, batch)` says, steps in `busiest` at theirs.
 
     Kinds in `whole` keep their tokens. Raises ScenarioError where a step's batch is not known.
     """
@@ -41,7 +47,10 @@ def shared_out(
     new = [part(i, batch) for i, batch in enumerate(was)]
 
     def change(op: Op, at: At) -> Op:
-        return op if op.kind in whole else edit.scaled(op, new[at.step], was[at.step])
+        if op.kind in whole:
+            return op
+        mixed = busiest.get(at.step)
+        return mixed.share(op, at) if mixed else edit.scaled(op, new[at.step], was[at.step])
 
     shares = [replace(share, batch=n) for share, n in zip(shares, new, strict=True)]
     return replace(draft.rewrite(change), shares=tuple(shares))
@@ -91,11 +100,12 @@ def with_all_reduces(draft: Draft, ranks: int) -> Draft:
     )
 
 
-def with_exchange(draft: Draft, asked: str) -> Draft:
+def with_exchange(draft: Draft, asked: str, busiest: Mapping[int, Busiest]) -> Draft:
     """The draft with what data-parallel groups exchange round the experts of each layer.
 
-    With ep, tokens are dispatched to the ranks of their experts and collected again; without, all tokens are gathered
-    and the experts' partial sums scattered back (every rank has a part of every expert's width).
+    With ep, tokens are dispatched to the ranks of their experts and collected again, as long as it takes the group with most
+    (`busiest`, else each has as many); without, all tokens are gathered and the experts' partial sums scattered back (every
+    rank has a part of every expert's width).
     """
     p, width = draft.parallel, draft.model.hidden if draft.model else 0
     if not width:
@@ -108,14 +118,17 @@ def with_exchange(draft: Draft, asked: str) -> Draft:
         return {"experts": op["experts"], "topk": op["topk"], "tokens": each, "hidden": width, **sms}
 
     def before(op: Op, at: At) -> Op:
+        mixed = busiest.get(at.step)
         if p.ep == 1:
-            return edit.collective(op, "all_gather", op["tokens"], width, p.dp)
+            each = -(-mixed.tokens // p.dp) if mixed else op["tokens"]
+            return edit.collective(op, "all_gather", each, width, p.dp)
         sent = edit.collective(op, "moe_dispatch", op["tokens"] * op["topk"] / p.tp, width, p.ep)
         sent = sent.with_dims(bytes=sent["bytes"] // 2) if narrow else sent
         return sent.with_dims(**exchanged(op, at, op["tokens"]))
 
     def after(op: Op, at: At) -> Op:
-        tokens = -(-op["tokens"] // p.dp)
+        mixed = busiest.get(at.step)
+        tokens = mixed.own_tokens if mixed else -(-op["tokens"] // p.dp)
         if p.ep == 1:
             return edit.collective(op, "reduce_scatter", op["tokens"], width, p.dp)
         back = edit.collective(op, "moe_collect", tokens * op["topk"] / p.tp, width, p.ep)
@@ -128,8 +141,14 @@ def with_exchange(draft: Draft, asked: str) -> Draft:
         if p.ep > 1
         else "gathered, and outputs scattered back"
     )
+    prompts = (
+        "; a prompt is worked through by one group, prompts that come at once by as many as there are, and the other groups "
+        "wait at the experts"
+        if busiest
+        else ""
+    )
     return draft.noted(
-        f"{asked}: attention and dense layers take the sequences of {p.dp} groups apart, tokens are {how}"
+        f"{asked}: attention and dense layers take the sequences of {p.dp} groups apart, tokens are {how}{prompts}"
     )
 
 

@@ -77,7 +77,7 @@ def places(hw: Hardware, scenario: Scenario) -> list[tuple[Hardware, Scenario]]:
 
 def load_of(load: Workload, scenario: Scenario) -> Workload:
     """The load of a drafting model: one token at a time, of the sequences of its data-parallel group."""
-    return replace(load, batch=-(-load.batch // int(scenario.get("dp", 1))), verify=1, host_s=None)
+    return replace(load, batch=-(-load.batch // int(scenario.get("dp", 1))), verify=1, host_s=None, groups=1)
 
 
 def beside(model: str, draft: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from numbers import Integral
 
 import numpy as np
@@ -50,9 +51,10 @@ class Workload:
     chunk: int = CHUNK
     verify: int = 1
     host_s: float | None = None
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch", "input_len", "output_len", "chunk", "verify"):
+        for name in ("batch", "input_len", "output_len", "chunk", "verify", "groups"):
             value = getattr(self, name)
             whole = isinstance(value, Integral) and not isinstance(value, bool)
             if not whole or not 1 <= value <= MAX_TOKENS:
@@ -70,8 +72,24 @@ class Workload:
         one, one comes at a time. A prompt longer than `chunk` takes `parts` such steps, this one is the mean of them.
         """
         parts = self.parts
-        prompts = max(1, min(round(self.batch / self.output_len), self.chunk // self.input_len))
+        if self.groups > 1:
+            prompts = ceil(self.prompts_a_step)
+        else:
+            prompts = max(1, min(round(self.batch / self.output_len), self.chunk // self.input_len))
         return prompts, -(-self.input_len // parts), -(-self.input_len * (parts + 1) // (2 * parts))
+
+    @property
+    def prompts_a_step(self) -> float:
+        """Prompts that a step which works on any works on, on average: what its longer time is shared by.
+
+        Of one group those of the synthesized step, as its time grows with them. Groups work beside each other, so that such a
+        step takes about as long for one prompt as for one in each: then the mean matters, and that no more of them are counted
+        than there are steps.
+        """
+        if self.groups == 1:
+            return self.beside[0]
+        most = self.groups * max(1, self.chunk // self.input_len)
+        return max(1, min(self.batch * self.parts / self.output_len, most))
 
     @property
     def parts(self) -> int:
@@ -104,8 +122,11 @@ def synthesize(model: ModelSpec, workload: Workload) -> Run:
 
 
 def meta_of(model: ModelSpec, workload: Workload, steps: tuple[Step, ...]) -> Meta:
-    """The metadata of a workload's run."""
+    """The metadata of a workload's run; of a steady load also the prompts in its mixed step and their new tokens (`beside`)."""
     batch, prompt = workload.batch, workload.input_len
+    said: dict[str, object] = {"batch": batch, "input_len": prompt, "output_len": workload.output_len}
+    if workload.served:
+        said["beside"] = workload.beside[:2]
     return Meta(
         kind="synthesized",
         source=f"{model.name}, batch {batch}, {prompt} in, {workload.output_len} out",
@@ -114,7 +135,7 @@ def meta_of(model: ModelSpec, workload: Workload, steps: tuple[Step, ...]) -> Me
         model_source="given",
         routing="uniform" if model.experts else "none",
         notes=_notes(model),
-        facts={"workload": {"batch": batch, "input_len": prompt, "output_len": workload.output_len}},
+        facts={"workload": said},
     )
 
 

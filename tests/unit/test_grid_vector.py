@@ -90,6 +90,8 @@ GRIDS = [
     (("olmoe-1b-7b", "h100-sxm-x4", "ep=4"), of([1, 5], [100], [64], n_a=[2, 8])),
     (("olmoe-1b-7b", "h100-sxm", "serving=continuous"), of([1, 2, 33], [100, 9000], [1, 64])),
     (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", "ep=4"), of([4, 33], [100], [64])),
+    (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", "ep=4", "serving=continuous"), of([1, 33, 96], [100, 9000], [1, 40])),
+    (("deepseek-v2-lite", "h100-sxm-x4", "dp=2", "tp=2", "serving=continuous", "chunk=512"), of([1, 96], [300], [1, 40])),
     (("mixtral-8x7b", "h100-sxm"), of([1, 512], [2048], [2048])),
     (("qwen3-8b", "h100-sxm", "dtype=fp8"), of([1, 512], [2048], [2, 300])),
     (("olmoe-1b-7b", "h100-sxm-x8", "pp=4", "tp=2"), of([1, 3, 33], [1, 300, 3000], [40], n_a=[2, 8])),

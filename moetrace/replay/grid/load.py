@@ -81,7 +81,7 @@ def middle_and_others(
     decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
     at = [spread(context_of(steps[i]), space) for i in decode]
     alone = _between(target, at, [seconds[i] for i in decode], first)
-    parts, prompts = spread(load.parts, space), spread(load.beside[0], space)
+    parts, prompts = spread(load.parts, space), spread(load.prompts_a_step, space)
     others = (spread(load.batch, space) - 1) * parts * np.maximum(0.0, first - alone) / prompts
     return alone, others if decode else np.zeros_like(first)
 

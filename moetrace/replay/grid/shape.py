@@ -161,7 +161,7 @@ class Drafts:
     def _draft(self, model: ModelSpec, hw: Hardware, turned: Scenario, load: Workload, space: Space) -> Draft:
         """The draft before its knobs."""
         kinds = _layer_kinds(model, turned)
-        key = (model, load.served, load.chunk, load.verify, kinds, id(space))
+        key = (model, load.served, load.chunk, load.verify, load.groups, kinds, id(space))
         if key not in self.outlines:
             self.outlines[key] = _outline(model, load, kinds)
         return self.outlines[key].draft(hw, turned)

@@ -26,7 +26,10 @@ PIPELINE_TOKENS = 2048
     one_whole,
 )
 def dp(draft: Draft, value: int) -> Draft:
-    """Each group takes its share of the sequences through attention; the tokens of all meet at the experts."""
+    """Each group takes its share of the sequences through attention; the tokens of all meet at the experts.
+
+    A rank's ops are those of the group with most to do, for which the others wait at the experts.
+    """
     if value == draft.run.meta.dp:
         return draft
     asked = f"dp={value}"
@@ -35,10 +38,11 @@ def dp(draft: Draft, value: int) -> Draft:
         raise ScenarioError(
             f"{asked}: a dense model has nothing that data-parallel groups share: run {value} of them"
         )
-    from moetrace.replay import sharing  # here: it brings numpy
+    from moetrace.replay import beside, sharing  # here: they bring numpy
 
-    draft = sharing.shared_out(draft, asked, lambda i, batch: -(-batch // value), whole=edit.MODULE)
-    return sharing.with_exchange(draft, asked)
+    busiest = beside.busiest_groups(draft, value)
+    draft = sharing.shared_out(draft, asked, lambda i, batch: -(-batch // value), edit.MODULE, busiest)
+    return sharing.with_exchange(draft, asked, busiest)
 
 
 @knob("tp", "GPUs that share each weight matrix (tensor parallel)", "a whole number", one_whole)

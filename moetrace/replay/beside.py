@@ -1,0 +1,88 @@
+"""The mixed step of a steady load under attention data parallelism: what the group that works on a prompt has to do.
+
+One prompt is worked through by one group, as each has a scheduler of its own, and what a group does not attend to it waits for
+at the experts of the layer. So a step takes as long as in the group with most tokens: its share of the decoding sequences and
+as many whole prompts as fall to it where they are dealt out evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moetrace.replay import edit
+
+if TYPE_CHECKING:
+    from moetrace.op import Op
+    from moetrace.replay.draft import At, Draft
+
+# Of the ops outside of the layers: those that see the last tokens of each sequence alone.
+_LAST = frozenset({"lm_head", "sampling", "elementwise"})
+
+
+@dataclass(frozen=True, slots=True)
+class Busiest:
+    """A mixed step of `groups`: its sequences that decode, new tokens of these, prompts and new tokens of each prompt.
+
+    Each is one number, or Lanes of many scenarios.
+    """
+
+    groups: int
+    batch: Any
+    decoding: Any
+    prompts: Any
+    new: Any
+
+    @property
+    def tokens(self) -> Any:
+        """Tokens of all groups."""
+        return self.decoding + self.prompts * self.new
+
+    @property
+    def own_batch(self) -> Any:
+        return -(-self.batch // self.groups)
+
+    @property
+    def own_prompts(self) -> Any:
+        return -(-self.prompts // self.groups)
+
+    @property
+    def own_tokens(self) -> Any:
+        """Tokens of the group with most."""
+        return self.decoding // self.batch * self.own_batch + self.own_prompts * self.new
+
+    def share(self, op: Op, at: At) -> Op:
+        """An op of all groups' tokens, at those of the group with most; it sees all, the prompts' or those decoding."""
+        if at.layer < 0 and op.kind in _LAST:
+            return edit.scaled(op, self.own_batch + self.own_prompts, self.batch + self.prompts)
+        if op.has(
+            "batch"
+        ):  # attention: where as many decode as there are prompts, the two shares are the same
+            decodes = op["batch"] == self.batch
+        elif (
+            op.has("m") and op["m"] != self.tokens
+        ):  # MLA projects into its cache one head at a time, in decode
+            decodes = op.has("b")
+        else:
+            return edit.scaled(op, self.own_tokens, self.tokens)
+        if decodes:
+            return edit.scaled(op, self.own_batch, self.batch)
+        return edit.scaled(op, self.own_prompts, self.prompts)
+
+
+def busiest_groups(draft: Draft, groups: int) -> Mapping[int, Busiest]:
+    """The mixed steps of a synthesized steady load, by index.
+
+    A recorded mixed step does not say how many of its sequences are prompts, and a run whose batch was edited no longer has
+    those that it was made with: they are not in here.
+    """
+    load = draft.run.meta.facts.get("workload", {})
+    if "beside" not in load:
+        return {}
+    prompts, new = load["beside"]
+    return {
+        i: Busiest(groups, step.batch, step.tokens - prompts * new, prompts, new)
+        for i, step in enumerate(draft.steps)
+        if step.phase == "mixed" and step.tokens and step.batch == load["batch"]
+    }
