@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from moetrace import ops
 from moetrace.hardware import Family, Hardware, load_hardware
 from moetrace.machines import gpu, links
+from moetrace.machines.forms import Cache
 from moetrace.op import Costs, Op
 
 KINDS = (
@@ -239,16 +240,18 @@ def test_an_exchange_in_normal_mode_waits_for_its_pairs_of_processors() -> None:
 
 
 def test_beyond_four_nodes_the_network_of_a_normal_exchange_gives_less() -> None:
-    """Many processors wait for the network alone: up to four nodes its rate, at eight and more half of it, without a step."""
+    """Many processors wait for the network alone: up to four nodes its rate, at eight and more half of it, without a step. In
+    serving, whose cache is cold, all of it: the cluster that was measured is not everybody's."""
     value = {**EXCHANGE, "pair_token_s": 0.0, "pair_copy_s": 0.0, "normal_efficiency": 2.0, "pair_bytes_per_s": 1e13,
              "pair_network_bytes_per_s": 1e13}  # fmt: skip
     half, full = (told("exchange", **{**value, "normal_far_share": share}) for share in (0.5, 1.0))
 
-    def seconds(hw: Hardware, nodes: float) -> float:
+    def seconds(hw: Hardware, nodes: float, cache: Cache = "warm") -> float:
         known = {"bytes": 65536 * 8 * 7168.0, "tokens": 65536, "topk": 8, "hidden": 7168, "sms": 100}
-        return float(cost(Op.of("moe_dispatch", **known, ranks=8 * nodes), hw).expected_s[0])
+        works = ops.works([Op.of("moe_dispatch", **known, ranks=8 * nodes)])
+        return float(gpu.cost(works, ["communication"], hw, cache=cache).expected_s[0])
 
-    assert seconds(half, 4) == seconds(full, 4)
+    assert seconds(half, 4) == seconds(full, 4) and seconds(half, 8, "cold") == seconds(full, 8)
     for nodes in (8, 16):
         assert seconds(half, nodes) == pytest.approx(2 * seconds(full, nodes), rel=0.02)
     assert seconds(half, 4 + 1e-6) == pytest.approx(seconds(half, 4), rel=1e-5)

@@ -30,7 +30,8 @@ algorithm where two cost the same, whatever the link's rate (a second phase, the
 told in bytes).
 Inferred: in normal mode two and four nodes reach nine tenths of the network's rate (DeepEP's README too, less local traffic),
 eight half of that, to send and to collect alike, as if what leaves a group of nodes crossed a tier of half the rate. That is
-`normal_far_share`, of the cluster measured: DeepEP's own (docs/legacy.md) lost nothing on eight; 1 is a network without.
+`normal_far_share`, of the cluster measured and so of its repeats (a warm cache) alone: DeepEP's own (docs/legacy.md) lost
+nothing on eight nodes, and serving is priced as if none did.
 Not modelled: contention between collectives, tokens limited to groups of nodes, chunk sizes, other topologies than full nodes,
 in-switch reduction (it shows as an efficiency above that of the wire's bytes).
 """
@@ -54,7 +55,7 @@ _CHANNEL = 4096.0  # bytes that a channel's 512 threads of 8 take at once
 _CHANNELS = 16.0  # up to which more bytes take more of them
 _TURN_ROWS = 23.0  # warps of a processor that add rows up
 _NEAR_NODES = (
-    4.0  # up to which the network gives its full rate; from twice as many on, `normal_far_share` of it
+    4.0  # up to which a network gives its full rate; from twice as many on, `normal_far_share` of it
 )
 _MB = 1e6
 
@@ -169,7 +170,8 @@ def _normal(c: Mapping[str, float], works: Works, at: Setting, n: FloatArray) ->
     collects = works.ops.by_type([1.0 if op.kind == "moe_collect" else 0.0 for op in works.ops.types])
     turns = np.maximum(np.ceil(each / _TURN_ROWS - 1e-9) - 1.0, 0.0) * collects
     local_s = row * reached / (c["normal_efficiency"] * _rate(at))
-    tier = 1.0 - (1.0 - c["normal_far_share"]) * np.clip((nodes - _NEAR_NODES) / _NEAR_NODES, 0.0, 1.0)
+    far_share = c["normal_far_share"] if at.cache == "warm" else 1.0
+    tier = 1.0 - (1.0 - far_share) * np.clip((nodes - _NEAR_NODES) / _NEAR_NODES, 0.0, 1.0)
     far_s = row * visited * (1.0 - 1.0 / nodes) / (c["normal_network_efficiency"] * tier * _network(at, n))
     # What processors send no faster over a faster link is serial time, no part of the link's.
     return (
