@@ -13,8 +13,9 @@ from typing import Any
 
 from moetrace.calibrate import Calibration, Group
 from moetrace.files import write_whole
-from moetrace.hardware import read_profile
+from moetrace.hardware import SCHEMAS, read_profile
 
+_WHOLE = 1e9  # above it a number is written to six digits
 MAX_ERROR = 20.0  # the largest that a profile may state
 _FITTED = re.compile(r"^\[fitted", re.MULTILINE)
 
@@ -45,11 +46,12 @@ def write_profile(found: Calibration, base: str, path: Path, source: str = "") -
 
 
 def _entry(group: Group) -> dict[str, Any]:
+    parameters = SCHEMAS[group.form].parameters
     by_kernel = ", ".join(f"{k} {m:.1%} {d:.1%}" for k, (m, d) in group.by_kernel.items())
     only = "of the fastest kernel alone, others are too far off for one set: " if group.alone else ""
     return {
         "form": group.form,
-        **{name: _short(value) for name, value in group.fit.value.items()},
+        **{n: value if parameters[n].given else _short(value) for n, value in group.fit.value.items()},
         "error": _short(group.interval.error),
         "error_decades": [_short(min(e, MAX_ERROR)) for e in group.interval.error_decades],
         "error_terms": {
@@ -84,8 +86,10 @@ def _value(value: object) -> str:
         return "{ " + ", ".join(f"{_key(str(k))} = {_value(v)}" for k, v in value.items()) + " }"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_value(v) for v in value) + "]"
-    if isinstance(value, float):
-        return f"{value:.6g}"
+    if isinstance(
+        value, float
+    ):  # a kernel's limit in bytes is told whole: rounded, its own size is beyond it
+        return f"{value:.0f}" if value.is_integer() and abs(value) < _WHOLE else f"{value:.6g}"
     return json.dumps(value)
 
 

@@ -203,3 +203,24 @@ def test_the_verb_writes_a_profile_or_says_why_not(tmp_path: Path) -> None:
         [*verb, "-o", "mine.toml"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert again.returncode == 2 and "Traceback" not in again.stderr
+
+
+def test_a_limit_that_a_profile_states_is_written_whole(tmp_path: Path) -> None:
+    """vLLM's all-reduce ends below 8 MiB: rounded to three digits, one of 8,388,608 bytes would still be its own kernel's."""
+    sizes = [{"bytes": float(2**i), "ranks": n} for i in range(8, 28) for n in (2, 8)]
+    works = ops.works([Op.of("all_reduce", **size) for size in sizes])
+    seconds = gpu.cost(
+        works, ["communication"], load_hardware("h100-sxm-x8"), engine="vllm", cache="warm"
+    ).expected_s
+    pd.DataFrame(sizes).assign(kind="all_reduce", dtype="bf16", engine="vllm", seconds=seconds).to_csv(
+        tmp_path / "sent.csv", index=False
+    )
+    found = calibrate([tmp_path / "sent.csv"], "h100-sxm")
+    assert "all_reduce@vllm" in {group.key for group in found.groups}
+    write_profile(found, "h100-sxm", tmp_path / "mine.toml", "a test")
+    anew, base = (load_hardware(name).families for name in (str(tmp_path / "mine.toml"), "h100-sxm"))
+    for key, stated in {
+        "all_reduce@vllm": 8388607,
+        "all_reduce@sglang": 16777216,
+    }.items():  # fitted, and kept
+        assert anew[key]["most_bytes"] == base[key]["most_bytes"] == stated
