@@ -11,10 +11,11 @@ from moetrace.attribute import attribute
 from moetrace.model import load_model
 from moetrace.parse import parse
 from moetrace.replay import Scenario, replay
+from moetrace.replay.anchor import ONE_CHIP_MOST
 from moetrace.report.facts import report_facts
 from moetrace.report.facts.answers import answers
 from moetrace.report.facts.distinct_ops import distinct_ops
-from moetrace.report.facts.fewer import ratio_interval
+from moetrace.report.facts.fewer import ratio_interval, unshared
 from moetrace.report.facts.layers import layer_families
 from moetrace.report.facts.routing import chance_skew, routing_facts
 from moetrace.report.facts.waterfall import waterfalls
@@ -168,19 +169,50 @@ def test_a_ratio_lies_in_its_interval_and_is_exact_against_itself(facts):
             assert row["ratio_low"] == row["ratio_high"] == pytest.approx(1.0)
 
 
-def test_a_ratio_interval_holds_any_error_that_a_family_has_in_both(run):
+def test_a_ratio_interval_holds_what_one_family_errs_by_alike_or_at_one_n_a_alone(run):
     base, other = (replay(run, "h100-sxm", Scenario.of(f"n_a={n}")) for n in (8, 4))
-    low, high = ratio_interval(base, other)
+    low, high = ratio_interval(base, other, 4 / 8)
     frames = [p.run.to_pandas(["step", "family", "dur_ns", "error"]) for p in (base, other)]
     decode = [s.index for s in run.meta.steps if s.phase == "decode"]
     frames = [f[f.step.isin(decode)] for f in frames]
-    rng = np.random.default_rng(3)
-    families = sorted(set(frames[0].family) | set(frames[1].family))
-    least = {f: min(x.error[x.family == f].min() for x in frames if (x.family == f).any()) for f in families}
-    for _ in range(50):
-        factor = {f: (1 + least[f]) ** rng.uniform(-1, 1) for f in families}
-        sums = [float((x.dur_ns * x.family.astype(str).map(factor)).sum()) for x in frames]
-        assert low - 1e-3 <= sums[1] / sums[0] <= high + 1e-3
+    for family in set(frames[0].family):
+        mine = [f[f.family == family] for f in frames]
+        alike = min(float(f.error.min()) for f in mine)
+        for sign in (-1, 1):
+            added = [float(f.dur_ns.sum()) * ((1 + alike) ** sign - 1) for f in mine]
+            sums = [float(f.dur_ns.sum()) + more for f, more in zip(frames, added, strict=True)]
+            assert low - 1e-3 <= sums[1] / sums[0] <= high + 1e-3
+    is_expert = frames[1].family == "experts"
+    experts, rest = (frames[1].dur_ns[there].sum() for there in (is_expert, ~is_expert))
+    errors = [
+        np.average(f.error[f.family == "experts"], weights=f.dur_ns[f.family == "experts"]) for f in frames
+    ]
+    alone = np.exp(unshared(0.5) * np.hypot(*np.log1p(errors)))
+    was = float(frames[0].dur_ns.sum())
+    for ratio in ((rest + experts * alone) / was, (rest + experts / alone) / was):
+        assert low - 2e-3 <= ratio <= high + 2e-3
+
+
+def test_a_measured_step_leaves_the_error_of_what_was_edited(run):
+    """On the recording's own chip the native step is exact; the range is that of the edit and no narrower."""
+    base, other = (replay(run, "cpu", Scenario.of(f"n_a={n}")) for n in (8, 4))
+    low, high = ratio_interval(base, other, 4 / 8)
+    frame = other.run.to_pandas(["step", "family", "dur_ns", "error"])
+    frame = frame[frame.step.isin([s.index for s in run.meta.steps if s.phase == "decode"])]
+    experts = frame[frame.family == "experts"]
+    error = np.log1p(np.average(experts.error, weights=experts.dur_ns))
+    step = other.summary["phases"]["decode"]["step_s"] / base.summary["phases"]["decode"]["step_s"]
+    share = experts.dur_ns.sum() / 1e9 / len(set(frame.step)) / other.summary["phases"]["decode"]["step_s"]
+    by = unshared(0.5) * min(error, ONE_CHIP_MOST) * share
+    assert error > 0 and low <= step * np.exp(-by) < step < step * np.exp(by) <= high
+
+
+def test_what_two_n_a_do_not_share_of_an_error_grows_with_their_distance():
+    found = [unshared(fewer) for fewer in (1.0, 7 / 8, 0.75, 0.5, 0.25, 0.125)]
+    assert found[0] == 0 and found == sorted(found) and found[-1] < 1
+    assert unshared(0.5) == pytest.approx(unshared(2.0))
+    for share, scored in zip(found[2:], (0.37, 0.57, 0.76, 0.85), strict=True):
+        assert share == pytest.approx(scored, abs=0.05)
 
 
 def test_the_range_of_a_ratio_holds_other_choices_of_experts(run, facts):
@@ -197,7 +229,8 @@ def test_the_range_of_a_ratio_holds_other_choices_of_experts(run, facts):
         assert row["ratio"] * row["rerouted_low"] < now / was < row["ratio"] * row["rerouted_high"]
     bare = what_ifs(moetrace.Run(run.meta, run.table()), ["h100-sxm"], short=True)["n_a"]
     assert {r["rerouted_low"] for r in bare} == {None}
-    law = ratio_interval(*(replay(run, "h100-sxm", Scenario.of("layers=native", f"n_a={n}")) for n in (8, 6)))
+    predicted = (replay(run, "h100-sxm", Scenario.of("layers=native", f"n_a={n}")) for n in (8, 6))
+    law = ratio_interval(*predicted, 6 / 8)
     row = next(r for r in facts["what_if"]["n_a"] if r["hardware"] == "h100-sxm" and r["n_a"] == 6)
     assert row["ratio_low"] < law[0] <= law[1] < row["ratio_high"]
 

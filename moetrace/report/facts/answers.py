@@ -174,7 +174,7 @@ def _fewer(facts: Facts) -> dict[str, Any] | None:
     lines.append(("accuracy", *_accuracy(what, native, fewer)))
     depth = f", real depth of {what['depth']} layers" if what["depth"] else ""
     at = f"at batch {number(what['batch'])}" if what["batch"] else "at this batch"
-    sure = f"{at}{depth}; ranges: a family's law errs alike at both n_a, within its 80 % interval, {_rerouted(rows)}"
+    sure = f"{at}{depth}; ranges: what a family's law gets wrong at both n_a and at one alone, 80 %, {_rerouted(rows)}"
     where = ", ".join(_by_machine(rows))
     return _answer("n_a", "n_a", f"What does n_a {native} to {fewer} buy {at}?", where, lines, sure)
 
