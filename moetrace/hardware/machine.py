@@ -146,9 +146,10 @@ class Family:
     found apart; `error_terms` is by decade that of an op whose time is all one term of the form, what is between them
     geometric, by each term's share; by `error_rises` their logarithms grow over each decade, half before and half beyond its
     middle; `error_apart` is by decade that of exchanges of low latency or between nodes and of
-    eager all-reduces. `seen` has the least and the most of each size that the fit saw, empty where that is not said. `source`
-    says where all this is from. `named` are the parameters that the profile itself gives; `value` has the defaults of the
-    others too.
+    eager all-reduces. Each of these was found where it was measured: elsewhere one plus it is times `wider`, whatever the
+    size, as `error` is already. `seen` has the least and the most of each size that the fit saw, empty where that is not said.
+    `source` says where all this is from. `named` are the parameters that the profile itself gives; `value` has the
+    defaults of the others too.
     """
 
     form: str
@@ -160,6 +161,7 @@ class Family:
     error_terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     error_rises: tuple[float, ...] = ()
     error_apart: tuple[float, ...] = ()
+    wider: float = 1.0
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
 
@@ -173,17 +175,7 @@ class Family:
 
     def widened(self, factor: float) -> Family:
         """The same coefficients, all errors ``(1 + error) factor - 1``."""
-
-        def wider(errors: tuple[float, ...]) -> tuple[float, ...]:
-            return tuple((1 + error) * factor - 1 for error in errors)
-
-        return replace(
-            self,
-            error=(1 + self.error) * factor - 1,
-            error_decades=wider(self.error_decades),
-            error_terms={name: wider(errors) for name, errors in self.error_terms.items()},
-            error_apart=wider(self.error_apart),
-        )
+        return replace(self, error=(1 + self.error) * factor - 1, wider=self.wider * factor)
 
     def on_another(self, name: str, paces: tuple[Pace, Pace], widen: Widen) -> Family:
         """The same on another chip than `name`, whose they are; `paces` of that one and of this (`at_pace`).

@@ -142,6 +142,7 @@ def errors(family: Family, works: Works, parts: Parts) -> FloatArray:
     if family.error_apart:
         place = np.minimum(decade, len(family.error_apart) - 1)
         found = np.where(apart(works), np.array(family.error_apart)[place], found)
+    found = (1.0 + found) * family.wider - 1.0
     # Where the family's ops have no size, there is one decade for all of them.
     return np.where(np.isnan(size) & (len(family.error_decades) > 1), family.error, found)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace import ops
-from moetrace.hardware import Hardware, load_hardware
+from moetrace.hardware import Family, Hardware, load_hardware
 from moetrace.machines import gpu
 from moetrace.machines.forms import Cache, smoothmax
 from moetrace.op import PARTS, UNKNOWN, Costs, Op, Work, Works
@@ -356,3 +356,18 @@ def test_an_engine_has_its_own_coefficients_where_they_were_fitted() -> None:
     costs = {e: gpu.cost(works, ["experts"], hw, engine=e)[0] for e in ("any", "vllm", "sglang")}
     assert costs["vllm"].expected_s > 1 > costs["any"].expected_s == costs["sglang"].expected_s
     assert costs["vllm"].provenance == "h100-sxm fitted experts:fp8@vllm"
+
+
+def test_what_widens_an_error_is_the_same_factor_over_all_of_a_decade() -> None:
+    """An error that grows fourfold over a decade, for another chip: what it grows by is the fit's, not the widening's."""
+    hw = load_hardware("h100-sxm")
+    family = replace(hw.families["elementwise"], error=0.1, error_decades=(0.1,), error_rises=(4.0,))
+    works = Works.of([Op.of("gemm", m=m, n=64, k=64) for m in (1, 3, 10)], [Work(flops=1.0)] * 3)
+
+    def errors(told: Family) -> np.ndarray:
+        families = {**hw.families, "dense_gemm": told}
+        return gpu.cost(works, ["dense_gemm"], replace(hw, families=families)).error
+
+    assert errors(family)[2] > 2 * errors(family)[0]
+    wide = errors(family.widened(1.5).widened(1.2))
+    assert wide == pytest.approx((1 + errors(family)) * 1.8 - 1, rel=1e-12)
