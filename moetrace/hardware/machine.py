@@ -21,7 +21,7 @@ OTHER_VERSION = 0.34
 # and only one was: of the 92 pairs of engines of the public tables for one op family, type and chip, the middle one's factor
 # between the times of one and the other's law, within which 80 % lie (benchmarks/score_engines.py; a fifth exceed 2).
 ENGINES = ("vllm", "sglang", "trtllm")
-OTHER_ENGINE = 0.46
+OTHER_ENGINE = 0.45
 
 # Where a dtype that a machine has no units for is computed: weights are dequantised to the first of these with a peak;
 # index arithmetic runs on the vector units. fp32 and fp64 have no substitute.
