@@ -16,6 +16,7 @@ def test_each_row_of_a_drawn_grid_is_the_simulation_of_its_settings(ask: Ask) ->
 
 
 LOAD = ("batch=2,64", "input_len=64", "output_len=1,2")
+DRAFT = ("draft=llama-3.2-1b", "draft_tokens=3", "acceptance=0.7")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,11 @@ LOAD = ("batch=2,64", "input_len=64", "output_len=1,2")
         (("h100-sxm",), (*LOAD[:1], "input_len=40000000", "output_len=1,2"), 4),
         (("h100-sxm",), (*LOAD, "context=4"), 4),
         (("h100-sxm",), (*LOAD, "n_e=500"), 4),
+        (
+            ("h100-sxm",),
+            (*LOAD[:2], "output_len=2", "gpus=2", "tp=2,1", "dp=1,2", *DRAFT),
+            4,
+        ),  # a drafting model works on its group's part of the batch
         (("cs3",), (*LOAD, "fusion=runs,recorded", "kv=fp8"), 8),
     ],
 )

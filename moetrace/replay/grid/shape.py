@@ -161,7 +161,8 @@ class Drafts:
     def _draft(self, model: ModelSpec, hw: Hardware, turned: Scenario, load: Workload, space: Space) -> Draft:
         """The draft before its knobs."""
         kinds = _layer_kinds(model, turned)
-        key = (model, load.served, load.chunk, load.verify, load.groups, kinds, id(space))
+        # A drafting model has its data-parallel group's part of the batch, whose lanes live as long as their space.
+        key = (model, load.served, load.chunk, load.verify, load.groups, kinds, id(space), id(load.batch))
         if key not in self.outlines:
             self.outlines[key] = _outline(model, load, kinds)
         return self.outlines[key].draft(hw, turned)
