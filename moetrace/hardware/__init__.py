@@ -14,6 +14,7 @@ from moetrace.hardware.machine import (
     ANY_ENGINE,
     ENGINES,
     FALLBACK,
+    FASTEST,
     FOREIGN,
     OF_BF16,
     OTHER_ENGINE,
@@ -30,7 +31,7 @@ from moetrace.hardware.profile import LAWS, load_hardware
 from moetrace.hardware.variants import node_of
 
 __all__ = [
-    "ANY_ENGINE", "ENGINES", "FALLBACK", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "OTHER_ENGINE", "OTHER_VERSION", "SCHEMAS",
-    "Family", "Hardware", "Link", "Memory", "Parameter", "Schema", "Wafer", "coefficient_family", "load_hardware",
+    "ANY_ENGINE", "ENGINES", "FALLBACK", "FASTEST", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "OTHER_ENGINE", "OTHER_VERSION",
+    "SCHEMAS", "Family", "Hardware", "Link", "Memory", "Parameter", "Schema", "Wafer", "coefficient_family", "load_hardware",
     "match_device", "node_of", "profile_names", "read_profile", "schema",
 ]  # fmt: skip

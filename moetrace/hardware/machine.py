@@ -38,6 +38,7 @@ FALLBACK = {
 # are known on one machine (h100-sxm.toml, experts:mxfp4), a factor of two to both sides with the 16-bit family's own error.
 _NARROW = frozenset({"fp8", "fp8_block", "int8", "int4", "mxfp8", "mxfp4", "nvfp4"})
 OF_BF16 = "of 16-bit kernels, error widened for"
+FASTEST = "of the fastest,"
 FOREIGN = "(its kernels do not carry over)"  # in the provenance of coefficients that another chip's kernels did not follow
 # Whose coefficients an op kind takes, where that is not its own family's. The small kernels of an MoE module share the
 # module's fitted time per launch, so that the parts add up to the measured whole; every GEMM is a GEMM.
@@ -284,13 +285,17 @@ class Hardware:
         Coefficients without a dtype were fitted on 16-bit kernels. A narrower type that has none of its own takes them with
         an error of a factor of two more, and the key says so.
         What other engines were measured for, but not this one, errs by OTHER_ENGINE more; where no engine is said, what only
-        one was measured for.
+        one was measured for. Where none is said and one set of coefficients holds for none, the fastest engine's stand, with
+        an error that spans the others', and the key names it.
         """
         name = engine.partition("@")[0]
         key, found = self._family(kind, family, dtype, name)
         measured = [one for one in ENGINES if f"{key}@{one}" in self.families]
         if len(measured) == 1 if name == ANY_ENGINE else measured:
             return f"{key} (of {', '.join(measured)})", found.widened(1 + OTHER_ENGINE)
+        fastest = [one for one in measured if self.families[f"{key}@{one}"].value == found.value]
+        if name == ANY_ENGINE and fastest:
+            return f"{key} ({FASTEST} {fastest[0]})", found
         other = self.is_other_version(engine) and found.provenance != "assumed"
         return (f"{key} (as of {engine})", found.widened(1 + OTHER_VERSION)) if other else (key, found)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
-from moetrace.hardware import OF_BF16, Hardware
+from moetrace.hardware import FASTEST, OF_BF16, Hardware
 from moetrace.op import Op
 from moetrace.replay.anchor import KEPT, UNPRICED, Priced
 from moetrace.replay.copies import copy_error
@@ -95,14 +95,26 @@ def _of_machine(draft: Draft, priced: Priced) -> list[str]:
             "needs for it, and a machine with too few on the way idles. Whether a service drafts tokens is not in this "
             "(docs/hardware.md)"
         )
-    pattern = re.compile(rf"(\S+) \({OF_BF16} (\w+)\)")
-    borrowed = sorted({found.groups() for text in set(priced.provenance) if (found := pattern.search(text))})
+    for key, engine in _remarks(priced, FASTEST):
+        said.append(
+            f"{key}: engines' kernels on {draft.hw.name} are too far apart for one law, so the fastest, {engine}'s, is "
+            "taken and the interval spans the others: name the engine (--set engine=...)"
+        )
+    borrowed = _remarks(priced, OF_BF16)
     if borrowed:
         what = ", ".join(f"{dtype} {key}" for key, dtype in borrowed)
         said.append(
             f"{draft.hw.name} has no coefficients for {what}: those of 16-bit kernels, with an error of a factor of two more"
         )
     return said
+
+
+def _remarks(priced: Priced, remark: str) -> list[tuple[str, str]]:
+    """(key, what follows) of the coefficients whose key has this remark."""
+    pattern = re.compile(rf"(\S+) \({remark} (\w+)\)")
+    return sorted(
+        {(found[1], found[2]) for text in set(priced.provenance) if (found := pattern.search(text))}
+    )
 
 
 def _of_engine(draft: Draft, dur: IntArray) -> list[str]:

@@ -38,3 +38,19 @@ def test_a_step_is_surer_than_its_ops_at_once_but_not_where_the_machine_itself_i
         found = float(high / expected)
         assert bool(found == pytest.approx(ends, rel=2e-3)) is at_once
         assert 1 < found < ends * 1.01
+
+
+def test_the_fastest_engines_law_for_any_is_said_and_its_interval_spans_the_others() -> None:
+    """A100's MLA kernels differ by a factor of twenty: no engine named, TensorRT-LLM's time with vLLM's inside the interval."""
+    load, model = Workload(16, 2048, 2), load_model("deepseek-v2-lite")
+    found = {
+        engine: simulate(model, load, "a100-sxm", Scenario.of(f"engine={engine}")).summary
+        for engine in ("any", "trtllm", "vllm")
+    }
+    tpot = {engine: summary["metrics"]["tpot"] for engine, summary in found.items()}
+    assert tpot["any"]["low"] < tpot["trtllm"]["value"] < tpot["vllm"]["value"] < tpot["any"]["high"]
+    words = "mla_attention: engines' kernels on a100-sxm are too far apart for one law, so the fastest, trtllm's, is taken"
+    said = {
+        engine: any(words in text for text in summary["assumptions"]) for engine, summary in found.items()
+    }
+    assert said == {"any": True, "trtllm": False, "vllm": False}
