@@ -108,9 +108,12 @@ def price_cells(
         how = np.where(~usable & np.isin(how, (SCALED, ADDED)), KEPT, how)
         factor = np.where(usable, ratio, 1.0)
         added = np.nan_to_num(target.expected_s - recorded.expected_s)
-        error = np.where(
-            np.isin(how, (SCALED, ADDED)), _ratio_error(target, recorded, source, draft.hw), error
+        wider = _wider(draft.ops, source, draft.hw, there)
+        edited = np.array(
+            [not _alike(op, origin) for op, origin in zip(draft.ops, origins, strict=True)], dtype=bool
         )
+        ratio_error = _ratio_error(target, recorded, source, draft.hw, wider, edited)
+        error = np.where(np.isin(how, (SCALED, ADDED)), ratio_error, error)
         kept = 0.0 if source.chip == draft.hw.chip else KEPT_ERROR
         error = np.where(how == KEPT, kept, np.where(how == SAME, 0.0, error))
         other = np.array([at.layer != at.source_layer for at in draft.at])
@@ -131,18 +134,42 @@ def _words(how: int, copied: bool, law: str) -> str:
     return word if how in (SAME, KEPT, UNPRICED) else f"{word}: {law}"
 
 
-def _ratio_error(target: Costs, recorded: Costs, source: Hardware, hw: Hardware) -> FloatArray:
+def _wider(ops: Sequence[Op], source: Hardware, hw: Hardware, context: PriceContext) -> FloatArray:
+    """By how much more the law's errors are widened on `hw` than on `source`, per op; logarithms, below 0 where it is less."""
+    kinds = [(op.kind, op.weight_dtype) for op in ops]
+    found = {}
+    for kind, dtype in dict.fromkeys(kinds):
+        both = (m.family(kind, work_of.family(kind), dtype, context.engine)[1] for m in (source, hw))
+        one, other = (family.wider for family in both)
+        found[kind, dtype] = float(np.log(other / one))
+    return np.array([found[kind] for kind in kinds])
+
+
+def _ratio_error(
+    target: Costs,
+    recorded: Costs,
+    source: Hardware,
+    hw: Hardware,
+    wider: FloatArray,
+    edited: npt.NDArray[np.bool_],
+) -> FloatArray:
     """The error of measured x model(target) / model(source), per op.
 
     On the same chip both answers' errors, as independent of each other, and at most `ONE_CHIP_MOST`. Between a profile and the
-    one that its coefficients came from, the error of that transfer, and the law's own where kernels did not carry over. Between
-    any other two, half of both: kernels differ, and what one lost says little of the other.
+    one that its coefficients came from, the error of that transfer (`wider`, a logarithm), for an op that is `edited` too with
+    what the edit errs by on one chip, and the law's own where kernels did not carry over. Between any other two, half of both:
+    kernels differ, and what one lost says little of the other.
     """
+    # What widens either answer is the transfer's: an edit errs by the rest.
+    transfer = TRANSFER_QUANTILE * np.abs(wider)
+    one, other = (
+        np.log1p(costs.error) - np.maximum(more, 0.0) for costs, more in ((target, wider), (recorded, -wider))
+    )
+    edit = np.minimum(np.hypot(one, other), ONE_CHIP_MOST)
     if source.chip == hw.chip:
-        both = np.hypot(np.log1p(target.error), np.log1p(recorded.error))
-        return np.asarray(np.expm1(np.minimum(both, ONE_CHIP_MOST)))
+        return np.asarray(np.expm1(edit))
     far = between_chips(target.error, recorded.error)
-    near = np.expm1(TRANSFER_QUANTILE * np.abs(np.log1p(target.error) - np.log1p(recorded.error)))
+    near = np.expm1(np.hypot(transfer, np.where(edited, edit, 0.0)))
     names = {source.chip, hw.chip}
     texts = zip(target.provenance, recorded.provenance, strict=True)
     linked = [
