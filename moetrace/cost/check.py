@@ -16,6 +16,7 @@ FRACTIONS = frozenset({"distinct", "distinct_est", "rows", "kv", "context", "pai
 _MOST = float(2**31)  # of a dim: kernels count with 32 bits
 _MOST_OF_ALL = 1e18  # of what is a product of dims
 _PRODUCTS = frozenset({"rows", "kv", "pairs", "bytes", "elements"})
+_FLAGS = frozenset({"eager", "gated"})  # dims that are 0 or 1
 # Without the size of its group a collective has no time; all others say what they need with their work.
 _NEEDS = {kind: ("ranks",) for kind, form in FORM_OF.items() if FORMS[form].network}
 
@@ -36,6 +37,8 @@ def check(rows: Rows, found: OpColumns) -> None:
     for name in dict.fromkeys((*found.dims, *(name for some in needs for name in some))):
         needed = found.by_type([name in some for some in needs]) > 0
         values = found.column(name)
+        if name in _FLAGS:
+            rows.mark(values > 1, f"{rows.called(name)} is neither 0 nor 1")
         least, most = needed.astype(np.float64), _MOST_OF_ALL if name in _PRODUCTS else _MOST
         good = (values >= least) & (values <= most)
         if name not in FRACTIONS:
@@ -68,6 +71,9 @@ def _related(rows: Rows, found: OpColumns) -> None:
         heads, shared = column("heads"), column("kv_heads")
         with np.errstate(invalid="ignore", divide="ignore"):
             rows.mark((heads / shared) % 1 > 0, "heads are no multiple of kv_heads")
+    if {"rows", "tokens", "topk"} <= have:
+        most = column("tokens") * column("topk")
+        rows.mark(column("rows") > most * (1 + _ROUNDED), "rows are above tokens x topk")
     if {"batch", "kv"} <= have:
         rows.mark(column("kv") < column("batch"), "kv, the tokens of all sequences, is below batch")
 

@@ -149,6 +149,7 @@ BAD = [
     ({"moe_tp": 1.5}, "moe_tp is no whole number"),
     ({"local_experts": 129}, "local_experts is above experts"),
     ({"rows": -2.0}, "rows is negative"),
+    ({"rows": 129.0}, "rows are above tokens x topk"),
     ({"tokens": "many"}, "tokens is not a number"),
     ({"moe_ep": 3}, "experts do not divide by moe_ep"),
     ({"moe_tp": 5}, "inter does not divide by moe_tp"),
@@ -196,6 +197,8 @@ def test_an_op_text_that_cannot_be_read_is_a_bad_row() -> None:
         ("attention bf16 batch=4 heads=32 kv_heads=4 head_dim=128 kv=3", "below batch"),
         ("all_reduce bf16 bytes=64", "all_reduce lacks the dim ranks"),
         ("all_reduce bf16 bytes=0 ranks=2", "bytes is below 1"),
+        ("all_reduce bf16 bytes=64 ranks=2 eager=2", "eager is neither 0 nor 1"),
+        ("moe_module bf16 tokens=3 hidden=64 inter=64 experts=8 topk=2 gated=2", "gated is neither 0 nor 1"),
         ("attention bf16 batch=4 heads=32 kv_heads=4 head_dim=128 kv=8192.5", None),  # a mean context
         ("moe_down bf16 tokens=3 hidden=64 inter=64 experts=8 topk=2 distinct_est=4.6 rows=6.5", None),
         ("attention bf16 batch=4 heads=32 kv_heads=4 head_dim=128 kv=8192 window=0", None),  # as if not given
