@@ -200,7 +200,7 @@ def test_an_op_text_that_cannot_be_read_is_a_bad_row() -> None:
         ("all_reduce bf16 bytes=64 ranks=2 eager=2", "eager is neither 0 nor 1"),
         ("moe_module bf16 tokens=3 hidden=64 inter=64 experts=8 topk=2 gated=2", "gated is neither 0 nor 1"),
         ("attention bf16 batch=4 heads=32 kv_heads=4 head_dim=128 kv=8192.5", None),  # a mean context
-        ("moe_down bf16 tokens=3 hidden=64 inter=64 experts=8 topk=2 distinct_est=4.6 rows=6.5", None),
+        ("moe_down bf16 tokens=4 hidden=64 inter=64 experts=8 topk=2 distinct_est=4.6 rows=6.5", None),
         ("attention bf16 batch=4 heads=32 kv_heads=4 head_dim=128 kv=8192 window=0", None),  # as if not given
     ],
 )
