@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from moetrace.attribute import ATTRIBUTION_COLUMNS, ATTRIBUTION_VERSION
 from moetrace.cost.bulk import COST_COLUMNS
 from moetrace.parse.ranks import RANKS_COLUMNS
-from moetrace.replay.grid.rows import BREAKDOWN_COLUMNS, scenario_columns
+from moetrace.replay.grid.rows import BREAKDOWN_COLUMNS, MINOR, scenario_columns
 from moetrace.report.schema import Written, schema_facts, schema_page
 from moetrace.routing import ROUTING_COLUMNS, ROUTING_VERSION
 from moetrace.routing.load import LOADS_COLUMNS
@@ -48,6 +48,7 @@ TABLES: Mapping[str, Written] = {
         1,
         "one row per scenario, with a column more for each knob that was set; DIR/pareto.parquet has the rows of the front",
         scenario_columns(),
+        MINOR,
     ),
     "breakdown": Written(
         "DIR/breakdown/*.parquet",
@@ -55,6 +56,7 @@ TABLES: Mapping[str, Written] = {
         1,
         "one row per scenario and op family",
         BREAKDOWN_COLUMNS,
+        MINOR,
     ),
     "cost": Written(
         "FILE", "cost -o FILE", 1, "the rows that came, with these columns behind their own", COST_COLUMNS

@@ -26,6 +26,7 @@ class Written:
     version: int
     rows: str
     columns: Sequence[tuple[str, pa.DataType, str]]
+    minor: int = 0
 
 
 # The end of a column's name says its unit; the first that fits counts.
@@ -72,7 +73,7 @@ def schema_facts(tables: Mapping[str, Written], table: str | None = None) -> dic
             "file": t.file,
             "written_by": f"moetrace {t.verb}",
             "version": t.version,
-            "minor": 0,
+            "minor": t.minor,
             "rows": t.rows,
             "columns": [_column(*column) for column in t.columns],
             "queries": QUERIES[name],

@@ -1,6 +1,6 @@
 """Forms of the gpu law, one file per family of kernels: what `machines/gpu.py` prices with and `moetrace calibrate` fits.
 
-A form's parameters are declared in `hardware/forms.py` (a profile is checked against them), its formula is one function
+A form's parameters are declared in `hardware/forms/` (a profile is checked against them), its formula is one function
 here. To add one: a Schema there, a file here, and its line in FORMS.
 """
 

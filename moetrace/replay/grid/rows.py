@@ -16,6 +16,7 @@ from moetrace.run import TEXT, nullable, numbers, text_column
 
 _ENDS = ("", "_low", "_high")
 Part = tuple[Case, int, int]
+MINOR = 1  # raised with a column of either table: a grid is not finished with other columns than it was begun
 BREAKDOWN_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("scenario", pa.int64(), "number of the scenario, as in scenarios"),
     ("family", TEXT, "op family, such as experts, attention, communication"),

@@ -19,10 +19,9 @@ from moetrace.errors import OutputError
 from moetrace.files import read_parquet, table_facts, write_parquet, write_whole
 from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
 from moetrace.replay.grid.recorded import Replays
-from moetrace.replay.grid.rows import tables
+from moetrace.replay.grid.rows import MINOR, tables
 
 SCHEMA = "moetrace.grid/1"
-MINOR = 1  # raised with a column: a grid is not finished with other columns than it was begun
 BYTES = 215.0  # of a scenario's rows in both tables, as measured (docs/grid.md)
 FILES = ("grid.json", "scenarios", "breakdown", "pareto.parquet")
 Made = tuple[int, pa.Table, pa.Table]  # place of the task, its tables

@@ -1,0 +1,63 @@
+"""The parameters of dense GEMMs. The formula: machines/forms/gemm."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moetrace.hardware.forms.base import BLEND, CACHED, ETA_BW, ETA_FLOPS, Parameter, Schema
+
+GEMM = Schema.of(
+    "gemm",
+    Parameter("t0_s", "s/launch", 0, 1e-3, 3e-6, 0, "floor of a launch, its conversions of type included"),
+    replace(ETA_BW, start=0.85, spread=0.2),
+    replace(ETA_FLOPS, start=0.7, spread=0.7),
+    Parameter("per_k_s", "s/element", 0, 1e-7, 1e-9, 0, "serial time per element of one tile's reduction"),
+    Parameter(
+        "per_k_row_s",
+        "s/element",
+        0,
+        1e-9,
+        5e-12,
+        0,
+        "the same for each row of a tile of 128 columns, whose arithmetic it is",
+        pace="arithmetic",
+    ),
+    Parameter("per_tile_s", "s/wave", 0, 1e-4, 1e-6, 0, "start and end of a tile of 128 x 128", 2.0),
+    Parameter(
+        "split_s", "s", 0, 1e-2, 3e-5, 1e-2, "cost of sharing a reduction out over idle processors", 2.0
+    ),
+    Parameter("split_tile_s", "s", 0, 1e-4, 2e-6, 0, "the same for partial sums of tiles of 128 x 128", 2.0),
+    Parameter(
+        "convert", "passes", 0, 100, 1, 0, "how often converting activations to the type crosses memory", 2.0
+    ),
+    Parameter("ragged", "share", 0, 10, 0.3, 0, "empty rows of tiles make the GEMM take so much longer", 1.5),
+    *(
+        Parameter(name, unit, 0, high, value, value, f"{meaning}; of the kernel, not fitted", given=True)
+        for name, unit, high, value, meaning in (
+            ("picks", "flag", 1, 1, "1: of its tiles the one that takes least; 0: tiles by the rule below"),
+            ("splits", "flag", 1, 1, "1: it can share a reduction out"),
+            ("least_rows", "rows", 1e9, 16, "the fewest of a tile that is picked"),
+            ("few_rows", "rows", 1e9, 0, "rows up to which tiles have 16 of them"),
+            ("few_columns", "columns", 1e9, 0, "columns up to which tiles of 64 have 16 rows too"),
+            ("short_rows", "rows", 1e9, 0, "rows up to which tiles have 64 of them, 128 above"),
+            ("narrow_rows", "rows", 1e9, 0, "rows up to which tiles have 64 columns, 128 above"),
+            ("ragged_rows", "rows", 1e9, 0, "rows up to which `ragged` is not"),
+            ("paired_rows", "rows", 1e9, 0, "rows above which tiles come in pairs of them (0: never)"),
+            ("crowd", "tiles", 1e9, 0, "columns' tiles from which on `ragged` is all there (0: it never is)"),
+        )
+    ),
+    Parameter(
+        "copies",
+        "copies",
+        0,
+        1e3,
+        0,
+        0,
+        "of the weights that a benchmark calls in turn (0: never warm); of the benchmark, not fitted",
+        given=True,
+    ),
+    Parameter("misaligned_s", "s", 0, 1e-4, 1e-7, 0, "more where four does not divide the rows"),
+    BLEND,
+    CACHED,
+    terms=("launch", "memory", "convert", "compute", "tiles", "split"),
+)
