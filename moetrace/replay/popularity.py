@@ -105,7 +105,7 @@ class _Recorded:
         found = (
             popularity_distinct(q, tokens) if ranks == 1 else ep_max_distinct(experts, topk, tokens, ranks, q)
         )
-        return even.scaled(found, topk, tokens, -(-experts // ranks))
+        return even.scaled(found, q, tokens, -(-experts // ranks))
 
     def _evened(self, asked: _Asked, sample: str | None) -> Evened:
         """How a sample's popularity is evened out, held against what the steps of the phase touched of this layer."""

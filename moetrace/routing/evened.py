@@ -33,14 +33,32 @@ class Evened:
         """`q` [experts], evened out; of the same sum."""
         return np.asarray(q + self.share * (q.mean() - q), dtype=np.float64)
 
-    def scaled(self, distinct: float, topk: float, tokens: float, most: float) -> float:
-        """The distinct experts of so many tokens, given those of the evened popularity: at most `most`, at least one token's.
+    def scaled(self, distinct: float, q: FloatArray, tokens: float, most: float) -> float:
+        """The distinct experts of so many tokens, given those of the evened popularity `q` [experts], or those of one of the
+        ranks that share them: at most `most`, at least one token's.
 
-        What tokens have to do with each other grows from none, of one token, to what was counted.
+        What tokens have to do with each other grows from none, of one token, to what was counted: more alike than chance,
+        fewer tokens touch what a share of the others would, the same for all numbers of them, so that more never touch less.
         """
-        part = min(1.0, (tokens - 1.0) / (self.tokens - 1.0)) if self.tokens > 1 else 0.0
-        factor = 1.0 + (self.factor - 1.0) * part
+        if self.tokens <= 1 or tokens <= 1:
+            factor = 1.0
+        elif self.factor < 1 and tokens < self.tokens:
+            alone = 1.0 + (tokens - 1.0) * (self._independent(q) - 1.0) / (self.tokens - 1.0)
+            factor = popularity_distinct(q, alone) / popularity_distinct(q, tokens)
+        else:
+            factor = 1.0 + (self.factor - 1.0) * min(1.0, (tokens - 1.0) / (self.tokens - 1.0))
+        topk = float(q.sum())
         return float(np.clip(distinct * factor, min(topk, distinct, most), min(most, tokens * topk)))
+
+    def _independent(self, q: FloatArray) -> float:
+        """How many tokens that have nothing to do with each other touch as many experts as a step's do, where these are fewer
+        than so many independent ones touch."""
+        low, high = 1.0, self.tokens
+        enough = self.factor * popularity_distinct(q, self.tokens)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if popularity_distinct(q, middle) >= enough else (middle, high)
+        return low
 
 
 def evened(q: FloatArray, tokens: npt.NDArray[np.int64], counted: float) -> Evened:
