@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moetrace import ops
 from moetrace.cost import PriceContext, price
-from moetrace.hardware import Hardware
+from moetrace.hardware import Hardware, Link
 from moetrace.op import Costs, Op
 from moetrace.parse.nesting import exposed_by
 from moetrace.parse.summary import step_and_device
@@ -52,12 +52,11 @@ def priced_rows(run: Run, hardware: Hardware, latency: int | None) -> Priced:
 def _context(run: Run) -> PriceContext:
     """What a law must know of the whole: what a predicted run was priced with, else the model's size and depth."""
     model, stored = run.meta.model, run.meta.facts.get("price_context")
-    if isinstance(stored, Mapping) and stored.get("model_bytes"):
-        return PriceContext(**{f.name: stored[f.name] for f in fields(PriceContext) if f.name in stored})
-    return PriceContext(
-        model_bytes=model.weight_bytes() if model else 0.0,
-        layers=model.layers if model else 0,
-    )
+    said = stored if isinstance(stored, Mapping) else {}
+    context = PriceContext(**{f.name: said[f.name] for f in fields(PriceContext) if f.name in said})
+    if context.model_bytes or model is None:
+        return context
+    return replace(context, model_bytes=model.weight_bytes(), layers=model.layers)
 
 
 def price_run(run: Run, hardware: Hardware) -> tuple[IntArray, tuple[Op, ...], Costs]:
@@ -104,8 +103,9 @@ def _twice(hardware: Hardware) -> dict[str, Hardware]:
             wafer=replace(hardware.wafer, fabric_bytes_per_s=2 * hardware.wafer.fabric_bytes_per_s),
         )
     if hardware.link is not None:
+        far = hardware.link.network_bytes_per_s
         faster["network bandwidth"] = replace(
-            hardware, link=replace(hardware.link, bytes_per_s=2 * hardware.link.bytes_per_s)
+            hardware, link=Link(2 * hardware.link.bytes_per_s, None if far is None else 2 * far)
         )
     return faster
 

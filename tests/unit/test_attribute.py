@@ -10,12 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moetrace import ops
 from moetrace.attribute import ATTRIBUTION_SCHEMA, attribute
+from moetrace.cost import price
 from moetrace.hardware import load_hardware
+from moetrace.model import load_model
+from moetrace.op import Op
 from moetrace.parse import parse
 from moetrace.parse import summary as coverage
+from moetrace.replay import Scenario, simulate
 from moetrace.report import attributed, tables
 from moetrace.run import Step
+from moetrace.synthesize import Workload
 from tests.made import decode_trace, event, write
 from tests.unit.replay_runs import build
 
@@ -350,3 +356,23 @@ def test_the_critical_resource_is_said_only_of_the_machine_it_ran_on(run):
         assert step["critical"] is None
     for step in attribute(elsewhere, load_hardware("mi300x")).summary["steps"]:
         assert step["critical"] in {"memory", "compute", "network", "fixed", "unexplained", "launch", "idle"}
+
+
+def test_a_predicted_run_holds_no_time_that_its_own_engines_law_does_not_explain():
+    """Of an engine's coefficients the others explain up to half."""
+    model, load = load_model("olmoe-1b-7b"), Workload(batch=8, input_len=64, output_len=4)
+    predicted = simulate(model, load, "h100-sxm-x16", Scenario.of("engine=sglang", "dp=16", "ep=16")).run
+    rows = attribute(predicted, load_hardware("h100-sxm-x16")).table.to_pandas()
+    assert rows["provenance"].str.contains("@sglang").any()
+    assert np.allclose(rows["dur_ns"] / 1e9, rows["expected_s"], rtol=1e-3)
+
+
+def test_halving_the_network_counts_what_lies_between_nodes_too():
+    op = "all_to_all bf16 ranks=16 bytes=64000000"
+    hw = load_hardware("h100-sxm-x16")
+    expected = price(ops.works([Op.parse(op)]), hw)[0]
+    whole = round(expected.expected_s * 1e9)
+    run = build([(0, 0, op, 0, whole)], [Step(0, "decode", "decode", 0, whole, 16, 16)], gpus=16, ep=16)
+    saved = {row["what"]: row["saves_s"] for row in attribute(run, hw).summary["halving"]}
+    assert expected.network_s > 0.8 * expected.expected_s
+    assert saved["network bandwidth"] == pytest.approx(expected.network_s / 2, rel=1e-3)
