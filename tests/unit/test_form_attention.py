@@ -24,6 +24,7 @@ TOLD = {
     "grouped_tiles": 0.0, "split_turns": 0.0, "per_part_s": 0.0, "most_parts": 0.0, "turns_grow": 0.0, "even_blocks": 0.0,
     "per_wide_s": 0.0, "value_tiles": 1.0, "at_once": 1.0, "beside": 1.0, "partial_s": 0.0, "alone_s": 0.0, "recasts": 0.0,
     "recast_s": 0.0, "block_s": 0.0, "window_s": 0.0, "ramp_s": 0.0, "alone_whole": 0.0, "turn_s": 0.0,
+    "whole_tiles": 0.0,
 }  # fmt: skip
 
 
@@ -287,6 +288,17 @@ def test_turns_to_fill_grow_with_the_context(context: int, turns: float) -> None
     assert starts == pytest.approx(turns * 2e-6)
 
 
+@pytest.mark.parametrize(
+    ("batch", "merged", "walked"), [(20, 1.6e-6, 8.4), (38, 1.6e-6, 15.96), (39, 0.0, 16)]
+)
+def test_a_kernel_that_deals_blocks_out_evenly_leaves_sequences_whole(
+    batch: int, merged: float, walked: float
+) -> None:
+    """16 blocks, five for a start: below 100 x 16 / 21 tiles each of 100 processors takes a share of them, above none is cut."""
+    hw = told(**{**EVERY, "most_parts": 64.0, "turns_grow": 0.0, "whole_tiles": 100.0})
+    assert cost(hw, decode(batch, 512)).fixed_s[0] == pytest.approx(7e-6 + merged + walked * 1e-6)
+
+
 def test_even_blocks_cost_more_where_wider() -> None:
     hw = told(**EVERY, per_wide_s=5e-7)
     narrow, wide = (cost(hw, decode(1, 32, dim=d)).fixed_s[0] for d in (128, 256))
@@ -342,6 +354,7 @@ KERNELS = st.sampled_from([
     {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02},
     {**ALL, **EVERY, "per_tile_s": 2e-6, "per_wide_s": 5e-7, "beside": 0.02},
     {**ALL, **EVERY, "most_parts": 4.0, "split_turns": 1000.0, "turns_grow": 0.0, "beside": 1.0},
+    {**ALL, **EVERY, "most_parts": 64.0, "turns_grow": 0.0, "whole_tiles": 100.0},
 ])  # fmt: skip
 
 attentions = st.builds(

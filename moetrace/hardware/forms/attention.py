@@ -81,6 +81,16 @@ ATTENTION = Schema.of(
         "turns that its parts fill, whatever they cost; 0: it cuts where that saves time; of the kernel, not fitted",
         given=True,
     ),
+    Parameter(
+        "whole_tiles",
+        "tiles",
+        0,
+        1e4,
+        0,
+        0,
+        "tiles from which on a kernel of most_parts leaves sequences whole; 0: it never does; of the kernel, not fitted",
+        given=True,
+    ),
     Parameter("per_part_s", "s/wave", 0, 1e-4, 4e-6, 0, "start and end of such a part on a processor", 2.0),
     Parameter(
         "alone", "share", 0.01, 10, 1, 1, "tiles of the kernel for heads that are alone take so much longer"

@@ -40,7 +40,9 @@ several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6
 KV head).
 Triton's kernels cut every sequence (`most_parts`): four parts in vLLM's MLA (num_kv_splits in triton_mla.py), in SGLang up
 to eight, until max(1, log2(context / 64)) turns are full (its get_num_kv_splits_triton), none of less than a block; so does
-TensorRT-LLM's MLA on H100, until one turn is full (FlashMLA deals blocks out evenly to all processors). A
+TensorRT-LLM's MLA on H100, until one turn is full: FlashMLA deals blocks out evenly to all processors, five more for the start
+of each sequence (get_mla_metadata in its code), so that from `whole_tiles` x n / (n + 5) tiles of n blocks on none is cut and
+nothing merged: as many as the processors measured, as a fact, so that a processor more never makes a merge due. A
 number of parts is not rounded here, so that a processor more never costs. most_parts of 1: a kernel that never cuts.
 SGLang reads MLA's fp8 cache by FlashAttention-3 in bf16: it converts all of it before each call (get_key_buffer(..).to(q.dtype)
 in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`, recast_s).
@@ -71,6 +73,7 @@ _WIDTH = 128.0
 _ANY_GROUP = 1024.0  # `grouped_rows` of a library with one kernel for any number of query heads
 # Of kernels that cut whatever it costs: tokens of a part at least; no more parts than the root of so many times their number.
 _PART, _FEWER = 128.0, 8.0
+_START_BLOCKS = 5.0  # that FlashMLA counts for the start of a sequence on a processor
 _MOST = 160.0  # tokens of a block, however narrow the head
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
@@ -93,7 +96,9 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     anew = ~tile.alone & (c["split_turns"] > 0) & (not every)
     always = anew | every
     full = c["split_turns"] * (tile.growth if c["turns_grow"] else 1.0)
-    count = np.where(always, np.maximum(1.0, np.minimum(tile.parts, full / turns)), 1.0)
+    dealt = tile.blocks / (tile.blocks + _START_BLOCKS) if c["whole_tiles"] else np.ones_like(turns)
+    cuts = always & ((tile.count < c["whole_tiles"] * dealt) | (c["whole_tiles"] == 0))
+    count = np.where(cuts, np.maximum(1.0, np.minimum(tile.parts, full * dealt / turns)), 1.0)
     whole = waves(turns * count)
     walked = np.where(always, np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count)), tile.blocks)
     walk_s = _together(whole, c["at_once"], c["beside"]) * walked * block_s
@@ -105,7 +110,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     start_s = start_s + row_s + c["ramp_s"] * far * filled(works["bytes"], at)
     left_s = c["partial_s"] * tile.left / processors
     merge_s = np.where(anew, c["split_s"], 0.0) + c["per_split_s"] * tile.parts + left_s * count
-    merge_s = np.where(always & (tile.parts > 1.0), merge_s, 0.0)
+    merge_s = np.where(cuts & (tile.parts > 1.0), merge_s, 0.0)
     cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + left_s)
     fixed_s = c["t0_s"] * works["launches"] + np.where(tile.alone, c["alone_s"], 0.0)
     fixed_s = fixed_s + np.where(np.log2(tile.wide) % 1 != 0, c["odd_head_s"], 0.0)
