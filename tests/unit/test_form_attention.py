@@ -294,7 +294,7 @@ def test_turns_to_fill_grow_with_the_context(context: int, turns: float) -> None
 def test_a_kernel_that_deals_blocks_out_evenly_leaves_sequences_whole(
     batch: int, merged: float, walked: float
 ) -> None:
-    """16 blocks, five for a start: below 100 x 16 / 21 tiles each of 100 processors takes a share of them, above none is cut."""
+    """16 blocks, five for a start: below 100 x 16 / 21 tiles each of 100 processors takes a share, above none is cut."""
     hw = told(**{**EVERY, "most_parts": 64.0, "turns_grow": 0.0, "whole_tiles": 100.0})
     assert cost(hw, decode(batch, 512)).fixed_s[0] == pytest.approx(7e-6 + merged + walked * 1e-6)
 
