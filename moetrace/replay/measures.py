@@ -95,16 +95,21 @@ def step_weights(steps: tuple[Step, ...]) -> FloatArray:
 
 
 def first_and_rest(
-    steps: tuple[Step, ...], seconds: FloatArray, load: Workload, draft: Draft | None = None
+    steps: tuple[Step, ...],
+    seconds: FloatArray,
+    load: Workload,
+    draft: Draft | None = None,
+    expected: FloatArray | None = None,
 ) -> tuple[float, float]:
-    """(TTFT, all later tokens of one sequence) in seconds, from those of the synthesized steps."""
+    """(TTFT, all later tokens of one sequence) in seconds, from those of the synthesized steps; `expected` are these steps' as
+    expected where `seconds` are an end of their interval."""
     weights, later = step_weights(steps), load.output_len - 1
     first, all_decode = float(seconds[weights == 0].sum()), float((seconds * weights).sum())
     overhead = overhead_s(load)
     rounds = later / draft.yielded if draft else float(later)
     rest = rounds * (all_decode / max(1, later) + overhead + (draft.tokens * draft.step_s if draft else 0.0))
     if load.served:
-        alone, others = middle_and_others(steps, seconds, load)
+        alone, others = middle_and_others(steps, seconds, load, expected)
         rest += others + (draft.others_s if draft else 0.0)
         more = overhead + (draft.tokens * draft.middle_s if draft else 0.0)
         first = load.parts * (first + more) + (alone + more) / 2
@@ -113,20 +118,45 @@ def first_and_rest(
     return first + (draft.prompt_s if draft else 0.0), rest
 
 
-def middle_and_others(steps: tuple[Step, ...], seconds: FloatArray, load: Workload) -> tuple[float, float]:
+def middle_and_others(
+    steps: tuple[Step, ...], seconds: FloatArray, load: Workload, expected: FloatArray | None = None
+) -> tuple[float, float]:
     """(a decode step in the middle of a sequence's life, what others' prompts add to the whole of one sequence): seconds of a
-    steady load; 0 where only one token is asked for."""
-    decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
-    if not decode:
+    steady load; 0 where only one token is asked for. `expected` as of `first_and_rest`."""
+    if not any(step.phase == "decode" for step in steps):
         return 0.0, 0.0
+    alone, more = _middle_and_more(steps, seconds, load, expected)
+    return alone, (load.batch - 1) * load.parts * more / load.prompts_a_step
+
+
+def _middle_and_more(
+    steps: tuple[Step, ...], seconds: FloatArray, load: Workload, expected: FloatArray | None
+) -> tuple[float, float]:
+    """Seconds of a decode step in the middle of a sequence's life, and what a step that works on prompts takes beyond it."""
+    decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
     at = [context_of(steps[i]) for i in decode]
-    alone = float(np.interp(load.input_len + load.output_len // 2, at, seconds[decode]))
-    mixed = float(seconds[step_weights(steps) == 0].sum())
-    return alone, (load.batch - 1) * load.parts * max(0.0, mixed - alone) / load.prompts_a_step
+
+    def both(column: FloatArray) -> tuple[float, float]:
+        middle = np.interp(load.input_len + load.output_len // 2, at, column[decode]) if decode else 0.0
+        return float(middle), float(column[step_weights(steps) == 0].sum())
+
+    alone, mixed = both(seconds)
+    usual = (alone, mixed) if expected is None else both(expected)
+    return alone, float(beyond(mixed, usual[1], usual[0]))
+
+
+def beyond(mixed: float | FloatArray, expected: float | FloatArray, alone: float | FloatArray) -> FloatArray:
+    """What a step that works on prompts takes beyond one that only decodes, at an end of its interval, `mixed`.
+
+    `expected` and `alone` are both steps' seconds as expected: what is beyond errs as the whole does. The difference of two
+    ends would not hold that of what is expected, nor rise from the one end to the other.
+    """
+    whole = np.where(np.asarray(expected) > 0, expected, 1.0)
+    return np.asarray(np.maximum(0.0, np.subtract(expected, alone)) * (mixed / whole), dtype=np.float64)
 
 
 def drafting_s(
-    steps: tuple[Step, ...], seconds: FloatArray, load: Workload
+    steps: tuple[Step, ...], seconds: FloatArray, load: Workload, expected: FloatArray
 ) -> tuple[float, float, float, float]:
     """`prompt_s`, `step_s`, `middle_s` and `others_s` of a drafting model, from the times of the steps of its own load."""
     weights = step_weights(steps)
@@ -134,8 +164,8 @@ def drafting_s(
     each = float((seconds * weights).sum()) / max(1, load.output_len - 1)
     if not load.served:
         return first, each, 0.0, 0.0
-    middle, others = middle_and_others(steps, seconds, load)
-    return load.parts * max(0.0, first - middle), each, middle, others
+    middle, others = middle_and_others(steps, seconds, load, expected)
+    return load.parts * _middle_and_more(steps, seconds, load, expected)[1], each, middle, others
 
 
 def metrics(times: list[tuple[float, float]], load: Workload) -> dict[str, dict[str, Any]]:

@@ -110,7 +110,10 @@ def _summary(
     columns = zip(
         prediction.step_s.T, ends, strict=True
     )  # both models' errors are one machine's: they err together
-    found = metrics([first_and_rest(meta.steps, column, load, draft) for column, draft in columns], load)
+    usual = prediction.step_s[:, 0]
+    found = metrics(
+        [first_and_rest(meta.steps, column, load, draft, usual) for column, draft in columns], load
+    )
     drafted = (drafting.families, drafting.ends[0].tokens) if drafting else ({}, 0)
     beyond_fit = beside(base["beyond_fit"], drafting.beyond_fit if drafting else "")
     said = [_load_said(load), *run.meta.notes, *([drafting.said] if drafting else [])]

@@ -107,7 +107,9 @@ def drafting(
     steps, beyond_fit = prediction.run.meta.steps, prediction.summary["beyond_fit"]
     expected, low, high = (
         Draft(tokens, acceptance, prompt, each, None, middle, others)
-        for prompt, each, middle, others in (drafting_s(steps, column, own) for column in prediction.step_s.T)
+        for prompt, each, middle, others in (
+            drafting_s(steps, column, own, prediction.step_s[:, 0]) for column in prediction.step_s.T
+        )
     )
     text = (
         f"draft={model.name}: {tokens} tokens drafted one after another for each step, {expected.step_s * 1e3:.2f} ms each, "

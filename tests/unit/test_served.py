@@ -14,7 +14,7 @@ from moetrace.errors import ScenarioError
 from moetrace.forward import step_ops
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
-from moetrace.replay import Scenario, simulate
+from moetrace.replay import Scenario, scenarios, simulate
 from moetrace.replay.economics import economics, read_prices
 from moetrace.replay.load import read_load, workload_of
 from moetrace.replay.measures import STEP_OVERHEAD_S, Draft, first_and_rest
@@ -356,3 +356,15 @@ def test_two_models_on_a_wafer_share_out_its_cores() -> None:
     whole = simulate(model, LOAD, wafer, Scenario.of("placement=whole", *sets)).summary
     one = simulate(drafter, LOAD, wafer, Scenario.of("placement=whole")).summary["metrics"]["tpot"]["value"]
     assert sum(f["drafting_s"] for f in whole["families"]) / 2 == pytest.approx(one, rel=1e-6)
+
+
+def test_what_prompts_add_is_held_by_its_interval_where_decoding_is_less_sure() -> None:
+    """512 sequences whose every token waits for two prompts: twice the difference of two ends is no end of twice theirs."""
+    load = ("batch=512", "input_len=1024", "output_len=32", "serving=continuous", "chunk=512")
+    own, rest = read_load((*load, "gpus=2", "tp=2", "engine=vllm"))
+    model = load_model("qwen3-30b-a3b")
+    ((hw, scenario),) = scenarios(rest, [load_hardware("a100-sxm")], synthesize(model, own), most=1)
+    found = simulate(model, own, hw, scenario).summary["metrics"]
+    for name in ("ttft", "tpot", "e2e", "output_throughput"):
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+    assert found["tpot"]["high"] > 1.05 * found["tpot"]["value"]

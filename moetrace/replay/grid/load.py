@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.replay.lanes import Lanes, Space
-from moetrace.replay.measures import context_of, overhead_s
+from moetrace.replay.measures import beyond, context_of, overhead_s
 from moetrace.run import Step
 from moetrace.synthesize import Workload
 
@@ -82,7 +82,7 @@ def middle_and_others(
     at = [spread(context_of(steps[i]), space) for i in decode]
     alone = _between(target, at, [seconds[i] for i in decode], first)
     parts, prompts = spread(load.parts, space), spread(load.prompts_a_step, space)
-    others = (spread(load.batch, space) - 1) * parts * np.maximum(0.0, first - alone) / prompts
+    others = (spread(load.batch, space) - 1) * parts * beyond(first, first[:1], alone[:1]) / prompts
     return alone, others if decode else np.zeros_like(first)
 
 
@@ -95,7 +95,7 @@ def drafting_s(
     if not load.served:
         return first, each, np.zeros_like(first), np.zeros_like(first)
     middle, others = middle_and_others(steps, seconds, load, space)
-    return spread(load.parts, space) * np.maximum(0.0, first - middle), each, middle, others
+    return spread(load.parts, space) * beyond(first, first[:1], middle[:1]), each, middle, others
 
 
 def _between(
