@@ -19,10 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from score_transfer import NAMES, groups, on_other_version, priced
+from score_transfer import NAMES, groups, measured, on_other_version, priced
 
 from moetrace.calibrate.measured import Measured
-from moetrace.calibrate.tables import read_measurements
 from moetrace.hardware import load_hardware
 from moetrace.op import FloatArray
 from moetrace.replay.anchor import ONE_CHIP_MOST as MOST
@@ -69,10 +68,7 @@ def fewer(
 def main() -> None:
     folder = Path(sys.argv[1])
     machine = {name: load_hardware(name) for name in NAMES}
-    tables = {
-        name: Measured.join([read_measurements(folder / f"{table}.parquet", name) for table in TABLES])
-        for name in NAMES
-    }
+    tables = measured(folder, TABLES)
     routing = pd.read_parquet(folder / "moe_perf.parquet", columns=["distribution"])["distribution"]
     found: dict[tuple[str, str], list[FloatArray]] = {}
     tokens: dict[tuple[str, float], list[FloatArray]] = {}

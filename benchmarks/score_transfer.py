@@ -14,7 +14,7 @@ ways alike, and the least and the most that it holds of the rows of one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -47,6 +47,14 @@ def priced(rows: Measured, family: Family, hw: Hardware) -> tuple[FloatArray, Fl
     parts = FORMS[family.form].seconds(family.value, works, at)
     floor = np.clip(parts.fixed_s / parts.expected_s, 0.0, 1.0)
     return parts.expected_s, floor, errors(family, works, parts)
+
+
+def measured(folder: Path, tables: Sequence[str]) -> dict[str, Measured]:
+    """The rows of these tables, by machine."""
+    return {
+        name: Measured.join([read_measurements(folder / f"{table}.parquet", name) for table in tables])
+        for name in NAMES
+    }
 
 
 def groups(tables: dict[str, Measured]) -> Iterator[tuple[str, dict[str, Measured]]]:
@@ -112,10 +120,7 @@ def matched(one: Measured, two: Measured) -> tuple[list[int], list[int]]:
 def main() -> None:
     folder = Path(sys.argv[1])
     machine = {name: load_hardware(name) for name in NAMES}
-    tables = {
-        name: Measured.join([read_measurements(folder / f"{table}.parquet", name) for table in TABLES])
-        for name in NAMES
-    }
+    tables = measured(folder, TABLES)
     open_rows: dict[str, list[FloatArray]] = {}
     heads = zip(
         ("rows", "as they are", "at the pace", "measured there", "80 % in", "held", "widen"),

@@ -25,10 +25,8 @@ DRAWS = 4  # times that the shapes are halved
 _LEAST = 1e-3  # below this an error's logarithm is the least there is
 _SMOOTH = 0.05  # over which the loss of a quantile turns
 _TOGETHER = 0.25  # rows that what draws the levels of terms to each other is worth
-_LEVELS = (
-    0.01,
-    1.0,
-)  # least and most error (its logarithm) of an op that is all one term: no row's time may be
+# Least and most error (its logarithm) of an op that is all one term: no row's time may be.
+_LEVELS = (0.01, 1.0)
 _RISES = float(np.log(4.0))  # the most that an error grows or falls by over a decade
 _NOTHING = 1e-30  # seconds
 

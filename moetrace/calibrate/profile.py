@@ -86,9 +86,8 @@ def _value(value: object) -> str:
         return "{ " + ", ".join(f"{_key(str(k))} = {_value(v)}" for k, v in value.items()) + " }"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_value(v) for v in value) + "]"
-    if isinstance(
-        value, float
-    ):  # a kernel's limit in bytes is told whole: rounded, its own size is beyond it
+    # A kernel's limit in bytes is told whole: rounded, its own size is beyond it.
+    if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() and abs(value) < _WHOLE else f"{value:.6g}"
     return json.dumps(value)
 

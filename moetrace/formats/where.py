@@ -17,9 +17,8 @@ _TRACES = re.compile(r".*\.(json|trace|tmp|sqlite|nsys-rep|qdrep)(\.gz|\.zst)?",
 _JSON = re.compile(r".*\.json(\.gz|\.zst)?", re.IGNORECASE)
 _NO_TRACES = ("run.json", "recording.json")  # what moetrace itself writes beside traces
 _EVENTS = b'"traceEvents"'
-_MOST_BESIDE = (
-    32 << 20
-)  # bytes of a file that is looked through for events: a tokenizer.json has 20 MB at most
+# Bytes of a file that is looked through for events: a tokenizer.json has 20 MB at most.
+_MOST_BESIDE = 32 << 20
 _OVERLAP = 64  # bytes in which what is looked for lies, where it is cut by the end of a block
 _SHOWN = 3
 

@@ -19,7 +19,7 @@ OTHER_VERSION = 0.34
 
 # The engines that are told apart, and how much wider errors are for one that was not measured, or where it is not said which
 # and only one was: of the 92 pairs of engines of the public tables for one op family, type and chip, the middle one's factor
-# between the times of one and the other's law, within which 80 % lie (benchmarks/score_engines.py; a fifth exceed 2).
+# between the times of one and the other's law, within which 80 % lie (benchmarks/score_engines.py; a fifth exceed 1.98).
 ENGINES = ("vllm", "sglang", "trtllm")
 OTHER_ENGINE = 0.45
 
@@ -142,15 +142,14 @@ class Wafer:
 class Family:
     """Coefficients of one op family on one machine: `form` names the formula (machines/forms), `value` has its parameters.
 
-    `error` is such that 80 % of held-out measurements lie within ``/ (1 + error)`` and ``x (1 + error)``; `error_decades`
-    says the same by size, for ops of 1-9 tokens, 10-99 and so on (the last holds beyond), and is empty where it was not
-    found apart; `error_terms` is by decade that of an op whose time is all one term of the form, what is between them
-    geometric, by each term's share; by `error_rises` their logarithms grow over each decade, half before and half beyond its
-    middle; `error_apart` is by decade that of exchanges of low latency or between nodes and of
-    eager all-reduces. Each of these was found where it was measured: elsewhere one plus it is times `wider`, whatever the
-    size, as `error` is already. `seen` has the least and the most of each size that the fit saw, empty where that is not said.
-    `source` says where all this is from. `named` are the parameters that the profile itself gives; `value` has the
-    defaults of the others too.
+    `error` is such that 80 % of held-out measurements lie within ``/ (1 + error)`` and ``x (1 + error)``; `error_decades` says
+    the same by size, for ops of 1-9 tokens, 10-99 and so on (the last holds beyond), and is empty where it was not found
+    apart; `error_terms` is by decade that of an op whose time is all one term of the form, what is between them geometric, by
+    each term's share; by `error_rises` their logarithms grow over each decade, half before and half beyond its middle;
+    `error_apart` is by decade that of exchanges of low latency or between nodes and of eager all-reduces. Each of these was
+    found where it was measured: elsewhere one plus it is times `wider`, whatever the size, as `error` is already. `seen` has
+    the least and the most of each size that the fit saw, empty where that is not said. `source` says where all this is from.
+    `named` are the parameters that the profile itself gives; `value` has the defaults of the others too.
     """
 
     form: str

@@ -106,17 +106,7 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
     link = None
     if "link_bytes_per_s" in value:
         link = Link(value["link_bytes_per_s"], value.get("network_bytes_per_s"))
-    scalars = table["assumed"]
-    if law == "wafer" and "crossing_s" not in scalars:
-        raise ProfileError(f"hardware profile {reader.path}: [assumed] lacks the key 'crossing_s'")
-    wafer = None
-    if law == "wafer":
-        crossing_s = reader.number(scalars, "assumed", "crossing_s", 0, 1)
-        more = {key: reader.number(scalars, "assumed", key, 0, 1) for key in sorted(_MESH & set(scalars))}
-        wafer = Wafer(
-            value["cores"], value["fabric_bytes_per_s"], value["off_wafer_bytes_per_s"], crossing_s,
-            mesh_seen=_seen(reader, scalars, "assumed", "mesh_seen"), **more,
-        )  # fmt: skip
+    wafer = _wafer(reader, table["assumed"], value) if law == "wafer" else None
     return Hardware(
         name=reader.path.stem,
         title=reader.text(table, "", "title"),
@@ -136,6 +126,18 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
         tuned=tuned,
         engines=engines,
     )
+
+
+def _wafer(reader: Reader, scalars: Mapping[str, Any], value: Mapping[str, float]) -> Wafer:
+    """A wafer's mesh, from its datasheet's `value` and what of it is assumed."""
+    if "crossing_s" not in scalars:
+        raise ProfileError(f"hardware profile {reader.path}: [assumed] lacks the key 'crossing_s'")
+    crossing_s = reader.number(scalars, "assumed", "crossing_s", 0, 1)
+    more = {key: reader.number(scalars, "assumed", key, 0, 1) for key in sorted(_MESH & set(scalars))}
+    return Wafer(
+        value["cores"], value["fabric_bytes_per_s"], value["off_wafer_bytes_per_s"], crossing_s,
+        mesh_seen=_seen(reader, scalars, "assumed", "mesh_seen"), **more,
+    )  # fmt: skip
 
 
 def _engines(reader: Reader, table: Mapping[str, Any]) -> Mapping[str, str]:

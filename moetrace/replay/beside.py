@@ -56,13 +56,11 @@ class Busiest:
         """An op of all groups' tokens, at those of the group with most; it sees all, the prompts' or those decoding."""
         if at.layer < 0 and op.kind in _LAST:
             return edit.scaled(op, self.own_batch + self.own_prompts, self.batch + self.prompts)
-        if op.has(
-            "batch"
-        ):  # attention: where as many decode as there are prompts, the two shares are the same
+        if op.has("batch"):
+            # Attention: where as many decode as there are prompts, the two shares are the same.
             decodes = op["batch"] == self.batch
-        elif (
-            op.has("m") and op["m"] != self.tokens
-        ):  # MLA projects into its cache one head at a time, in decode
+        elif op.has("m") and op["m"] != self.tokens:
+            # MLA projects into its cache one head at a time, in decode.
             decodes = op.has("b")
         else:
             return edit.scaled(op, self.own_tokens, self.tokens)

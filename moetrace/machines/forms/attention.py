@@ -14,17 +14,16 @@
                processors walk too
 
 Why: many short sequences cost per tile, and per row where many query heads share a KV head; few long ones are cut (flash
-decoding), long batches stream at the memory's rate. Nothing hides the first block of a tile, and `ramp` is what memory takes to
-stream: in the public tables 64 MB and 1 GB
-both take FlashAttention-3 on H100 12 to 15 us more than their bytes at 0.93 of the bandwidth. A walk is
-latency: tiles of one processor hide each other's (`beside`; inferred: TensorRT-LLM's MLA on A100 takes 1.00, 1.36, 2.36, 3.7
-and 6.9 of one tile's time with 1, 2, 3, 5 and 10 on a processor, at every context). In decode a walk, memory and padded
-arithmetic are all in proportion to the bytes, and one chip's rows cannot tell which of them it is; another chip's can. So
-what is known of a kernel is given: `block_s`, since H100's times of one, two and four blocks, whose bytes lie in cache, rise by
-1.1 us a block in FlashAttention-3 (1.4 here, nearer to the best fit, 1.7) and 1.7 in MLA; `eta_flops`, 0.67 as FlashMLA
-reaches (660 of 989 TFLOP/s: github.com/deepseek-ai/FlashMLA). Then memory limits what reached 0.9 of its bandwidth. The parts
-of a sequence leave rows x width of values in float32, which merging reads: partial_s of these bytes per processor, most
-where MLA has many heads.
+decoding), long batches stream at the memory's rate. Nothing hides the first block of a tile, and `ramp` is what memory takes
+to stream: in the public tables 64 MB and 1 GB both take FlashAttention-3 on H100 12 to 15 us more than their bytes at 0.93 of
+the bandwidth. A walk is latency: tiles of one processor hide each other's (`beside`; inferred: TensorRT-LLM's MLA on A100
+takes 1.00, 1.36, 2.36, 3.7 and 6.9 of one tile's time with 1, 2, 3, 5 and 10 on a processor, at every context). In decode a
+walk, memory and padded arithmetic are all in proportion to the bytes, and one chip's rows cannot tell which of them it is;
+another chip's can. So what is known of a kernel is given: `block_s`, since H100's times of one, two and four blocks, whose
+bytes lie in cache, rise by 1.1 us a block in FlashAttention-3 (1.4 here, nearer to the best fit, 1.7) and 1.7 in MLA;
+`eta_flops`, 0.67 as FlashMLA reaches (660 of 989 TFLOP/s: github.com/deepseek-ai/FlashMLA). Then memory limits what reached
+0.9 of its bandwidth. The parts of a sequence leave rows x width of values in float32, which merging reads: partial_s of these
+bytes per processor, most where MLA has many heads.
 
 Some libraries have two kernels: one for query heads that share a KV
 head, and one with each query head alone, taken where nothing is shared and where more share than the first holds
@@ -91,7 +90,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     block_s = (c["block_s"] or c["per_block_s"]) * share + c["even_blocks"] * c["per_wide_s"] * wide
     block_s = block_s * (c["cached"] + (1.0 - c["cached"]) * far)
     # A kernel that cuts whatever it costs: into as many parts as its context has, until so many turns are full. That a
-    # merge is due follows from the context alone, so that no processor more makes it slower.
+    # merge is due follows from the context and the tiles alone, so that no processor more makes it slower.
     every = c["most_parts"] > 0
     anew = ~tile.alone & (c["split_turns"] > 0) & (not every)
     always = anew | every
@@ -119,9 +118,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     fixed_s = fixed_s + c["alone_whole"] * c["turn_s"] * turned
     one_s = merge_s + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, walk_s, block_s))
     split_s = c["split_s"] + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
-    settled = always | tile.alone & (
-        c["alone_whole"] > 0
-    )  # whether it is cut is no matter of what that costs
+    # Whether it is cut is no matter of what that costs.
+    settled = always | (tile.alone & (c["alone_whole"] > 0))
     overlapped_s = np.where(settled, one_s, np.minimum(one_s, split_s))
     split = ~settled & (c["split_s"] + cut_s < walk_s)
     terms = {

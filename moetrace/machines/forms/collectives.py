@@ -54,9 +54,8 @@ _RINGS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0}  # rounds
 _CHANNEL = 4096.0  # bytes that a channel's 512 threads of 8 take at once
 _CHANNELS = 16.0  # up to which more bytes take more of them
 _TURN_ROWS = 23.0  # warps of a processor that add rows up
-_NEAR_NODES = (
-    4.0  # up to which a network gives its full rate; from twice as many on, `normal_far_share` of it
-)
+# Up to these a network gives its full rate; from twice as many on, `normal_far_share` of it.
+_NEAR_NODES = 4.0
 _MB = 1e6
 
 

@@ -23,15 +23,8 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*(s|ms|us)?")
 WHY = ("fits", "wafers", "in_context", "routing_source", "problem")
-OTHER_MODEL = (
-    "model",
-    "n_a",
-    "n_e",
-    "prune_inter",
-    "ffn",
-    "prune_intra",
-    "layers",
-)  # columns that change what is served
+# Columns that change what is served.
+OTHER_MODEL = ("model", "n_a", "n_e", "prune_inter", "ffn", "prune_intra", "layers")
 USER, DEVICE = measure_column("user_speed"), "output_per_gpu_per_s"
 
 
