@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from moetrace.errors import RunError
@@ -29,7 +31,7 @@ class Routed:
     def __init__(
         self,
         told: Routing | RoutingLog,
-        names: list[StepName],
+        names: Sequence[StepName],
         model: ModelSpec | None,
         held: Held | None = None,
     ) -> None:
@@ -80,7 +82,7 @@ class Routed:
         return _put(index, found, step, layer, self._cells)
 
 
-def _matched(routing: Routing, names: list[StepName]) -> dict[int, int]:
+def _matched(routing: Routing, names: Sequence[StepName]) -> dict[int, int]:
     """Run's step by the routing's pass where the tokens of every step fit one place only; else nothing."""
     sizes: dict[int, int] = {}
     for (number, _), tokens in routing.token_counts().items():

@@ -7,6 +7,7 @@ operators whose work is known, and other operators that call nothing further; vi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -16,6 +17,7 @@ from moetrace import ops
 from moetrace.formats.events import DEVICE_CLASSES, MEMCPY, MEMSET, NODE, OPERATOR, BoolArray, Events
 from moetrace.formats.piles import Block
 from moetrace.formats.texts import matching
+from moetrace.grouping import rows_of_groups
 from moetrace.parse.launches import first_match, launch_of, launches_of, replays
 from moetrace.parse.nesting import IntArray, Ranges, lookup, parents, sort_ranges
 
@@ -256,3 +258,14 @@ def _has_ancestor(parent: IntArray, marked: npt.NDArray[np.bool_]) -> npt.NDArra
         found |= alive & marked[at]
         at = np.where(alive, parent[at], -1)
     return found
+
+
+def by_step(rows: Rows) -> Iterator[tuple[int, IntArray]]:
+    """Each step that has rows, with these."""
+    inside = rows.step[rows.step >= 0]
+    if not len(inside):
+        return
+    low = int(inside.min())
+    for i, at in enumerate(rows_of_groups(rows.step - low, int(inside.max()) + 1 - low), low):
+        if len(at):
+            yield i, at

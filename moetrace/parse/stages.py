@@ -26,9 +26,9 @@ from moetrace.parse.gathered import Gathered
 from moetrace.parse.kinds import Kinds
 from moetrace.parse.passes import MOST_LAYERS
 from moetrace.parse.placing import Order, needs_model, remarks
-from moetrace.parse.rows import Rows
+from moetrace.parse.rows import Rows, by_step
 from moetrace.parse.steps import complete, drop_strays, unused_kv, verifying
-from moetrace.parse.third import Third, by_step
+from moetrace.parse.third import Looked, Third
 from moetrace.routing import Routing, RoutingLog
 from moetrace.run import (
     GENERATING,
@@ -128,14 +128,21 @@ class Stages:
             layer_source = "order"
             told += remarks(layers, order, model, repeated)
         split, more = facts.split(self.events, self.seen.traffic, outputs, model, asked.split)
+        looked = Looked(
+            events=self.events,
+            names=self.names,
+            kinds=self.kinds,
+            tensors=self.seen.tensors,
+            labels=self.labels,
+            routing=self.routing,
+            order=order,
+            model=model,
+            split=split,
+            layer_source=layer_source,
+            counted=counted,
+        )
         table = Third(
-            self,
-            order,
-            model,
-            split,
-            layer_source,
-            counted,
-            TableParts(OPS_SCHEMA.with_metadata(TABLE_FACTS), spill.file if spill else None),
+            looked, TableParts(OPS_SCHEMA.with_metadata(TABLE_FACTS), spill.file if spill else None)
         )
         for rows in self.batches:
             table.write(rows)
