@@ -43,10 +43,13 @@ class OutputError(MoetraceError):
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
-    """One line for a name that does not exist: the nearest name first, then all there are."""
+    """One line for a name that does not exist: first what it begins with or is spelled like, then all there are."""
     names = sorted(known)
     plain = {name.casefold(): name for name in names}
-    near = get_close_matches(given.strip().casefold(), plain, n=1)
+    said = given.strip().casefold()
+    # b200-sxm is b200 and more
+    begin = sorted((name for name in plain if said.startswith(name) and 2 * len(name) >= len(said)), key=len)
+    near = begin[-1:] or get_close_matches(said, plain, n=1)
     hint = f"did you mean {plain[near[0]]!r}? " if near else ""
     return f"unknown {what} {given!r}: {hint}there are {', '.join(names) or 'none'}"
 

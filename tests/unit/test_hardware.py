@@ -267,6 +267,8 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(ProfileError, match="unknown hardware profile 'b200-sxm': did you mean 'b200'"):
+        load_hardware("b200-sxm")
     with pytest.raises(ProfileError, match="unknown hardware profile 'h100-sxn': did you mean 'h100-sxm"):
         load_hardware("h100-sxn")
 
