@@ -17,6 +17,9 @@ from moetrace.ops.base import padded
 
 NO_LAYER = -1
 Placed = tuple[int, Op]  # layer, op
+# Prompts that are worked through beside a decode: how many on average, new tokens of each, context of each with them.
+Beside = tuple[float, int, int]
+NONE: Beside = (0, 0, 0)
 
 # Weight types whose public kernels multiply 16-bit activations (as replay's dtype knob takes them).
 _WEIGHT_ONLY = frozenset({"int4", "mxfp4", "nvfp4"})
@@ -30,8 +33,8 @@ _FUSED_ACTIVATION = frozenset({"mxfp4"})
 class _Pass:
     """One forward pass: `queries` new tokens in each of `batch` sequences, which then have `context` tokens each.
 
-    Beside a decode, `chunk` tokens of other sequences' prompts may be worked through: of `prompts` sequences, whose context
-    with them is `seen` each.
+    Beside a decode, prompts of other sequences may be worked through: (how many on average, new tokens of each, context of each
+    with them). A pass over such prompts alone has `mean` of them, as whole sequences as they can be.
     """
 
     model: ModelSpec
@@ -39,22 +42,25 @@ class _Pass:
     queries: int
     context: int
     decode: bool
-    chunk: int = 0
-    prompts: int = 0
-    seen: int = 0
+    beside: Beside = NONE
+    mean: float = 0.0
 
     @property
     def tokens(self) -> int:
-        return self.batch * self.queries + self.chunk
+        prompts, new, _ = self.beside
+        own = round(self.mean * self.queries) if self.mean else self.batch * self.queries
+        return own + round(prompts * new)
 
     @property
     def apart(self) -> tuple[_Pass, ...]:
         """The decode and the prompts beside it as passes of their own, for what attends to each."""
-        if not self.chunk:
+        prompts, new, seen = self.beside
+        if not prompts:
             return (self,)
-        alone = replace(self, chunk=0, prompts=0, seen=0)
-        each = self.chunk // self.prompts
-        return alone, replace(alone, batch=self.prompts, queries=each, context=self.seen, decode=False)
+        alone = replace(self, beside=NONE)
+        return alone, replace(
+            alone, batch=round(prompts), queries=new, context=seen, decode=False, mean=prompts
+        )
 
     def gemm(self, kind: str, n: int, k: int, dtype: str = "", **more: int) -> Op:
         """A GEMM over all tokens of the pass; weights in the model's own type unless `dtype` says otherwise."""
@@ -82,17 +88,16 @@ def step_ops(
     queries: int,
     context: int,
     decode: bool = True,
-    beside: tuple[int, int, int] = (0, 0, 0),
+    beside: Beside = NONE,
 ) -> tuple[Placed, ...]:
     """(layer, op) of one forward pass in launch order; layer -1 outside of the layers.
 
     `queries` new tokens in each of `batch` sequences, `context` tokens per sequence with them. In decode MLA attends to
     its compressed cache with absorbed projections, else it expands keys and values (DeepSeek-V2, arXiv 2405.04434, 2.1).
-    `beside` (prompts, new tokens of each, context of each with them) are worked through in the same pass, as engines that
+    `beside` are worked through in the same pass, as engines that
     chunk prefills do: GEMMs and experts see all tokens together, attention takes the two kinds apart.
     """
-    prompts, new, seen = beside
-    p = _Pass(model, batch, queries, context, decode, prompts * new, prompts, seen)
+    p = _Pass(model, batch, queries, context, decode, beside)
     out: list[Placed] = [
         (NO_LAYER, p.small("embedding", tokens=p.tokens, hidden=model.hidden, vocab=model.vocab))
     ]
@@ -117,7 +122,7 @@ def _layer(p: _Pass, first: bool, moe: bool, linear: bool, window: int) -> tuple
 
 def _head(p: _Pass) -> tuple[Op, ...]:
     """Final norm, logits of each sequence's last token, sampling."""
-    last = _Pass(p.model, p.batch + p.prompts, 1 if not p.decode else p.queries, p.context, p.decode)
+    last = _Pass(p.model, p.batch + round(p.beside[0]), 1 if not p.decode else p.queries, p.context, p.decode)
     gather = (
         () if p.tokens == last.tokens else (p.small("elementwise", elements=last.tokens * p.model.hidden),)
     )  # the last token of each
@@ -200,12 +205,22 @@ def _attention(p: _Pass, window: int, heads: dict[str, int]) -> Op:
 
     Kernels that cut a context into parts cut what lies beyond a window too: `context` is a sequence's whole.
     """
-    kv = p.batch * p.context
+    kv = round(p.mean * p.context) if p.mean else p.batch * p.context
     extra = {"q": p.tokens} if p.queries > 1 else {}
+    if p.mean:
+        extra["pairs"] = round(p.mean * _pairs(p.queries, p.context, window))
     if window and p.context > window:
         kv = min(kv, p.batch * window + p.tokens - p.batch)
         extra |= {"window": window, "context": p.context}
     return p.small("attention", batch=p.batch, **heads, kv=kv, **extra)
+
+
+def _pairs(queries: int, context: int, window: int) -> float:
+    """Keys that the last `queries` tokens of one sequence see, summed: a window cuts those that would see more."""
+    most = min(window, context) if window else context
+    first = min(context - queries + 1, most)
+    rising = min(most - first + 1, queries)
+    return rising * (first + most) / 2 + (queries - rising) * most
 
 
 def _mla(p: _Pass, window: int) -> tuple[Op, ...]:

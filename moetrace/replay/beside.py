@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moetrace.replay import edit
+from moetrace.replay.lanes import largest
 
 if TYPE_CHECKING:
     from moetrace.op import Op
@@ -23,7 +24,7 @@ _LAST = frozenset({"lm_head", "sampling", "elementwise"})
 
 @dataclass(frozen=True, slots=True)
 class Busiest:
-    """A mixed step of `groups`: its sequences that decode, new tokens of these, prompts and new tokens of each prompt.
+    """A mixed step of `groups`: its sequences that decode, new tokens of these, prompts (their mean) and new tokens of each.
 
     Each is one number, or Lanes of many scenarios.
     """
@@ -37,7 +38,7 @@ class Busiest:
     @property
     def tokens(self) -> Any:
         """Tokens of all groups."""
-        return self.decoding + self.prompts * self.new
+        return self.decoding + round(self.prompts * self.new)
 
     @property
     def own_batch(self) -> Any:
@@ -45,20 +46,20 @@ class Busiest:
 
     @property
     def own_prompts(self) -> Any:
-        return -(-self.prompts // self.groups)
+        """Those of the group with most, dealt out evenly: a prompt is one group's."""
+        return largest(1.0, self.prompts / self.groups)
 
     @property
     def own_tokens(self) -> Any:
         """Tokens of the group with most."""
-        return self.decoding // self.batch * self.own_batch + self.own_prompts * self.new
+        return self.decoding // self.batch * self.own_batch + round(self.own_prompts * self.new)
 
     def share(self, op: Op, at: At) -> Op:
         """An op of all groups' tokens, at those of the group with most; it sees all, the prompts' or those decoding."""
         if at.layer < 0 and op.kind in _LAST:
-            return edit.scaled(op, self.own_batch + self.own_prompts, self.batch + self.prompts)
+            return edit.scaled(op, self.own_batch + round(self.own_prompts), self.batch + round(self.prompts))
         if op.has("batch"):
-            # Attention: where as many decode as there are prompts, the two shares are the same.
-            decodes = op["batch"] == self.batch
+            decodes = not op.has("pairs") and op["batch"] == self.batch
         elif op.has("m") and op["m"] != self.tokens:
             # MLA projects into its cache one head at a time, in decode.
             decodes = op.has("b")
@@ -80,7 +81,7 @@ def busiest_groups(draft: Draft, groups: int) -> Mapping[int, Busiest]:
         return {}
     prompts, new = load["beside"]
     return {
-        i: Busiest(groups, step.batch, step.tokens - prompts * new, prompts, new)
+        i: Busiest(groups, step.batch, step.tokens - round(prompts * new), prompts, new)
         for i, step in enumerate(draft.steps)
         if step.phase == "mixed" and step.tokens and step.batch == load["batch"]
     }

@@ -109,10 +109,10 @@ def first_and_rest(
     rounds = later / draft.yielded if draft else float(later)
     rest = rounds * (all_decode / max(1, later) + overhead + (draft.tokens * draft.step_s if draft else 0.0))
     if load.served:
-        alone, others = middle_and_others(steps, seconds, load, expected)
+        alone, work, others = middle_and_others(steps, seconds, load, expected)
         rest += others + (draft.others_s if draft else 0.0)
         more = overhead + (draft.tokens * draft.middle_s if draft else 0.0)
-        first = load.parts * (first + more) + (alone + more) / 2
+        first += (load.parts - 1) * alone + (load.chunks - 1) * work + load.parts * more + (alone + more) / 2
     else:
         first += overhead
     return first + (draft.prompt_s if draft else 0.0), rest
@@ -120,13 +120,14 @@ def first_and_rest(
 
 def middle_and_others(
     steps: tuple[Step, ...], seconds: FloatArray, load: Workload, expected: FloatArray | None = None
-) -> tuple[float, float]:
-    """(a decode step in the middle of a sequence's life, what others' prompts add to the whole of one sequence): seconds of a
-    steady load; 0 where only one token is asked for. `expected` as of `first_and_rest`."""
-    if not any(step.phase == "decode" for step in steps):
-        return 0.0, 0.0
+) -> tuple[float, float, float]:
+    """(a decode step in the middle of a sequence's life, what a step that works on prompts takes beyond it, what others'
+    prompts add to the whole of one sequence): seconds of a steady load. Where only one token is asked for no step decodes, and
+    nothing is added. `expected` as of `first_and_rest`."""
     alone, more = _middle_and_more(steps, seconds, load, expected)
-    return alone, (load.batch - 1) * load.parts * more / load.prompts_a_step
+    if not any(step.phase == "decode" for step in steps):
+        return alone, more, 0.0
+    return alone, more, (load.batch - 1) * load.chunks * more / load.beside[0]
 
 
 def _middle_and_more(
@@ -164,8 +165,8 @@ def drafting_s(
     each = float((seconds * weights).sum()) / max(1, load.output_len - 1)
     if not load.served:
         return first, each, 0.0, 0.0
-    middle, others = middle_and_others(steps, seconds, load, expected)
-    return load.parts * _middle_and_more(steps, seconds, load, expected)[1], each, middle, others
+    middle, more, others = middle_and_others(steps, seconds, load, expected)
+    return load.chunks * more, each, middle, others
 
 
 def metrics(times: list[tuple[float, float]], load: Workload) -> dict[str, dict[str, Any]]:

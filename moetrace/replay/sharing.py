@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -15,6 +15,7 @@ from moetrace.replay.beside import Busiest
 from moetrace.replay.draft import At, Draft, Share
 from moetrace.run import GENERATING
 
+Shared = Callable[[Op, At], Op]  # what of an op a rank computes at a time
 _ATTENTION_OUT = (
     frozenset({"o_proj"}),
     frozenset({"attention", "mla_attention", "linear_attention", "attention_reduce"}),
@@ -29,9 +30,9 @@ def shared_out(
     asked: str,
     part: Callable[[int, int], int],
     whole: frozenset[str] = frozenset(),
-    busiest: Mapping[int, Busiest] = MappingProxyType({}),
+    others: Mapping[int, Shared] = MappingProxyType({}),
 ) -> Draft:
-    """The draft with each step's ops at the part of a rank's batch that `part(step, batch)` says, steps in `busiest` at theirs.
+    """The draft with each step's ops at the part of a rank's batch that `part(step, batch)` says, those in `others` as it says.
 
     Kinds in `whole` keep their tokens. Raises ScenarioError where a step's batch is not known.
     """
@@ -49,14 +50,14 @@ def shared_out(
     def change(op: Op, at: At) -> Op:
         if op.kind in whole:
             return op
-        mixed = busiest.get(at.step)
-        return mixed.share(op, at) if mixed else edit.scaled(op, new[at.step], was[at.step])
+        other = others.get(at.step)
+        return other(op, at) if other else edit.scaled(op, new[at.step], was[at.step])
 
     shares = [replace(share, batch=n) for share, n in zip(shares, new, strict=True)]
     return replace(draft.rewrite(change), shares=tuple(shares))
 
 
-def with_stages(draft: Draft, stages: int, parts: Mapping[int, int]) -> Draft:
+def with_stages(draft: Draft, stages: int, parts: Mapping[int, float]) -> Draft:
     """The draft with `stages` of layers, through which a step goes in so many parts, and the sends between them."""
     shares = []
     for i, share in enumerate(draft.shares):
@@ -71,12 +72,23 @@ def with_stages(draft: Draft, stages: int, parts: Mapping[int, int]) -> Draft:
     )
 
 
-def halved(draft: Draft, asked: str) -> Draft:
-    """The draft with each step's ops at half of the batch, one of two halves that overlap; a lone sequence stays."""
+def halved(draft: Draft, asked: str, mixed: Collection[int] = ()) -> Draft:
+    """The draft with each step's ops at half of the batch, one of two halves that overlap; a lone sequence stays.
+
+    The steps in `mixed`, which work on prompts, are cut in the middle of their tokens, as vLLM cuts every step
+    (v1/worker/ubatch_utils.py) and SGLang a prefill whose sequences do not part evenly (two-chunk overlap, PR 8144).
+    """
     whole = shared_out(draft, asked, lambda i, batch: batch).shares
-    half = shared_out(draft, asked, lambda i, batch: -(-batch // 2))
-    shares = (replace(new, halves=old.batch > 1) for new, old in zip(half.shares, whole, strict=True))
+    half = shared_out(draft, asked, lambda i, batch: -(-batch // 2), others=dict.fromkeys(mixed, _half))
+    shares = (
+        replace(new, halves=True if i in mixed else old.batch > 1)
+        for i, (new, old) in enumerate(zip(half.shares, whole, strict=True))
+    )
     return replace(half, shares=tuple(shares))
+
+
+def _half(op: Op, at: At) -> Op:
+    return edit.scaled(op, 1, 2)
 
 
 def with_all_reduces(draft: Draft, ranks: int) -> Draft:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil
 from numbers import Integral
 
 import numpy as np
@@ -65,35 +64,26 @@ class Workload:
             )
 
     @property
-    def beside(self) -> tuple[int, int, int]:
+    def beside(self) -> tuple[float, int, int]:
         """(prompts, new tokens of each, context of each with them) of a step that works on prompts beside decoding.
 
-        In a steady load each of `output_len` steps sees ``batch / output_len`` prompts arrive, on average; where that is below
-        one, one comes at a time. A prompt longer than `chunk` takes `parts` such steps, this one is the mean of them.
+        In a steady load each of `output_len` steps sees ``batch / output_len`` prompts arrive, each of which takes `chunks` of
+        such steps; where that is below one, one comes at a time, and no group works on more than `chunk` tokens. Engines fill a
+        step with the next prompt's tokens where one ends, so the mean need not be whole. A prompt longer than `chunk` has
+        the mean of its full steps here.
         """
-        parts = self.parts
-        if self.groups > 1:
-            prompts = ceil(self.prompts_a_step)
-        else:
-            prompts = max(1, min(round(self.batch / self.output_len), self.chunk // self.input_len))
-        return prompts, -(-self.input_len // parts), -(-self.input_len * (parts + 1) // (2 * parts))
+        new = min(self.input_len, self.chunk)
+        prompts = max(1.0, min(self.batch * self.chunks / self.output_len, self.groups * self.chunk / new))
+        return prompts, new, -(-(self.input_len + new) // 2)
 
     @property
-    def prompts_a_step(self) -> float:
-        """Prompts that a step which works on any works on, on average: what its longer time is shared by.
-
-        Of one group those of the synthesized step, as its time grows with them. Groups work beside each other, so that such a
-        step takes about as long for one prompt as for one in each: then the mean matters, and that no more of them are counted
-        than there are steps.
-        """
-        if self.groups == 1:
-            return self.beside[0]
-        most = self.groups * max(1, self.chunk // self.input_len)
-        return max(1, min(self.batch * self.parts / self.output_len, most))
+    def chunks(self) -> float:
+        """Full steps' worth of work in one prompt, at least 1: what is left of a long one shares its step with the next."""
+        return max(1.0, self.input_len / self.chunk)
 
     @property
     def parts(self) -> int:
-        """Steps that one prompt takes."""
+        """Steps that one prompt waits for: the last one of a long one has what is left of it."""
         return -(-self.input_len // self.chunk)
 
     def contexts(self, windows: Sequence[int] = ()) -> tuple[int, ...]:
@@ -156,7 +146,10 @@ def passes_of(
     for index, (phase, queries, context) in enumerate(plan):
         name = f"decode {context - prompt}" if phase == "decode" else phase
         beside = workload.beside if phase == "mixed" else (0, 0, 0)
-        tokens, kv = batch * queries + beside[0] * beside[1], batch * context + beside[0] * beside[2]
+        tokens, kv = (
+            batch * queries + round(beside[0] * beside[1]),
+            batch * context + round(beside[0] * beside[2]),
+        )
         steps.append(Step(index, name, phase, 0, 0, batch, tokens, kv))
         passes.append(step_ops(model, batch, queries, context, phase != "prefill", beside))
     return tuple(steps), tuple(passes)

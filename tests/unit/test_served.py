@@ -53,7 +53,7 @@ def test_a_mixed_step_is_a_decode_and_a_prefill_in_one(name: str) -> None:
 
 def test_prompts_longer_than_a_step_come_in_parts() -> None:
     load = Workload(4, 20_000, 100, served=True)
-    assert load.parts == 3 and load.beside == (1, 6667, 13334)
+    assert load.parts == 3 and load.beside == (1, 8192, 14_096)
     assert Workload(256, 128, 64, served=True).beside[0] == 4
     with pytest.raises(ScenarioError, match="chunk"):
         Workload(1, 1, 1, True, 0)

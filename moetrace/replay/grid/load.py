@@ -68,22 +68,25 @@ def first_and_rest(
     if not load.served:
         return seconds[0] + overhead_s(load) + prompt, rest
     more = overhead_s(load) + tokens * middle
-    alone, own = middle_and_others(steps, seconds, load, space)
-    return spread(load.parts, space) * (seconds[0] + more) + (alone + more) / 2 + prompt, rest + own + others
+    alone, work, own = middle_and_others(steps, seconds, load, space)
+    parts, chunks = spread(load.parts, space), spread(load.chunks, space)
+    waited = (parts - 1) * alone + (chunks - 1) * work + parts * more + (alone + more) / 2
+    return seconds[0] + waited + prompt, rest + own + others
 
 
 def middle_and_others(
     steps: Sequence[Step], seconds: FloatArray, load: Workload, space: Space
-) -> tuple[FloatArray, FloatArray]:
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """`measures.middle_and_others` for every scenario, [ends, scenarios] each."""
     first = seconds[0]
     target = spread(load.input_len, space) + spread(load.output_len, space) // 2
     decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
     at = [spread(context_of(steps[i]), space) for i in decode]
     alone = _between(target, at, [seconds[i] for i in decode], first)
-    parts, prompts = spread(load.parts, space), spread(load.prompts_a_step, space)
-    others = (spread(load.batch, space) - 1) * parts * beyond(first, first[:1], alone[:1]) / prompts
-    return alone, others if decode else np.zeros_like(first)
+    more = beyond(first, first[:1], alone[:1])
+    prompts = spread(load.chunks, space) / spread(load.beside[0], space)
+    others = (spread(load.batch, space) - 1) * prompts * more
+    return alone, more, others if decode else np.zeros_like(first)
 
 
 def drafting_s(
@@ -94,8 +97,8 @@ def drafting_s(
     each = np.einsum("ws,wes->es", weights, seconds) / np.maximum(1.0, spread(load.output_len, space) - 1)
     if not load.served:
         return first, each, np.zeros_like(first), np.zeros_like(first)
-    middle, others = middle_and_others(steps, seconds, load, space)
-    return spread(load.parts, space) * beyond(first, first[:1], middle[:1]), each, middle, others
+    middle, more, others = middle_and_others(steps, seconds, load, space)
+    return spread(load.chunks, space) * more, each, middle, others
 
 
 def _between(

@@ -41,7 +41,13 @@ def dp(draft: Draft, value: int) -> Draft:
     from moetrace.replay import beside, sharing  # here: they bring numpy
 
     busiest = beside.busiest_groups(draft, value)
-    draft = sharing.shared_out(draft, asked, lambda i, batch: -(-batch // value), edit.MODULE, busiest)
+    draft = sharing.shared_out(
+        draft,
+        asked,
+        lambda i, batch: -(-batch // value),
+        edit.MODULE,
+        {i: mixed.share for i, mixed in busiest.items()},
+    )
     return sharing.with_exchange(draft, asked, busiest)
 
 
@@ -111,13 +117,22 @@ def pp(draft: Draft, value: int) -> Draft:
     check_whole(draft, asked)
     if draft.layers < value:
         raise ScenarioError(f"{asked}: there are {draft.layers} layers to cut into stages")
-    parts: dict[int, int] = {}
-    from moetrace.replay import sharing  # here: they bring numpy
+    parts: dict[int, Any] = {}
+    from moetrace.replay import beside, sharing  # here: they bring numpy
     from moetrace.replay.lanes import largest, smallest
     from moetrace.run import GENERATING
 
+    mixed = {i: m.own_tokens for i, m in beside.busiest_groups(draft, draft.parallel.dp).items()}
+    sizes = {i: smallest(n, largest(PIPELINE_TOKENS, -(-n // value))) for i, n in mixed.items()}
+
+    def of_tokens(op: Op, at: At) -> Op:
+        return edit.scaled(op, sizes[at.step], mixed[at.step])
+
     def part(step: int, batch: int) -> Any:
         said = draft.steps[step]
+        if step in mixed:
+            parts[step] = mixed[step] / sizes[step]
+            return batch
         if said.phase in GENERATING:
             size = -(-batch // smallest(value, batch))
         else:
@@ -126,10 +141,12 @@ def pp(draft: Draft, value: int) -> Draft:
         parts[step] = -(-batch // size)
         return size
 
-    draft = sharing.with_stages(sharing.shared_out(draft, asked, part), value, parts)
+    draft = sharing.shared_out(draft, asked, part, others=dict.fromkeys(mixed, of_tokens))
+    draft = sharing.with_stages(draft, value, parts)
     return draft.noted(
         f"{asked}: the layers lie in {value} stages; a decode step goes through in {value} parts of the batch (one part idles "
-        "where there are fewer sequences), a prefill in parts of whole prompts, the pipeline filling and draining once"
+        "where there are fewer sequences), a prefill in parts of whole prompts, a step of a steady load that works on prompts "
+        f"in parts of its tokens ({PIPELINE_TOKENS} at least), the pipeline filling and draining once"
     )
 
 
@@ -146,8 +163,8 @@ def overlap(draft: Draft, value: str) -> Draft:
     asked = f"overlap={value}"
     if not any(op.kind in edit.COLLECTIVES for op in draft.ops):
         raise ScenarioError(f"{asked}: there is no collective in the step to hide: it needs tp, ep or dp")
-    from moetrace.replay import sharing
+    from moetrace.replay import beside, sharing
 
-    return sharing.halved(draft, asked).noted(
+    return sharing.halved(draft, asked, tuple(beside.busiest_groups(draft, 1))).noted(
         f"{asked}: the batch goes in two halves, and one computes while the other communicates; both share the GPU without loss"
     )
