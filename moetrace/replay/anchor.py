@@ -18,6 +18,7 @@ import numpy.typing as npt
 from moetrace import ops as work_of
 from moetrace.cost import PriceContext, price
 from moetrace.cost.anchors import between_chips
+from moetrace.errors import ScenarioError
 from moetrace.hardware import FOREIGN, Hardware
 from moetrace.op import Costs, Op
 from moetrace.replay.draft import Draft
@@ -53,6 +54,13 @@ _TRANSFERRED = "transferred from"
 # An op whose work is not known, kept as measured on another machine of its class: right within a factor of two.
 KEPT_ERROR = 1.0
 
+# 37 years. Halves that overlap and pipelines take twice as long at most, and ends are sums of several.
+LONGEST_NS = 2.0**60
+TOO_LONG = (
+    "the times of this load come to more than 36 years, upper ends included, which whole ns of 64 bits do not hold: ask for "
+    "fewer or shorter sequences"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Priced:
@@ -68,12 +76,17 @@ class Priced:
     provenance: tuple[str, ...]
 
     def durations(self, cell: IntArray, measured_ns: IntArray) -> IntArray:
-        """The predicted duration of each row in ns, given its cell and measured duration. Shapes [rows]."""
+        """The predicted duration of each row in ns, given its cell and measured duration. Shapes [rows].
+
+        Raises ScenarioError where all of them together, at their longest, are no time that whole ns of 64 bits hold.
+        """
         how, measured = self.how[cell], measured_ns.astype(np.float64)
         added = np.maximum(measured + self.added_s[cell] * 1e9, self.floor_s[cell] * 1e9)
         modelled = self.seconds[cell] * 1e9
         choices: list[FloatArray] = [measured, measured * self.factor[cell], added, modelled, measured]
         chosen = np.select([how == i for i in range(len(choices))], choices, default=0.0)
+        if float((chosen * (1.0 + np.nan_to_num(self.error[cell]))).sum()) > LONGEST_NS:
+            raise ScenarioError(TOO_LONG)
         return np.asarray(np.rint(chosen), dtype=np.int64)
 
 

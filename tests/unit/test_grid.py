@@ -87,6 +87,24 @@ def test_each_row_is_what_simulate_says(whole: tuple[pa.Table, pa.Table]) -> Non
             )
 
 
+@pytest.mark.filterwarnings("error")
+def test_times_that_no_whole_ns_hold_are_refused_alone_and_in_a_grid() -> None:
+    lengths = (1000, 900_000_000)
+    scenarios, breakdown = all_of(
+        Ask(("olmoe-1b-7b",), ("cpu",), ("batch=1", "input_len=1000,900000000", "output_len=2"))
+    )
+    for row, length in zip(scenarios.to_pylist(), lengths, strict=True):
+        if length == 1000:
+            assert row["problem"] is None and row["ttft_s"] > 0
+            continue
+        with pytest.raises(ScenarioError, match="36 years") as refused:
+            simulate(load_model("olmoe-1b-7b"), Workload(1, length, 2), "cpu")
+        assert row["problem"] == str(refused.value)
+        told = {name: value for name, value in row.items() if value is not None and name not in ("problem",)}
+        assert set(told) == {"scenario", "model", "hardware", "gpus", "batch", "input_len", "output_len"}
+    assert set(breakdown["scenario"].to_pylist()) == {0}
+
+
 def test_what_is_left_of_each_n_a_is_told_beside_the_front(whole: tuple[pa.Table, pa.Table]) -> None:
     """On the front the fewest experts always win: which n_a keep to a limit is another question."""
     rows, limits = whole[0], Limits({"user_speed": 500.0})

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from moetrace.cost.beyond import with_phase
 from moetrace.replay import memory
+from moetrace.replay.anchor import LONGEST_NS
 from moetrace.replay.columns import column
 from moetrace.replay.grid.eager import spans
 from moetrace.replay.grid.load import spread
@@ -40,6 +41,7 @@ class Steps:
         self.placed = self.pricing.add(counted, held)
         self.family = np.array(counted.families)
         self.times = Times(np.zeros((3, 0)), np.zeros(0, dtype=np.int64), ())
+        self.too_long = np.zeros(0, dtype=np.bool_)  # scenarios of which no whole ns hold the times
 
     def price(self) -> None:
         """Takes the times of the ops, once all are gathered."""
@@ -58,6 +60,7 @@ class Steps:
         self.of_family = {name: by_family[:, i].transpose(1, 0, 2) for i, name in enumerate(names)}
         self.ns = np.ascontiguousarray(by_family.sum(axis=1).transpose(1, 0, 2))
         self.alone = self.ns[:, 0]
+        self.too_long = self.ns[:, 2].sum(axis=0) > LONGEST_NS
         if self.shape.order:
             self.ns = self._launched()
         if self.shape.draft.shares:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from moetrace.cost import PriceContext
 from moetrace.errors import MoetraceError
 from moetrace.replay import memory
+from moetrace.replay.anchor import TOO_LONG
 from moetrace.replay.economics import economics
 from moetrace.replay.grid.load import Drafted, drafting_s, first_and_rest, measures, spread, weights_of
 from moetrace.replay.grid.shape import Case, Drafts, Shape
@@ -73,6 +74,18 @@ class Answers:
             if name not in by_family:
                 by_family[name] = np.full(self.fits.size, np.nan)
         return self.decode_s[name], self.prefill_s[name]
+
+    def refuse(self, which: IntArray, why: str) -> None:
+        """Takes back what is said of scenarios that cannot be."""
+        for by_name in (self.metrics, self.economics, self.decode_s, self.prefill_s):
+            for values in by_name.values():
+                values[..., which] = np.nan
+        for values in (self.needed_bytes, self.largest_batch, self.wafers):
+            values[which] = np.nan
+        for flags, unknown in ((self.fits, -1), (self.in_context, -1), (self.gpus, 0)):
+            flags[which] = unknown
+        self.routing[which] = self.beyond[which] = 0
+        self.problem[which] = self.word(why)
 
 
 class Together:
@@ -143,6 +156,9 @@ class _Waiting:
         for family, seconds in spent.items():
             for column, values in zip(out.families(family), seconds, strict=True):
                 column[self.at] = values
+        too_long = self.steps.too_long if self.beside is None else self.steps.too_long | self.beside.too_long
+        if too_long.any():
+            out.refuse(self.at[too_long], TOO_LONG)
 
     def _drafting(self) -> Drafted | None:
         """What a step yields and what drafting takes."""
