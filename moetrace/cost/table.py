@@ -87,9 +87,10 @@ def read_ops(table: pa.Table, engine: str = ANY_ENGINE) -> OpTable:
     )
     routing_s = time.perf_counter() - begin
     check_distinct(rows, found)
-    if (rows.problem > 0).any():  # no formula is to see a bad row
-        code_of = np.where(rows.problem > 0, len(found.types), found.code)
-        found = replace(found, types=(*found.types, Op(ops.OTHER)), code=code_of)
+    bad = rows.problem > 0
+    if bad.any():  # no formula is to see a bad row, nor its numbers
+        dims = {name: np.where(bad, np.nan, values) for name, values in found.dims.items()}
+        found = OpColumns((*found.types, Op(ops.OTHER)), np.where(bad, len(found.types), found.code), dims)
     return OpTable(found, tuple(rows.problems), rows.problem, words, code, routing_s)
 
 

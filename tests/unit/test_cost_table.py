@@ -179,6 +179,26 @@ def test_a_bad_row_is_named_or_marked(change: dict[str, object], words: str) -> 
     )
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_formula_sees_the_numbers_of_a_bad_row() -> None:
+    huge = {
+        "batch": 1e308,
+        "heads": 1e308,
+        "kv_heads": 8.0,
+        "head_dim": 128,
+        "kv": 1e300,
+        "m": np.inf,
+        "n": 64,
+        "k": 64,
+    }
+    found = cost(
+        pd.DataFrame([{"kind": kind, "dtype": "bf16", **huge} for kind in ("attention", "gemm", "rope")]),
+        H100,
+        keep_going=True,
+    )
+    assert found.column("time_s").null_count == 3
+
+
 def test_an_op_text_that_cannot_be_read_is_a_bad_row() -> None:
     table = pa.table({"op": [str(OPS[0]), "gemm bf16 m=wide", None, "gemm bf16 m=1"]})
     problems = cost(table, H100, keep_going=True).column("problem").to_pylist()
