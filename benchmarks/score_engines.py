@@ -1,10 +1,12 @@
-"""Scores what one engine's coefficients are worth for another engine, on the same chip: the source of OTHER_ENGINE.
+"""Scores what engines' coefficients are worth for another engine on the same chip: the source of OTHER_ENGINE, BEYOND_ENGINES.
 
     python benchmarks/score_engines.py FOLDER [--hw h100-sxm a100-sxm]
 
 FOLDER holds the public tables of make_profiles.py. The shipped coefficients of every engine price the rows (decode sizes, no
 flag, L2 warm as they were measured) of each other engine for the same op family and element type: the median of the logarithm
-of predicted over measured, and the factor within which 80 % lie. Last, the middle one and the fourth fifth of these factors.
+of predicted over measured, and the factor within which 80 % lie. Last, the middle one and the fourth fifth of these factors,
+how many of an engine's rows another's interval holds, and how many of an engine's rows the others' laws together hold (their
+geometric mean, with the error within which 80 % of their own rows lie), each as it is and wider.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from moetrace.calibrate import groups_of
 from moetrace.calibrate.fit import Problem
 from moetrace.calibrate.measured import Measured
 from moetrace.calibrate.tables import read_measurements
-from moetrace.hardware import Hardware, load_hardware
+from moetrace.hardware import BEYOND_ENGINES, OTHER_ENGINE, Hardware, load_hardware
 
 TABLES = (
     "moe_perf",
@@ -33,8 +36,14 @@ MOST_TOKENS, ROWS = 512, 800
 LIBRARY = "nccl"
 
 
-def pairs(folder: Path, hw: Hardware) -> Iterator[tuple[str, str, float, float]]:
-    """(key whose coefficients price, key whose rows are priced, median of the logarithm, factor that holds 80 %)."""
+FloatArray = npt.NDArray[np.float64]
+# (key whose coefficients price, key whose rows are priced) -> logarithms of predicted over measured
+Errors = dict[tuple[str, str], FloatArray]
+WIDER = (1.0, 1.1, 1 + BEYOND_ENGINES, 1.2, 1.3, 1 + OTHER_ENGINE)
+
+
+def errors(folder: Path, hw: Hardware) -> Iterator[Errors]:
+    """The errors of every engine's coefficients on every engine's rows, for each op family and type."""
     for table in TABLES:
         rows: dict[str, dict[str, Measured]] = defaultdict(dict)
         for key, _, these, _ in groups_of(
@@ -44,12 +53,33 @@ def pairs(folder: Path, hw: Hardware) -> Iterator[tuple[str, str, float, float]]
             if engine and engine != LIBRARY and key in hw.families:
                 rows[family][key] = these
         for of_family in rows.values():
-            for mine, coefficients in ((key, hw.families[key]) for key in of_family):
-                for other, theirs in of_family.items():
-                    if other == mine:
-                        continue
-                    off = Problem.of(coefficients.form, theirs, hw, "warm").log_error(coefficients.value)
-                    yield mine, other, float(np.median(off)), float(np.exp(np.quantile(np.abs(off), 0.8)))
+            yield {
+                (mine, other): Problem.of(hw.families[mine].form, theirs, hw, "warm").log_error(
+                    hw.families[mine].value
+                )
+                for mine in of_family
+                for other, theirs in of_family.items()
+            }
+
+
+def within(off: FloatArray) -> float:
+    """The factor that 80 % lie within."""
+    return float(np.exp(np.quantile(np.abs(off), 0.8)))
+
+
+def left_out(found: Errors) -> Iterator[tuple[FloatArray, float]]:
+    """(errors of the others' laws together on an engine's rows, their own factor), of each engine beside two or more others."""
+    keys = sorted({mine for mine, _ in found})
+    for out in keys if len(keys) > 2 else ():
+        others = [key for key in keys if key != out]
+        own = [np.mean([found[mine, key] for mine in others], axis=0) for key in others]
+        yield np.mean([found[mine, out] for mine in others], axis=0), within(np.concatenate(own))
+
+
+def held(cases: list[tuple[FloatArray, float]]) -> str:
+    """How many rows intervals of these factors hold, as they are and wider; each case counts as one."""
+    shares = [np.mean([np.mean(np.abs(off) < np.log(own * wider)) for off, own in cases]) for wider in WIDER]
+    return ", ".join(f"x{wider:.2f} {100 * share:.0f} %" for wider, share in zip(WIDER, shares, strict=True))
 
 
 def main() -> None:
@@ -59,14 +89,22 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hw", nargs="*", default=["h100-sxm", "a100-sxm"])
     given = parser.parse_args()
-    factors = []
+    factors, one, several = [], list[tuple[FloatArray, float]](), list[tuple[FloatArray, float]]()
     print(f"{'machine':9} {'coefficients':31} {'rows':31} median  80 % within")
     for name in given.hw:
-        for mine, other, median, factor in pairs(given.folder, load_hardware(name)):
-            print(f"{name:9} {mine:31} {other:31} {median:+6.2f}  x{factor:.2f}")
-            factors.append(factor)
+        hw = load_hardware(name)
+        for found in errors(given.folder, hw):
+            for (mine, other), off in found.items():
+                if mine == other:
+                    continue
+                print(f"{name:9} {mine:31} {other:31} {np.median(off):+6.2f}  x{within(off):.2f}")
+                factors.append(within(off))
+                one.append((off, 1 + hw.families[mine].error))
+            several += left_out(found)
     fifth, middle = np.quantile(factors, 0.8), np.median(factors)
     print(f"{len(factors)} pairs: the middle one x{middle:.2f}, one in five beyond x{fifth:.2f}")
+    print(f"rows that another engine's interval holds, wider by: {held(one)}")
+    print(f"rows of an engine left out that the others' hold together, wider by: {held(several)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from moetrace.hardware.files import profile_names, read_profile
 from moetrace.hardware.forms import FORM_OF, SCHEMAS, Parameter, Schema, schema
 from moetrace.hardware.machine import (
     ANY_ENGINE,
+    BEYOND_ENGINES,
     ENGINES,
     FALLBACK,
     FASTEST,
@@ -31,7 +32,7 @@ from moetrace.hardware.profile import LAWS, load_hardware
 from moetrace.hardware.variants import node_of
 
 __all__ = [
-    "ANY_ENGINE", "ENGINES", "FALLBACK", "FASTEST", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "OTHER_ENGINE", "OTHER_VERSION",
-    "SCHEMAS", "Family", "Hardware", "Link", "Memory", "Parameter", "Schema", "Wafer", "coefficient_family", "load_hardware",
-    "match_device", "node_of", "profile_names", "read_profile", "schema",
+    "ANY_ENGINE", "BEYOND_ENGINES", "ENGINES", "FALLBACK", "FASTEST", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "OTHER_ENGINE",
+    "OTHER_VERSION", "SCHEMAS", "Family", "Hardware", "Link", "Memory", "Parameter", "Schema", "Wafer", "coefficient_family",
+    "load_hardware", "match_device", "node_of", "profile_names", "read_profile", "schema",
 ]  # fmt: skip
