@@ -17,7 +17,8 @@ from moetrace.op import Costs, Op
 
 BASE = load_hardware("h100-sxm")
 TOLD = {
-    "t0_s": 3e-6, "eta_bw": 0.5, "eta_flops": 0.5, "per_k_s": 1e-9, "per_k_row_s": 1e-11, "per_tile_s": 2e-6, "split_s": 4e-6,
+    "t0_s": 3e-6, "eta_bw": 0.5, "eta_flops": 0.5, "per_k_s": 1e-9, "per_k_row_s": 1e-11, "per_tile_s": 2e-6,
+    "per_turn_s": 2e-6, "alone": 0.0, "uneven": 0.0, "chosen_for": 132.0, "split_s": 4e-6,
     "split_tile_s": 1e-6, "convert": 2.0, "ragged": 0.5, "misaligned_s": 1e-6, "blend": 2.0, "picks": 1.0, "splits": 1.0,
     "few_rows": 0.0, "few_columns": 0.0, "short_rows": 0.0, "narrow_rows": 0.0, "ragged_rows": 0.0, "crowd": 0.0,
     "copies": 0.0, "cached": 1.0, "paired_rows": 0.0, "least_rows": 16.0,
@@ -99,6 +100,17 @@ def test_empty_rows_slow_picked_tiles_too() -> None:
     assert slow.compute_s[0] == pytest.approx(usual.compute_s[0] * (1 + 0.5 * 63 / 128))
 
 
+def test_deepgemms_largest_blocks_are_slow_in_a_single_turn() -> None:
+    """256 x 12288 take 128 blocks of 128 x 192 on 132 processors; 256 x 8192 take 128 of 128 x 128, as ever. 112 columns are no
+    multiple of 32."""
+    for n, k, factor in ((12288, 4096, 3.6), (8192, 4096, 1.0), (7168, 4096, 1.1)):
+        slow, usual = (
+            cost(told(**DEEPGEMM | {"alone": a, "uneven": u}), 256, n, k) for a, u in ((2.6, 0.1), (0.0, 0.0))
+        )
+        assert slow.fixed_s[0] - 3e-6 == pytest.approx((usual.fixed_s[0] - 3e-6) * factor)
+        assert (slow.memory_s[0], slow.compute_s[0]) == (usual.memory_s[0], usual.compute_s[0])
+
+
 def test_a_batch_of_gemms_has_that_many_tiles() -> None:
     hw = told(**RULE)
     one, many = (cost(hw, 16, 64, 4096, b=b).fixed_s[0] - 3e-6 for b in (1, 1000))
@@ -155,16 +167,45 @@ def test_activations_in_eight_bits_were_converted_before() -> None:
     assert seconds(hw, 1024, 512, 4096) == seconds(none, 1024, 512, 4096)
 
 
+def test_a_further_turns_tiles_have_a_start_and_end_of_their_own() -> None:
+    """100 processors: 100 tiles begin once, 300 begin anew twice."""
+    hw = told(**RULE, per_turn_s=5e-7, misaligned_s=0.0)
+    loop = one_tile(64, 64, 64) - 2e-6 / 4
+    for tiles, took in ((100, 2e-6 / 4 + loop), (300, 2e-6 / 4 + 2 * 5e-7 / 4 + 3 * loop)):
+        assert cost(hw, 64, 64 * tiles, 64).fixed_s[0] - 3e-6 == pytest.approx(took)
+
+
+def test_results_are_written_in_16_bits_whatever_was_multiplied() -> None:
+    """FP8 weights and activations of one byte, bf16 results of two."""
+    wide, narrow = (cost(told(convert=0.0), 1024, 512, 4096, dtype).memory_s[0] for dtype in ("bf16", "fp8"))
+    assert wide * 1e12 == pytest.approx(2 * (512 * 4096 + 1024 * 4096 + 1024 * 512))
+    assert narrow * 1e12 == pytest.approx(512 * 4096 + 1024 * 4096 + 2 * 1024 * 512)
+
+
+def test_activations_that_a_warm_cache_holds_beside_the_weights_are_read_from_it() -> None:
+    """1792 x 7168 in bf16 are 26 MB of 50, 4096 x 7168 are 59; results are written all the same."""
+    for rows, share in ((1792, 0.25), (4096, 1.0)):
+        works = ops.works([Op.of("gemm", "bf16", m=rows, n=32, k=7168)])
+        warm = gpu.cost(works, ["dense_gemm"], told(copies=5.0, cached=0.25), cache="warm").memory_s[0]
+        expected = (
+            works["weight_bytes"][0] * 0.25 + works["act_read_bytes"][0] * share + works["act_write_bytes"][0]
+        )
+        assert warm * 1e12 == pytest.approx(expected)
+
+
 def test_copies_of_weights_that_fit_a_warm_cache_take_a_share_of_their_time() -> None:
-    """5 x 4 MB lie in 50 MB, 5 x 16 MB do not, nor any in serving; activations always come from memory."""
+    """5 x 4 MB lie in 50 MB, 5 x 16 MB do not, nor any in serving; of activations those that are read lie there in both."""
     hw = told(copies=5.0, cached=0.25)
     small, large = (ops.works([Op.of("gemm", "bf16", m=16, n=n, k=1024)]) for n in (2000, 8000))
     for works, share in ((small, 0.25), (large, 1.0)):
         warm, cold = (
             gpu.cost(works, ["dense_gemm"], hw, cache=cache).memory_s[0] for cache in ("warm", "cold")
         )
-        weights, others = works["weight_bytes"][0] / 1e12, works["act_bytes"][0] / 1e12
-        assert warm == pytest.approx(weights * share + others) and cold == pytest.approx(weights + others)
+        weights, read, out = (
+            works[part][0] / 1e12 for part in ("weight_bytes", "act_read_bytes", "act_write_bytes")
+        )
+        assert warm == pytest.approx(weights * share + read * 0.25 + out)
+        assert cold == pytest.approx(weights + read + out)
         assert gpu.cost(works, ["dense_gemm"], told(), cache="warm").memory_s[0] == cold
 
 
@@ -187,7 +228,8 @@ def test_turns_never_fall_as_tiles_grow(a: float, b: float) -> None:
 
 
 gemms = st.tuples(st.integers(1, 4096), st.integers(1, 70000), st.integers(1, 70000))
-kernels = st.sampled_from([{}, {**RULE, "crowd": 40.0}])
+DEEPGEMM = {"picks": 2.0, "splits": 0.0, "alone": 2.6, "uneven": 0.1, "crowd": 40.0}
+kernels = st.sampled_from([{}, {**RULE, "crowd": 40.0}, DEEPGEMM])
 
 
 @given(kernels, gemms, st.floats(1, 8), st.sampled_from(["memory", "peak", "processors"]))

@@ -23,6 +23,7 @@ GEMM = Schema.of(
         pace="arithmetic",
     ),
     Parameter("per_tile_s", "s/wave", 0, 1e-4, 1e-6, 0, "start and end of a tile of 128 x 128", 2.0),
+    Parameter("per_turn_s", "s/wave", 0, 1e-4, 1e-6, 0, "the same of the tile of each further turn", 2.0),
     Parameter(
         "split_s", "s", 0, 1e-2, 3e-5, 1e-2, "cost of sharing a reduction out over idle processors", 2.0
     ),
@@ -30,11 +31,24 @@ GEMM = Schema.of(
     Parameter(
         "convert", "passes", 0, 100, 1, 0, "how often converting activations to the type crosses memory", 2.0
     ),
+    Parameter(
+        "alone", "share", 0, 10, 1, 0, "DeepGEMM's largest blocks take so much longer in a single turn", 1.5
+    ),
+    Parameter(
+        "uneven", "share", 0, 10, 0.1, 0, "its blocks of columns that 32 does not divide, so much", 1.5
+    ),
     Parameter("ragged", "share", 0, 10, 0.3, 0, "empty rows of tiles make the GEMM take so much longer", 1.5),
     *(
         Parameter(name, unit, 0, high, value, value, f"{meaning}; of the kernel, not fitted", given=True)
         for name, unit, high, value, meaning in (
-            ("picks", "flag", 1, 1, "1: of its tiles the one that takes least; 0: tiles by the rule below"),
+            (
+                "picks",
+                "choice",
+                2,
+                1,
+                "1: of its tiles the one that takes least; 2: DeepGEMM's; 0: tiles by the rule below",
+            ),
+            ("chosen_for", "processors", 1e9, 132, "processors that DeepGEMM's choice counts"),
             ("splits", "flag", 1, 1, "1: it can share a reduction out"),
             ("least_rows", "rows", 1e9, 16, "the fewest of a tile that is picked"),
             ("few_rows", "rows", 1e9, 0, "rows up to which tiles have 16 of them"),

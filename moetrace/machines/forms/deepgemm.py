@@ -1,0 +1,88 @@
+"""Blocks of outputs that DeepGEMM takes for a GEMM, by the rule of its own heuristics.
+
+Of 64, 128 or 256 rows and 16 to 192 columns it takes the block whose turns take the fewest cycles of reading and writing
+shared memory and L2 (github.com/deepseek-ai/DeepGEMM, csrc/jit_kernels/heuristics/sm90.hpp, get_layout_info and
+get_layout_candidates; left out: blocks of 16 and 32 rows for as few, which times do not show). Where there are several turns,
+two neighbours share what they read, which halves one side of it.
+
+The rule counts the processors of the GPU at hand. Here these are a fact of the kernel as it was measured (`chosen_for`), so
+that a processor more never makes a worse choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace.op import FloatArray
+
+_L1, _L2_EACH, _L2_MOST = 128.0, 64.0, 8e6 / 1.3e3  # bytes per cycle: of a processor, and of the chip at most
+_SHARED, _STAGE_K, _OUT = (
+    232448,
+    128,
+    2,
+)  # bytes of shared memory, of a stage's reduction in FP8, of an output
+_HIGH, _WIDE, _WIDE_STEP = (64, 128, 256), 192, 16
+_LARGE = 128 * 192  # outputs of its largest blocks
+_TIE = 1.0 + 1e-9  # of equal cycles, those of blocks that share nothing come first
+_AT_ONCE = 8192  # ops, as many as a processor's cache holds
+
+Blocks = tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]
+
+
+def blocks(m: FloatArray, n: FloatArray, k: FloatArray, processors: float) -> Blocks:
+    """(rows, columns, whether it is one of the largest and the turn the only one) of each op's block, [ops]."""
+    if m.size <= _AT_ONCE:
+        return _blocks(m, n, k, processors)
+    found = [
+        _blocks(m[at : at + _AT_ONCE], n[at : at + _AT_ONCE], k[at : at + _AT_ONCE], processors)
+        for at in range(0, m.size, _AT_ONCE)
+    ]
+    rows, columns, single = (np.concatenate(part) for part in zip(*found, strict=True))
+    return rows, columns, single
+
+
+def _blocks(m: FloatArray, n: FloatArray, k: FloatArray, processors: float) -> Blocks:
+    least, taken, lone = (
+        np.full(m.shape, np.inf),
+        np.zeros(m.shape, dtype=np.int64),
+        np.zeros(m.shape, dtype=bool),
+    )
+    for at, (high, wide) in enumerate(_CANDIDATES):
+        if wide == _WIDE_STEP:
+            down = np.ceil(m / high)
+        turns = np.ceil(down * np.ceil(n / wide) / processors)
+        one = turns <= 1.0
+        cycles = turns * _cycles(high, wide, k, one, processors)
+        less = cycles < least
+        np.copyto(least, cycles, where=less)
+        np.copyto(taken, at, where=less)
+        np.copyto(lone, one, where=less)
+    rows, columns = np.array(_CANDIDATES, dtype=np.float64).T
+    return rows[taken], columns[taken], lone & (rows * columns >= _LARGE)[taken]
+
+
+def _cycles(high: int, wide: int, k: FloatArray, one: npt.NDArray[np.bool_], processors: float) -> FloatArray:
+    """Cycles of one turn, [ops]."""
+    l1, l2, out = _L1 * processors, min(_L2_EACH * processors, _L2_MOST), high * wide * _OUT
+    shared = min(high / 2 + wide, high + wide / 2) * _TIE
+    far = k * np.where(one, (high + wide) / l2, shared / l2) + out / l2
+    return np.asarray(np.maximum(far, k * (2 * (high + wide) / l1) + 2 * out / l1), dtype=np.float64)
+
+
+def _candidates() -> Iterator[tuple[int, int]]:
+    """(rows, columns) of the blocks that registers, the unrolled loop and four stages of shared memory allow, three of the
+    largest."""
+    for high in _HIGH:
+        for wide in range(_WIDE_STEP, _WIDE + 1, _WIDE_STEP):
+            beyond = wide - _STAGE_K
+            rolled = beyond <= 0 or wide % beyond == 0 or _STAGE_K % beyond == 0
+            stage = (high + wide) * _STAGE_K + high * 4
+            stages = (_SHARED - high * wide * _OUT - 1024) // stage
+            if rolled and min(high, wide) <= _STAGE_K and stages >= (3 if high * wide >= _LARGE else 4):
+                yield high, wide
+
+
+_CANDIDATES = tuple(_candidates())

@@ -1,0 +1,40 @@
+"""DeepGEMM's choice of a block, against its rule worked out by hand and at the edges that public measurements show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moetrace.machines.forms import deepgemm
+
+
+def chosen(m: int, n: int, k: int = 7168, processors: float = 132.0) -> tuple[float, float, bool]:
+    rows, columns, alone = deepgemm.blocks(*(np.array([float(x)]) for x in (m, n, k)), processors)
+    return rows[0], columns[0], bool(alone[0])
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "rows", "columns", "alone"),
+    [
+        # 128 blocks of one turn: 64 columns of 112 wide, narrower ones take a second turn
+        (128, 7168, 64, 112, False),
+        (256, 8192, 128, 128, False),
+        # measured 2.5 times as long as their neighbours: 193 to 256 rows of 12,288, 257 of 8,192, 769 of 3,072 but not of 3,584
+        (192, 12288, 64, 144, False), (193, 12288, 128, 192, True), (256, 12288, 128, 192, True), (257, 12288, 128, 144, False),
+        (256, 16384, 256, 128, True), (257, 8192, 128, 192, True), (512, 6144, 128, 192, True), (512, 5120, 128, 160, False),
+        (769, 3072, 128, 192, True), (769, 3584, 128, 112, False), (1024, 4096, 256, 128, True), (4097, 1024, 128, 128, False),
+        # many turns: neighbours share what they read
+        (4096, 7168, 256, 128, False),
+    ],
+)  # fmt: skip
+def test_blocks_are_chosen_as_its_heuristics_do(m: int, n: int, rows: int, columns: int, alone: bool) -> None:
+    assert chosen(m, n) == (rows, columns, alone)
+
+
+def test_many_ops_are_chosen_as_each_alone() -> None:
+    random = np.random.default_rng(0)
+    m, n, k = (random.integers(1, 9000, 20000).astype(float) for _ in range(3))
+    many = deepgemm.blocks(m, n, k, 132.0)
+    for at in (0, 8191, 8192, 19999):
+        one = deepgemm.blocks(m[at : at + 1], n[at : at + 1], k[at : at + 1], 132.0)
+        assert [part[at] for part in many] == [part[0] for part in one]
