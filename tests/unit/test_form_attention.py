@@ -24,7 +24,7 @@ TOLD = {
     "grouped_tiles": 0.0, "split_turns": 0.0, "per_part_s": 0.0, "most_parts": 0.0, "turns_grow": 0.0, "even_blocks": 0.0,
     "per_wide_s": 0.0, "value_tiles": 1.0, "at_once": 1.0, "beside": 1.0, "partial_s": 0.0, "alone_s": 0.0, "recasts": 0.0,
     "recast_s": 0.0, "block_s": 0.0, "window_s": 0.0, "ramp_s": 0.0, "alone_whole": 0.0, "turn_s": 0.0,
-    "whole_tiles": 0.0,
+    "whole_tiles": 0.0, "start_blocks": 0.0, "whole_blocks": 0.0, "tile_row_s": 0.0, "per_sequence_s": 0.0, "empty_s": 0.0,
 }  # fmt: skip
 
 
@@ -114,7 +114,8 @@ def test_an_odd_head_is_padded() -> None:
 def test_memory_gives_nothing_of_what_a_warm_cache_holds_and_serving_knows_none() -> None:
     hw, small, big = told(), decode(16, 1024), decode(64, 16384)
     assert cost(hw, small, "warm").memory_s[0] == 0.0 < cost(hw, small).memory_s[0]
-    assert cost(hw, big, "warm").memory_s[0] == cost(hw, big, "cold").memory_s[0]
+    written_s = 64 * 8 * 128 * 2 / 1e12  # for which no later call waits
+    assert cost(hw, big, "warm").memory_s[0] == pytest.approx(cost(hw, big, "cold").memory_s[0] - written_s)
 
 
 def test_blocks_of_a_kernel_that_waits_for_each_come_sooner_from_a_cache() -> None:
@@ -288,15 +289,98 @@ def test_turns_to_fill_grow_with_the_context(context: int, turns: float) -> None
     assert starts == pytest.approx(turns * 2e-6)
 
 
-@pytest.mark.parametrize(
-    ("batch", "merged", "walked"), [(20, 1.6e-6, 8.4), (38, 1.6e-6, 15.96), (39, 0.0, 16)]
+# Kernels that deal blocks out to 100 processors: FlashMLA, each sequence after another; FlashAttention-3, in even parts.
+DEALT = {
+    **EVERY,
+    "turns_grow": 0.0,
+    "whole_tiles": 100.0,
+    "most_parts": 100.0,
+    "split_s": 0.0,
+    "per_split_s": 1e-7,
+}
+IN_TURN, IN_PARTS = (
+    {**DEALT, "start_blocks": 5.0},
+    {**DEALT, "whole_blocks": 4.0, "whole_tiles": 90.0, "split_turns": 0.9},
 )
-def test_a_kernel_that_deals_blocks_out_evenly_leaves_sequences_whole(
-    batch: int, merged: float, walked: float
+
+
+@pytest.mark.parametrize(
+    ("batch", "blocks", "parts", "walked"),
+    [
+        (20, 16, 2, 9),  # 40 x 21 blocks: 8.4 each
+        (35, 16, 2, 15),
+        (36, 16, 1, 16),  # 15.1 each, rounded up
+        (1, 1, 1, 1),
+        (1, 2, 2, 1),
+        (3, 95, 16, 6),  # 6 each: exactly
+        (3, 96, 14, 7),
+    ],
+)
+def test_blocks_dealt_out_in_turn_leave_sequences_whole(
+    batch: int, blocks: int, parts: int, walked: int
 ) -> None:
-    """16 blocks, five for a start: below 100 x 16 / 21 tiles each of 100 processors takes a share, above none is cut."""
-    hw = told(**{**EVERY, "most_parts": 64.0, "turns_grow": 0.0, "whole_tiles": 100.0})
-    assert cost(hw, decode(batch, 512)).fixed_s[0] == pytest.approx(7e-6 + merged + walked * 1e-6)
+    """Two tiles a sequence, 32 tokens a block, five more blocks for a start."""
+    one = cost(told(**IN_TURN), decode(batch, blocks * 32)).fixed_s[0]
+    assert one == pytest.approx(7e-6 + parts * 1e-7 * (parts > 1) + walked * 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "blocks", "walked"),
+    [
+        (20, 16, 8),  # 7.1 each: two parts of eight, not of eight and eight less
+        (30, 16, 8),
+        (45, 16, 16),
+        (44, 16, 16),
+        (42, 16, 8),
+        (1, 4, 4),  # too short to be cut
+        (1, 5, 2),
+        (1, 20, 2),  # in 0.85 of the parts that would use most processors
+    ],
+)
+def test_blocks_dealt_out_in_parts_of_one_length(batch: int, blocks: int, walked: int) -> None:
+    """Two tiles a sequence of 32-token blocks; a tenth of the processors is spare."""
+    merged = min(100, blocks * 0.85) * 1e-7 if blocks > 4 and walked < blocks else 0.0
+    one = cost(told(**IN_PARTS), decode(batch, blocks * 32)).fixed_s[0]
+    assert one == pytest.approx(7e-6 + merged + walked * 1e-6)
+
+
+def test_parts_that_are_dealt_take_room_in_the_cache() -> None:
+    """16 sequences of 64 blocks x 32 tokens, 33.5 MB of keys and values: 8 heads x 128 x 4 bytes of each part beside them."""
+    op = decode(16, 2048)
+    dealt, whole = told(**IN_TURN), told(**{**DEALT, "most_parts": 1.0, "whole_tiles": 0.0})
+    some, none = (cost(hw, op, "warm").memory_s[0] for hw in (dealt, whole))
+    assert 0.0 < none < some
+    parts = -(-64 // -(-32 * 69 // 100))
+    assert some / none == pytest.approx(
+        1 + 16 * parts * 8 * 128 * 4 / (16 * 2048 * 1024 + 16 * 8 * 512 - 0.65 * 50e6)
+    )
+
+
+def test_a_merge_that_reads_ahead_shows_the_longer_of_its_wait_and_its_bytes() -> None:
+    kernel = {**IN_PARTS, "split_s": 3e-6, "per_split_s": 0.0}
+    wait, both = (cost(told(**kernel, partial_s=p), decode(20, 512)).fixed_s[0] for p in (0.0, 1e-8))
+    left_s = 20 * 2 * 8 * 128 * 4 / 100 * 1e-8
+    assert left_s > 10e-6 and both - wait == pytest.approx((3e-6**4 + left_s**4) ** 0.25 - 3e-6)
+    plain, added = (
+        cost(told(**{**kernel, "start_blocks": 5.0}, partial_s=p), decode(20, 512)) for p in (0.0, 1e-8)
+    )
+    assert added.fixed_s[0] - plain.fixed_s[0] == pytest.approx(left_s)
+
+
+@pytest.mark.parametrize(("context", "share"), [(1, 31 / 32), (31, 1 / 32), (32, 0.0), (33, 31 / 32)])
+def test_an_empty_part_of_the_last_block_is_cleared(context: int, share: float) -> None:
+    plain, more = (cost(told(**EVERY, empty_s=e), decode(1, context)).fixed_s[0] for e in (0.0, 2e-6))
+    assert more - plain == pytest.approx(2e-6 * share)
+
+
+def test_rows_cost_where_no_other_tile_hides_them() -> None:
+    """32 rows of one sequence's tile; of 500 sequences' 1000 tiles ten turns of them, and a look at each sequence."""
+    for batch, turns in ((1, 1), (500, 10)):
+        op = decode(batch, 10, 64, 2)
+        plain = cost(told(split_s=1e-2), op).fixed_s[0]
+        rows = cost(told(split_s=1e-2, tile_row_s=2e-8), op).fixed_s[0]
+        look = cost(told(split_s=1e-2, per_sequence_s=3e-8), op).fixed_s[0]
+        assert (rows - plain, look - plain) == pytest.approx((turns * 32 * 2e-8, batch * 3e-8))
 
 
 def test_even_blocks_cost_more_where_wider() -> None:
@@ -324,10 +408,12 @@ def test_what_parts_leave_is_merged_by_its_bytes() -> None:
 
 
 def test_a_cache_of_another_type_is_converted_first() -> None:
+    """And then read as its copy, twice as large."""
     op = Op.of("mla_attention", "bf16", batch=50, heads=128, kv_lora=512, rope=64, kv=50 * 640)
+    nbytes = 50 * 640 * 576 * 2
     plain, more = (cost(told(recasts=r, recast_s=4e-10), op) for r in (0.0, 1.0))
-    assert more.expected_s[0] - plain.expected_s[0] == pytest.approx(50 * 640 * 576 * 2 / 100 * 4e-10)
-    assert more.memory_s[0] == plain.memory_s[0]
+    assert more.fixed_s[0] - plain.fixed_s[0] == pytest.approx(nbytes / 100 * 4e-10)
+    assert more.memory_s[0] - plain.memory_s[0] == pytest.approx(nbytes / 1e12)
 
 
 def test_values_of_mla_over_two_tiles() -> None:
@@ -354,7 +440,8 @@ KERNELS = st.sampled_from([
     {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02},
     {**ALL, **EVERY, "per_tile_s": 2e-6, "per_wide_s": 5e-7, "beside": 0.02},
     {**ALL, **EVERY, "most_parts": 4.0, "split_turns": 1000.0, "turns_grow": 0.0, "beside": 1.0},
-    {**ALL, **EVERY, "most_parts": 64.0, "turns_grow": 0.0, "whole_tiles": 100.0},
+    {**ALL, **IN_TURN, "tile_row_s": 2e-8, "per_sequence_s": 1e-8, "empty_s": 2e-6, "per_tile_s": 2e-6},
+    {**ALL, **IN_PARTS, "split_s": 3e-6, "tile_row_s": 2e-8, "per_sequence_s": 3e-8, "per_tile_s": 2e-6},
 ])  # fmt: skip
 
 attentions = st.builds(

@@ -5,11 +5,13 @@
                up: kernels size a block to what a processor holds; one more where a window cuts a sequence inside a block; as
                many tokens at any width in even_blocks
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs of whole tiles and blocks / (eta_flops x peak)
-    start    = (turns x per_tile + tiles / processors x rows of a tile x per_row) x width / 128 + ramp, turns = tiles /
-               processors; and window x turns where a window cuts sequences of heads half as wide
+    start    = (turns x (per_tile + rows of a tile x tile_row) + tiles / processors x rows of a tile x per_row) x width / 128
+               + ramp, turns = tiles / processors; turns x empty x empty part of the last block; and window x turns where
+               a window cuts sequences of heads half as wide
     walks    = turns, up to at_once of a processor's tiles beside each other: all but the first add `beside` of a walk
-    stream   = one block + max of memory, compute and the other blocks' serial walk: walks x blocks x per_block
-    expected = t0 + (start^p + stream^p)^(1/p) + odd_head where a head is no power of two wide + recast of the cache
+    stream   = one block + max of memory, the other blocks' compute and their serial walk: walks x blocks x per_block
+    expected = t0 + per_sequence x sequences + (start^p + stream^p)^(1/p) + odd_head where a head is no power of two wide
+               + recast of the cache
     split    = if it takes less: split_s + per_split and partial_s x parts more, and a sequence's KV cut so that idle
                processors walk too
 
@@ -38,21 +40,33 @@ There it takes their queries for as many tokens of one head, which copies querie
 several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one sequence to two, but not with one
 KV head).
 Triton's kernels cut every sequence (`most_parts`): four parts in vLLM's MLA (num_kv_splits in triton_mla.py), in SGLang up
-to eight, until max(1, log2(context / 64)) turns are full (its get_num_kv_splits_triton), none of less than a block; so does
-TensorRT-LLM's MLA on H100, until one turn is full: FlashMLA deals blocks out evenly to all processors, five more for the start
-of each sequence (get_mla_metadata in its code), so that from `whole_tiles` x n / (n + 5) tiles of n blocks on none is cut and
-nothing merged: as many as the processors measured, as a fact, so that a processor more never makes a merge due. A
+to eight, until max(1, log2(context / 64)) turns are full (its get_num_kv_splits_triton), none of less than a block. That
 number of parts is not rounded here, so that a processor more never costs. most_parts of 1: a kernel that never cuts.
+Others deal blocks out (`whole_tiles`), so many to each processor, rounded up, that a sequence of n is cut in ceil(n / each)
+parts, and in none where that is one. FlashMLA (TensorRT-LLM's MLA on H100) counts five more for the start of each sequence
+(`start_blocks`; payload in its get_mla_metadata): each = ceil(tiles (n + 5) / processors), one sequence after another.
+FlashAttention-3 (SGLang's MLA on H100) leaves a tenth of the processors spare and makes a sequence's parts of one length
+(flash_prepare_scheduler.cu: each = ceil(1.1 tiles n / processors)), of more than four blocks, in no more parts than fill
+0.85 of what 128 would (num_splits_heuristic in its heuristics.h). Into how many parts is told by the processors measured, as
+a fact, so that a processor more never makes a merge due; how far each walks, by the machine's own. What parts leave lies in
+the cache beside the keys, which therefore leave it sooner: 128 parts of 64 heads are 17 MB. Inferred: where parts have one
+length, the kernel that merges them reads ahead, so that the longer of its wait and its bytes shows; FlashMLA's adds both up.
+Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
+per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
+TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two, as if the empty rows of a block were cleared (`empty`).
 SGLang reads MLA's fp8 cache by FlashAttention-3 in bf16: it converts all of it before each call (get_key_buffer(..).to(q.dtype)
-in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`, recast_s).
+in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`, recast_s); what is read then is the
+copy, and both take room in the cache.
 Blocks and splits: FlashAttention-3 (arXiv 2407.08608, and hopper/tile_size.h of its code: of pages smaller than a block 160
 tokens of width 64, 128 of 128, 96 of 192, 64 or 80 of 256, and without overlap of softmax and GEMM for 64 wide under a window,
 `window_s`), flash decoding (pytorch.org/blog/flash-decoding). Steps: in context where a block or a part begins, in tiles where
-a turn does, in heads per KV head and tiles where the kernel changes, from one sequence to two where queries are turned round.
-Warm cache: memory gives nothing of what lies in it, and a kernel that waits for each block takes `cached` of its time; where
-a benchmark reads keys and values from one place, memory gives the share `fetched` of the grouped kernel's bytes. Not
-modelled: which number of splits FlashAttention's heuristic picks for one shape (it cuts below 0.8 of a turn and beyond four
-blocks even where merging costs more), a last turn of few tiles, paged layouts' own cost.
+a turn does or a processor's share of blocks, in heads per KV head and tiles where the kernel changes, from one sequence to two
+where queries are turned round.
+Warm cache: memory gives nothing of what lies in it and waits for no results (their writing back goes on beside the next
+call's start), and a kernel that waits for each block takes `cached` of its time; where a benchmark reads keys and values from
+one place, memory gives the share `fetched` of the grouped kernel's bytes. Not
+modelled: which number of splits FlashAttention's heuristic picks for other heads than MLA's (it cuts below 0.8 of a turn and
+beyond four blocks even where merging costs more), a last turn of few tiles, paged layouts' own cost.
 """
 
 from __future__ import annotations
@@ -72,8 +86,10 @@ _WIDTH = 128.0
 _ANY_GROUP = 1024.0  # `grouped_rows` of a library with one kernel for any number of query heads
 # Of kernels that cut whatever it costs: tokens of a part at least; no more parts than the root of so many times their number.
 _PART, _FEWER = 128.0, 8.0
-_START_BLOCKS = 5.0  # that FlashMLA counts for the start of a sequence on a processor
+_ENOUGH = 0.85  # of the parts that use most processors, the share that FlashAttention-3 is content with
 _MOST = 160.0  # tokens of a block, however narrow the head
+_EXACT = 0.005  # of a turn: dealing rounds up wherever the processors are a whole number
+_AHEAD = 4.0  # p of the overlap of a merge that reads ahead
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
 
@@ -81,45 +97,32 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     """Seconds of attention ops, [ops]; nan where batch, heads or context is not known."""
     tile, processors = shapes(works, c), at.hw.multiprocessors
     turns = tile.count / processors
-    share = np.where(tile.alone, c["alone"], 1.0)
-    fetched = np.where(tile.alone | (at.cache == "cold"), 1.0, c["fetched"])
-    far = from_memory(works["bytes"], 0.0, at)
-    memory_s = works["bytes"] * fetched * far / (c["eta_bw"] * at.hw.memory.bytes_per_s)
-    compute_s = works["flops"] * tile.padding / (c["eta_flops"] * at.peak)
-    wide = tile.wide / _WIDTH
-    block_s = (c["block_s"] or c["per_block_s"]) * share + c["even_blocks"] * c["per_wide_s"] * wide
-    block_s = block_s * (c["cached"] + (1.0 - c["cached"]) * far)
-    # A kernel that cuts whatever it costs: into as many parts as its context has, until so many turns are full. That a
-    # merge is due follows from the context and the tiles alone, so that no processor more makes it slower.
+    # A kernel that cuts whatever it costs: into as many parts as its context has, until so many turns are full.
     every = c["most_parts"] > 0
     anew = ~tile.alone & (c["split_turns"] > 0) & (not every)
-    always = anew | every
-    full = c["split_turns"] * (tile.growth if c["turns_grow"] else 1.0)
-    dealt = tile.blocks / (tile.blocks + _START_BLOCKS) if c["whole_tiles"] else np.ones_like(turns)
-    cuts = always & ((tile.count < c["whole_tiles"] * dealt) | (c["whole_tiles"] == 0))
-    count = np.where(cuts, np.maximum(1.0, np.minimum(tile.parts, full * dealt / turns)), 1.0)
-    whole = waves(turns * count)
-    walked = np.where(always, np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count)), tile.blocks)
-    walk_s = _together(whole, c["at_once"], c["beside"]) * walked * block_s
-    row_s = turns * tile.rows * c["per_row_s"] * np.where(anew, 1.0, wide)
+    cut = _dealt(c, tile, turns) if c["whole_tiles"] else _even(c, tile, turns, anew | every)
+    memory_s, far = _memory(c, works, at, tile, cut)
+    compute_s = works["flops"] * tile.padding / (c["eta_flops"] * at.peak)
+    wide = tile.wide / _WIDTH
+    share = np.where(tile.alone, c["alone"], 1.0)
+    block_s = (c["block_s"] or c["per_block_s"]) * share + c["even_blocks"] * c["per_wide_s"] * wide
+    block_s = block_s * (c["cached"] + (1.0 - c["cached"]) * far)
+    whole = waves(turns * cut.count)
+    # What is dealt out is all that a processor walks, in however many pieces.
+    walks = np.where(cut.dealt, 1.0, _together(whole, c["at_once"], c["beside"]))
+    walk_s = walks * cut.walked * block_s
+    row_s = tile.rows * (turns * c["per_row_s"] * np.where(anew, 1.0, wide) + whole * c["tile_row_s"] * wide)
     narrow = (works.dim("window", 0.0) > 0) * np.maximum(0.0, 1.0 / wide - 1.0)
-    start_s = whole * (
-        np.where(anew, c["per_part_s"], share * c["per_tile_s"] * wide) + c["window_s"] * narrow
-    )
+    tile_s = np.where(anew, c["per_part_s"], share * c["per_tile_s"] * wide)
+    start_s = whole * (tile_s + c["window_s"] * narrow + c["empty_s"] * tile.empty)
     start_s = start_s + row_s + c["ramp_s"] * far * filled(works["bytes"], at)
-    left_s = c["partial_s"] * tile.left / processors
-    merge_s = np.where(anew, c["split_s"], 0.0) + c["per_split_s"] * tile.parts + left_s * count
-    merge_s = np.where(cuts & (tile.parts > 1.0), merge_s, 0.0)
-    cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + left_s)
-    fixed_s = c["t0_s"] * works["launches"] + np.where(tile.alone, c["alone_s"], 0.0)
-    fixed_s = fixed_s + np.where(np.log2(tile.wide) % 1 != 0, c["odd_head_s"], 0.0)
-    fixed_s = fixed_s + c["recasts"] * c["recast_s"] * works["kv_bytes"] / processors
-    turned = ~tile.alone & (works.dim("batch") > 1.0) & (works.dim("kv_heads") > 1.0)
-    fixed_s = fixed_s + c["alone_whole"] * c["turn_s"] * turned
+    merge_s = _merge(c, tile, cut, anew, processors)
+    cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + c["partial_s"] * tile.left / processors)
+    fixed_s = _fixed(c, works, tile, processors)
     one_s = merge_s + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, walk_s, block_s))
     split_s = c["split_s"] + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
     # Whether it is cut is no matter of what that costs.
-    settled = always | (tile.alone & (c["alone_whole"] > 0))
+    settled = anew | every | (tile.alone & (c["alone_whole"] > 0))
     overlapped_s = np.where(settled, one_s, np.minimum(one_s, split_s))
     split = ~settled & (c["split_s"] + cut_s < walk_s)
     terms = {
@@ -130,11 +133,89 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     return Parts(compute_s, memory_s, fixed_s + serial_s, fixed_s + overlapped_s, terms=terms)
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a kernel that cuts whatever it costs makes of ops, [ops] each.
+
+    Whether it cuts, into how many parts a sequence, blocks that one part walks (of a kernel that deals blocks out: that a
+    processor does, and whether it did so), and bytes that all parts of one leave in such a kernel's cache.
+    """
+
+    any: npt.NDArray[np.bool_]
+    count: FloatArray
+    walked: FloatArray
+    dealt: npt.NDArray[np.bool_]
+    left: FloatArray
+
+
+def _even(c: Mapping[str, float], tile: Tiles, turns: FloatArray, always: npt.NDArray[np.bool_]) -> Cut:
+    """Parts until so many turns are full; no rounding, so that a processor more never costs."""
+    full = c["split_turns"] * (tile.growth if c["turns_grow"] else 1.0)
+    count = np.where(always, np.maximum(1.0, np.minimum(tile.parts, full / turns)), 1.0)
+    walked = np.where(always, np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count)), tile.blocks)
+    return Cut(always, count, walked, np.zeros_like(always), np.zeros_like(turns))
+
+
+def _dealt(c: Mapping[str, float], tile: Tiles, turns: FloatArray) -> Cut:
+    """Each processor takes its share of all blocks.
+
+    That a merge is due, and of how much, is told by the processors of the machine measured (`whole_tiles`), so that one
+    more never makes it slower; how far each walks by the machine's own.
+    """
+    blocks = tile.blocks + c["start_blocks"]
+    least = np.ceil(tile.blocks / tile.parts)
+    each = np.maximum(np.ceil(tile.count * blocks / c["whole_tiles"]), least)
+    count = np.where(tile.blocks > c["whole_blocks"], np.maximum(1.0, np.ceil(tile.blocks / each)), 1.0)
+    cuts = count > 1.0
+    walked = np.maximum(waves(turns * blocks / c["split_turns"], _EXACT), least)
+    if not c["start_blocks"]:  # parts of one length
+        walked = waves(tile.blocks / waves(tile.blocks / walked, _EXACT), _EXACT)
+    walked = np.where(cuts, np.minimum(tile.blocks, walked), tile.blocks)
+    return Cut(cuts, count, walked, cuts, np.where(cuts, tile.left * count, 0.0))
+
+
+def _memory(
+    c: Mapping[str, float], works: Works, at: Setting, tile: Tiles, cut: Cut
+) -> tuple[FloatArray, FloatArray]:
+    """(seconds that memory takes, the share of the bytes that it gives).
+
+    A cache that is converted is read as its copy. The next of a benchmark's calls waits for no results of the last.
+    """
+    copied = c["recasts"] * 2.0 * works["kv_bytes"]
+    far = from_memory(works["bytes"] + cut.left + copied, 0.0, at)
+    fetched = np.where(tile.alone | (at.cache == "cold"), 1.0, c["fetched"])
+    moved = works["bytes"] + copied / 2.0 - (0.0 if at.cache == "cold" else works["act_write_bytes"])
+    return moved * fetched * far / (c["eta_bw"] * at.hw.memory.bytes_per_s), far
+
+
+def _merge(
+    c: Mapping[str, float], tile: Tiles, cut: Cut, anew: npt.NDArray[np.bool_], processors: float
+) -> FloatArray:
+    """Merging the parts of sequences, of a kernel that cuts them whatever it costs."""
+    parts = cut.count if c["start_blocks"] else tile.parts
+    wait_s = np.where(anew | cut.dealt, c["split_s"], 0.0) + c["per_split_s"] * parts
+    left_s = c["partial_s"] * (cut.left if c["whole_tiles"] else tile.left * cut.count) / processors
+    # Parts of one length are merged by a kernel that reads ahead.
+    ahead = c["whole_tiles"] and not c["start_blocks"]
+    return np.where(cut.any & (tile.parts > 1.0), smoothmax(_AHEAD if ahead else 1.0, wait_s, left_s), 0.0)
+
+
+def _fixed(c: Mapping[str, float], works: Works, tile: Tiles, processors: float) -> FloatArray:
+    """What a call takes whatever it streams."""
+    out = c["t0_s"] * works["launches"] + np.where(tile.alone, c["alone_s"], 0.0)
+    out = out + c["per_sequence_s"] * works.dim("batch", 0.0)
+    out = out + np.where(np.log2(tile.wide) % 1 != 0, c["odd_head_s"], 0.0)
+    out = out + c["recasts"] * c["recast_s"] * works["kv_bytes"] / processors
+    turned = ~tile.alone & (works.dim("batch") > 1.0) & (works.dim("kv_heads") > 1.0)
+    return np.asarray(out + c["alone_whole"] * c["turn_s"] * turned)
+
+
 def _streamed(
     memory_s: FloatArray, compute_s: FloatArray, walk_s: FloatArray, first_s: FloatArray
 ) -> FloatArray:
     """The first block, which nothing hides, then the longest of what goes on beside each other."""
-    return np.asarray(first_s + smoothmax(_SHARP, memory_s, compute_s, np.maximum(walk_s - first_s, 0.0)))
+    rest = 1.0 - np.divide(first_s, walk_s, out=np.ones_like(walk_s), where=walk_s > first_s)
+    return np.asarray(first_s + smoothmax(_SHARP, memory_s, compute_s * rest, walk_s * rest))
 
 
 def _cut(
@@ -174,6 +255,7 @@ class Tiles:
     whole: FloatArray
     growth: FloatArray
     left: FloatArray
+    empty: FloatArray
     alone: npt.NDArray[np.bool_]
 
 
@@ -210,7 +292,7 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
     seen = np.where(seen > 0, seen, 1.0)
     row_tiles = np.ceil(rows / tile_rows)
     limit = (
-        np.minimum(c["most_parts"], blocks)
+        np.minimum(c["most_parts"], blocks * (_ENOUGH if c["whole_blocks"] else 1.0))
         if c["most_parts"]
         else np.minimum(parts, np.rint(np.sqrt(_FEWER * parts)))
     )
@@ -220,6 +302,7 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
         blocks=np.maximum(1.0, blocks * seen), padding=padding, wide=shown, parts=limit,
         whole=blocks if c["most_parts"] else np.ceil(uncut / block), alone=alone,
         growth=np.maximum(1.0, np.log2(context / 64.0)), left=4.0 * heads * queries * value,
+        empty=np.ceil(context / block) - context / block,
     )  # fmt: skip
 
 

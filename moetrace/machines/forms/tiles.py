@@ -11,13 +11,13 @@ _RAMP = 0.15  # of a turn: within it the next turn fills, so that the count is c
 _RESIDENT, _GONE = 0.65, 0.85  # of the cache: bytes up to the first share stay, beyond the second none do
 
 
-def waves(turns: FloatArray) -> FloatArray:
+def waves(turns: FloatArray, ramp: float = _RAMP) -> FloatArray:
     """Turns of the processors as whole ones, at least one: tiles over processors, rounded up over a short ramp.
 
     Never falls as `turns` grow; at a whole number it is that number.
     """
     whole = np.floor(turns)
-    return np.asarray(np.maximum(1.0, whole + np.minimum(1.0, (turns - whole) / _RAMP)), dtype=np.float64)
+    return np.asarray(np.maximum(1.0, whole + np.minimum(1.0, (turns - whole) / ramp)), dtype=np.float64)
 
 
 def from_memory(nbytes: FloatArray, cached: float, at: Setting) -> FloatArray:
