@@ -9,7 +9,7 @@ that nor the covariance counts the prior as a measurement.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from moetrace import ops as work_of
 from moetrace.calibrate.interval import MIN_ROWS
 from moetrace.calibrate.measured import Measured
 from moetrace.errors import CalibrationError
-from moetrace.hardware import Hardware, Parameter
+from moetrace.hardware import ANY_ENGINE, Hardware, Parameter
 from moetrace.machines.forms import FORMS, Cache, Form, Setting
 from moetrace.machines.gpu import peaks
 from moetrace.op import FloatArray, Works
@@ -77,17 +77,18 @@ class Problem:
             raise CalibrationError(
                 f"{hw.name} has no peak for {rows.ops[int(np.flatnonzero(np.isnan(peak))[0])].dtype}"
             )
+        engines = np.unique(rows.engine).tolist()
         return cls(
             FORMS[form],
             works,
-            Setting(hw, peak, cache),
+            Setting(hw, peak, cache, engines[0] if len(engines) == 1 else ANY_ENGINE),
             rows.seconds,
             rows.weight,
             rows.shape,
         )
 
     def take(self, index: npt.NDArray[np.int64]) -> Problem:
-        at = Setting(self.at.hw, self.at.peak[index], self.at.cache)
+        at = replace(self.at, peak=self.at.peak[index])
         return Problem(
             self.form, self.works.take(index), at, self.seconds[index], self.weight[index], self.shape[index]
         )

@@ -231,7 +231,8 @@ class Hardware:
     the profile to where its figures come from. `multiprocessors` is 1 where the profile does not say, `clock_hz`, their
     highest, None. `power_w` is the most that one device draws (a wafer: the whole system), `domain_gpus` how many devices
     the fast links join. `tuned` has by dtype of the weights the (experts on a rank, width) for which engines ship tiles that
-    were tuned on this device; `engines` the version of each engine whose kernels were measured.
+    were tuned on this device, an engine's own list under ``bf16@vllm``; `engines` the version of each engine whose kernels
+    were measured.
     """
 
     name: str

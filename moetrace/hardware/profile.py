@@ -40,7 +40,9 @@ _ABOUT_FIT = {
     "kernels", "held_out", "kept", "covariance", "seen"
 }  # fmt: skip
 _TABLES = {"fitted", "assumed", "transferred", "match", "tuned", "engines"}
-_TUNED = {"bf16", "fp8", "fp8_block"}
+_TUNED = {
+    dtype + whose for dtype in ("bf16", "fp8", "fp8_block") for whose in ("", *(f"@{e}" for e in ENGINES))
+}
 
 
 def load_hardware(machine: str | Hardware) -> Hardware:
@@ -150,7 +152,7 @@ def _engines(reader: Reader, table: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def _tuned(reader: Reader, table: Mapping[str, Any]) -> Mapping[str, frozenset[tuple[int, int]]]:
-    """(Experts, width) by dtype of the weights, from [tuned]."""
+    """(Experts, width) by dtype of the weights, of one engine's own where it says so (``bf16@vllm``), from [tuned]."""
     if "tuned" not in table:
         return MappingProxyType({})
     found = {}

@@ -42,7 +42,7 @@ def cost(
 
     `families` has one entry per type of op: see `families_of`.
     """
-    found = families_of(works, families, hw, engine)
+    found, whose = families_of(works, families, hw, engine), engine.partition("@")[0]
     words = [f"{hw.name} {f.provenance} {key}" for key, f in found]
     peak, word = peaks(works, hw, words), works.ops.code
     sent = (works["net_bytes"] > 0) & (works["net_ranks"] > 1)
@@ -51,7 +51,7 @@ def cost(
     compute_s, memory_s, network_s, fixed_s, expected_s, error = (np.zeros(len(works)) for _ in range(6))
     for family, rows in _by_coefficients(found, word):
         some = works.take(rows)
-        parts = FORMS[family.form].seconds(family.value, some, Setting(hw, peak[rows], cache))
+        parts = FORMS[family.form].seconds(family.value, some, Setting(hw, peak[rows], cache, whose))
         compute_s[rows], memory_s[rows] = parts.compute_s, parts.memory_s
         fixed_s[rows], expected_s[rows] = parts.fixed_s, parts.expected_s
         network_s[rows] = 0.0 if parts.network_s is None else parts.network_s

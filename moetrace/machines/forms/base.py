@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from moetrace.hardware import Hardware, Schema
+from moetrace.hardware import ANY_ENGINE, Hardware, Schema
 from moetrace.op import FloatArray, Works
 
 Cache = Literal["cold", "warm"]
@@ -26,6 +26,7 @@ class Setting:
     hw: Hardware
     peak: FloatArray
     cache: Cache = "cold"
+    engine: str = ANY_ENGINE  # whose kernels run, for what a profile says of one alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,8 @@ def _switched(
         return np.zeros_like(many)
     asked = local * _PAIR + works.dim("inter", 0.0)
     for code, op in enumerate(works.ops.types):
-        known = at.hw.tuned.get("bf16" if op.weight_dtype == "fp16" else op.weight_dtype)
+        dtype = "bf16" if op.weight_dtype == "fp16" else op.weight_dtype
+        known = at.hw.tuned.get(f"{dtype}@{at.engine}", at.hw.tuned.get(dtype))
         mine = works.ops.code == code
         if known and mine.any():
             pairs = np.sort([float(experts * _PAIR + width) for experts, width in known])
