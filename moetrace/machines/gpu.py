@@ -45,7 +45,7 @@ def cost(
     found, whose = families_of(works, families, hw, engine), engine.partition("@")[0]
     words = [f"{hw.name} {f.provenance} {key}" for key, f in found]
     peak, word = peaks(works, hw, words), works.ops.code
-    sent = (works["net_bytes"] > 0) & (works["net_ranks"] > 1)
+    sent = works["net_ranks"] > 1  # a collective of no bytes takes its floor all the same
     if sent.any() or any(FORMS[f.form].network for _, f in found):
         found, words, word = _collectives(works, sent, hw, found, words)
     compute_s, memory_s, network_s, fixed_s, expected_s, error = (np.zeros(len(works)) for _ in range(6))

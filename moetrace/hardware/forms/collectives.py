@@ -10,12 +10,50 @@ COLLECTIVE = Schema.of(
     Parameter("per_rank_s", "s/rank", 0, 1, 5e-7, 0, "more for each rank but the first"),
     Parameter("channels", "share", 0, 10, 0.2, 0, "of the floor, what a ring's further channels take", 2.0),
     Parameter("chunk_s", "s", 0, 1, 5e-6, 0, "filling the pipeline, per square root of MB on the wire"),
-    Parameter("serial_s", "s/MB", 0, 1, 5e-6, 1, "of small messages, what one channel sends them in", 2.0),
-    Parameter("start_s", "s", 0, 1, 2e-6, 0, "of larger ones, what starting many channels takes", 2.0),
+    Parameter(
+        "copy_s", "s/MB", 0, 1, 3e-5, 0, "copying out of a channel's buffer what was sent to each peer"
+    ),
+    Parameter(
+        "serial_s", "s/MB", 0, 1, 5e-6, 0, "by the protocol of low latency, what one channel sends", 2.0
+    ),
+    Parameter("start_s", "s", 0, 1, 5e-6, 0, "by the protocol that streams, more to start", 2.0),
     Parameter("efficiency", "share", 1e-3, 2, 0.8, 1, "of the link; above 1 where the switch reduces"),
     Parameter("pair_loss", "share", 0, 10, 0.2, 0, "what two ranks lose of it against many"),
     Parameter("node_s", "s", 0, 1, 1e-5, 1e-5, "more for each doubling of nodes"),
     Parameter("network_efficiency", "share", 1e-3, 1, 0.8, 0.8, "of the network between nodes"),
+    Parameter(
+        "low_bytes_per_s",
+        "bytes/s",
+        1e8,
+        1e13,
+        1.41e11,
+        1.41e11,
+        "what the library takes the protocol of low latency for",
+        given=True,
+    ),
+    Parameter(
+        "ring_bytes_per_s",
+        "bytes/s",
+        1e8,
+        1e13,
+        3.6e11,
+        3.6e11,
+        "what the library takes a ring for",
+        given=True,
+    ),
+    Parameter(
+        "in_switch", "flag", 0, 1, 0, 0, "1: the switch can reduce for more than two ranks", given=True
+    ),
+    Parameter(
+        "direct_low_bytes",
+        "bytes",
+        0,
+        1e9,
+        16384,
+        16384,
+        "to each peer, up to which the protocol of low latency sends",
+        given=True,
+    ),
     terms=("latency", "ranks", "serial", "chunks", "link"),
 )
 
@@ -100,7 +138,17 @@ EXCHANGE = Schema.of(
         0,
         "per element of the rows of each further turn, to collect",
     ),
-    Parameter("normal_efficiency", "share", 1e-3, 2, 0.9, 1, "of the link, however many processors send"),
+    Parameter("normal_efficiency", "share", 1e-3, 1, 0.8, 1, "of the link, however many processors send"),
+    Parameter(
+        "normal_fill_tokens",
+        "tokens",
+        0,
+        1e6,
+        100,
+        0,
+        "up to which links wait for processors, in normal mode",
+    ),
+    Parameter("normal_far_fill_tokens", "tokens", 0, 1e6, 200, 0, "up to which the network waits for both"),
     Parameter(
         "pair_token_s", "s/row", 0, 1e-4, 1e-7, 0, "what a pair of processors takes to look at a token"
     ),
