@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,17 @@ def read_profile(name_or_path: str) -> tuple[Path, dict[str, Any]]:
             )
         path = _folder() / f"{name_or_path}.toml"
     try:
-        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+        return path, _tables(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(f"hardware profile {path}: cannot be read ({plainly(error)})") from error
     except tomllib.TOMLDecodeError as error:
         raise ProfileError(f"hardware profile {path}: is not TOML: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _tables(text: str) -> dict[str, Any]:
+    """The tables of a TOML text, which nobody changes: a report asks for the same machines dozens of times."""
+    return tomllib.loads(text)
 
 
 class Reader:
