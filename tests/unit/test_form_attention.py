@@ -25,6 +25,7 @@ TOLD = {
     "per_wide_s": 0.0, "value_tiles": 1.0, "at_once": 1.0, "beside": 1.0, "partial_s": 0.0, "alone_s": 0.0, "recasts": 0.0,
     "recast_s": 0.0, "block_s": 0.0, "window_s": 0.0, "ramp_s": 0.0, "alone_whole": 0.0, "turn_s": 0.0,
     "whole_tiles": 0.0, "start_blocks": 0.0, "whole_blocks": 0.0, "tile_row_s": 0.0, "per_sequence_s": 0.0, "empty_s": 0.0,
+    "eager": 0.0,
 }  # fmt: skip
 
 
@@ -373,6 +374,15 @@ def test_an_empty_part_of_the_last_block_is_cleared(context: int, share: float) 
     assert more - plain == pytest.approx(2e-6 * share)
 
 
+def test_kernels_run_beside_the_host_that_launches_them_one_by_one() -> None:
+    """300 us of the host; 3 us of kernels, then 100 turns of 3 us."""
+    hw = told(eager=1.0, t0_s=3e-4, split_s=1e-2, eta_flops=1.0, eta_bw=1.0)
+    few, as_many = (cost(hw, decode(b, 10)).expected_s[0] for b in (50, 5000))
+    assert few == pytest.approx(3e-4) and 3e-4 * 2 ** (1 / 8) <= as_many < 3.5e-4
+    graph = told(t0_s=3e-4, split_s=1e-2, eta_flops=1.0, eta_bw=1.0)
+    assert cost(graph, decode(50, 10)).expected_s[0] == pytest.approx(3e-4 + 3e-6, rel=2e-3)
+
+
 def test_rows_cost_where_no_other_tile_hides_them() -> None:
     """32 rows of one sequence's tile; of 500 sequences' 1000 tiles ten turns of them, and a look at each sequence."""
     for batch, turns in ((1, 1), (500, 10)):
@@ -440,6 +450,7 @@ KERNELS = st.sampled_from([
     {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02},
     {**ALL, **EVERY, "per_tile_s": 2e-6, "per_wide_s": 5e-7, "beside": 0.02},
     {**ALL, **EVERY, "most_parts": 4.0, "split_turns": 1000.0, "turns_grow": 0.0, "beside": 1.0},
+    {**ALL, **EVERY, "most_parts": 4.0, "split_turns": 1000.0, "turns_grow": 0.0, "eager": 1.0, "t0_s": 3e-4},
     {**ALL, **IN_TURN, "tile_row_s": 2e-8, "per_sequence_s": 1e-8, "empty_s": 2e-6, "per_tile_s": 2e-6},
     {**ALL, **IN_PARTS, "split_s": 3e-6, "tile_row_s": 2e-8, "per_sequence_s": 3e-8, "per_tile_s": 2e-6},
 ])  # fmt: skip

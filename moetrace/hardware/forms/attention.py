@@ -125,6 +125,16 @@ ATTENTION = Schema.of(
         "clearing a block that is empty: a tile's last one's share",
         2.0,
     ),
+    Parameter(
+        "eager",
+        "flag",
+        0,
+        1,
+        0,
+        0,
+        "1: launched one by one: the host takes the floor while kernels run; of the benchmark, not fitted",
+        given=True,
+    ),
     Parameter("per_part_s", "s/wave", 0, 1e-4, 4e-6, 0, "start and end of such a part on a processor", 2.0),
     Parameter(
         "alone", "share", 0.01, 10, 1, 1, "tiles of the kernel for heads that are alone take so much longer"
