@@ -27,7 +27,7 @@ from moetrace.hardware import Hardware, load_hardware
 from moetrace.hardware.machine import Widen
 
 MOST_TOKENS, FEW_RANKS, DRAWS, ANCHORS, ROWS = 512, 8, 8, 8, 400
-WIDEN = 0.17  # as the shipped profiles of chips that take H100's coefficients
+WIDEN = 0.27  # as the shipped profiles of chips that take H100's coefficients
 # Table: (family, its column of element types, of sizes, what makes a shape, shapes that are measured).
 POOLED = {
     "moe_perf": ("experts", "moe_dtype", "num_tokens", ["hidden_size", "inter_size", "topk", "num_experts"], 3),

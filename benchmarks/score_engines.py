@@ -6,7 +6,7 @@ FOLDER holds the public tables of make_profiles.py. The shipped coefficients of 
 flag, L2 warm as they were measured) of each other engine for the same op family and element type: the median of the logarithm
 of predicted over measured, and the factor within which 80 % lie. Last, the middle one and the fourth fifth of these factors,
 how many of an engine's rows another's interval holds, and how many of an engine's rows the others' laws together hold (their
-geometric mean, with the error within which 80 % of their own rows lie), each as it is and wider.
+geometric mean, with the error within which 80 % of their own rows lie), each as it is and with a further error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from moetrace.calibrate import groups_of
 from moetrace.calibrate.fit import Problem
 from moetrace.calibrate.measured import Measured
 from moetrace.calibrate.tables import read_measurements
-from moetrace.hardware import BEYOND_ENGINES, OTHER_ENGINE, Hardware, load_hardware
+from moetrace.hardware import BEYOND_ENGINES, OTHER_ENGINE, Hardware, load_hardware, together
 
 TABLES = (
     "moe_perf",
@@ -39,7 +39,7 @@ LIBRARY = "nccl"
 FloatArray = npt.NDArray[np.float64]
 # (key whose coefficients price, key whose rows are priced) -> logarithms of predicted over measured
 Errors = dict[tuple[str, str], FloatArray]
-WIDER = (1.0, 1.1, 1 + BEYOND_ENGINES, 1.2, 1.3, 1 + OTHER_ENGINE)
+FURTHER = (0.0, 0.1, 0.2, BEYOND_ENGINES, 0.4, 0.5, OTHER_ENGINE, 0.7)
 
 
 def errors(folder: Path, hw: Hardware) -> Iterator[Errors]:
@@ -77,9 +77,14 @@ def left_out(found: Errors) -> Iterator[tuple[FloatArray, float]]:
 
 
 def held(cases: list[tuple[FloatArray, float]]) -> str:
-    """How many rows intervals of these factors hold, as they are and wider; each case counts as one."""
-    shares = [np.mean([np.mean(np.abs(off) < np.log(own * wider)) for off, own in cases]) for wider in WIDER]
-    return ", ".join(f"x{wider:.2f} {100 * share:.0f} %" for wider, share in zip(WIDER, shares, strict=True))
+    """How many rows intervals of these factors hold, as they are and with a further error; each case counts as one."""
+    shares = [
+        np.mean([np.mean(np.abs(off) < np.log1p(together(own - 1, error))) for off, own in cases])
+        for error in FURTHER
+    ]
+    return ", ".join(
+        f"{error:.2f}: {100 * share:.0f} %" for error, share in zip(FURTHER, shares, strict=True)
+    )
 
 
 def main() -> None:
@@ -103,8 +108,10 @@ def main() -> None:
             several += left_out(found)
     fifth, middle = np.quantile(factors, 0.8), np.median(factors)
     print(f"{len(factors)} pairs: the middle one x{middle:.2f}, one in five beyond x{fifth:.2f}")
-    print(f"rows that another engine's interval holds, wider by: {held(one)}")
-    print(f"rows of an engine left out that the others' hold together, wider by: {held(several)}")
+    print(f"rows that another engine's interval holds, by its further error: {held(one)}")
+    print(
+        f"rows of an engine left out that the others' hold together, by their further error: {held(several)}"
+    )
 
 
 if __name__ == "__main__":

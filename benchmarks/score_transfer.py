@@ -95,9 +95,9 @@ def within(predicted: FloatArray, measured: FloatArray) -> float:
     return float(np.exp(np.nanquantile(np.abs(np.log(predicted / measured)), 0.8)))
 
 
-def needed(beyond: FloatArray) -> float:
-    """The `widen` with which 80 % of rows lie within; `beyond` is how far, in logarithms, each lies beyond its interval."""
-    return float(np.expm1(max(np.nanquantile(beyond, 0.8), 0.0)))
+def needed(off: FloatArray, stated: FloatArray) -> float:
+    """The `widen` with which 80 % of rows lie within, from how far each is off and its own error, logarithms."""
+    return float(np.expm1(np.sqrt(max(np.nanquantile(off**2 - stated**2, 0.8), 0.0))))
 
 
 def _spread(rows: int) -> npt.NDArray[np.int64]:
@@ -144,19 +144,19 @@ def main() -> None:
             found, _, stated = priced(here, moved, machine[target])
             a, b = matched(there, here)
             law_there, floor, _ = priced(there, own, machine[source])
-            beyond = np.abs(np.log(found / here.seconds)) - np.log1p(stated)
-            open_rows.setdefault(key.partition("@")[0], []).append(beyond)
+            off = np.abs(np.log(found / here.seconds)), np.log1p(stated)
+            open_rows.setdefault(key.partition("@")[0], []).append(np.stack(off))
             anchored = anchored_s(there.seconds[a], law_there[a], floor[a], found[b])
             print(
                 f"{key:24s}{source[:4]}->{target[:4]}{len(here):7d}  {error(still, here.seconds):>13s}  "
                 f"{error(found, here.seconds):>13s}  {error(anchored, here.seconds[b]):>14s}  "
-                f"x {within(found, here.seconds):.2f}  {(beyond <= 0).mean():5.0%}  {needed(beyond):+7.0%}"
+                f"x {within(found, here.seconds):.2f}  {(off[0] <= off[1]).mean():5.0%}  {needed(*off):7.0%}"
             )
     for name, parts in open_rows.items():
-        share = needed(np.concatenate([part[_spread(part.size)] for part in parts]))
-        held = [float((part <= np.log1p(share)).mean()) for part in parts]
+        widen = needed(*np.concatenate([part[:, _spread(part.shape[1])] for part in parts], axis=1))
+        held = [float((off <= np.hypot(stated, np.log1p(widen))).mean()) for off, stated in parts]
         print(
-            f"{name:24s}all alike {share:+.0%}: holds {min(held):.0%} to {max(held):.0%} of one engine's rows"
+            f"{name:24s}all alike {widen:.0%}: holds {min(held):.0%} to {max(held):.0%} of one engine's rows"
         )
 
 

@@ -26,6 +26,7 @@ from moetrace.hardware.machine import (
     Memory,
     Wafer,
     coefficient_family,
+    together,
 )
 from moetrace.hardware.match import match_device
 from moetrace.hardware.profile import LAWS, load_hardware
@@ -34,5 +35,5 @@ from moetrace.hardware.variants import node_of
 __all__ = [
     "ANY_ENGINE", "BEYOND_ENGINES", "ENGINES", "FALLBACK", "FASTEST", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "OTHER_ENGINE",
     "OTHER_VERSION", "SCHEMAS", "Family", "Hardware", "Link", "Memory", "Parameter", "Schema", "Wafer", "coefficient_family",
-    "load_hardware", "match_device", "node_of", "profile_names", "read_profile", "schema",
+    "load_hardware", "match_device", "node_of", "profile_names", "read_profile", "schema", "together",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -11,20 +12,19 @@ from moetrace.hardware.forms import schema
 from moetrace.hardware.pace import Pace
 
 ANY_ENGINE = "any"
-# How much wider errors are for another version of an engine than was measured: the most that the public tables say. They have
-# one version of each engine on an H100 and another on an A100; for intervals of the one to hold 80 % of the other's MoE
-# modules, TensorRT-LLM (1.0, 1.3) needs nothing, SGLang (0.5.10, 0.5.14) 1 to 8 %, vLLM (0.14, 0.19) 22 to 34 %, the chips'
-# difference included (benchmarks/score_transfer.py).
-OTHER_VERSION = 0.34
+# What another version of an engine than was measured errs by beside its coefficients' own error: the most that public tables
+# say. They have one version of each engine on an H100 and another on an A100; for intervals of the one to hold 80 % of the
+# other's MoE modules, TensorRT-LLM (1.0, 1.3) needs 0 and 17 %, SGLang (0.5.10, 0.5.14) 5 and 30 %, vLLM (0.14, 0.19) 26 and
+# 41 %, the chips' difference included (benchmarks/score_transfer.py).
+OTHER_VERSION = 0.41
 
-# The engines that are told apart, and how much wider errors are for one that was not measured, or where it is not said which
-# and only one was: what an engine's own interval needs to hold 80 % of another's rows in the public tables (79 %, without it
-# 35 %; the middle one of 92 pairs of engines lies within a factor of 1.45 of the other's law). Where two or more were measured,
-# the law of all has their spread in its error: of an engine left out it holds 63 %, with this much more 80 %
-# (benchmarks/score_engines.py).
+# The engines that are told apart, and what one that was not measured errs by beside the coefficients' own error, or where it is
+# not said which and only one was: with it an engine's own interval holds 80 % of another's rows in the public tables, without
+# it 35 %. Where two or more were measured, the law of all has their spread in its error: of an engine left out it holds 63 %,
+# with this error beside it 80 % (benchmarks/score_engines.py).
 ENGINES = ("vllm", "sglang", "trtllm")
-OTHER_ENGINE = 0.45
-BEYOND_ENGINES = 0.15
+OTHER_ENGINE = 0.6
+BEYOND_ENGINES = 0.3
 
 # Where a dtype that a machine has no units for is computed: weights are dequantised to the first of these with a peak;
 # index arithmetic runs on the vector units. fp32 and fp64 have no substitute.
@@ -38,7 +38,8 @@ FALLBACK = {
     "int64": "fp32",
 }
 # Types whose kernels are not those of 16-bit weights. How far off a 4-bit one may be: from 0.24 to above 0.6 of the bandwidth
-# are known on one machine (h100-sxm.toml, experts:mxfp4), a factor of two to both sides with the 16-bit family's own error.
+# are known on one machine (h100-sxm.toml, experts:mxfp4): a factor of two to both sides beside the 16-bit family's own error.
+_NARROW_ERROR = 1.0
 _NARROW = frozenset({"fp8", "fp8_block", "int8", "int4", "mxfp8", "mxfp4", "nvfp4"})
 OF_BF16 = "of 16-bit kernels, error widened for"
 FASTEST = "of the fastest,"
@@ -90,6 +91,15 @@ _MODEL_OF_KIND = {
     **dict.fromkeys(("linear_attention", "linear_conv", "linear_prep"), "other"),
     "broadcast": "send_recv",
 }
+
+
+def together(one: float, other: float) -> float:
+    """Two errors that have nothing to do with each other as one: the root of the sum of their logarithms' squares.
+
+    Between H100 and A100 one figure for all engines' transfer holds more evenly so than by one error times the other
+    (docs/hardware.md).
+    """
+    return math.expm1(math.hypot(math.log1p(one), math.log1p(other)))
 
 
 def coefficient_family(kind: str, family: str) -> str:
@@ -150,7 +160,8 @@ class Family:
     apart; `error_terms` is by decade that of an op whose time is all one term of the form, what is between them geometric, by
     each term's share; by `error_rises` their logarithms grow over each decade, half before and half beyond its middle;
     `error_apart` is by decade that of exchanges of low latency or between nodes and of eager all-reduces. Each of these was
-    found where it was measured: elsewhere one plus it is times `wider`, whatever the size, as `error` is already. `seen` has
+    found where it was measured: elsewhere `carried`, what carrying over errs by, is added to it (`together`), as to `error`
+    already. `seen` has
     the least and the most of each size that the fit saw, empty where that is not said. `source` says where all this is from.
     `named` are the parameters that the profile itself gives; `value` has the defaults of the others too.
     """
@@ -164,7 +175,7 @@ class Family:
     error_terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     error_rises: tuple[float, ...] = ()
     error_apart: tuple[float, ...] = ()
-    wider: float = 1.0
+    carried: float = 0.0
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
 
@@ -176,19 +187,19 @@ class Family:
         """Whether the coefficients are another machine's."""
         return self.provenance.startswith("transferred")
 
-    def widened(self, factor: float) -> Family:
-        """The same coefficients, all errors ``(1 + error) factor - 1``."""
-        return replace(self, error=(1 + self.error) * factor - 1, wider=self.wider * factor)
+    def widened(self, by: float) -> Family:
+        """The same coefficients where they err by a further `by`."""
+        return replace(self, error=together(self.error, by), carried=together(self.carried, by))
 
     def on_another(self, name: str, paces: tuple[Pace, Pace], widen: Widen) -> Family:
         """The same on another chip than `name`, whose they are; `paces` of that one and of this (`at_pace`).
 
-        Errors are ``(1 + error)(1 + widen) - 1``; what did not carry over once does not for the next chip either.
+        The transfer's error is added (`together`); what did not carry over once does not for the next chip either.
         """
         foreign = widen.foreign or FOREIGN in self.provenance
         label = f"transferred from {name}"
         return replace(
-            self.at_pace(*paces).widened(1 + widen.by),
+            self.at_pace(*paces).widened(widen.by),
             provenance=f"{label} {FOREIGN}" if foreign else label,
         )
 
@@ -217,7 +228,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Widen:
-    """How much wider errors are on another chip: ``(1 + error)(1 + by) - 1``; `foreign`: other kernels run there."""
+    """What coefficients err by on another chip beside their own error; `foreign`: other kernels run there."""
 
     by: float
     foreign: bool = False
@@ -297,12 +308,12 @@ class Hardware:
         measured = [one for one in ENGINES if f"{key}@{one}" in self.families]
         if len(measured) == 1 if name == ANY_ENGINE else measured:
             wider = OTHER_ENGINE if len(measured) == 1 else BEYOND_ENGINES
-            return f"{key} (of {', '.join(measured)})", found.widened(1 + wider)
+            return f"{key} (of {', '.join(measured)})", found.widened(wider)
         fastest = [one for one in measured if self.families[f"{key}@{one}"].value == found.value]
         if name == ANY_ENGINE and fastest:
             return f"{key} ({FASTEST} {fastest[0]})", found
         other = self.is_other_version(engine) and found.provenance != "assumed"
-        return (f"{key} (as of {engine})", found.widened(1 + OTHER_VERSION)) if other else (key, found)
+        return (f"{key} (as of {engine})", found.widened(OTHER_VERSION)) if other else (key, found)
 
     def is_other_version(self, engine: str) -> bool:
         """Whether an engine with its version (``vllm@0.11.2``) is not what was measured; not if it says none."""
@@ -322,6 +333,6 @@ class Hardware:
                     found = self.families[key]
                     own = name.endswith(f":{dtype}") or found.provenance == "assumed"
                     if dtype in _NARROW and not own:
-                        return f"{key} ({OF_BF16} {dtype})", found.widened(2)
+                        return f"{key} ({OF_BF16} {dtype})", found.widened(_NARROW_ERROR)
                     return key, found
         return "other", self.families["other"]

@@ -308,7 +308,7 @@ def _pace(reader: Reader, table: Mapping[str, Any]) -> Pace:
 
 
 def _transferred(reader: Reader, table: object, pace: Pace) -> tuple[dict[str, Family], str]:
-    """Another profile's fitted coefficients, at this pace, errors widened: ``(1 + error)(1 + widen) - 1``."""
+    """Another profile's fitted coefficients, at this pace, with the error of the transfer beside their own."""
     table = reader.keys(table, "transferred", {"from", "widen", "source"}, {"widen_family"})
     donor_path, donor_table = read_profile(reader.text(table, "transferred", "from"))
     if "transferred" in donor_table or "fitted" not in donor_table:

@@ -14,7 +14,7 @@ from moetrace.hardware.machine import Family, Hardware, Link, Memory, Widen
 from moetrace.hardware.pace import Pace
 
 MAX_DEVICES = 100_000
-_FOREIGN = 1.0  # widened by more than a factor of two
+_FOREIGN = 1.0  # an error of more than a factor of two
 _FAMILY_END = re.compile("[:@]")  # what follows in a key: element type, engine
 _NODE = re.compile(r"(?P<base>.+)-x(?P<gpus>[1-9][0-9]*)")
 
@@ -44,7 +44,7 @@ def node_of(one: Hardware, gpus: int) -> Hardware:
 def widening(
     reader: Reader, table: Mapping[str, Any], where: str, families: Mapping[str, Family]
 ) -> dict[str, Widen]:
-    """By coefficients' key how much wider their errors are: `widen`, or what `widen_family` says of their family.
+    """By coefficients' key what they err by beside their own error: `widen`, or what `widen_family` says of their family.
 
     Beyond a factor of two they are taken for another kernel's, which nothing measured of this one narrows.
     """
@@ -62,7 +62,7 @@ def widening(
 def variant_of(
     reader: Reader, table: Mapping[str, Any], one: Hardware, bounds: Mapping[str, Any]
 ) -> Hardware:
-    """`one` with another datasheet, its fixed times at that pace, errors widened: ``(1 + error)(1 + widen) - 1``."""
+    """`one` with another datasheet, its fixed times at that pace, with the transfer's error beside their own."""
     reader.keys(table, "", {"like", "title", "datasheet", "widen", "source"}, {"match", "widen_family"})
     sheet = reader.keys(
         table["datasheet"],

@@ -138,11 +138,13 @@ def errors(family: Family, works: Works, parts: Parts) -> FloatArray:
         level = _mixed(family.error_terms, parts.terms, place, level)
     if family.error_rises:
         level += np.log(np.array(family.error_rises))[place] * _place(size, place)
-    found = np.expm1(np.exp(level))
+    found = np.exp(level)
     if family.error_apart:
         place = np.minimum(decade, len(family.error_apart) - 1)
-        found = np.where(apart(works), np.array(family.error_apart)[place], found)
-    found = (1.0 + found) * family.wider - 1.0
+        found = np.where(apart(works), np.log1p(np.array(family.error_apart))[place], found)
+    if family.carried:
+        found = np.hypot(found, np.log1p(family.carried))
+    found = np.expm1(found)
     # Where the family's ops have no size, there is one decade for all of them.
     return np.where(np.isnan(size) & (len(family.error_decades) > 1), family.error, found)
 

@@ -8,6 +8,7 @@ layer is a copy of a recorded one, with the error of that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,9 +48,6 @@ COPIED = ", on another layer of its kind"
 # answer. With its errors widened as those of a transferred profile are, this holds 97, 93 and 81 % of them.
 ONE_CHIP_MOST = 0.4
 
-# A profile whose coefficients are another's, widened by a mean error of transfer, is off by that much when anchored there;
-# 80 % of a normal error lies within 1.6 times its mean.
-TRANSFER_QUANTILE = 1.6
 _TRANSFERRED = "transferred from"
 # An op whose work is not known, kept as measured on another machine of its class: right within a factor of two.
 KEPT_ERROR = 1.0
@@ -121,17 +119,17 @@ def price_cells(
         how = np.where(~usable & np.isin(how, (SCALED, ADDED)), KEPT, how)
         factor = np.where(usable, ratio, 1.0)
         added = np.nan_to_num(target.expected_s - recorded.expected_s)
-        wider = _wider(draft.ops, source, draft.hw, there)
+        carried = _carried(draft.ops, source, draft.hw, there)
         edited = np.array(
             [not _alike(op, origin) for op, origin in zip(draft.ops, origins, strict=True)], dtype=bool
         )
-        ratio_error = _ratio_error(target, recorded, source, draft.hw, wider, edited)
+        ratio_error = _ratio_error(target, recorded, source, draft.hw, carried, edited)
         error = np.where(np.isin(how, (SCALED, ADDED)), ratio_error, error)
         kept = 0.0 if source.chip == draft.hw.chip else KEPT_ERROR
         error = np.where(how == KEPT, kept, np.where(how == SAME, 0.0, error))
         other = np.array([at.layer != at.source_layer for at in draft.at])
         copied = other & np.isin(how, (*ANCHORED, KEPT))
-        error = np.where(copied, (1 + error) * (1 + copies) - 1, error)
+        error = np.where(copied, np.expm1(np.hypot(np.log1p(error), np.log1p(copies))), error)
     words = tuple(
         _words(h, copy, text)
         for h, copy, text in zip(how.tolist(), copied.tolist(), target.provenance, strict=True)
@@ -147,15 +145,20 @@ def _words(how: int, copied: bool, law: str) -> str:
     return word if how in (SAME, KEPT, UNPRICED) else f"{word}: {law}"
 
 
-def _wider(ops: Sequence[Op], source: Hardware, hw: Hardware, context: PriceContext) -> FloatArray:
-    """By how much more the law's errors are widened on `hw` than on `source`, per op; logarithms, below 0 where it is less."""
+def _carried(
+    ops: Sequence[Op], source: Hardware, hw: Hardware, context: PriceContext
+) -> tuple[FloatArray, FloatArray]:
+    """What the law's coefficients err by for being another machine's on `source` and on `hw`, per op; logarithms."""
     kinds = [(op.kind, op.weight_dtype) for op in ops]
-    found = {}
-    for kind, dtype in dict.fromkeys(kinds):
-        both = (m.family(kind, work_of.family(kind), dtype, context.engine)[1] for m in (source, hw))
-        one, other = (family.wider for family in both)
-        found[kind, dtype] = float(np.log(other / one))
-    return np.array([found[kind] for kind in kinds])
+    found = {
+        (kind, dtype): [
+            math.log1p(m.family(kind, work_of.family(kind), dtype, context.engine)[1].carried)
+            for m in (source, hw)
+        ]
+        for kind, dtype in dict.fromkeys(kinds)
+    }
+    one, other = np.array([found[kind] for kind in kinds]).reshape(-1, 2).T
+    return one, other
 
 
 def _ratio_error(
@@ -163,25 +166,27 @@ def _ratio_error(
     recorded: Costs,
     source: Hardware,
     hw: Hardware,
-    wider: FloatArray,
+    carried: tuple[FloatArray, FloatArray],
     edited: npt.NDArray[np.bool_],
 ) -> FloatArray:
     """The error of measured x model(target) / model(source), per op.
 
     On the same chip both answers' errors, as independent of each other, and at most `ONE_CHIP_MOST`. Between a profile and the
-    one that its coefficients came from, the error of that transfer (`wider`, a logarithm), for an op that is `edited` too with
-    what the edit errs by on one chip, and the law's own where kernels did not carry over. Between any other two, half of both:
-    kernels differ, and what one lost says little of the other.
+    one that its coefficients came from, the error of that transfer (of `carried`, what one has beyond the other), for an op
+    that is `edited` too with what the edit errs by on one chip, and the law's own where kernels did not carry over. Between any
+    other two, half of both: kernels differ, and what one lost says little of the other.
     """
-    # What widens either answer is the transfer's: an edit errs by the rest.
-    transfer = TRANSFER_QUANTILE * np.abs(wider)
+    # What both answers have of a transfer is the same kernels' in both, what one has beyond it the transfer's.
+    here, there = carried
     one, other = (
-        np.log1p(costs.error) - np.maximum(more, 0.0) for costs, more in ((target, wider), (recorded, -wider))
+        _without(np.log1p(costs.error), _without(own, theirs))
+        for costs, own, theirs in ((target, there, here), (recorded, here, there))
     )
     edit = np.minimum(np.hypot(one, other), ONE_CHIP_MOST)
     if source.chip == hw.chip:
         return np.asarray(np.expm1(edit))
     far = between_chips(target.error, recorded.error)
+    transfer = np.hypot(_without(there, here), _without(here, there))
     near = np.expm1(np.hypot(transfer, np.where(edited, edit, 0.0)))
     names = {source.chip, hw.chip}
     texts = zip(target.provenance, recorded.provenance, strict=True)
@@ -192,6 +197,11 @@ def _ratio_error(
     pairs = zip(target.provenance, recorded.provenance, strict=True)
     foreign = [(FOREIGN in one) != (FOREIGN in other) for one, other in pairs]
     return np.where(foreign, np.maximum(target.error, recorded.error), np.where(linked, near, far))
+
+
+def _without(whole: FloatArray, part: FloatArray) -> FloatArray:
+    """What is left of an error (its logarithm) once a part of it is known; nothing where that is all of it, or more."""
+    return np.sqrt(np.maximum(whole**2 - part**2, 0.0))
 
 
 def _how(draft: Draft, source: Hardware, unknown: npt.NDArray[np.bool_]) -> IntArray:

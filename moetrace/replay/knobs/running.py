@@ -70,7 +70,7 @@ def engine(draft: Draft, value: str) -> Draft:
         measured = draft.hw.engines.get(name, "a version that its profile does not tell")
         return draft.noted(
             f"engine={value}: the coefficients of {draft.hw.name} are of {measured}; what another version changes is not "
-            f"known, so errors are wider by {100 * OTHER_VERSION:.0f} %, the most that was seen between versions on two chips"
+            f"known, so they may err by {100 * OTHER_VERSION:.0f} % more, the most that was seen between versions on two chips"
         )
     return draft
 
