@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ from moetrace.cost.bounds import BoolArray, cache_warm, fits_memory, interval
 from moetrace.cost.price import PriceContext, price
 from moetrace.cost.reading import batches
 from moetrace.cost.table import OpTable, columns_of, read_ops
-from moetrace.errors import ScenarioError
+from moetrace.errors import ScenarioError, unknown
 from moetrace.files import table_facts, write_whole
-from moetrace.hardware import ANY_ENGINE, Hardware, load_hardware
+from moetrace.hardware import ANY_ENGINE, ENGINES, Hardware, load_hardware
 from moetrace.machines.forms import Cache
 from moetrace.model import ModelSpec, load_model
 from moetrace.op import BOUNDS, PARTS, Costs, OpColumns
@@ -101,8 +101,11 @@ def context_for(
 
     On a wafer an op runs on the cores that hold its weights, so that its time depends on the `model` (a name or config.json)
     whose layers share them, and on the `placement` of experts. Raises ScenarioError on a wafer without
-    a model, or elsewhere with one.
+    a model, or elsewhere with one, and for an engine or cache that there is not.
     """
+    _check_engine(hw, engine)
+    if cache not in get_args(Cache):
+        raise ScenarioError(unknown("value of cache", str(cache), get_args(Cache)))
     plain = PriceContext(engine=engine, cache=cache)
     if hw.law != "wafer":
         if model is not None or placement != plain.placement:
@@ -115,7 +118,17 @@ def context_for(
             f"{hw.name}: an op runs on the cores that hold its weights, and how many these are follows from the model: name it "
             "(--model NAME or config.json; model= in Python)"
         )
-    return plain.of_model(model if isinstance(model, ModelSpec) else load_model(str(model)), placement)
+    return plain.of_model(load_model(str(model) if isinstance(model, Path) else model), placement)
+
+
+def _check_engine(hw: Hardware, engine: str) -> None:
+    """Raises ScenarioError for an engine that nobody knows: its ops would be priced as those of an engine not measured."""
+    name = engine.partition("@")[0]
+    known = {ANY_ENGINE, *ENGINES, *(key.partition("@")[2] for key in hw.families)} - {""}
+    if name not in known:
+        raise ScenarioError(unknown("value of engine", name, sorted(known)))
+    if name != ANY_ENGINE and hw.device_class != "gpu":
+        raise ScenarioError(f"engine={engine}: {hw.name} is no GPU, and its law knows no engines")
 
 
 @dataclass(slots=True)

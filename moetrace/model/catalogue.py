@@ -63,12 +63,15 @@ def load_config(name_or_path: str) -> dict[str, Any]:
     return {k: v for k, v in _read(name_or_path)[0].items() if k not in _ABOUT}
 
 
-def load_model(name_or_path: str) -> ModelSpec:
-    """The spec behind a catalogue name, a Hugging Face config.json or a folder that holds one.
+def load_model(name_or_path: str | ModelSpec) -> ModelSpec:
+    """The spec behind a catalogue name, a Hugging Face config.json or a folder that holds one; a ModelSpec as it is, so that
+    what takes a model takes its name too.
 
     Raises ModelError, one line: no such name or file, not JSON, larger than 4 MiB, a field missing or
     nonsensical.
     """
+    if isinstance(name_or_path, ModelSpec):
+        return name_or_path
     config, where, name = _read(name_or_path)
     return ModelSpec.from_config(config, name, where)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.hardware import Hardware, load_hardware
-from moetrace.model import ModelSpec
+from moetrace.model import ModelSpec, load_model
 from moetrace.replay import speculate
 from moetrace.replay.draft import Draft
 from moetrace.replay.economics import economics
@@ -66,7 +66,7 @@ class Simulation:
 
 
 def simulate(
-    model: ModelSpec,
+    model: ModelSpec | str,
     workload: Workload,
     hw: Hardware | str,
     scenario: Scenario = AS_RECORDED,
@@ -75,10 +75,11 @@ def simulate(
 ) -> Simulation:
     """The workload on `hw` with the scenario's knobs turned: TTFT, TPOT, ITL, throughput, memory, time by op family.
 
+    `model` is a ModelSpec, the name of one in the catalogue or the path of a config.json.
     The scenario's `batch`, `input_len` and `output_len` stand for the workload's. Raises ScenarioError if a knob cannot apply,
     or sets what follows from the workload (`context`). `price_per_hour` is a user's for one device.
     """
-    hw = machine_of(load_hardware(hw), scenario)
+    hw, model = machine_of(load_hardware(hw), scenario), load_model(model)
     load, turned = workload_of(workload, scenario)
     speculation = speculate.asked(scenario)
     drafting = speculate.stated(scenario)

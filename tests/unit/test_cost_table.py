@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -177,6 +178,22 @@ def test_a_bad_row_is_named_or_marked(change: dict[str, object], words: str) -> 
         times[0] == times[2] == cost(pd.DataFrame([good]), H100).column("time_s")[0].as_py()
         and times[1] is None
     )
+
+
+@pytest.mark.parametrize(
+    ("hw", "asked", "words"),
+    [
+        ("h100-sxm", {"engine": "vlm"}, "unknown value of engine 'vlm': did you mean 'vllm'"),
+        ("h100-sxm", {"cache": "hot"}, "unknown value of cache 'hot'.* cold, warm|warm, cold"),
+        ("cpu", {"engine": "vllm"}, "cpu is no GPU"),
+    ],
+)
+def test_an_engine_or_cache_that_there_is_not_is_refused(hw: str, asked: dict[str, Any], words: str) -> None:
+    """A mistaken engine was taken for one that nobody measured, and priced."""
+    with pytest.raises(ScenarioError, match=words):
+        cost({"op": [str(OPS[0])]}, hw, **asked)
+    for engine in ("any", "vllm", "vllm@0.19", "sglang_triton"):
+        assert cost({"op": [str(OPS[0])]}, "h100-sxm", engine=engine).num_rows == 1
 
 
 @pytest.mark.filterwarnings("error")

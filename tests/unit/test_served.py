@@ -59,6 +59,11 @@ def test_prompts_longer_than_a_step_come_in_parts() -> None:
         Workload(1, 1, 1, True, 0)
 
 
+def test_a_model_is_named_as_a_machine_is() -> None:
+    named, loaded = (simulate(model, LOAD, "h100-sxm").summary for model in (OLMOE.name, OLMOE))
+    assert named == loaded and load_model(OLMOE) is OLMOE
+
+
 # -- a steady load -------------------------------------------------------------------------------------------------
 def test_a_lone_sequence_waits_only_for_the_host() -> None:
     alone = replace(LOAD, batch=1)
