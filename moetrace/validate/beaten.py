@@ -9,7 +9,10 @@ GROUPED_TOPK = (
     "likely grouped top-k, which sends balanced logits to half of the experts that the routing names"
 )
 NARROW_VALUES = "likely values of 128 beside keys of 192: five sixths of the bytes that one head_dim says"
-PARTLY_READ = "TensorRT-LLM's attention cannot have read all of the cache that its row names; what it left out is not known"
+PARTLY_READ = (
+    "the benchmark's cache holds keys alone (SELFKONLY) and TensorRT-LLM reads its values from the same place: "
+    "half of the bytes"
+)
 
 
 def cause(ops: OpColumns, engine: str, row: int) -> str:

@@ -140,6 +140,26 @@ ATTENTION = Schema.of(
         "alone", "share", 0.01, 10, 1, 1, "tiles of the kernel for heads that are alone take so much longer"
     ),
     Parameter(
+        "set_for",
+        "processors",
+        0,
+        1e4,
+        0,
+        0,
+        "that a kernel cuts and fills, as measured; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter(
+        "least_s",
+        "s/wave",
+        0,
+        1e-4,
+        2e-6,
+        0,
+        "walk of such a tile at least, once it has a token for each thread",
+        2.0,
+    ),
+    Parameter(
         "fetched",
         "share",
         0.1,

@@ -30,11 +30,12 @@ bytes per processor, most where MLA has many heads.
 Some libraries have two kernels: one for query heads that share a KV
 head, and one with each query head alone, taken where nothing is shared and where more share than the first holds
 (`grouped_rows`; 32 in TensorRT-LLM: at 64 its time jumps to that of as many heads alone), or where the first would have fewer
-than `grouped_tiles` tiles and parts of 128 tokens (a quarter of the processors in TensorRT-LLM, whose times jump there); its
-tiles are `alone` times as long. TensorRT-LLM's first kernel cuts a sequence whatever that costs, into parts of 128 tokens until
-`split_turns` turns are full (eight), no more than the root of eight times their number, and each part starts anew
-(`per_part`): more sequences may take less time. It cuts all the context, and parts that lie beyond a window start too.
-(github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
+than `grouped_tiles` tiles and parts of 128 tokens (a quarter of the processors in TensorRT-LLM, whose times jump there). The
+other has a form of its own where `set_for` is told (machines/forms/masked), else its tiles are `alone` times as long.
+TensorRT-LLM's first kernel cuts a sequence whatever that costs, into parts of 128 tokens until `split_turns` turns of
+`set_for` processors are full (eight), no more than the root of eight times their number, rounded down, and each part starts
+anew (`per_part`): more sequences may take less time. It cuts all the context; parts that lie beyond a window start too, but
+walk nothing. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
 FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100).
 There it takes their queries for as many tokens of one head, which copies queries and results into another order where there are
 several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one sequence to two, but not with one
@@ -65,8 +66,9 @@ tokens of width 64, 128 of 128, 96 of 192, 64 or 80 of 256, and without overlap 
 a turn does or a processor's share of blocks, in heads per KV head and tiles where the kernel changes, from one sequence to two
 where queries are turned round.
 Warm cache: memory gives nothing of what lies in it and waits for no results (their writing back goes on beside the next
-call's start), and a kernel that waits for each block takes `cached` of its time; where a benchmark reads keys and values from
-one place, memory gives the share `fetched` of the grouped kernel's bytes. Not
+call's start), and a kernel that waits for each block takes `cached` of its time. Where a benchmark keeps keys and values in
+one place, memory gives the share `fetched` of the bytes, a half: the public tables of TensorRT-LLM are of a cache of type
+SELFKONLY, whose blocks of values are those of the keys (WindowBlockManager::setOffsets in its kvCacheManager.cpp). Not
 modelled: which number of splits FlashAttention's heuristic picks for other heads than MLA's (it cuts below 0.8 of a turn and
 beyond four blocks even where merging costs more), a last turn of few tiles, paged layouts' own cost.
 """
@@ -80,8 +82,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.hardware import SCHEMAS
+from moetrace.machines.forms import masked
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
-from moetrace.machines.forms.tiles import filled, from_memory, waves
+from moetrace.machines.forms.tiles import filled, from_memory, turns_of, waves
 from moetrace.op import FloatArray, Works
 
 _WIDTH = 128.0
@@ -103,15 +106,17 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     every = c["most_parts"] > 0
     anew = ~tile.alone & (c["split_turns"] > 0) & (not every)
     cut = _dealt(c, tile, turns) if c["whole_tiles"] else _even(c, tile, turns, anew | every)
+    if c["set_for"]:
+        cut = _anew(c, tile, anew)
     memory_s, far = _memory(c, works, at, tile, cut)
     compute_s = works["flops"] * tile.padding / (c["eta_flops"] * at.peak)
     wide = tile.wide / _WIDTH
     share = np.where(tile.alone, c["alone"], 1.0)
     block_s = (c["block_s"] or c["per_block_s"]) * share + c["even_blocks"] * c["per_wide_s"] * wide
     block_s = block_s * (c["cached"] + (1.0 - c["cached"]) * far)
-    whole = waves(turns * cut.count)
+    whole, walking = (turns_of(tile.count * n, c["set_for"], processors) for n in (cut.count, cut.inside))
     # What is dealt out is all that a processor walks, in however many pieces.
-    walks = np.where(cut.dealt, 1.0, _together(whole, c["at_once"], c["beside"]))
+    walks = np.where(cut.dealt, 1.0, _together(walking, c["at_once"], c["beside"]))
     walk_s = walks * cut.walked * block_s
     row_s = tile.rows * (turns * c["per_row_s"] * np.where(anew, 1.0, wide) + whole * c["tile_row_s"] * wide)
     narrow = (works.dim("window", 0.0) > 0) * np.maximum(0.0, 1.0 / wide - 1.0)
@@ -131,6 +136,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         "launch": fixed_s, "memory": memory_s, "compute": compute_s, "start": start_s,
         "walk": np.where(split, cut_s, walk_s), "split": np.where(split, c["split_s"], merge_s),
     }  # fmt: skip
+    if c["set_for"] and tile.alone.any():
+        _mask(c, works, at, tile, terms, overlapped_s)
     serial_s = start_s + terms["walk"] + terms["split"]
     # A call that is launched eagerly takes the host's time, beside which its kernels run.
     apart = _SHARP if c["eager"] else 1.0
@@ -142,12 +149,14 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
 class Cut:
     """What a kernel that cuts whatever it costs makes of ops, [ops] each.
 
-    Whether it cuts, into how many parts a sequence, blocks that one part walks (of a kernel that deals blocks out: that a
-    processor does, and whether it did so), and bytes that all parts of one leave in such a kernel's cache.
+    Whether it cuts, into how many parts a sequence, how many of these lie inside a window, blocks that one part walks (of a
+    kernel that deals blocks out: that a processor does, and whether it did so), and bytes that all parts of one leave in
+    such a kernel's cache.
     """
 
     any: npt.NDArray[np.bool_]
     count: FloatArray
+    inside: FloatArray
     walked: FloatArray
     dealt: npt.NDArray[np.bool_]
     left: FloatArray
@@ -158,7 +167,17 @@ def _even(c: Mapping[str, float], tile: Tiles, turns: FloatArray, always: npt.ND
     full = c["split_turns"] * (tile.growth if c["turns_grow"] else 1.0)
     count = np.where(always, np.maximum(1.0, np.minimum(tile.parts, full / turns)), 1.0)
     walked = np.where(always, np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count)), tile.blocks)
-    return Cut(always, count, walked, np.zeros_like(always), np.zeros_like(turns))
+    return Cut(always, count, count, walked, np.zeros_like(always), np.zeros_like(turns))
+
+
+def _anew(c: Mapping[str, float], tile: Tiles, anew: npt.NDArray[np.bool_]) -> Cut:
+    """Whole parts until so many turns of the processors that the kernel was set up for are full, so that a processor more
+    never makes a merge due. Those that lie beyond a window walk nothing; it begins inside one."""
+    count = np.floor(np.minimum(tile.parts, c["split_turns"] * c["set_for"] / tile.count))
+    count = np.where(anew, np.maximum(1.0, count), 1.0)
+    inside = np.where(anew, np.minimum(count, 1.0 + np.floor(tile.inside * count)), count)
+    walked = np.where(anew, np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count)), tile.blocks)
+    return Cut(count > 1.0, count, inside, walked, np.zeros_like(anew), np.zeros_like(count))
 
 
 def _dealt(c: Mapping[str, float], tile: Tiles, turns: FloatArray) -> Cut:
@@ -176,7 +195,7 @@ def _dealt(c: Mapping[str, float], tile: Tiles, turns: FloatArray) -> Cut:
     if not c["start_blocks"]:  # parts of one length
         walked = waves(tile.blocks / waves(tile.blocks / walked, _EXACT), _EXACT)
     walked = np.where(cuts, np.minimum(tile.blocks, walked), tile.blocks)
-    return Cut(cuts, count, walked, cuts, np.where(cuts, tile.left * count, 0.0))
+    return Cut(cuts, count, count, walked, cuts, np.where(cuts, tile.left * count, 0.0))
 
 
 def _memory(
@@ -187,7 +206,7 @@ def _memory(
     A cache that is converted is read as its copy. The next of a benchmark's calls waits for no results of the last.
     """
     copied = c["recasts"] * 2.0 * works["kv_bytes"]
-    far = from_memory(works["bytes"] + cut.left + copied, 0.0, at)
+    far = from_memory(works["bytes"] * c["fetched"] + cut.left + copied, 0.0, at)
     fetched = np.where(tile.alone | (at.cache == "cold"), 1.0, c["fetched"])
     moved = works["bytes"] + copied / 2.0 - (0.0 if at.cache == "cold" else works["act_write_bytes"])
     return moved * fetched * far / (c["eta_bw"] * at.hw.memory.bytes_per_s), far
@@ -223,6 +242,19 @@ def _streamed(
     return np.asarray(first_s + smoothmax(_SHARP, memory_s, compute_s * rest, walk_s * rest))
 
 
+def _mask(
+    c: Mapping[str, float], works: Works, at: Setting, tile: Tiles, terms: Mapping[str, FloatArray],
+    overlapped_s: FloatArray,
+) -> None:  # fmt: skip
+    """Puts the seconds of the kernel for heads that are alone in the place of the other's."""
+    rows = np.flatnonzero(tile.alone)
+    block_s = (c["block_s"] or c["per_block_s"]) + c["even_blocks"] * c["per_wide_s"]
+    token_s = c["alone"] * block_s / c["block_tokens"] * tile.wide[rows] / _WIDTH
+    own = masked.seconds(c, works.take(rows), at, token_s)
+    terms["memory"][rows], terms["compute"][rows], terms["start"][rows] = own.memory_s, 0.0, own.start_s
+    terms["walk"][rows], terms["split"][rows], overlapped_s[rows] = own.walk_s, own.split_s, own.overlapped_s
+
+
 def _cut(
     c: Mapping[str, float], tile: Tiles, turns: FloatArray, per_block_s: FloatArray, per_part_s: FloatArray
 ) -> FloatArray:
@@ -247,8 +279,8 @@ class Tiles:
 
     How many, rows of one, blocks that one walks, FLOPs of whole tiles and blocks over those asked for, width of a head
     (MLA's as 128), parts that its context can be cut into and its blocks, both with what lies beyond a window, how much
-    further turns are filled for its context, bytes that each part leaves for the merge, and whether each query head has
-    tiles of its own.
+    further turns are filled for its context, bytes that each part leaves for the merge, the share of its context inside a
+    window, and whether each query head has tiles of its own.
     """
 
     count: FloatArray
@@ -261,6 +293,7 @@ class Tiles:
     growth: FloatArray
     left: FloatArray
     empty: FloatArray
+    inside: FloatArray
     alone: npt.NDArray[np.bool_]
 
 
@@ -307,7 +340,7 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
         blocks=np.maximum(1.0, blocks * seen), padding=padding, wide=shown, parts=limit,
         whole=blocks if c["most_parts"] else np.ceil(uncut / block), alone=alone,
         growth=np.maximum(1.0, np.log2(context / 64.0)), left=4.0 * heads * queries * value,
-        empty=np.ceil(context / block) - context / block,
+        empty=np.ceil(context / block) - context / block, inside=context / uncut,
     )  # fmt: skip
 
 

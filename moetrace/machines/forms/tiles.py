@@ -20,6 +20,15 @@ def waves(turns: FloatArray, ramp: float = _RAMP) -> FloatArray:
     return np.asarray(np.maximum(1.0, whole + np.minimum(1.0, (turns - whole) / ramp)), dtype=np.float64)
 
 
+def turns_of(tiles: FloatArray, told: float, processors: float) -> FloatArray:
+    """Turns that so many tiles take: exact for the `told` processors that a kernel was set up for (0: none), elsewhere as
+    `waves` has more or fewer of them."""
+    found = waves(tiles / processors)
+    if not told:
+        return found
+    return np.asarray(np.maximum(1.0, np.ceil(tiles / told)) * found / waves(tiles / told))
+
+
 def from_memory(nbytes: FloatArray, cached: float, at: Setting) -> FloatArray:
     """Of the time that `nbytes` take from memory, what they take: `cached` for those that a warm cache holds, else 1."""
     if at.cache == "cold" or not at.hw.memory.cache_bytes:

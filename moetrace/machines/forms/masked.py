@@ -1,0 +1,75 @@
+"""TensorRT-LLM's attention with a thread block for each query head (its masked multi-head attention kernel).
+
+    tiles    = sequences x query heads; told = set_for, the processors that the kernel was set up for
+    slots    = tiles of a processor at once: 1, 2 or 4, so that 4 x told / tiles is filled, of 1024, 512 or 256 threads
+    parts    = below `told` tiles: told / tiles, rounded up, of no fewer tokens than 512 x 128 / width
+    walk     = slots x tokens of a part x width / 128 at block_tokens in per_block x alone, at least least_s once every
+               thread has a token
+    memory   = bytes / (eta_bw x bandwidth): all keys, then all values of a tile
+    expected = t0 + max(memory + what a last, partial turn walks longer, turns x (per_tile + walk + split where cut))
+
+The rule is that of decoderMaskedMultiheadAttentionLaunch.h (multi_block_grid_setup; 32 warps on a processor) and
+AttentionOp::getMaxNumSeqLenTile (github.com/NVIDIA/TensorRT-LLM). So 128 tiles cut in two fill 132 processors twice and take
+longer than 256 that are not cut; the public tables have these steps in tiles and in context. Rounding up to processors is by
+the `told` ones: a processor more never makes a cut due. Where a benchmark keeps keys and values in one place (`fetched` below
+1), values come from the cache as far as the keys of the tiles under way fit it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from moetrace.machines.forms.base import Setting, smoothmax
+from moetrace.machines.forms.tiles import from_memory, turns_of
+from moetrace.op import FloatArray, Works
+
+_WARPS = 4.0  # thread blocks of the fewest threads, 256, that the registers of a processor hold
+_LOOP = 512.0  # tokens, of heads 128 wide, that the most threads, 1024, take in a round: of a part at least
+_FIRST = 64.0  # the same of one step of the round, which values are read in
+_SHARP = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """Seconds of these ops by what they are spent on, [ops]: see the formula."""
+
+    memory_s: FloatArray
+    start_s: FloatArray
+    walk_s: FloatArray
+    split_s: FloatArray
+    overlapped_s: FloatArray
+
+
+def seconds(c: Mapping[str, float], works: Works, at: Setting, token_s: FloatArray) -> Alone:
+    """Seconds of query heads that are alone; `token_s`: what a token of a tile takes a processor, [ops]."""
+    told = c["set_for"]
+    batch = np.maximum(works.dim("batch"), 1.0)
+    tiles, width = batch * works.dim("heads"), works.dim("head_dim")
+    context = np.maximum(works.dim("kv") / batch, 1.0)
+    uncut = np.fmax(works.dim("context"), context)
+    slots = np.where(tiles <= told, 1.0, np.where(tiles < _WARPS * told, 2.0, _WARPS))
+    threads = _WARPS / slots
+    parts = np.minimum(np.ceil(told / tiles), np.floor(uncut * width / (_LOOP * 128.0)) + 1.0)
+    tokens = context / parts
+    turns = tiles * parts / slots
+    whole = turns_of(turns, told, at.hw.multiprocessors)
+    least_s = c["least_s"] * np.minimum(1.0, tokens * width / (128.0 * _FIRST / _WARPS * threads))
+    walk_s = np.maximum(least_s, slots * tokens * token_s)
+    turn_s = c["per_tile_s"] + c["split_s"] * (parts > 1.0)
+    # Where keys and values lie in one place: the keys of the tiles under way wait in the cache for their values' turn.
+    share = c["fetched"] if at.cache == "warm" else 1.0
+    under_way = works["kv_bytes"] * share * np.minimum(1.0, told / turns)
+    read = share + (1.0 - share) * from_memory(under_way, 0.0, at)
+    far = from_memory(works["bytes"] * c["fetched"], 0.0, at)
+    memory_s = works["bytes"] * read * far / (c["eta_bw"] * at.hw.memory.bytes_per_s)
+    full = np.floor(turns / told)
+    rest = np.where(full > 0, turns / told - full, 0.0)
+    tail_s = np.where(rest > 0, np.maximum(0.0, walk_s - memory_s * rest * told / turns), 0.0)
+    serial_s = whole * (turn_s + walk_s)
+    overlapped_s = smoothmax(_SHARP, memory_s + tail_s, serial_s)
+    return Alone(
+        memory_s, whole * c["per_tile_s"], whole * walk_s, whole * (turn_s - c["per_tile_s"]), overlapped_s
+    )
