@@ -15,15 +15,18 @@ FloatArray = npt.NDArray[np.float64]
 def stretched(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray) -> IntArray:
     """ns of each segment (step and rank) from those of its ops laid out once, `spans`; `dur` ns by row.
 
-    Two halves that overlap take ``max(2 C, 2 N, C + N)``, C what is not communication and N what is: each half's
-    collectives run beside the other half's compute, and neither slows the other. A pipeline's parts multiply the time.
+    Two halves that overlap take ``max(2 (C + s N), 2 N, C + N)``, C what is not communication and N what is: each half's
+    collectives run beside the other half's compute, and take it the share s of the processors that they run on. DeepEP's
+    normal kernels, which prefills take, name theirs; its low-latency ones need none (its README). A pipeline's parts multiply
+    the time.
     """
     if not draft.shares:
         return spans
     halves, times, _ = _columns(draft)
     sent = communication(draft, segment, dur, spans.size)
     rest = spans - sent
-    both = np.maximum(np.maximum(2 * rest, 2 * sent), rest + sent)
+    taken = communication(draft, segment, dur.astype(np.float64) * _processors(draft), spans.size)
+    both = np.maximum(np.maximum(2 * (rest + taken), 2 * sent), rest + sent)
     return np.asarray(np.rint(np.where(halves, both, spans) * times), dtype=np.int64)
 
 
@@ -33,6 +36,12 @@ def worked(draft: Draft, busy: FloatArray, spans: IntArray, stretched_spans: Int
         return np.asarray(busy, dtype=np.int64)
     _, _, share = _columns(draft)
     return np.asarray(np.rint(busy / np.maximum(spans, 1) * stretched_spans * share), dtype=np.int64)
+
+
+def _processors(draft: Draft) -> FloatArray:
+    """Share of the GPU's processors that each row of the draft keeps from what runs beside it, as far as its op names them."""
+    sms = np.array([op["sms"] if op.has("sms") else 0.0 for op in draft.ops], dtype=np.float64)
+    return np.asarray(np.minimum(1.0, sms / draft.hw.multiprocessors)[draft.cell], dtype=np.float64)
 
 
 def communication(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], size: int) -> FloatArray:

@@ -394,3 +394,20 @@ def test_an_engine_has_the_tuned_tiles_of_its_own_list() -> None:
     assert seconds("sglang", inter=640, experts=64, distinct=64) == seconds(
         "vllm", inter=640, experts=64, distinct=64
     )
+
+
+def test_weights_and_arithmetic_hide_a_share_of_what_they_could() -> None:
+    """Half of what the root of the sum of squares saves; 0 is their sum."""
+    value = {"per_block_s": 0.0, "cached": 1.0}
+    dims = {"inter": 2048, "tokens": 4096}
+    whole, half, none = (
+        gpu.cost(
+            ops.works([Op.of("moe_module", **{**MODULE, **dims})]),
+            ["experts"],
+            told_experts(**value, overlap=o),
+        )
+        for o in (1.0, 0.5, 0.0)
+    )
+    assert whole.expected_s[0] < half.expected_s[0] < none.expected_s[0]
+    assert half.expected_s[0] == pytest.approx((whole.expected_s[0] + none.expected_s[0]) / 2)
+    assert none.expected_s[0] == pytest.approx((none.fixed_s + none.memory_s + none.compute_s)[0])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
-from moetrace.replay import Scenario, scenarios, simulate
-from moetrace.replay.draft import Draft
+from moetrace.op import Op
+from moetrace.replay import Scenario, scenarios, shares, simulate
+from moetrace.replay.draft import Draft, Share
 from moetrace.replay.editing import edited
 from moetrace.replay.memory import attention_params, rank_weights, sequence_bytes
 from moetrace.replay.parallel import Parallel
@@ -122,6 +125,22 @@ def test_two_halves_hide_communication_where_it_is_long() -> None:
     assert tpot(*sets, "overlap=two_batch", hw=slow, load=big) < 0.95 * tpot(*sets, hw=slow, load=big)
     assert tpot(*sets, "overlap=two_batch") > tpot(*sets)  # weights are read twice, and little is sent
     assert tpot(*sets, "overlap=none") == tpot(*sets)
+
+
+@pytest.mark.parametrize(
+    ("dims", "sent", "took"), [({"sms": 24.0}, 66, 2 * (100 + 12)), ({"sms": 24.0}, 300, 600), ({}, 66, 200)]
+)
+def test_exchanges_take_the_other_half_the_processors_that_they_run_on(
+    dims: dict[str, float], sent: int, took: int
+) -> None:
+    """24 of 132 for 66 ns are 12 of the 100 ns that a half computes; low-latency exchanges, which name none, take nothing."""
+    draft = SimpleNamespace(
+        shares=(Share(1, halves=True),), base=SimpleNamespace(step=np.zeros(2, int), segment=np.zeros(2, int)),
+        ops=(Op.of("norm", width=64), Op.of("moe_dispatch", **dims)), cell=np.arange(2),
+        hw=SimpleNamespace(multiprocessors=132.0),
+    )  # fmt: skip
+    span = shares.stretched(draft, np.zeros(2, int), np.array([100, sent]), np.array([100 + sent]))  # type: ignore[arg-type]
+    assert span.tolist() == [took]
 
 
 def test_families_add_up_to_the_step_also_where_halves_overlap() -> None:

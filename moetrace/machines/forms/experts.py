@@ -8,7 +8,8 @@
     blocks  = per_block D hidden / block columns / multiprocessors, of the down GEMM, whose reduction is short
     time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned where that applies; where blocks
               are wide, block bytes times 1 + wide_serial, weights and FLOPs times 1 + above_wide; streaming the down GEMM's
-              weights and its blocks hide each other: (memory^3 + blocks^3)^(1/3) of the two
+              weights and its blocks hide each other: (memory^3 + blocks^3)^(1/3) of the two; weights and arithmetic hide the
+              share `overlap` of w + c - (w^2 + c^2)^(1/2)
 
 A module was measured as a whole, so each of its ops carries the share of the fixed terms that is its own: a sixth of t0 for
 each launch, per_expert in top-k and align, operators in top-k, per_row in align and combine, the rest in the GEMMs. The parts
@@ -33,9 +34,10 @@ Warm cache: weights that fit half of it cost the share `cached` of their time, s
 partitions keeps what its own processors read (NVIDIA A100 Tensor Core GPU Architecture, whitepaper, "L2 cache"); and from
 untuned_ranks on weights stream at the share `untuned` of the bandwidth, as the public benchmark of TensorRT-LLM shows and
 serving, which tunes its kernels when it starts, need not (inferred, docs/hardware.md).
-Measured on H100 the sum of memory and compute fits better than any sharper blend; tiles tuned for some size, wave quantisation
-and the blocks of the GEMM over hidden add nothing (held-out errors: the profiles). Not modelled: kernels tuned for one shape,
-routing limited to groups of experts.
+In decode the sum of weights and arithmetic fits as well as any blend; with thousands of tokens it is a fifth too long in vLLM
+and SGLang, and right in TensorRT-LLM: `overlap`. Measured on H100: tiles tuned for some size, wave quantisation and the blocks
+of the GEMM over hidden add nothing (held-out errors: the profiles). Not modelled: kernels tuned for one shape, routing limited
+to groups of experts.
 """
 
 from __future__ import annotations
@@ -113,6 +115,10 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     }
     fixed_s = sum(terms.values(), np.zeros(len(works)))
     hidden_s = _hidden(weights_s * _down_share(works), terms["blocks"]) if c["per_block_s"] else 0.0
+    if c["overlap"]:
+        hidden_s = hidden_s + c["overlap"] * (
+            weights_s + compute_s - np.sqrt(weights_s * weights_s + compute_s * compute_s)
+        )
     few = (local <= _FEW) & (experts > _FEW)
     terms |= {
         "weights": np.where(few | untuned, 0.0, weights_s), "few": np.where(few & ~untuned, weights_s, 0.0),

@@ -166,5 +166,6 @@ def overlap(draft: Draft, value: str) -> Draft:
     from moetrace.replay import beside, sharing
 
     return sharing.halved(draft, asked, tuple(beside.busiest_groups(draft, 1))).noted(
-        f"{asked}: the batch goes in two halves, and one computes while the other communicates; both share the GPU without loss"
+        f"{asked}: the batch goes in two halves, and one computes while the other communicates, and loses "
+        "the processors that exchanges of normal mode run on, nothing else"
     )
