@@ -122,11 +122,8 @@ def middle_and_others(
     steps: tuple[Step, ...], seconds: FloatArray, load: Workload, expected: FloatArray | None = None
 ) -> tuple[float, float, float]:
     """(a decode step in the middle of a sequence's life, what a step that works on prompts takes beyond it, what others'
-    prompts add to the whole of one sequence): seconds of a steady load. Where only one token is asked for no step decodes, and
-    nothing is added. `expected` as of `first_and_rest`."""
+    prompts add to the whole of one sequence): seconds of a steady load. `expected` as of `first_and_rest`."""
     alone, more = _middle_and_more(steps, seconds, load, expected)
-    if not any(step.phase == "decode" for step in steps):
-        return alone, more, 0.0
     return alone, more, (load.batch - 1) * load.chunks * more / load.beside[0]
 
 
@@ -138,7 +135,7 @@ def _middle_and_more(
     at = [context_of(steps[i]) for i in decode]
 
     def both(column: FloatArray) -> tuple[float, float]:
-        middle = np.interp(load.input_len + load.output_len // 2, at, column[decode]) if decode else 0.0
+        middle = np.interp(load.input_len + load.output_len // 2, at, column[decode])
         return float(middle), float(column[step_weights(steps) == 0].sum())
 
     alone, mixed = both(seconds)

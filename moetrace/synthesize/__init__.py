@@ -40,7 +40,7 @@ class Workload:
     at most `chunk` tokens beside the decoding of the others (continuous batching). `verify` tokens of each sequence go
     through one decode step (those drafted and one more; 1 without speculation). The host adds `host_s` to each step; None:
     not stated. Raises ScenarioError unless all are whole
-    numbers of at least 1.
+    numbers of at least 1, of `output_len` at least 2 under a steady load.
     """
 
     batch: int
@@ -58,6 +58,11 @@ class Workload:
             whole = isinstance(value, Integral) and not isinstance(value, bool)
             if not whole or not 1 <= value <= MAX_TOKENS:
                 raise ScenarioError(f"{name} is {value!r}: expected a whole number from 1 to {MAX_TOKENS}")
+        if self.served and self.output_len == 1:
+            raise ScenarioError(
+                "output_len=1: nothing is decoded, so a steady load has no steps beside which prompts are worked through: ask for "
+                "serving=static, or for 2 tokens and more"
+            )
         if self.batch * (self.input_len + self.output_len) > MAX_TOKENS:
             raise ScenarioError(
                 f"batch {self.batch} x ({self.input_len} + {self.output_len}) tokens: at most {MAX_TOKENS} in all"

@@ -59,6 +59,12 @@ def test_prompts_longer_than_a_step_come_in_parts() -> None:
         Workload(1, 1, 1, True, 0)
 
 
+def test_a_steady_load_that_decodes_nothing_is_refused() -> None:
+    """Its throughput was all prompts over the time of one of them: 700 times what the steps work through."""
+    with pytest.raises(ScenarioError, match=r"output_len=1.*serving=static, or for 2 tokens"):
+        simulate(OLMOE, Workload(1000, 8192, 1), H100, Scenario.of("serving=continuous"))
+
+
 def test_a_model_is_named_as_a_machine_is() -> None:
     named, loaded = (simulate(model, LOAD, "h100-sxm").summary for model in (OLMOE.name, OLMOE))
     assert named == loaded and load_model(OLMOE) is OLMOE
@@ -71,7 +77,7 @@ def test_a_lone_sequence_waits_only_for_the_host() -> None:
     assert served == pytest.approx(static + STEP_OVERHEAD_S, rel=1e-6)
 
 
-@given(st.integers(0, 50_000), st.integers(1, 40), st.sampled_from(["static", "continuous"]))
+@given(st.integers(0, 50_000), st.integers(2, 40), st.sampled_from(["static", "continuous"]))
 @settings(max_examples=20)
 def test_a_stated_host_adds_its_time_to_every_step(us: int, out: int, serving: str) -> None:
     load = replace(LOAD, output_len=out, served=serving == "continuous", host_s=0.0)
@@ -133,7 +139,7 @@ def test_first_and_rest_are_sums_of_steps(batch: int, prompt: int, out: int) -> 
 
 
 def test_of_one_token_there_is_no_rest() -> None:
-    done = simulate(OLMOE, Workload(4, 64, 1), H100, Scenario.of("serving=continuous")).summary
+    done = simulate(OLMOE, Workload(4, 64, 1), H100).summary
     assert done["metrics"]["tpot"]["value"] is None and done["metrics"]["ttft"]["value"] > 0
 
 

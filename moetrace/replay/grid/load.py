@@ -82,11 +82,11 @@ def middle_and_others(
     target = spread(load.input_len, space) + spread(load.output_len, space) // 2
     decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
     at = [spread(context_of(steps[i]), space) for i in decode]
-    alone = _between(target, at, [seconds[i] for i in decode], first)
+    alone = _between(target, at, [seconds[i] for i in decode])
     more = beyond(first, first[:1], alone[:1])
     prompts = spread(load.chunks, space) / spread(load.beside[0], space)
     others = (spread(load.batch, space) - 1) * prompts * more
-    return alone, more, others if decode else np.zeros_like(first)
+    return alone, more, others
 
 
 def drafting_s(
@@ -101,12 +101,8 @@ def drafting_s(
     return spread(load.chunks, space) * more, each, middle, others
 
 
-def _between(
-    target: FloatArray, at: Sequence[FloatArray], values: Sequence[FloatArray], like: FloatArray
-) -> FloatArray:
-    """Values interpolated in straight lines between ascending points, the outermost beyond them; 0 without points."""
-    if not at:
-        return np.zeros_like(like)
+def _between(target: FloatArray, at: Sequence[FloatArray], values: Sequence[FloatArray]) -> FloatArray:
+    """Values interpolated in straight lines between ascending points, the outermost beyond them."""
     out = np.array(values[0])
     for low, high, left, right in zip(at, at[1:], values, values[1:], strict=False):
         share = np.clip((target - low) / np.maximum(high - low, 1e-300), 0.0, 1.0)
