@@ -60,8 +60,8 @@ class Workload:
                 raise ScenarioError(f"{name} is {value!r}: expected a whole number from 1 to {MAX_TOKENS}")
         if self.served and self.output_len == 1:
             raise ScenarioError(
-                "output_len=1: nothing is decoded, so a steady load has no steps beside which prompts are worked through: ask for "
-                "serving=static, or for 2 tokens and more"
+                "output_len=1: nothing is decoded, so a steady load has no steps beside which prompts are worked through: ask "
+                "for serving=static, or for 2 tokens and more"
             )
         if self.batch * (self.input_len + self.output_len) > MAX_TOKENS:
             raise ScenarioError(
