@@ -25,7 +25,7 @@ TOLD = {
     "per_wide_s": 0.0, "value_tiles": 1.0, "at_once": 1.0, "beside": 1.0, "partial_s": 0.0, "alone_s": 0.0, "recasts": 0.0,
     "recast_s": 0.0, "block_s": 0.0, "window_s": 0.0, "ramp_s": 0.0, "alone_whole": 0.0, "turn_s": 0.0,
     "whole_tiles": 0.0, "start_blocks": 0.0, "whole_blocks": 0.0, "tile_row_s": 0.0, "per_sequence_s": 0.0, "empty_s": 0.0,
-    "eager": 0.0, "least_s": 0.0, "set_for": 0.0,
+    "eager": 0.0, "least_s": 0.0, "set_for": 0.0, "query_s": 0.0,
 }  # fmt: skip
 
 
@@ -497,7 +497,8 @@ ALL |= {"at_once": 2.0, "beside": 0.3, "partial_s": 1e-10, "alone_s": 1e-6, "rec
 KERNELS = st.sampled_from([
     ALL, {**ALL, "alone_whole": 1.0, "turn_s": 6e-6, "grouped_rows": 1020.0, "block_s": 1.5e-6},
     {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02, "set_for": 100.0},
-    {**ALL, "grouped_tiles": 25.0, "split_turns": 8.0, "set_for": 100.0, "even_blocks": 1.0, "least_s": 2e-6},
+    {**ALL, "grouped_tiles": 25.0, "split_turns": 8.0, "set_for": 100.0, "even_blocks": 1.0, "least_s": 2e-6,
+     "query_s": 1e-7, "at_once": 3.0, "beside": 0.3},
     {**ALL, **EVERY, "per_tile_s": 2e-6, "per_wide_s": 5e-7, "beside": 0.02},
     {**ALL, **EVERY, "most_parts": 4.0, "split_turns": 1000.0, "turns_grow": 0.0, "beside": 1.0},
     {**ALL, **EVERY, "most_parts": 4.0, "split_turns": 1000.0, "turns_grow": 0.0, "eager": 1.0, "t0_s": 3e-4},

@@ -150,6 +150,16 @@ ATTENTION = Schema.of(
         given=True,
     ),
     Parameter(
+        "query_s",
+        "s/row",
+        0,
+        1e-5,
+        2e-8,
+        0,
+        "a block's more for each row of such a part's tile, 128 wide",
+        2.0,
+    ),
+    Parameter(
         "least_s",
         "s/wave",
         0,

@@ -35,7 +35,9 @@ other has a form of its own where `set_for` is told (machines/forms/masked), els
 TensorRT-LLM's first kernel cuts a sequence whatever that costs, into parts of 128 tokens until `split_turns` turns of
 `set_for` processors are full (eight), no more than the root of eight times their number, rounded down, and each part starts
 anew (`per_part`): more sequences may take less time. It cuts all the context; parts that lie beyond a window start too, but
-walk nothing. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
+walk nothing. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.) Over an fp8 cache, where there
+is no other kernel, `at_once` of its parts start beside each other on a processor (three, inferred: 256, 512, 1,024 and 2,048 of
+them take 1, 2, 3 and 6 times 3.4 us), and a block takes `query_s` longer for each query head.
 FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100).
 There it takes their queries for as many tokens of one head, which copies queries and results into another order where there are
 several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one sequence to two, but not with one
@@ -113,8 +115,12 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     wide = tile.wide / _WIDTH
     share = np.where(tile.alone, c["alone"], 1.0)
     block_s = (c["block_s"] or c["per_block_s"]) * share + c["even_blocks"] * c["per_wide_s"] * wide
+    block_s = block_s + np.where(anew, c["query_s"], 0.0) * tile.rows * wide
     block_s = block_s * (c["cached"] + (1.0 - c["cached"]) * far)
-    whole, walking = (turns_of(tile.count * n, c["set_for"], processors) for n in (cut.count, cut.inside))
+    # A kernel that starts each part anew has at_once of them on a processor from the start.
+    slots = np.where(anew, c["at_once"], 1.0)
+    whole = turns_of(tile.count * cut.count / slots, c["set_for"], processors)
+    walking = turns_of(tile.count * cut.inside, c["set_for"], processors)
     # What is dealt out is all that a processor walks, in however many pieces.
     walks = np.where(cut.dealt, 1.0, _together(walking, c["at_once"], c["beside"]))
     walk_s = walks * cut.walked * block_s
