@@ -205,7 +205,8 @@ class Family:
 
     def at_pace(self, one: Pace, other: Pace) -> Family:
         """The same on a chip of another pace: launches, loops and latencies take as many cycles, whatever the memory's rate,
-        and arithmetic of one processor goes by its peak (`Parameter.pace`).
+        and arithmetic of one processor goes by its peak (`Parameter.pace`). A kernel whose arithmetic waits for something else
+        than matrix units (`by_cycles`) does as much in a cycle, so that it reaches another share of another peak, at most all.
 
         Scored between H100 and A100, in both directions, it is better than seconds that stay (docs/hardware.md). Unchanged
         where either clock is not known.
@@ -217,6 +218,9 @@ class Family:
             k: v * times[parameters[k].pace] if parameters[k].is_fixed_time else v
             for k, v in self.value.items()
         }
+        if value.get("by_cycles"):
+            share = value["eta_flops"] * times["arithmetic"] / times["clock"]
+            value["eta_flops"] = min(parameters["eta_flops"].high, share)
         return replace(self, value=MappingProxyType(value))
 
     def with_fixed_times(self, factor: float) -> Family:

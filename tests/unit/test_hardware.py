@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -478,3 +479,19 @@ def test_a_profile_is_parsed_once_and_read_anew_when_it_changes(
         mine.write_text(text.replace("power_w = 350", f"power_w = {power_w}"), encoding="utf-8")
         assert load_hardware(str(mine)).power_w == power_w
     assert len([text for text in parsed if "power_w = 34" in text]) == 2
+
+
+def test_arithmetic_by_cycles_reaches_another_share_of_another_peak() -> None:
+    """SGLang's MoE kernel: H100 has 7.49 TFLOP/s a processor at 1.98 GHz, A100 2.89 at 1.41: as many FLOPs in a cycle are 1.84
+    times the share there, at most all of it, and back as before."""
+    h100, a100 = (load_hardware(name) for name in ("h100-sxm", "a100-sxm"))
+    own = h100.families["experts@sglang"]
+    assert own["by_cycles"] == 1.0
+    there = own.at_pace(h100.pace, a100.pace)
+    per_cycle = [hw.peaks["bf16"] / hw.multiprocessors / (hw.clock_hz or 1.0) for hw in (h100, a100)]
+    assert there["eta_flops"] == pytest.approx(own["eta_flops"] * per_cycle[0] / per_cycle[1])
+    assert there.at_pace(a100.pace, h100.pace)["eta_flops"] == pytest.approx(own["eta_flops"])
+    whole = replace(own, value={**own.value, "eta_flops": 0.9})
+    assert whole.at_pace(h100.pace, a100.pace)["eta_flops"] == 1.0
+    other = h100.families["experts@vllm"]
+    assert other.at_pace(h100.pace, a100.pace)["eta_flops"] == other["eta_flops"]

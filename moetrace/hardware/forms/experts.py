@@ -45,6 +45,16 @@ EXPERTS = Schema.of(
         "overlap", "share", 0, 1, 0.3, 0, "of what weights and arithmetic could hide of each other", 1.5
     ),
     Parameter(
+        "by_cycles",
+        "flag",
+        0,
+        1,
+        0,
+        0,
+        "1: on another chip arithmetic takes as many cycles of a processor, whatever its peak; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter(
         "act_passes",
         "passes",
         1,
