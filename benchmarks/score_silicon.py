@@ -27,6 +27,7 @@ import make_profiles
 import numpy as np
 import pandas as pd
 
+from moetrace import ops
 from moetrace.calibrate import facts_of, groups_of
 from moetrace.calibrate.fit import Problem, fit, held_out
 from moetrace.calibrate.interval import DRAWS, coverage, stated_by_other_half
@@ -118,18 +119,22 @@ def _pairs(one: pd.DataFrame, two: pd.DataFrame, *free: str) -> np.ndarray:
 
 def intervals(path: Path, hw: Hardware) -> Iterator[pd.DataFrame]:
     """Held-out rows of each engine and type with `off` and the `error` that the other half of the shapes states."""
-    for key, form, rows, _ in groups_of(read_measurements(path, hw.name), hw, TOKENS, FIT_ROWS):
+    for key, form, rows, beyond in groups_of(read_measurements(path, hw.name), hw, TOKENS, FIT_ROWS):
         if (
             "@" not in key and (rows.engine != ANY_ENGINE).any()
         ):  # the rows of all engines, with coefficients of their own
             continue
-        problem, facts = Problem.of(form, rows, hw, "warm"), facts_of(key, form, hw)
+        fitted, facts = len(rows), facts_of(key, form, hw)
+        if (tokens_of(ops.works(rows.ops)) > TOKENS).any():  # some larger ones are fitted: all are scored
+            rows = Measured.join([rows, beyond])
+        problem = Problem.of(form, rows, hw, "warm")
         try:
-            off = held_out(problem, facts)
+            off = held_out(problem, facts, fitted=fitted)
         except CalibrationError as error:
             print(f"{key}: not fitted: {error}")
             continue
-        parts = problem.form.seconds(fit(problem, facts).value, problem.works, problem.at)
+        value = fit(problem.take(np.arange(fitted)), facts).value
+        parts = problem.form.seconds(value, problem.works, problem.at)
         at, stated = stated_by_other_half(off, problem.works, parts, rows.shape)
         decade = decade_of(tokens_of(problem.works))[at]
         yield pd.DataFrame({"key": key, "family": key.split("@")[0].split(":")[0], "decade": decade, "off": off[at],

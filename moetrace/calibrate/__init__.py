@@ -208,13 +208,15 @@ def _sample(rows: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.int64]:
 def _fitted(
     key: str, form: str, rows: Measured, beyond: Measured, hw: Hardware, cache: Cache, max_tokens: int
 ) -> Group:
-    """The fit to `rows`; how far off it is of `beyond`, which it has not seen, only widens the interval of larger ops."""
+    """The fit to `rows`; how far off it is of `beyond`, which it has not seen, only tells the interval of larger ops."""
     problem = Problem.of(form, rows, hw, cache)
     start = _start(hw.families.get(key), form)
-    errors = held_out(problem, start)
+    whole = Measured.join([rows, beyond])
+    every = Problem.of(form, whole, hw, cache)
+    errors = held_out(every, start, fitted=len(rows))
     found = fit(problem, start)
     small = ~(tokens_of(problem.works) > max_tokens)  # the score is of these, the interval of larger ones too
-    off, kernel = np.abs(np.expm1(errors))[small], rows.kernel[small]
+    off, kernel = np.abs(np.expm1(errors[: len(rows)]))[small], rows.kernel[small]
     if off.mean() > (_HOPELESS if "@" in key or np.unique(rows.engine).size < 2 else _APART):
         raise CalibrationError(
             f"no one set of coefficients holds for {', '.join(sorted(set(kernel.tolist())))}: held-out rows are off by "
@@ -222,9 +224,6 @@ def _fitted(
         )
     kernels = sorted(set(kernel.tolist()))
     by_kernel = {k: (float(off[kernel == k].mean()), float(np.median(off[kernel == k]))) for k in kernels}
-    whole = Measured.join([rows, beyond])
-    every = Problem.of(form, whole, hw, cache)
-    errors = np.concatenate([errors, every.log_error(found.value)[len(rows) :]])
     parts = every.form.seconds(found.value, every.works, every.at)
     drawn = replace(interval(errors, every.works, parts, whole.shape), error=float(np.quantile(off, WITHIN)))
     told = on_other_half(errors, every.works, parts, whole.shape)

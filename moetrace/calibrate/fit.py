@@ -138,22 +138,28 @@ def _inverse(information: FloatArray) -> FloatArray:
     return np.asarray((vectors / np.maximum(values, _NOTHING)) @ vectors.T, dtype=np.float64)
 
 
-def held_out(problem: Problem, start: Mapping[str, float], most: int | None = None) -> FloatArray:
-    """log(predicted / measured) of each row by a fit that has not seen its shape, to at most `most` rows of the others.
+def held_out(
+    problem: Problem, start: Mapping[str, float], most: int | None = None, fitted: int | None = None
+) -> FloatArray:
+    """log(predicted / measured) of each row by a fit that has not seen its shape, to at most `most` rows of the others, and to
+    none but the first `fitted`.
 
     Raises CalibrationError below 3 shapes.
     """
-    shapes = np.unique(problem.shape)
-    if len(problem) < MIN_ROWS or shapes.size < MIN_SHAPES:
+    usable = np.arange(len(problem)) < (len(problem) if fitted is None else fitted)
+    shapes = np.unique(problem.shape[usable])
+    if usable.sum() < MIN_ROWS or shapes.size < MIN_SHAPES:
         raise CalibrationError(
-            f"{len(problem)} rows of {shapes.size} shapes: expected at least {MIN_ROWS} rows of {MIN_SHAPES} shapes, since a "
+            f"{usable.sum()} rows of {shapes.size} shapes: expected at least {MIN_ROWS} rows of {MIN_SHAPES} shapes, since a "
             "fit is scored on shapes left out of it"
         )
     order = np.random.default_rng(0).permutation(shapes)
     out = np.full(len(problem), np.nan)
     for fold in np.array_split(order, min(_FOLDS, shapes.size)):
-        inside = np.isin(problem.shape, fold)
-        others = np.random.default_rng(0).permutation(np.flatnonzero(~inside))[:most]
+        inside = np.isin(problem.shape, fold) | ~np.isin(
+            problem.shape, shapes
+        )  # of no shape that is fitted: any fold
+        others = np.random.default_rng(0).permutation(np.flatnonzero(~inside & usable))[:most]
         value = fit(problem.take(np.sort(others)), start).value
         out[inside] = problem.take(np.flatnonzero(inside)).log_error(value)
     return out

@@ -13,7 +13,7 @@ import pytest
 
 from moetrace import ops
 from moetrace.calibrate import _start, calibrate, facts_of, summary
-from moetrace.calibrate.fit import Problem, fit
+from moetrace.calibrate.fit import Problem, fit, held_out
 from moetrace.calibrate.profile import write_profile
 from moetrace.calibrate.tables import read_measurements
 from moetrace.errors import CalibrationError
@@ -95,6 +95,29 @@ def test_what_the_rows_drive_towards_nothing_is_nothing_and_what_they_do_not_tou
     assert found.value["wide_serial"] == 0.0
     start = problem.form.schema.parameters["misaligned"].start
     assert found.value["misaligned"] == start  # no row has such a width
+
+
+def test_larger_rows_are_held_out_by_shape_and_bend_no_fit(tmp_path: Path) -> None:
+    """They are what the interval of larger ops is drawn from: neither their times nor their shape may have been fitted."""
+    rows = table(0.0).sort_values("tokens", kind="stable")
+    few = int((rows["tokens"] <= 128).sum())
+    slow = (rows["hidden"] == 7168) & (rows["tokens"] <= 128)
+    far = rows.assign(
+        seconds=rows["seconds"] * np.where(rows["tokens"] > 128, 5.0, 1.0) * np.where(slow, 2.0, 1.0)
+    )
+    off = []
+    for name, times in (
+        ("near", rows.assign(seconds=rows["seconds"] * np.where(slow, 2.0, 1.0))),
+        ("far", far),
+    ):
+        times.to_csv(tmp_path / f"{name}.csv", index=False)
+        found = read_measurements(tmp_path / f"{name}.csv", "h100-sxm")
+        off.append(held_out(Problem.of("experts", found, machine(), "warm"), TRUE, fitted=few))
+    near, beyond = off
+    assert near[:few] == pytest.approx(beyond[:few])
+    assert near[few:] - beyond[few:] == pytest.approx(np.log(5.0))
+    large = (rows["hidden"] == 7168).to_numpy()[few:]
+    assert np.abs(near[few:][large]).max() < 0.3  # no fit with the shape that is slow up to 128 tokens
 
 
 def test_a_fact_of_the_kernel_is_no_coefficient(tmp_path: Path) -> None:

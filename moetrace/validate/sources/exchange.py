@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 
 from moetrace.cost import price
+from moetrace.cost.beyond import TRANSFERRED, beyond
+from moetrace.cost.price import PriceContext
 from moetrace.op import Op, OpColumns
 from moetrace.ops import works
 from moetrace.validate.entry import Entry, Estimate, RefusalError, scored
@@ -21,11 +23,14 @@ _KINDS = {"ep_dispatch_latency": ("moe_dispatch", 1), "ep_combine_latency": ("mo
 
 
 def entries(figure: Figure, among: Sequence[Figure]) -> list[Entry]:
-    """The entry of a latency."""
-    return [scored(figure, _latency(figure), f"{_EXPERTS} experts are taken", per=1e-6)]
+    """The entry of a latency; its note says which of its sizes no fit saw."""
+    estimate, unseen = _latency(figure)
+    note = "; ".join([f"{_EXPERTS} experts are taken", *(f"extrapolated: {reason}" for reason in unseen)])
+    return [scored(figure, estimate, note, per=1e-6)]
 
 
-def _latency(figure: Figure) -> Estimate:
+def _latency(figure: Figure) -> tuple[Estimate, list[str]]:
+    """The estimate, and in words what about it the coefficients were not fitted to, beside the machine."""
     if figure.metric not in _KINDS:
         raise RefusalError("how many processors send, and which bytes count, is not stated")
     kind, width = _KINDS[figure.metric]
@@ -40,6 +45,8 @@ def _latency(figure: Figure) -> Estimate:
         tokens=int(tokens[1]), hidden=int(hidden[1]),
     )  # fmt: skip
     hw = machine_of(figure.hw, gpus)
-    cost = price(works(OpColumns.of([op])), hw)[0]
+    work = works(OpColumns.of([op]))
+    cost = price(work, hw)[0]
     value, error = cost.expected_s, cost.error
-    return Estimate(value, value / (1 + error), value * (1 + error), hw.name, str(op))
+    unseen = [reason for reason, _ in beyond(work, hw, PriceContext()) if TRANSFERRED not in reason]
+    return Estimate(value, value / (1 + error), value * (1 + error), hw.name, str(op)), unseen
