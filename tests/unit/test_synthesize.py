@@ -393,12 +393,15 @@ def test_what_lies_beyond_the_fit_is_said() -> None:
     def said(w: Workload) -> str:
         return " ".join(simulate(small("olmoe-1b-7b"), w, H100).summary["assumptions"])
 
-    assert "prefill: attention by q, experts tokens above 512" in said(Workload(4, 512, 8))
+    most = f"experts tokens above {H100.families['experts'].seen['tokens'][1]:g}"
+    assert f"prefill: attention by q, {most}" in said(Workload(64, 512, 8)).replace(
+        "dense_gemm m above 16384, ", ""
+    )
     assert "prefill: attention by q" in said(Workload(4, 128, 8)) and "decode:" not in said(
         Workload(4, 128, 8)
     )
     decode = said(Workload(600, 2, 8)).partition("decode: ")[2].partition(";")[0]
-    assert {"experts tokens above 512", "attention batch above 512"} <= set(decode.split(", "))
+    assert "attention batch above 512" in decode.split(", ")
     assert "static batch" in said(Workload(4, 128, 8)) and "uniform formula" in said(Workload(4, 128, 8))
 
 
