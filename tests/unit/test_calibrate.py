@@ -126,6 +126,7 @@ def test_a_fact_of_the_kernel_is_no_coefficient(tmp_path: Path) -> None:
     (group, _) = sorted(calibrate([tmp_path / "mine.csv"], "h100-sxm").groups, key=lambda g: "@" not in g.key)
     assert group.key == "experts@vllm" and facts_of(group.key, "experts", load_hardware("h100-sxm")) == {
         "routed_experts": 0,
+        "by_cycles": 0,
         "crowded_rows": 0,
         "wide_tokens": 64,
         "untuned_ranks": 0,
@@ -133,6 +134,7 @@ def test_a_fact_of_the_kernel_is_no_coefficient(tmp_path: Path) -> None:
     assert group.fit.value["wide_tokens"] == 64 and "wide_tokens" not in group.fit.fitted
     assert facts_of("experts@sglang", "experts", load_hardware("h100-sxm")) == {
         "routed_experts": 0,
+        "by_cycles": 1,
         "crowded_rows": 64,
         "wide_tokens": 0,
         "untuned_ranks": 0,
