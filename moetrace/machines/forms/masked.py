@@ -69,7 +69,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting, token_s: FloatArr
     rest = np.where(full > 0, turns / told - full, 0.0)
     tail_s = np.where(rest > 0, np.maximum(0.0, walk_s - memory_s * rest * told / turns), 0.0)
     serial_s = whole * (turn_s + walk_s)
-    overlapped_s = smoothmax(_SHARP, memory_s + tail_s, serial_s)
+    # The tail is a walk's, which serial_s has too: no more than memory and all that is serial.
+    overlapped_s = np.minimum(smoothmax(_SHARP, memory_s + tail_s, serial_s), memory_s + serial_s)
     return Alone(
         memory_s, whole * c["per_tile_s"], whole * walk_s, whole * (turn_s - c["per_tile_s"]), overlapped_s
     )
