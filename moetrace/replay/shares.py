@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
+from moetrace.hardware import Hardware
+from moetrace.op import Op
 from moetrace.replay.draft import Draft
 
 IntArray = npt.NDArray[np.int64]
@@ -25,9 +29,9 @@ def stretched(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spa
     halves, times, _ = _columns(draft)
     sent = communication(draft, segment, dur, spans.size)
     rest = spans - sent
-    taken = communication(draft, segment, dur.astype(np.float64) * _processors(draft), spans.size)
-    both = np.maximum(np.maximum(2 * (rest + taken), 2 * sent), rest + sent)
-    return np.asarray(np.rint(np.where(halves, both, spans) * times), dtype=np.int64)
+    kept = processors(draft.ops, draft.hw)[draft.cell]
+    taken = communication(draft, segment, dur.astype(np.float64) * kept, spans.size)
+    return np.asarray(np.rint(np.where(halves, overlapped(rest, sent, taken), spans) * times), dtype=np.int64)
 
 
 def worked(draft: Draft, busy: FloatArray, spans: IntArray, stretched_spans: IntArray) -> IntArray:
@@ -38,10 +42,15 @@ def worked(draft: Draft, busy: FloatArray, spans: IntArray, stretched_spans: Int
     return np.asarray(np.rint(busy / np.maximum(spans, 1) * stretched_spans * share), dtype=np.int64)
 
 
-def _processors(draft: Draft) -> FloatArray:
-    """Share of the GPU's processors that each row of the draft keeps from what runs beside it, as far as its op names them."""
-    sms = np.array([op["sms"] if op.has("sms") else 0.0 for op in draft.ops], dtype=np.float64)
-    return np.asarray(np.minimum(1.0, sms / draft.hw.multiprocessors)[draft.cell], dtype=np.float64)
+def processors(ops: Sequence[Op], hw: Hardware) -> FloatArray:
+    """Share of the GPU's processors that each op keeps from what runs beside it, as far as it names them."""
+    sms = np.array([op["sms"] if op.has("sms") else 0.0 for op in ops], dtype=np.float64)
+    return np.minimum(1.0, sms / hw.multiprocessors)
+
+
+def overlapped(rest: FloatArray, sent: FloatArray, taken: FloatArray) -> FloatArray:
+    """ns of two halves that overlap: of computing, of communicating, and of computing that the latter's processors cost."""
+    return np.asarray(np.maximum(np.maximum(2 * (rest + taken), 2 * sent), rest + sent), dtype=np.float64)
 
 
 def communication(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], size: int) -> FloatArray:

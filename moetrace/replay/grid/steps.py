@@ -19,6 +19,7 @@ from moetrace.replay.grid.times import Pricing, Times
 from moetrace.replay.intervals import errs_by_family, together
 from moetrace.replay.lanes import Axis
 from moetrace.replay.setting import context_of, crossing_ns
+from moetrace.replay.shares import overlapped, processors
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -46,17 +47,9 @@ class Steps:
     def price(self) -> None:
         """Takes the times of the ops, once all are gathered."""
         self.times = self.pricing.on(self.shape.draft.hw, self.context)
-        names, steps = sorted(set(self.family.tolist())), len(self.shape.draft.steps)
-        by_family = np.zeros((3, len(names), steps, self.space.size))
+        names = sorted(set(self.family.tolist()))
         place = np.array([names.index(name) for name in self.family.tolist()])
-        for axis, at in self.placed.axes.values():
-            rows = self.placed.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
-            here, own = np.unique(place[at], return_inverse=True)
-            counts = np.zeros((here.size, steps, at.size))
-            counts[own, :, np.arange(at.size)] = self.count[:, at].T
-            summed = np.matmul(counts.reshape(-1, at.size), self._repeated(at, axis, self.times.ns[:, rows]))
-            summed = summed.reshape(3, here.size, steps, -1)
-            by_family[:, here] += summed if axis is None else summed[..., axis.index]
+        by_family = self._summed(place, len(names), self.count)
         self.of_family = {name: by_family[:, i].transpose(1, 0, 2) for i, name in enumerate(names)}
         self.ns = np.ascontiguousarray(by_family.sum(axis=1).transpose(1, 0, 2))
         self.alone = self.ns[:, 0]
@@ -69,6 +62,23 @@ class Steps:
             self._narrow()
         crossing = crossing_ns(self.shape.draft, self.need)
         self.ns = self.ns + np.stack([spread(ns, self.space) for ns in crossing])[:, None]
+
+    def _summed(self, place: IntArray, size: int, count: FloatArray) -> FloatArray:
+        """ns of ops in each of `size` places, each op as often as `count` [steps, ops] says; [3, places, steps, scenarios]."""
+        steps = count.shape[0]
+        out = np.zeros((3, size, steps, self.space.size))
+        for axis, members in self.placed.axes.values():
+            at = members[count[:, members].any(axis=0)]
+            if not at.size:
+                continue
+            rows = self.placed.begin[at][:, None] + np.arange(1 if axis is None else axis.size)
+            here, own = np.unique(place[at], return_inverse=True)
+            counts = np.zeros((here.size, steps, at.size))
+            counts[own, :, np.arange(at.size)] = count[:, at].T
+            summed = np.matmul(counts.reshape(-1, at.size), self._repeated(at, axis, self.times.ns[:, rows]))
+            summed = summed.reshape(3, here.size, steps, -1)
+            out[:, here] += summed if axis is None else summed[..., axis.index]
+        return out
 
     def _repeated(self, at: IntArray, axis: Axis | None, ns: FloatArray) -> FloatArray:
         """What ops take in all of the times that a loop runs them, [3, ops, values of their axis]."""
@@ -95,8 +105,9 @@ class Steps:
         self.times_of = np.stack([spread(share.times, self.space) for share in shares])
         self.halves = np.stack([spread(share.halves, self.space) > 0 for share in shares])
         sent = self.of_family.get(_SENT, np.zeros(1))
-        rest = self.ns - sent
-        both = np.maximum(np.maximum(2 * rest, 2 * sent), rest + sent)
+        kept = processors(self.shape.counted.ops, self.shape.draft.hw) * (self.family == _SENT)
+        taken = self._summed(np.zeros(kept.size, dtype=np.int64), 1, self.count * kept)[:, 0]
+        both = overlapped(self.ns - sent, sent, taken.transpose(1, 0, 2))
         self.ns = np.rint(np.where(self.halves[:, None], both, self.ns) * self.times_of[:, None])
 
     def _narrow(self) -> None:
