@@ -57,6 +57,26 @@ def test_short_sequences_cost_their_tiles() -> None:
     )  # p = 1: start and stream add
 
 
+def test_prompts_are_none_of_a_kernel_for_decoding() -> None:
+    """Above a tile's queries the kernel is the prompts' own: tiles of 128 rows, heads alone or not, in parts or not."""
+    value = {
+        "grouped_rows": 32.0,
+        "tile_rows": 32.0,
+        "split_turns": 8.0,
+        "set_for": 100.0,
+        "alone": 3.0,
+        "query_s": 1e-6,
+    }
+    hw, plain = told(**value, per_part_s=9e-6), told(tile_rows=128.0)
+    for heads, kv_heads in ((8, 8), (8, 2), (64, 1)):  # alone, shared, more than the first kernel holds
+        op = decode(1, 8192, heads, kv_heads, q=96 * 128 // heads)  # one turn
+        found, expected = cost(hw, op), cost(plain, op)
+        assert found.expected_s[0] == pytest.approx(expected.expected_s[0])
+        assert found.expected_s[0] >= found.lower_bound_s[0]
+    tile, more = (cost(hw, decode(1, 4096, q=queries)).fixed_s[0] for queries in (8, 9))
+    assert tile != pytest.approx(more, rel=0.1)  # four query heads share a KV head: 32 rows, then 36
+
+
 def test_a_wide_head_starts_slower() -> None:
     narrow, wide = (cost(told(), decode(500, 10, dim=d)).fixed_s[0] for d in (64, 256))
     assert wide - narrow == pytest.approx(10 * 2e-6 * 1.5)

@@ -31,6 +31,18 @@ def attention(batch: int, context: int, group: int, kv: int, dim: int, window: i
     return Op.of("attention", "bf16", batch=batch, **heads, kv=read, **cut)
 
 
+def prefill(kind: str, sequences: int, queries: int, before: int, heads: int, group: int) -> Op:
+    dims = {
+        "batch": sequences,
+        "heads": heads,
+        "q": sequences * queries,
+        "kv": sequences * (queries + before),
+    }
+    if kind == "mla_attention":
+        return Op.of(kind, "bf16", **dims, kv_lora=512, rope=64)
+    return Op.of(kind, "bf16", **dims, kv_heads=max(1, heads // group), head_dim=128)
+
+
 def module(kind: str, dtype: str, tokens: int, experts: int, inter: int, ranks: int, share: float) -> Op:
     local = max(1, experts // ranks)
     dims = {"tokens": tokens, "hidden": 4096, "inter": inter, "experts": experts, "topk": 4}
@@ -58,6 +70,10 @@ OPS = st.one_of(
     st.builds(
         lambda b, c, h: Op.of("mla_attention", "bf16", batch=b, heads=h, kv_lora=512, rope=64, kv=b * c),
         size(512), size(131_072), size(128),
+    ),
+    st.builds(
+        prefill, st.sampled_from(["attention", "mla_attention"]), size(32), size(16_384), size(16_384),
+        st.sampled_from([8, 32, 64]), st.sampled_from([1, 4, 64]),
     ),
     st.builds(
         module,

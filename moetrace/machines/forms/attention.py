@@ -39,6 +39,8 @@ anew (`per_part`): more sequences may take less time. It cuts all the context; p
 walk nothing. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.) Over an fp8 cache, where there
 is no other kernel, `at_once` of its parts start beside each other on a processor (three, inferred: 256, 512, 1,024 and 2,048 of
 them take 1, 2, 3 and 6 times 3.4 us), and a block takes `query_s` longer for each query head.
+Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). Nothing of it was
+measured: tiles of 128 rows that walk the blocks of the first (assumed).
 FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100).
 There it takes their queries for as many tokens of one head, which copies queries and results into another order where there are
 several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one sequence to two, but not with one
@@ -95,6 +97,7 @@ _ANY_GROUP = 1024.0  # `grouped_rows` of a library with one kernel for any numbe
 # Of kernels that cut whatever it costs: tokens of a part at least; no more parts than the root of so many times their number.
 _PART, _FEWER = 128.0, 8.0
 _ENOUGH = 0.85  # of the parts that use most processors, the share that FlashAttention-3 is content with
+_PROMPT_ROWS = 128.0  # of a tile, queries, of a prompt's kernel where decoding has others
 _MOST = 160.0  # tokens of a block, however narrow the head
 _EXACT = 0.005  # of a turn: dealing rounds up wherever the processors are a whole number
 _AHEAD = 4.0  # p of the overlap of a merge that reads ahead
@@ -107,7 +110,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     turns = tile.count / processors
     # A kernel that cuts whatever it costs: into as many parts as its context has, until so many turns are full.
     every = c["most_parts"] > 0
-    anew = ~tile.alone & (c["split_turns"] > 0) & (not every)
+    anew = ~(tile.alone | tile.prompt) & (c["split_turns"] > 0) & (not every)
     cut = _dealt(c, tile, turns) if c["whole_tiles"] else _even(c, tile, turns, anew | every)
     if c["set_for"]:
         cut = _anew(c, tile, anew)
@@ -287,7 +290,7 @@ class Tiles:
     How many, rows of one, blocks that one walks, FLOPs of whole tiles and blocks over those asked for, width of a head
     (MLA's as 128), parts that its context can be cut into and its blocks, both with what lies beyond a window, how much
     further turns are filled for its context, bytes that each part leaves for the merge, the share of its context inside a
-    window, and whether each query head has tiles of its own.
+    window, and whether each query head has tiles of its own, or they are those of a prompt's kernel.
     """
 
     count: FloatArray
@@ -302,6 +305,7 @@ class Tiles:
     empty: FloatArray
     inside: FloatArray
     alone: npt.NDArray[np.bool_]
+    prompt: npt.NDArray[np.bool_]
 
 
 def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
@@ -309,7 +313,7 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
 
     Below `grouped_tiles` tiles and parts of them each query head has tiles of its own.
     """
-    tile_rows, grouped_rows = c["tile_rows"], c["grouped_rows"]
+    grouped_rows = c["grouped_rows"]
     lora = works.dim("kv_lora")
     mla = ~np.isnan(lora)
     wide = np.where(mla, lora + works.dim("rope"), works.dim("head_dim"))
@@ -322,10 +326,14 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
     uncut = np.fmax(works.dim("context"), context)
     parts = np.maximum(1.0, np.floor(uncut / _PART))
     few = batch * kv_heads * parts < c["grouped_tiles"]
-    alone = (grouped_rows < _ANY_GROUP) & ((group <= 1.0) | ~mla & ((group > grouped_rows) | few))
-    kv_heads = np.where(alone, heads, kv_heads)
     queries = works.dim("q", 0.0)
     queries = np.where(queries > 0, queries, batch)
+    # Kernels that were set up for decoding take one query, or as many as a tile holds; prompts have another.
+    several = (c["set_for"] > 0) & (queries > batch)
+    prompt = several & (group * queries / batch > c["tile_rows"])
+    tile_rows = np.where(prompt, _PROMPT_ROWS, c["tile_rows"])
+    alone = (grouped_rows < _ANY_GROUP) & ((group <= 1.0) | ~mla & ((group > grouped_rows) | few)) & ~several
+    kv_heads = np.where(alone, heads, kv_heads)
     rows = heads / kv_heads * queries / batch
     shown = np.where(mla, _WIDTH, np.maximum(wide, 1.0))
     most = max(_MOST, c["block_tokens"])
@@ -347,7 +355,7 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
         blocks=np.maximum(1.0, blocks * seen), padding=padding, wide=shown, parts=limit,
         whole=blocks if c["most_parts"] else np.ceil(uncut / block), alone=alone,
         growth=np.maximum(1.0, np.log2(context / 64.0)), left=4.0 * heads * queries * value,
-        empty=np.ceil(context / block) - context / block, inside=context / uncut,
+        empty=np.ceil(context / block) - context / block, inside=context / uncut, prompt=prompt,
     )  # fmt: skip
 
 
