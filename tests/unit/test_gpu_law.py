@@ -411,3 +411,16 @@ def test_weights_and_arithmetic_hide_a_share_of_what_they_could() -> None:
     assert whole.expected_s[0] < half.expected_s[0] < none.expected_s[0]
     assert half.expected_s[0] == pytest.approx((whole.expected_s[0] + none.expected_s[0]) / 2)
     assert none.expected_s[0] == pytest.approx((none.fixed_s + none.memory_s + none.compute_s)[0])
+
+
+def test_weights_hide_once_behind_blocks_or_arithmetic() -> None:
+    """Narrow experts, whose blocks take longest: faster memory would cost if weights could be hidden by both."""
+    found = [
+        gpu.cost(
+            ops.works([Op.of("moe_down", **{**MODULE, "inter": 64, "tokens": 4096})]),
+            ["experts"],
+            told_experts(per_block_s=1e-5, cached=1.0, overlap=1.0, eta_bw=eta),
+        ).expected_s[0]
+        for eta in (0.5, 0.7, 0.9)
+    ]
+    assert found == sorted(found, reverse=True)

@@ -8,8 +8,8 @@
     blocks  = per_block D hidden / block columns / multiprocessors, of the down GEMM, whose reduction is short
     time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned where that applies; where blocks
               are wide, block bytes times 1 + wide_serial, weights and FLOPs times 1 + above_wide; streaming the down GEMM's
-              weights and its blocks hide each other: (memory^3 + blocks^3)^(1/3) of the two; weights and arithmetic hide the
-              share `overlap` of w + c - (w^2 + c^2)^(1/2)
+              weights and its blocks hide each other: (memory^3 + blocks^3)^(1/3) of the two; what they leave of the weights, w,
+              and arithmetic c hide the share `overlap` of w + c - (w^2 + c^2)^(1/2)
 
 A module was measured as a whole, so each of its ops carries the share of the fixed terms that is its own: a sixth of t0 for
 each launch, per_expert in top-k and align, operators in top-k, per_row in align and combine, the rest in the GEMMs. The parts
@@ -117,8 +117,10 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     fixed_s = sum(terms.values(), np.zeros(len(works)))
     hidden_s = _hidden(weights_s * _down_share(works), terms["blocks"]) if c["per_block_s"] else 0.0
     if c["overlap"]:
+        # Of weights that blocks hide nothing is left to hide behind arithmetic: both would save more than the weights take.
+        left_s = weights_s - hidden_s
         hidden_s = hidden_s + c["overlap"] * (
-            weights_s + compute_s - np.sqrt(weights_s * weights_s + compute_s * compute_s)
+            left_s + compute_s - np.sqrt(left_s * left_s + compute_s * compute_s)
         )
     few = (local <= _FEW) & (experts > _FEW)
     terms |= {
