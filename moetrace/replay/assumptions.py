@@ -57,12 +57,10 @@ def _of_anchor(draft: Draft, source: Hardware | None) -> list[str]:
     """What is taken for granted because of where the measurement was made."""
     meta, hw = draft.run.meta, draft.hw
     if source is not None:
-        same = hw.name == source.name
-        return (
-            []
-            if same
-            else ["idle time is the recording's: the host launches as fast there, dependency gaps stay"]
-        )
+        if hw.name == source.name:
+            return []
+        sure = "" if source.chip == hw.chip else " (within a factor of two, as the interval has it)"
+        return [f"idle time is the recording's: the host launches as fast there{sure}, dependency gaps stay"]
     if meta.kind != "measured":
         why = f"the run is {meta.kind}, not measured"
     elif meta.device_class != hw.device_class:

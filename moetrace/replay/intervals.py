@@ -54,6 +54,18 @@ def narrowed(
     return span, span - _whole((span - low) * below), span + _whole((high - span) * above)
 
 
+def beside_ops(
+    spans: IntArray, ops: tuple[IntArray, IntArray], host: tuple[IntArray, IntArray]
+) -> tuple[IntArray, IntArray]:
+    """Both ends of each segment from those by what is wrong with ops and by what is wrong with the host, in ns.
+
+    The two have nothing to do with each other: the squares of their logarithms are added.
+    """
+    whole, both = np.log(np.maximum(spans, 1)), np.log(np.maximum(np.stack([ops, host]), 1))
+    low, high = np.exp(np.hypot(*(both - whole)))
+    return _whole(spans / low), _whole(spans * high)
+
+
 def _summed(place: IntArray, off: IntArray, families: int, segments: int) -> FloatArray:
     sums = np.bincount(place, off, families * segments).reshape(families, segments)
     return np.asarray(sums, dtype=np.float64)

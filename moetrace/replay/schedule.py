@@ -9,7 +9,7 @@ starts when all earlier ones have ended begins a cluster, which on one stream me
   of rows on one stream, which never overlap more than recorded.
 
 With durations unchanged every start comes back to the ns, and no op made faster ever lengthens a step.
-Not modelled: dependencies between streams other than these, and a host that is itself slowed or sped up.
+Not modelled: dependencies between streams other than these, and a host that waits for the device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 _LATENCY_PERCENTILE = 10
 # What one kernel costs the host in eager PyTorch, dispatch and arguments included. 3-5 us of CPU per kernel are known for the
 # launch itself, and 16.7 us lie between two launches (the median, profiler on) of a public trace of transformers on an H100:
-# the geometric middle, right within a factor of two.
+# the geometric middle, right within a factor of two. A recording's host is as sure, replayed on another chip's machine.
 HOST_LAUNCH_S = 8e-6
 HOST_LAUNCH_FACTOR = 2.0
 
@@ -77,6 +77,7 @@ def lay_out(
     gaps: bool = True,
     launch_s: float = 0.0,
     waits: tuple[IntArray, IntArray] | None = None,
+    host: float = 1.0,
 ) -> tuple[IntArray, IntArray]:
     """(start of each row in ns from its segment's begin, ns that each segment takes) with new durations.
 
@@ -85,7 +86,7 @@ def lay_out(
     Without `gaps` all rows follow one another at once: how another class of device would overlap them is not known. With
     `launch_s` too, the host launches one row after another, each taking it so long, and a row waits for its launch.
     `waits` [n] are what of the recorded and of the new durations is waiting for other ranks: what overlaps that does not move
-    with it.
+    with it. The recorded host takes `host` times as long.
     """
     segment = line.segment[rows]
     joint = np.ones(rows.size, dtype=bool)
@@ -101,7 +102,7 @@ def lay_out(
     seg = segment[heads]
     pace = round(launch_s * 1e9)
     clock = _running_sum(
-        np.where(own, line.host[rows], 0) if not pace else np.full(rows.size, pace), segment
+        np.where(own, _times(line.host[rows], host), 0) if not pace else np.full(rows.size, pace), segment
     )[heads]
     step = np.where(own & line.head[rows], line.wait[rows], 0)[heads] + length
     total = _running_sum(step, seg)
@@ -153,6 +154,10 @@ def _within_clusters(
     result = np.empty_like(offset)
     result[order] = ready
     return result
+
+
+def _times(ns: IntArray, factor: float) -> IntArray:
+    return ns if factor == 1.0 else np.asarray(np.rint(ns * factor), dtype=np.int64)
 
 
 def _firsts(group: IntArray) -> IntArray:

@@ -13,7 +13,7 @@ from moetrace.parse.nesting import exposed_by
 from moetrace.replay import schedule, shares
 from moetrace.replay.anchor import Held, Priced, price_cells
 from moetrace.replay.draft import Draft
-from moetrace.replay.intervals import narrowed
+from moetrace.replay.intervals import beside_ops, narrowed
 from moetrace.replay.predicted import first_rows, per_step
 from moetrace.replay.setting import keeps_gaps, launch_s
 from moetrace.replay.waits import waits_of
@@ -65,10 +65,10 @@ def timed(
     eager = launch_s(draft, source)
     off = schedule.HOST_LAUNCH_FACTOR
 
-    def lay_out(durations: IntArray, host: float) -> tuple[IntArray, IntArray, IntArray]:
+    def lay_out(durations: IntArray, launch: float, host: float = 1.0) -> tuple[IntArray, IntArray, IntArray]:
         return waits.laid_out(
             durations,
-            lambda d, w: schedule.lay_out(line, draft.rows, draft.inserted, d, gaps, host, (was, w)),
+            lambda d, w: schedule.lay_out(line, draft.rows, draft.inserted, d, gaps, launch, (was, w), host),
         )
 
     ends = [np.rint(d).astype(np.int64) for d in (dur, dur / (1 + error), dur * (1 + error))]
@@ -77,10 +77,15 @@ def timed(
     segment = line.segment[draft.rows]
     alone = exposed_by(segment, start, start + dur)[0]
     of_step = draft.base.step[first_rows(draft)]
-    expected, fast, slow = (
-        shares.stretched(draft, segment, d, span) + crossing[of_step] for _, span, d in laid
-    )
+
+    def spans_of(laid: list[tuple[IntArray, IntArray, IntArray]]) -> list[IntArray]:
+        return [shares.stretched(draft, segment, d, span) + crossing[of_step] for _, span, d in laid]
+
+    expected, fast, slow = spans_of(laid)
     spans, low, high = narrowed(draft, segment, ends, (expected, fast, slow))
+    if gaps and source is not None and source.chip != draft.hw.chip and line.launched.any():
+        by_host = spans_of([lay_out(ends[0], 0.0, factor) for factor in (1 / off, off)])
+        low, high = beside_ops(spans, (low, high), (by_host[0], by_host[1]))
     worked = np.bincount(segment, alone, spans.size).astype(np.float64)
     busy = per_step(draft, shares.worked(draft, worked, laid[0][1], spans - crossing[of_step])) + crossing
     return Timed(priced, measured, start, dur, dur - ends[0], was, spans, low, high, busy, crossing)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moetrace.model import load_model
 from moetrace.replay import Scenario, simulate
-from moetrace.replay.intervals import together
+from moetrace.replay.intervals import beside_ops, together
 from moetrace.synthesize import Workload
 
 OFF = st.lists(st.integers(0, 10**9), min_size=1, max_size=8)  # ns
@@ -54,3 +54,13 @@ def test_the_fastest_engines_law_for_any_is_said_and_its_interval_spans_the_othe
         engine: any(words in text for text in summary["assumptions"]) for engine, summary in found.items()
     }
     assert said == {"any": True, "trtllm": False, "vllm": False}
+
+
+@given(st.integers(1, 10**15), st.floats(1, 9), st.floats(1, 9))
+def test_a_hosts_error_beside_that_of_ops_is_more_than_either_and_less_than_both(
+    span: int, ops: float, host: float
+) -> None:
+    whole, one, two = (np.array([round(span * factor)]) for factor in (1, ops, host))
+    low, high = beside_ops(whole, (whole, one), (whole, two))
+    assert low[0] == span
+    assert max(one[0], two[0]) * (1 - 1e-9) - 1 <= high[0] <= span * ops * host * (1 + 1e-9) + 1 + ops + host

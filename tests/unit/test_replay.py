@@ -367,3 +367,17 @@ def test_several_devices_of_one_rank_are_refused(tmp_path):
 def test_what_only_a_simulation_can_be_asked_says_why(run: Run, knob: str, why: str) -> None:
     with pytest.raises(ScenarioError, match=why):
         replay(run, "h100-sxm", Scenario.of(knob))
+
+
+def test_a_host_that_launched_the_ops_is_unsure_on_another_chips_machine() -> None:
+    """A factor of two, as a launch of `graph=off` is: a step that waits for its host had an interval of no width."""
+    graph = decode_run(layers=1, steps=1)
+    launch = (graph.numpy("start_ns") - 3_000).tolist()
+    hosted = decode_run(layers=1, steps=1, launch=launch)
+    here, there = ((*replay(hosted, hw).step_s[0],) for hw in ("h100-sxm", "h200-sxm"))
+    assert here[0] == here[1] == here[2]
+    expected, low, high = there
+    assert low < 0.8 * expected and high == pytest.approx(2 * expected, rel=0.15)
+    assert expected == pytest.approx(here[0], rel=0.05)
+    _, sure_low, sure_high = replay(graph, "h200-sxm").step_s[0]
+    assert low < sure_low and high > sure_high  # ops' own errors are in both
