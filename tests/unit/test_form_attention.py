@@ -443,6 +443,12 @@ def test_an_empty_part_of_the_last_block_is_cleared(context: int, share: float) 
     assert more - plain == pytest.approx(2e-6 * share)
 
 
+def test_of_a_prompts_tiles_those_of_the_last_block_clear_it() -> None:
+    """250 queries of 250 tokens, two blocks of 192: 134 rows are empty, and the tiles of 192 in 250 queries reach them."""
+    plain, more = (cost(told(empty_s=e), decode(1, 250, q=250)).fixed_s[0] for e in (0.0, 2e-6))
+    assert more - plain == pytest.approx(2e-6 * 134 / 192 * 192 / 250)
+
+
 def test_kernels_run_beside_the_host_that_launches_them_one_by_one() -> None:
     """300 us of the host; 3 us of kernels, then 100 turns of 3 us."""
     hw = told(eager=1.0, t0_s=3e-4, split_s=1e-2, eta_flops=1.0, eta_bw=1.0)

@@ -59,7 +59,9 @@ the cache beside the keys, which therefore leave it sooner: 128 parts of 64 head
 length, the kernel that merges them reads ahead, so that the longer of its wait and its bytes shows; FlashMLA's adds both up.
 Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
 per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
-TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two, as if the empty rows of a block were cleared (`empty`).
+TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA clears the values of a last block's empty rows, which
+might be no numbers (`empty`; fill_oob_V in its splitkv_mla.cuh). So within a block a longer context takes less, by up to empty
+for each turn; of a prompt's tiles only those that reach the last block clear it.
 vLLM's rows of MLA on A100 take 0.33 ms at any context until kernels take longer: launched one by one (`eager`), t0 is the
 host's, and the longer of the two shows (a norm of p = 8). A turn of its kernel is a tile a processor: times go in whole ones.
 SGLang reads MLA's fp8 cache by FlashAttention-3 in bf16: it converts all of it before each call (get_key_buffer(..).to(q.dtype)
@@ -68,8 +70,8 @@ copy, and both take room in the cache.
 Blocks and splits: FlashAttention-3 (arXiv 2407.08608, and hopper/tile_size.h of its code: of pages smaller than a block 160
 tokens of width 64, 128 of 128, 96 of 192, 64 or 80 of 256, and without overlap of softmax and GEMM for 64 wide under a window,
 `window_s`), flash decoding (pytorch.org/blog/flash-decoding). Steps: in context where a block or a part begins, in tiles where
-a turn does or a processor's share of blocks, in heads per KV head and tiles where the kernel changes, from one sequence to two
-where queries are turned round.
+a turn does or a processor's share of blocks, in heads per KV head, queries and tiles where the kernel changes, from one
+sequence to two where queries are turned round.
 Warm cache: memory gives nothing of what lies in it and waits for no results (their writing back goes on beside the next
 call's start), and a kernel that waits for each block takes `cached` of its time (SGLang's Triton 0.62: a walk of heads 512
 wide takes 1.6 times as long from where the cache leaves L2). Where a benchmark keeps keys and values in one place, memory
@@ -331,11 +333,12 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
     queries = np.where(queries > 0, queries, batch)
     # Kernels that were set up for decoding take one query, or as many as a tile holds; prompts have another.
     several = (c["set_for"] > 0) & (queries > batch)
-    prompt = several & (group * queries / batch > c["tile_rows"])
+    each = queries / batch
+    prompt = several & (group * each > c["tile_rows"])
     tile_rows = np.where(prompt, _PROMPT_ROWS, c["tile_rows"])
     alone = (grouped_rows < _ANY_GROUP) & ((group <= 1.0) | ~mla & ((group > grouped_rows) | few)) & ~several
     kv_heads = np.where(alone, heads, kv_heads)
-    rows = heads / kv_heads * queries / batch
+    rows = heads / kv_heads * each
     shown = np.where(mla, _WIDTH, np.maximum(wide, 1.0))
     most = max(_MOST, c["block_tokens"])
     block = c["block_tokens"] if c["even_blocks"] else np.minimum(most, c["block_tokens"] * _WIDTH / shown)
@@ -356,7 +359,8 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
         blocks=np.maximum(1.0, blocks * seen), padding=padding, wide=shown, parts=limit,
         whole=blocks if c["most_parts"] else np.ceil(uncut / block), alone=alone,
         growth=np.maximum(1.0, np.log2(context / 64.0)), left=4.0 * heads * queries * value,
-        empty=np.ceil(context / block) - context / block, inside=context / uncut, prompt=prompt,
+        empty=(np.ceil(context / block) - context / block) * np.minimum(1.0, block / each), inside=context / uncut,
+        prompt=prompt,
     )  # fmt: skip
 
 
