@@ -275,6 +275,14 @@ def test_parts_that_lie_beyond_a_window_start_too() -> None:
     assert cost(told(), cut).fixed_s[0] == cost(told(), cut.with_dims(context=512)).fixed_s[0]
 
 
+def test_parts_that_a_window_begins_in_walk_what_is_in_it() -> None:
+    """400 tiles in two parts of 16 blocks, a window of 17: 425 whole parts in five turns, where both walked eight."""
+    cut = decode(200, 1024, window=1024).with_dims(context=2048)
+    assert cost(told(**CUTS), cut).fixed_s[0] == pytest.approx(
+        7e-6 + 3e-6 + 2 * 1e-7 + 8 * 4e-6 + 5 * 16 * 1e-6
+    )
+
+
 @pytest.mark.parametrize(("tiles", "parts"), [(100, 7), (114, 7), (115, 6), (400, 2), (401, 1)])
 def test_parts_are_whole_and_fill_eight_turns_at_most(tiles: int, parts: int) -> None:
     """Seven parts of 128 tokens, two blocks each; 100 processors."""

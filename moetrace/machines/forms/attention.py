@@ -190,6 +190,8 @@ def _anew(c: Mapping[str, float], tile: Tiles, anew: npt.NDArray[np.bool_]) -> C
     count = np.where(anew, np.maximum(1.0, count), 1.0)
     inside = np.where(anew, np.minimum(count, 1.0 + np.floor(tile.inside * count)), count)
     walked = np.where(anew, np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count)), tile.blocks)
+    # The part that a window begins in and the others together walk no more than the window's blocks.
+    inside = np.where(tile.inside < 1.0, np.minimum(inside, tile.blocks / walked), inside)
     return Cut(count > 1.0, count, inside, walked, np.zeros_like(anew), np.zeros_like(count))
 
 
