@@ -168,7 +168,7 @@ def test_until_memory_streams() -> None:
         assert more == pytest.approx(4e-6 * share)
 
 
-@pytest.mark.parametrize(("dim", "share"), [(64, 1.0), (96, 1 / 3), (128, 0.0), (256, 0.0)])
+@pytest.mark.parametrize(("dim", "share"), [(64, 4.0), (96, 16 / 9), (128, 1.0), (256, 0.25)])
 def test_a_narrow_head_under_a_window_takes_longer(dim: int, share: float) -> None:
     """500 sequences of 2 KV heads: ten turns."""
     op = decode(500, 100, dim=dim, window=100)

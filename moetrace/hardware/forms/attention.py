@@ -260,7 +260,14 @@ ATTENTION = Schema.of(
         given=True,
     ),
     Parameter(
-        "window_s", "s/wave", 0, 1e-4, 1e-6, 0, "a tile's more under a window, of heads half of 128 wide", 2.0
+        "window_s",
+        "s/wave",
+        0,
+        1e-4,
+        1e-6,
+        0,
+        "a tile's more under a window, of heads 128 wide; as the width's square less",
+        2.0,
     ),
     Parameter(
         "ramp_s", "s", 0, 1e-4, 2e-6, 0, "until memory streams, where more is read than the cache holds", 2.0

@@ -6,8 +6,8 @@
                many tokens at any width in even_blocks
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs of whole tiles and blocks / (eta_flops x peak)
     start    = (turns x (per_tile + rows of a tile x tile_row) + tiles / processors x rows of a tile x per_row) x width / 128
-               + ramp, turns = tiles / processors; turns x empty x empty part of the last block; and window x turns where
-               a window cuts sequences of heads half as wide
+               + ramp, turns = tiles / processors; turns x empty x empty part of the last block; and window x turns x
+               (128 / width)^2 where a window cuts sequences
     walks    = turns, up to at_once of a processor's tiles beside each other: all but the first add `beside` of a walk
     stream   = one block + max of memory, the other blocks' compute and their serial walk: walks x blocks x per_block
     expected = t0 + per_sequence x sequences + (start^p + stream^p)^(1/p) + odd_head where a head is no power of two wide
@@ -68,10 +68,11 @@ SGLang reads MLA's fp8 cache by FlashAttention-3 in bf16: it converts all of it 
 in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`, recast_s); what is read then is the
 copy, and both take room in the cache.
 Blocks and splits: FlashAttention-3 (arXiv 2407.08608, and hopper/tile_size.h of its code: of pages smaller than a block 160
-tokens of width 64, 128 of 128, 96 of 192, 64 or 80 of 256, and without overlap of softmax and GEMM for 64 wide under a window,
-`window_s`), flash decoding (pytorch.org/blog/flash-decoding). Steps: in context where a block or a part begins, in tiles where
-a turn does or a processor's share of blocks, in heads per KV head, queries and tiles where the kernel changes, from one
-sequence to two where queries are turned round.
+tokens of width 64, 128 of 128, 96 of 192, 64 or 80 of 256, and without overlap of softmax and GEMM for 64 wide under a window),
+what a window costs beside (`window_s`, inferred: in vLLM's times 4 us of 64 wide, 1 to 2 of 128, none in SGLang's), flash
+decoding (pytorch.org/blog/flash-decoding). Steps: in context where a block or a part begins, in tiles where a turn does or a
+processor's share of blocks, in heads per KV head, queries and tiles where the kernel changes, from one sequence to two where
+queries are turned round.
 Warm cache: memory gives nothing of what lies in it and waits for no results (their writing back goes on beside the next
 call's start), and a kernel that waits for each block takes `cached` of its time (SGLang's Triton 0.62: a walk of heads 512
 wide takes 1.6 times as long from where the cache leaves L2). Where a benchmark keeps keys and values in one place, memory
@@ -132,7 +133,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     walks = np.where(cut.dealt, 1.0, _together(walking, c["at_once"], c["beside"]))
     walk_s = walks * cut.walked * block_s
     row_s = tile.rows * (turns * c["per_row_s"] * np.where(anew, 1.0, wide) + whole * c["tile_row_s"] * wide)
-    narrow = (works.dim("window", 0.0) > 0) * np.maximum(0.0, 1.0 / wide - 1.0)
+    narrow = (works.dim("window", 0.0) > 0) * wide**-2.0
     tile_s = np.where(anew, c["per_part_s"], share * c["per_tile_s"] * wide)
     start_s = whole * (tile_s + c["window_s"] * narrow + c["empty_s"] * tile.empty)
     start_s = start_s + row_s + c["ramp_s"] * far * filled(works["bytes"], at)
