@@ -106,6 +106,15 @@ def test_what_cannot_be_is_a_row_with_its_problem() -> None:
     assert met == 1 and best is not None and best["n_a"].to_pylist() == [8]
 
 
+def test_a_time_that_no_whole_ns_hold_leaves_the_other_rows() -> None:
+    """All rows of one machine are laid out together: one that is too long refused the grid."""
+    sets = ("batch=16,1000000000", "context=300,1000000000")
+    asked = replays_of(decode_run(), "a run", [H100], sets)
+    assert check_replays(asked) == 4
+    problems = [row["problem"] for row in asked.tables(next(asked.tasks()))[0].to_pylist()]
+    assert [problem is None for problem in problems] == [True, True, True, False]
+
+
 def test_an_interrupted_grid_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded, "_FEW", 5)
     grid = open_grid(tmp_path / "grid", plan())

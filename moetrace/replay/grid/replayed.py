@@ -16,7 +16,7 @@ import numpy.typing as npt
 from moetrace import ops as work_of
 from moetrace.cost import PriceContext
 from moetrace.cost.beyond import beyond, said
-from moetrace.errors import MoetraceError
+from moetrace.errors import MoetraceError, ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.op import BOUNDS, Op
 from moetrace.replay import memory
@@ -95,7 +95,7 @@ class Replayer:
             alike.setdefault(key, []).append((place, made))
         for group in alike.values():
             for some in _cut(group):
-                found = _together([made for _, made in some])
+                found = _answered([made for _, made in some])
                 for (place, _), one in zip(some, found, strict=True):
                     out[place] = one
         return out
@@ -141,6 +141,16 @@ def _cut(group: Sequence[tuple[int, Edited]]) -> Iterator[Sequence[tuple[int, Ed
     size = max(1, _MOST_ROWS // rows)
     for start in range(0, len(group), size):
         yield group[start : start + size]
+
+
+def _answered(made: Sequence[Edited]) -> list[Replayed | str]:
+    """The replays of drafts that are priced alike, or why one cannot be; that one is found by halves."""
+    try:
+        return list(_together(made))
+    except ScenarioError as error:
+        if len(made) == 1:
+            return [str(error)]
+    return [*_answered(made[: len(made) // 2]), *_answered(made[len(made) // 2 :])]
 
 
 def _together(made: Sequence[Edited]) -> list[Replayed]:
