@@ -40,7 +40,8 @@ walk nothing. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and compute
 is no other kernel, `at_once` of its parts start beside each other on a processor (three, inferred: 256, 512, 1,024 and 2,048 of
 them take 1, 2, 3 and 6 times 3.4 us), and a block takes `query_s` longer for each query head.
 Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). Nothing of it was
-measured: tiles of 128 rows that walk the blocks of the first (assumed).
+measured: tiles of 128 rows that walk the blocks of the first (assumed). A few queries more than a tile holds, which is priced
+by that kernel, may take half as long as the tile that is full.
 FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100).
 There it takes their queries for as many tokens of one head, which copies queries and results into another order where there are
 several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one sequence to two, but not with one
@@ -55,7 +56,9 @@ FlashAttention-3 (SGLang's MLA on H100) leaves a tenth of the processors spare a
 (flash_prepare_scheduler.cu: each = ceil(1.1 tiles n / processors)), of more than four blocks, in no more parts than fill
 0.85 of what 128 would (num_splits_heuristic in its heuristics.h). Into how many parts is told by the processors measured, as
 a fact, so that a processor more never makes a merge due; how far each walks, by the machine's own. What parts leave lies in
-the cache beside the keys, which therefore leave it sooner: 128 parts of 64 heads are 17 MB. Inferred: where parts have one
+the cache beside the keys, which therefore leave it sooner: 128 parts of 64 heads are 17 MB. Where a
+processor's share becomes a whole sequence nothing is merged, so that a few more sequences or queries take less time, with 128
+heads up to a half less (64 were measured). Inferred: where parts have one
 length, the kernel that merges them reads ahead, so that the longer of its wait and its bytes shows; FlashMLA's adds both up.
 Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
 per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
