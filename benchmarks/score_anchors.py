@@ -24,7 +24,7 @@ import pandas as pd
 import moetrace
 from moetrace.calibrate.measured import SYSTEMS
 from moetrace.hardware import Hardware, load_hardware
-from moetrace.hardware.machine import Widen
+from moetrace.hardware.family import Widen
 
 MOST_TOKENS, FEW_RANKS, DRAWS, ANCHORS, ROWS = 512, 8, 8, 8, 400
 WIDEN = 0.27  # as the shipped profiles of chips that take H100's coefficients

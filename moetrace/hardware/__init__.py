@@ -8,6 +8,7 @@ wrong type or a value that cannot be meant is a ProfileError that names file, ke
 
 from __future__ import annotations
 
+from moetrace.hardware.family import FOREIGN, Family, together
 from moetrace.hardware.files import profile_names, read_profile
 from moetrace.hardware.forms import FORM_OF, SCHEMAS, Parameter, Schema, schema
 from moetrace.hardware.machine import (
@@ -16,17 +17,14 @@ from moetrace.hardware.machine import (
     ENGINES,
     FALLBACK,
     FASTEST,
-    FOREIGN,
     OF_BF16,
     OTHER_ENGINE,
     OTHER_VERSION,
-    Family,
     Hardware,
     Link,
     Memory,
     Wafer,
     coefficient_family,
-    together,
 )
 from moetrace.hardware.match import match_device
 from moetrace.hardware.profile import LAWS, load_hardware

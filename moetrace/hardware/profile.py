@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 from moetrace.errors import ProfileError
+from moetrace.hardware.family import Family
 from moetrace.hardware.files import Reader, profile_names, read_profile
 from moetrace.hardware.forms import GENERIC, SCHEMAS
-from moetrace.hardware.machine import ENGINES, Family, Hardware, Link, Memory, Wafer
+from moetrace.hardware.machine import ENGINES, Hardware, Link, Memory, Wafer
 from moetrace.hardware.match import check_match
 from moetrace.hardware.pace import Pace
 from moetrace.hardware.variants import node_of, split_node, variant_of, widening

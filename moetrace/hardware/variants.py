@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from moetrace.errors import ProfileError
+from moetrace.hardware.family import Family, Widen
 from moetrace.hardware.files import Reader
-from moetrace.hardware.machine import Family, Hardware, Link, Memory, Widen
+from moetrace.hardware.machine import Hardware, Link, Memory
 from moetrace.hardware.pace import Pace
 
 MAX_DEVICES = 100_000
