@@ -138,7 +138,7 @@ memory_bytes_per_s = 1e12
 
 
 def test_what_does_not_carry_over_to_another_chip_is_marked_and_wide(tmp_path: Path) -> None:
-    """MLA's coefficients of H100, tried on A100 and back, carry 80 % of the ops over within a factor of 7.3."""
+    """MLA's coefficients of H100, tried on A100 and back, carry 80 % of the ops over within a factor of 7.7."""
     donor = load_hardware("h100-sxm").families
     for name in ("b200", "gb200", "mi300x", "mi325x", "l40s"):
         families = load_hardware(name).families
@@ -158,7 +158,7 @@ def test_what_does_not_carry_over_to_another_chip_is_marked_and_wide(tmp_path: P
     text = (Path(__file__).parents[2] / "hw_profiles" / "b200.toml").read_text()
     for wrong in ("mla = 6.3", "mla_attention = -1", 'mla_attention = "much"'):
         with pytest.raises(ProfileError, match=r"transferred\.widen_family"):
-            load_hardware(write(tmp_path, text.replace("mla_attention = 6.3", wrong)))
+            load_hardware(write(tmp_path, text.replace("mla_attention = 6.7", wrong)))
 
 
 def test_peaks_fall_back_only_along_documented_lines() -> None:
