@@ -1,4 +1,4 @@
-"""How attention's kernels cut ops: tiles of query rows, blocks of KV tokens, parts of a sequence. Why: `attention`, the form."""
+"""How attention's kernels cut ops: tiles of query rows, blocks of KV tokens, parts of a sequence. Why: `attention`."""
 
 from __future__ import annotations
 
