@@ -23,7 +23,7 @@ from moetrace.calibrate import groups_of
 from moetrace.calibrate.fit import Problem
 from moetrace.calibrate.measured import Measured
 from moetrace.calibrate.tables import read_measurements
-from moetrace.hardware import BEYOND_ENGINES, OTHER_ENGINE, Hardware, load_hardware, together
+from moetrace.hardware import BEYOND_ENGINES, OTHER_ENGINE, Hardware, combined_error, load_hardware
 
 TABLES = (
     "moe_perf",
@@ -79,7 +79,7 @@ def left_out(found: Errors) -> Iterator[tuple[FloatArray, float]]:
 def held(cases: list[tuple[FloatArray, float]]) -> str:
     """How many rows intervals of these factors hold, as they are and with a further error; each case counts as one."""
     shares = [
-        np.mean([np.mean(np.abs(off) < np.log1p(together(own - 1, error))) for off, own in cases])
+        np.mean([np.mean(np.abs(off) < np.log1p(combined_error(own - 1, error))) for off, own in cases])
         for error in FURTHER
     ]
     return ", ".join(

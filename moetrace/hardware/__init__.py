@@ -8,7 +8,7 @@ wrong type or a value that cannot be meant is a ProfileError that names file, ke
 
 from __future__ import annotations
 
-from moetrace.hardware.family import FOREIGN, Family, together
+from moetrace.hardware.family import FOREIGN, Family, combined_error
 from moetrace.hardware.files import profile_names, read_profile
 from moetrace.hardware.forms import FORM_OF, SCHEMAS, Parameter, Schema, schema
 from moetrace.hardware.machine import (
@@ -33,5 +33,5 @@ from moetrace.hardware.variants import node_of
 __all__ = [
     "ANY_ENGINE", "BEYOND_ENGINES", "ENGINES", "FALLBACK", "FASTEST", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "OTHER_ENGINE",
     "OTHER_VERSION", "SCHEMAS", "Family", "Hardware", "Link", "Memory", "Parameter", "Schema", "Wafer", "coefficient_family",
-    "load_hardware", "match_device", "node_of", "profile_names", "read_profile", "schema", "together",
+    "combined_error", "load_hardware", "match_device", "node_of", "profile_names", "read_profile", "schema",
 ]  # fmt: skip

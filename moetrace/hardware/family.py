@@ -13,7 +13,7 @@ from moetrace.hardware.pace import Pace
 FOREIGN = "(its kernels do not carry over)"  # in the provenance of coefficients that another chip's kernels did not follow
 
 
-def together(one: float, other: float) -> float:
+def combined_error(one: float, other: float) -> float:
     """Two errors that have nothing to do with each other as one: the root of the sum of their logarithms' squares.
 
     Between H100 and A100 one figure for all engines' transfer holds more evenly so than by one error times the other
@@ -31,10 +31,10 @@ class Family:
     apart; `error_terms` is by decade that of an op whose time is all one term of the form, what is between them geometric, by
     each term's share; by `error_rises` their logarithms grow over each decade, half before and half beyond its middle;
     `error_apart` is by decade that of exchanges of low latency or between nodes and of eager all-reduces. Each of these was
-    found where it was measured: elsewhere `carried`, what carrying over errs by, is added to it (`together`), as to `error`
-    already. `seen` has
-    the least and the most of each size that the fit saw, empty where that is not said. `source` says where all this is from.
-    `named` are the parameters that the profile itself gives; `value` has the defaults of the others too.
+    found where it was measured: elsewhere `carried`, what carrying over errs by, is added to it, as to `error` already
+    (`combined_error`). `seen` has the least and the most of each size that the fit saw, empty where that is not said. `source`
+    says where all this is from. `named` are the parameters that the profile itself gives; `value` has the defaults of the
+    others too.
     """
 
     form: str
@@ -60,12 +60,12 @@ class Family:
 
     def widened(self, by: float) -> Family:
         """The same coefficients where they err by a further `by`."""
-        return replace(self, error=together(self.error, by), carried=together(self.carried, by))
+        return replace(self, error=combined_error(self.error, by), carried=combined_error(self.carried, by))
 
     def on_another(self, name: str, paces: tuple[Pace, Pace], widen: Widen) -> Family:
         """The same on another chip than `name`, whose they are; `paces` of that one and of this (`at_pace`).
 
-        The transfer's error is added (`together`); what did not carry over once does not for the next chip either.
+        The transfer's error is added (`combined_error`); what did not carry over once does not for the next chip either.
         """
         foreign = widen.foreign or FOREIGN in self.provenance
         label = f"transferred from {name}"

@@ -12,13 +12,13 @@ from moetrace.hardware.pace import Pace
 ANY_ENGINE = "any"
 # What another version of an engine than was measured errs by beside its coefficients' own error: the most that public tables
 # say. They have one version of each engine on an H100 and another on an A100; for intervals of the one to hold 80 % of the
-# other's MoE modules, TensorRT-LLM (1.0, 1.3) needs 0 and 17 %, SGLang (0.5.10, 0.5.14) 5 and 30 %, vLLM (0.14, 0.19) 26 and
-# 41 %, the chips' difference included (benchmarks/score_transfer.py).
-OTHER_VERSION = 0.41
+# other's MoE modules, TensorRT-LLM (1.0, 1.3) needs 0 and 19 %, SGLang (0.5.10, 0.5.14) 9 and 23 %, vLLM (0.14, 0.19) 28 and
+# 42 %, the chips' difference included (benchmarks/score_transfer.py).
+OTHER_VERSION = 0.42
 
 # The engines that are told apart, and what one that was not measured errs by beside the coefficients' own error, or where it is
-# not said which and only one was: with it an engine's own interval holds 80 % of another's rows in the public tables, without
-# it 35 %. Where two or more were measured, the law of all has their spread in its error: of an engine left out it holds 63 %,
+# not said which and only one was: with it an engine's own interval holds 79 % of another's rows in the public tables, without
+# it 33 %. Where two or more were measured, the law of all has their spread in its error: of an engine left out it holds 63 %,
 # with this error beside it 80 % (benchmarks/score_engines.py).
 ENGINES = ("vllm", "sglang", "trtllm")
 OTHER_ENGINE = 0.6

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moetrace.cost import PriceContext
 from moetrace.cost.anchors import RATIO_ERROR
-from moetrace.hardware import Hardware, load_hardware, together
+from moetrace.hardware import Hardware, combined_error, load_hardware
 from moetrace.op import Costs, Op
 from moetrace.replay import Scenario, replay
 from moetrace.replay.anchor import ONE_CHIP_MOST, _ratio_error, price_ops
@@ -68,7 +68,7 @@ def test_on_one_chip_both_answers_err_and_what_is_wrong_with_the_chip_cancels(
 
 @given(error, st.floats(0, 2))
 def test_between_a_profile_and_its_donor_only_the_transfer_errs(donor: float, widen: float) -> None:
-    wide, close = together(donor, widen), {"rel": 1e-6, "abs": 1e-9}
+    wide, close = combined_error(donor, widen), {"rel": 1e-6, "abs": 1e-9}
     assert one(H100, H200, donor, wide, FITTED, GIVEN, carried=(0, widen)) == pytest.approx(widen, **close)
     assert one(H200, H100, wide, donor, GIVEN, FITTED, carried=(widen, 0)) == pytest.approx(widen, **close)
     assert one(NODE, H200, donor, wide, FITTED, GIVEN, carried=(0, widen)) == pytest.approx(widen, **close)
@@ -77,9 +77,9 @@ def test_between_a_profile_and_its_donor_only_the_transfer_errs(donor: float, wi
 @given(error, error, st.floats(0, 2))
 def test_an_edit_errs_no_less_on_another_chip_than_on_the_same(a: float, b: float, widen: float) -> None:
     """Whatever the law's errors at the two sizes: that the widened one may equal the other says nothing of the ratio."""
-    wide, close = together(b, widen), {"rel": 1e-6, "abs": 1e-6}
+    wide, close = combined_error(b, widen), {"rel": 1e-6, "abs": 1e-6}
     found = one(H100, H200, a, wide, FITTED, GIVEN, carried=(0, widen), edited=True)
-    assert found == pytest.approx(together(one(H100, H100, a, b), widen), **close)
+    assert found == pytest.approx(combined_error(one(H100, H100, a, b), widen), **close)
     back = one(H200, H100, wide, a, GIVEN, FITTED, carried=(widen, 0), edited=True)
     assert back == pytest.approx(found, **close)
 
@@ -89,8 +89,8 @@ def test_on_a_chip_of_anothers_coefficients_an_edit_errs_as_its_answers_do(
     a: float, b: float, widen: float
 ) -> None:
     """What is wrong with the chip does not cancel there (benchmarks/score_ratios.py)."""
-    wide = together(a, widen), together(b, widen)
-    expected = min(together(*wide), np.expm1(ONE_CHIP_MOST))
+    wide = combined_error(a, widen), combined_error(b, widen)
+    expected = min(combined_error(*wide), np.expm1(ONE_CHIP_MOST))
     found = one(H200, H200, *wide, GIVEN, GIVEN, carried=(widen, widen), edited=True)
     assert found == pytest.approx(expected, rel=1e-6)
 
@@ -126,7 +126,9 @@ def test_a_measurement_is_no_help_where_another_kernel_runs() -> None:
     assert one(H100, B200, 0.1, 7.25, "fitted mla_attention", foreign) == 7.25
     assert one(B200, H100, 7.25, 0.1, foreign, "fitted mla_attention") == 7.25
     gb200, own = load_hardware("gb200"), foreign.replace("h100-sxm", "b200")
-    assert one(B200, gb200, 1.0, 1.1, foreign, own, carried=(6.3, together(6.3, 0.05))) == pytest.approx(0.05)
+    assert one(
+        B200, gb200, 1.0, 1.1, foreign, own, carried=(6.3, combined_error(6.3, 0.05))
+    ) == pytest.approx(0.05)
 
 
 def test_an_unknown_error_stays_unknown() -> None:

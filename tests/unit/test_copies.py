@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moetrace.hardware import together
+from moetrace.hardware import combined_error
 from moetrace.replay import Scenario, replay
 from moetrace.replay.copies import ASSUMED_ERROR, copy_error
 from moetrace.replay.editing import edited
@@ -69,4 +69,4 @@ def test_an_edited_copy_errs_by_both() -> None:
     run = decode_run()
     frame = replay(run, H100, Scenario.of("layers=3", "n_a=4")).run.to_pandas(["kind", "layer", "error"])
     experts = frame[frame.kind == "moe_gate_up"].groupby("layer").error.first()
-    assert experts[2] == pytest.approx(together(experts[0], ASSUMED_ERROR)) and experts[0] > 0
+    assert experts[2] == pytest.approx(combined_error(experts[0], ASSUMED_ERROR)) and experts[0] > 0

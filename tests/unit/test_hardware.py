@@ -12,12 +12,12 @@ from moetrace.hardware import (
     BEYOND_ENGINES,
     OTHER_ENGINE,
     OTHER_VERSION,
+    combined_error,
     files,
     load_hardware,
     match_device,
     profile_names,
     read_profile,
-    together,
 )
 from moetrace.hardware.pace import Pace
 
@@ -146,10 +146,10 @@ def test_what_does_not_carry_over_to_another_chip_is_marked_and_wide(tmp_path: P
             assert families[key].provenance.endswith(" (its kernels do not carry over)")
             carried = families[key].carried
             assert (
-                families[key].error == pytest.approx(together(donor[key].error, carried))
+                families[key].error == pytest.approx(combined_error(donor[key].error, carried))
                 and 6.2 < carried < 9
             )
-        assert name not in ("b200", "gb200") or families["attention"].error >= together(
+        assert name not in ("b200", "gb200") or families["attention"].error >= combined_error(
             donor["attention"].error, 0.39
         )
         assert "carry" not in families["attention"].provenance + families["experts"].provenance
@@ -200,7 +200,9 @@ clock_hz = 0.99e9
 def test_transferred_coefficients_are_the_donors_with_a_wider_error() -> None:
     donor, heir = (load_hardware(n).families["experts"] for n in ("h100-sxm", "mi300x"))
     assert heir["t0_s"] == donor["t0_s"] and heir["eta_bw"] == donor["eta_bw"]
-    assert heir.error == pytest.approx(together(donor.error, 0.75)) and heir.carried == pytest.approx(0.75)
+    assert heir.error == pytest.approx(combined_error(donor.error, 0.75)) and heir.carried == pytest.approx(
+        0.75
+    )
     assert heir.provenance == "transferred from h100-sxm" and donor.provenance == "fitted"
 
 
@@ -217,7 +219,7 @@ def test_another_version_of_an_engine_is_priced_alike_and_less_surely(name: str,
     hw = load_hardware(name)
     (_, own), (key, other) = (hw.family("moe_gate_up", "experts", "bf16", e) for e in ("sglang", asked))
     assert other == own.widened(OTHER_VERSION) and f"(as of {asked})" in key
-    assert other.error == pytest.approx(together(own.error, 0.41))
+    assert other.error == pytest.approx(combined_error(own.error, 0.42))
     assert hw.family("norm", "norm", "bf16", asked)[1].error == hw.family("norm", "norm", "bf16")[1].error
     assert load_hardware("a100-sxm").engines["sglang"] == "0.5.10" != hw.engines["sglang"]
 
@@ -240,7 +242,7 @@ def test_a_narrow_type_without_a_fit_is_the_16_bit_one_with_twice_its_error(
     hw = load_hardware("h100-sxm")
     key, found = hw.family(kind, family, dtype)
     own = hw.families[family]
-    assert found == own.widened(1.0) and found.error == together(own.error, 1.0) > own.error
+    assert found == own.widened(1.0) and found.error == combined_error(own.error, 1.0) > own.error
     assert key == f"{family} (of 16-bit kernels, error widened for {dtype})"
 
 

@@ -118,7 +118,7 @@ def unshared(fewer: float) -> float:
 
     x / (x + 0.48), x = |ln fewer|. Of MoE modules measured on an H100 or an A100, of the same shape and routing, with 3/4, 1/2,
     1/4 and 1/8 of the tokens (no two shapes of the tables differ in n_a alone; as many choices among the same experts stand for
-    it), 80 % of the ratios are off by 0.37, 0.57, 0.76 and 0.85 of both errors together (benchmarks/score_ratios.py).
+    it), 80 % of the ratios are off by 0.37, 0.58, 0.77 and 0.86 of both errors together (benchmarks/score_ratios.py).
     """
     x = abs(log(fewer))
     return x / (x + 0.48)
