@@ -208,14 +208,14 @@ def _attention(p: _Pass, window: int, heads: dict[str, int]) -> Op:
     kv = round(p.mean * p.context) if p.mean else p.batch * p.context
     extra = {"q": p.tokens} if p.queries > 1 else {}
     if p.mean:
-        extra["pairs"] = round(p.mean * _pairs(p.queries, p.context, window))
+        extra["pairs"] = round(p.mean * causal_pairs(p.queries, p.context, window))
     if window and p.context > window:
         kv = min(kv, p.batch * window + p.tokens - p.batch)
         extra |= {"window": window, "context": p.context}
     return p.small("attention", batch=p.batch, **heads, kv=kv, **extra)
 
 
-def _pairs(queries: int, context: int, window: int) -> float:
+def causal_pairs(queries: float, context: float, window: float) -> float:
     """Keys that the last `queries` tokens of one sequence see, summed: a window cuts those that would see more."""
     most = min(window, context) if window else context
     first = min(context - queries + 1, most)

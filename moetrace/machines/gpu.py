@@ -57,6 +57,9 @@ def cost(
         network_s[rows] = 0.0 if parts.network_s is None else parts.network_s
         error[rows] = errors(family, some, parts)
     lower_s = np.maximum(works["bytes_min"] / hw.memory.bytes_per_s, works["flops"] / peak)
+    alone = works["net_ranks"] == 1  # no engine launches a collective of one rank
+    for column in (compute_s, memory_s, network_s, fixed_s, expected_s, lower_s):
+        column[alone] = 0.0
     if sent.any():
         lower_s[sent] = _certain(works.take(np.flatnonzero(sent)), hw)
         expected_s[sent & ~np.array([FORMS[f.form].network for _, f in found])[word]] = np.nan
@@ -67,7 +70,7 @@ def cost(
 def _collectives(
     works: Works, sent: npt.NDArray[np.bool_], hw: Hardware, found: Found, words: list[str]
 ) -> tuple[list[tuple[str, Family]], list[str], IntArray]:
-    """Coefficients, words and each op's place among them, with those of collectives: alone, a rank only copies.
+    """Coefficients, words and each op's place among them, with those of collectives: alone, a rank sends nothing.
 
     What a profile has no link or no coefficients for is unknown, and its word says so.
     """
@@ -77,9 +80,6 @@ def _collectives(
     for at, op in enumerate(types):
         key, family = found[at]
         network = FORMS[family.form].network
-        if network:
-            alone = hw.family("communication", "communication", op.weight_dtype)
-            more[at], told[at] = alone, f"{hw.name} {alone[1].provenance} {alone[0]}"
         more.append((key, family))
         missing = "has no link" if hw.link is None else f"has no coefficients for {op.kind}"
         told.append(words[at] if network and hw.link else f"unknown: profile {hw.name!r} {missing}")

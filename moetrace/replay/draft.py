@@ -44,9 +44,9 @@ class At:
 class Share:
     """What one rank's ops in a step stand for, where a rank does not work through the whole batch at once.
 
-    `batch` sequences are in the ops; `times` is the step's time over that of its ops one after another (a pipeline that fills
-    and drains), `busy` the share of that in which a rank works; `halves`: the ops are one of two halves of the batch, which
-    overlap.
+    `batch` sequences are in the ops, or begun in them where prompts are cut between their tokens; `times` is the step's time
+    over that of its ops one after another (a pipeline that fills and drains), `busy` the share of that in which a rank works;
+    `halves`: the ops are one of two halves of the batch, which overlap.
     """
 
     batch: int

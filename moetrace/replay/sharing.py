@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from moetrace.errors import ScenarioError
+from moetrace.forward import causal_pairs
 from moetrace.op import Op
 from moetrace.replay import edit
-from moetrace.replay.beside import Busiest
+from moetrace.replay.beside import Busiest, busiest_groups
 from moetrace.replay.draft import At, Draft, Share
 from moetrace.run import GENERATING
 
@@ -21,6 +23,7 @@ _ATTENTION_OUT = (
     frozenset({"attention", "mla_attention", "linear_attention", "attention_reduce"}),
 )
 _FFN_OUT = (frozenset({"moe_combine", "moe_down", "moe_experts", "dense_down", "shared_down"}),)
+_PROMPTS = ("prefill", "mixed")  # phases of steps that work on prompts
 # Thread blocks of DeepEP's normal kernels, which prefills use (its README's setting); decode takes the low-latency ones.
 _NORMAL_SMS = 24
 
@@ -36,14 +39,7 @@ def shared_out(
 
     Kinds in `whole` keep their tokens. Raises ScenarioError where a step's batch is not known.
     """
-    shares = list(draft.shares)
-    for i in range(len(draft.steps)) if not shares else ():
-        batch = draft.batch_of(i)
-        if batch is None:
-            raise ScenarioError(
-                f"{asked}: the recording does not say the batch of step {draft.steps[i].name!r}"
-            )
-        shares.append(Share(batch))
+    shares = _shares(draft, asked)
     was = [share.batch for share in shares]
     new = [part(i, batch) for i, batch in enumerate(was)]
 
@@ -55,6 +51,51 @@ def shared_out(
 
     shares = [replace(share, batch=n) for share, n in zip(shares, new, strict=True)]
     return replace(draft.rewrite(change), shares=tuple(shares))
+
+
+def _shares(draft: Draft, asked: str) -> list[Share]:
+    """What one rank's ops stand for in each step; all of its batch where nothing has shared it out yet."""
+    shares = list(draft.shares)
+    for i in range(len(draft.steps)) if not shares else ():
+        batch = draft.batch_of(i)
+        if batch is None:
+            raise ScenarioError(
+                f"{asked}: the recording does not say the batch of step {draft.steps[i].name!r}"
+            )
+        shares.append(Share(batch))
+    return shares
+
+
+def prompt_tokens(draft: Draft, asked: str) -> dict[int, Any]:
+    """Tokens of one rank in each step that works on prompts, by index: such a step may be cut between any two of them.
+
+    Of a steady load those of the data-parallel group with most. Raises ScenarioError where a step's batch is not known.
+    """
+    busiest = busiest_groups(draft, draft.parallel.dp)
+    found = {}
+    for i, share in enumerate(_shares(draft, asked)):
+        step, whole = draft.steps[i], draft.batch_of(i)
+        if i in busiest:
+            found[i] = busiest[i].own_tokens
+        elif step.phase in _PROMPTS and step.tokens and whole:
+            found[i] = -(-step.tokens * share.batch // whole)
+    return found
+
+
+def part_of_tokens(new: Any, old: Any) -> Shared:
+    """An op at `new` of the `old` tokens of a step that works on prompts.
+
+    A part of a prompt attends to what came before it: the parts have the whole's pairs of queries and keys among them.
+    """
+
+    def change(op: Op, at: At) -> Op:
+        if op.has("q", "kv", "batch") and not op.has("pairs"):
+            keys, queries = op["kv"] / op["batch"], op["q"] / op["batch"]
+            seen = op["batch"] * causal_pairs(queries, keys, op.get("window") or 0)
+            op = op.with_dims(pairs=round(seen))
+        return edit.scaled(op, new, old)
+
+    return change
 
 
 def with_stages(draft: Draft, stages: int, parts: Mapping[int, float]) -> Draft:
@@ -72,23 +113,21 @@ def with_stages(draft: Draft, stages: int, parts: Mapping[int, float]) -> Draft:
     )
 
 
-def halved(draft: Draft, asked: str, mixed: Collection[int] = ()) -> Draft:
+def halved(draft: Draft, asked: str) -> Draft:
     """The draft with each step's ops at half of the batch, one of two halves that overlap; a lone sequence stays.
 
-    The steps in `mixed`, which work on prompts, are cut in the middle of their tokens, as vLLM cuts every step
-    (v1/worker/ubatch_utils.py) and SGLang a prefill whose sequences do not part evenly (two-chunk overlap, PR 8144).
+    Steps that work on prompts are cut in the middle of their tokens, as vLLM cuts every step (v1/worker/ubatch_utils.py) and
+    SGLang a prefill whose sequences do not part evenly (two-chunk overlap, PR 8144).
     """
-    whole = shared_out(draft, asked, lambda i, batch: batch).shares
-    half = shared_out(draft, asked, lambda i, batch: -(-batch // 2), others=dict.fromkeys(mixed, _half))
+    tokens = prompt_tokens(draft, asked)
+    half = shared_out(
+        draft, asked, lambda i, batch: -(-batch // 2), others=dict.fromkeys(tokens, part_of_tokens(1, 2))
+    )
     shares = (
-        replace(new, halves=True if i in mixed else old.batch > 1)
-        for i, (new, old) in enumerate(zip(half.shares, whole, strict=True))
+        replace(new, halves=tokens.get(i, old.batch) > 1)
+        for i, (new, old) in enumerate(zip(half.shares, _shares(draft, asked), strict=True))
     )
     return replace(half, shares=tuple(shares))
-
-
-def _half(op: Op, at: At) -> Op:
-    return edit.scaled(op, 1, 2)
 
 
 def with_all_reduces(draft: Draft, ranks: int) -> Draft:
@@ -122,7 +161,21 @@ def with_exchange(draft: Draft, asked: str, busiest: Mapping[int, Busiest]) -> D
     p, width = draft.parallel, draft.model.hidden if draft.model else 0
     if not width:
         raise ScenarioError(f"{asked}: the hidden size is not known; parse with --model")
+    batch = {i: draft.batch_of(i) or 1 for i in {at.step for at in draft.at}}
     narrow = draft.model is not None and draft.model.expert_dtype.startswith(("fp8", "mxfp8", "nvfp4"))
+
+    def own_tokens(op: Op, at: At) -> Any:
+        mixed = busiest.get(at.step)
+        if mixed:
+            return mixed.own_tokens
+        return -(-op["tokens"] * draft.shares[at.step].batch // batch[at.step])
+
+    def gathered(op: Op, at: At) -> Any:
+        """Tokens that a rank gives: its own where prompts are worked on (vLLM, device_communicators/all2all.py: all_gatherv by
+        each rank's size), padded to those of the group with most in decode graphs."""
+        step, mixed = draft.steps[at.step], busiest.get(at.step)
+        whole = mixed.tokens if mixed else step.tokens if step.phase in _PROMPTS else None
+        return op["tokens"] if whole is None else -(-whole // p.dp)
 
     def exchanged(op: Op, at: At, tokens: float) -> dict[str, float]:
         sms = {} if draft.steps[at.step].phase in GENERATING else {"sms": _NORMAL_SMS}
@@ -130,19 +183,16 @@ def with_exchange(draft: Draft, asked: str, busiest: Mapping[int, Busiest]) -> D
         return {"experts": op["experts"], "topk": op["topk"], "tokens": each, "hidden": width, **sms}
 
     def before(op: Op, at: At) -> Op:
-        mixed = busiest.get(at.step)
         if p.ep == 1:
-            each = -(-mixed.tokens // p.dp) if mixed else op["tokens"]
-            return edit.collective(op, "all_gather", each, width, p.dp)
+            return edit.collective(op, "all_gather", gathered(op, at), width, p.dp)
         sent = edit.collective(op, "moe_dispatch", op["tokens"] * op["topk"] / p.tp, width, p.ep)
         sent = sent.with_dims(bytes=sent["bytes"] // 2) if narrow else sent
         return sent.with_dims(**exchanged(op, at, op["tokens"]))
 
     def after(op: Op, at: At) -> Op:
-        mixed = busiest.get(at.step)
-        tokens = mixed.own_tokens if mixed else -(-op["tokens"] // p.dp)
         if p.ep == 1:
             return edit.collective(op, "reduce_scatter", op["tokens"], width, p.dp)
+        tokens = own_tokens(op, at)
         back = edit.collective(op, "moe_collect", tokens * op["topk"] / p.tp, width, p.ep)
         return back.with_dims(**exchanged(op, at, tokens))
 

@@ -98,18 +98,40 @@ def test_a_decode_step_goes_through_the_stages_in_parts(run: Run) -> None:
     assert len(sends) == 7 * len(draft.steps) and min(op["bytes"] for op in sends) == 8 * 2048 * 2
     prefill, first = draft.shares[0], draft.shares[1]
     assert (first.batch, first.times, first.busy) == (8, 1.0, 1.0)
-    assert prefill.batch == 4 and prefill.times == (16 + 7) / 8 and prefill.busy == 16 / 23
+    assert (
+        prefill.times == (8 + 7) / 8 and prefill.busy == 8 / 15
+    )  # 64 prompts of 512 tokens, in parts of 4,096
 
 
-def test_a_lone_sequence_gains_nothing_from_stages() -> None:
-    alone = Workload(1, 512, 32)
-    one, four = (
-        tpot(*sets, hw=load_hardware(hw), load=alone)
-        for sets, hw in (((), "h200-sxm"), (("pp=4",), "h200-sxm-x4"))
+@pytest.mark.parametrize(
+    ("prompt", "size"), [(2048, 2048), (4096, 2048), (32_000, 8000), (32_768, 8192), (65_536, 8192)]
+)
+def test_prompts_go_through_the_stages_in_parts_of_their_tokens(prompt: int, size: int) -> None:
+    load, node = Workload(1, prompt, 2), load_hardware("h100-sxm-x4")
+    draft = edited(synthesize(QWEN, load), node, Scenario.of("pp=4"))
+    assert draft.shares[0].times == (prompt / size + 3) / 4
+    first = [op for op, at in zip(draft.ops, draft.at, strict=True) if at.step == 0]
+    assert {op["tokens"] for op in first if op.kind == "moe_gate_up"} == {size}
+    (attention,) = {op for op in first if op.kind == "attention"}
+    assert attention["pairs"] == pytest.approx(prompt * (prompt + 1) / 2 * size / prompt, abs=1)
+
+
+@pytest.mark.parametrize(
+    "sets", [("pp=4",), ("pp=2", "dp=2"), ("dp=4",), ("dp=4", "ep=4"), ("dp=4", "ep=4", "overlap=two_batch")]
+)
+def test_a_prompt_is_cut_alike_in_a_static_batch_and_beside_decoding(sets: tuple[str, ...]) -> None:
+    """All that is between them is half of a decode step, and attention to the one sequence that decodes beside it."""
+    load, node = Workload(1, 4096, 64, host_s=0.0), load_hardware("h100-sxm-x4")
+    alone, served = (
+        simulate(QWEN, load, node, Scenario.of(*sets, "routing=uniform", *more)).summary
+        for more in ((), ("serving=continuous",))
     )
-    assert one < four < 1.1 * one  # the sends
-    draft = edited(synthesize(QWEN, alone), load_hardware("h200-sxm-x4"), Scenario.of("pp=4"))
-    assert {share.busy for share in draft.shares} == {0.25}
+    begun = served["metrics"]["ttft"]["value"] - alone["metrics"]["tpot"]["value"] / 2
+    assert begun == pytest.approx(alone["metrics"]["ttft"]["value"], rel=0.025)
+    told = [{row["family"]: row["prefill_s"] for row in found["families"]} for found in (alone, served)]
+    for family in ("experts", "dense_gemm", "communication"):
+        if family in told[0]:
+            assert told[0][family] == pytest.approx(told[1][family], rel=0.01), family
 
 
 def test_more_stages_than_layers_are_refused(run: Run) -> None:

@@ -105,9 +105,12 @@ def test_nothing_is_expected_below_what_must_cross(kind: str, nbytes: float, ran
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_alone_there_is_nothing_to_send_but_a_copy(kind: str) -> None:
-    alone = cost(Op.of(kind, bytes=1e9, ranks=1))
-    assert alone.network_s[0] == 0 and alone.provenance[0] == "h100-sxm-x8 assumed communication"
+@pytest.mark.parametrize("machine", ["h100-sxm-x8", "l40s", "cpu"])
+def test_a_rank_alone_launches_no_collective(kind: str, machine: str) -> None:
+    """Nor on a machine without links, whose collectives are not known."""
+    alone = cost(Op.of(kind, bytes=1e9, ranks=1), load_hardware(machine))
+    parts = (alone.compute_s, alone.memory_s, alone.network_s, alone.fixed_s)
+    assert [float(part[0]) for part in (*parts, alone.expected_s, alone.lower_bound_s)] == [0.0] * 6
 
 
 def test_a_collective_is_latency_pipeline_and_wire() -> None:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from moetrace.op import Op
     from moetrace.replay.draft import At, Draft
 
-# A prefill goes through a pipeline in parts of at least so many tokens, if that leaves a part for each stage: engines chunk
-# prompts at 2048 to 8192 tokens (vLLM's and SGLang's defaults).
-PIPELINE_TOKENS = 2048
+# Prompts go through a pipeline in parts of at least and at most so many tokens, one for each stage in between: what engines
+# chunk prompts at (vLLM's and SGLang's defaults). vLLM schedules a prompt's next chunk while the last one is under way
+# (v1/core/sched/scheduler.py).
+PIPELINE_TOKENS = (2048, 8192)
 
 
 @knob(
@@ -117,36 +118,28 @@ def pp(draft: Draft, value: int) -> Draft:
     check_whole(draft, asked)
     if draft.layers < value:
         raise ScenarioError(f"{asked}: there are {draft.layers} layers to cut into stages")
-    parts: dict[int, Any] = {}
-    from moetrace.replay import beside, sharing  # here: they bring numpy
+    from moetrace.replay import sharing  # here: they bring numpy
     from moetrace.replay.lanes import largest, smallest
-    from moetrace.run import GENERATING
 
-    mixed = {i: m.own_tokens for i, m in beside.busiest_groups(draft, draft.parallel.dp).items()}
-    sizes = {i: smallest(n, largest(PIPELINE_TOKENS, -(-n // value))) for i, n in mixed.items()}
-
-    def of_tokens(op: Op, at: At) -> Op:
-        return edit.scaled(op, sizes[at.step], mixed[at.step])
+    least, most = PIPELINE_TOKENS
+    tokens = sharing.prompt_tokens(draft, asked)
+    sizes = {i: smallest(n, smallest(most, largest(least, -(-n // value)))) for i, n in tokens.items()}
+    parts: dict[int, Any] = {i: tokens[i] / size for i, size in sizes.items()}
 
     def part(step: int, batch: int) -> Any:
-        said = draft.steps[step]
-        if step in mixed:
-            parts[step] = mixed[step] / sizes[step]
+        if step in parts:
             return batch
-        if said.phase in GENERATING:
-            size = -(-batch // smallest(value, batch))
-        else:
-            length = largest(1, (said.tokens or batch) // (said.batch or batch))
-            size = largest(1, smallest(-(-PIPELINE_TOKENS // length), -(-batch // value)))
+        size = -(-batch // smallest(value, batch))
         parts[step] = -(-batch // size)
         return size
 
-    draft = sharing.shared_out(draft, asked, part, others=dict.fromkeys(mixed, of_tokens))
+    others = {i: sharing.part_of_tokens(size, tokens[i]) for i, size in sizes.items()}
+    draft = sharing.shared_out(draft, asked, part, others=others)
     draft = sharing.with_stages(draft, value, parts)
     return draft.noted(
         f"{asked}: the layers lie in {value} stages; a decode step goes through in {value} parts of the batch (one part idles "
-        "where there are fewer sequences), a prefill in parts of whole prompts, a step of a steady load that works on prompts "
-        f"in parts of its tokens ({PIPELINE_TOKENS} at least), the pipeline filling and draining once"
+        f"where there are fewer sequences), a step that works on prompts in parts of its tokens ({least} at least, {most} at "
+        "most), the pipeline filling and draining once"
     )
 
 
@@ -163,9 +156,9 @@ def overlap(draft: Draft, value: str) -> Draft:
     asked = f"overlap={value}"
     if not any(op.kind in edit.COLLECTIVES for op in draft.ops):
         raise ScenarioError(f"{asked}: there is no collective in the step to hide: it needs tp, ep or dp")
-    from moetrace.replay import beside, sharing
+    from moetrace.replay import sharing
 
-    return sharing.halved(draft, asked, tuple(beside.busiest_groups(draft, 1))).noted(
+    return sharing.halved(draft, asked).noted(
         f"{asked}: the batch goes in two halves, and one computes while the other communicates, and loses "
         "the processors that exchanges of normal mode run on, nothing else"
     )
