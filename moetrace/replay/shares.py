@@ -11,18 +11,23 @@ from moetrace import ops as work_of
 from moetrace.hardware import Hardware
 from moetrace.op import Op
 from moetrace.replay.draft import Draft
+from moetrace.replay.edit import COLLECTIVES
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+# Processors that a collective of NCCL runs on: a thread block for each channel (its user guide, NCCL_MAX_CTAS), of which eight
+# H100s or A100s on NVLink have 24 for rings (16 in the switch, 32 between peers: the "coll channels" of its own log). Small
+# messages use fewer, links without NVLink have 2 to 4, and engines' own all-reduces up to 36 blocks (vLLM's
+# custom_all_reduce.cuh): one figure stands for all of them.
+NCCL_SMS = 24.0
 
 
 def stretched(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray) -> IntArray:
     """ns of each segment (step and rank) from those of its ops laid out once, `spans`; `dur` ns by row.
 
     Two halves that overlap take ``max(2 (C + s N), 2 N, C + N)``, C what is not communication and N what is: each half's
-    collectives run beside the other half's compute, and take it the share s of the processors that they run on. DeepEP's
-    normal kernels, which prefills take, name theirs; its low-latency ones need none (its README). A pipeline's parts multiply
-    the time.
+    collectives run beside the other half's compute, and take it the share s of the processors that they run on: `processors`.
+    A pipeline's parts multiply the time.
     """
     if not draft.shares:
         return spans
@@ -43,9 +48,18 @@ def worked(draft: Draft, busy: FloatArray, spans: IntArray, stretched_spans: Int
 
 
 def processors(ops: Sequence[Op], hw: Hardware) -> FloatArray:
-    """Share of the GPU's processors that each op keeps from what runs beside it, as far as it names them."""
-    sms = np.array([op["sms"] if op.has("sms") else 0.0 for op in ops], dtype=np.float64)
+    """Share of the GPU's processors that each collective keeps from what runs beside it; 0 for other ops.
+
+    DeepEP's normal kernels, which prefills take, name theirs (dim `sms`); its low-latency ones need none (its README).
+    """
+    sms = np.array([_sms(op) for op in ops], dtype=np.float64)
     return np.minimum(1.0, sms / hw.multiprocessors)
+
+
+def _sms(op: Op) -> float:
+    if op.has("sms"):
+        return op["sms"]
+    return NCCL_SMS if op.kind in COLLECTIVES and not op.kind.startswith("moe_") else 0.0
 
 
 def overlapped(rest: FloatArray, sent: FloatArray, taken: FloatArray) -> FloatArray:

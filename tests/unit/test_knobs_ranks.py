@@ -150,15 +150,21 @@ def test_two_halves_hide_communication_where_it_is_long() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dims", "sent", "took"), [({"sms": 24.0}, 66, 2 * (100 + 12)), ({"sms": 24.0}, 300, 600), ({}, 66, 200)]
+    ("kind", "dims", "sent", "took"),
+    [
+        ("moe_dispatch", {"sms": 24.0}, 66, 2 * (100 + 12)),
+        ("moe_dispatch", {"sms": 24.0}, 300, 600),
+        ("moe_dispatch", {}, 66, 200),
+        ("all_gather", {}, 66, 2 * (100 + 12)),
+    ],
 )
-def test_exchanges_take_the_other_half_the_processors_that_they_run_on(
-    dims: dict[str, float], sent: int, took: int
+def test_collectives_take_the_other_half_the_processors_that_they_run_on(
+    kind: str, dims: dict[str, float], sent: int, took: int
 ) -> None:
     """24 of 132 for 66 ns are 12 of the 100 ns that a half computes; low-latency exchanges, which name none, take nothing."""
     draft = SimpleNamespace(
         shares=(Share(1, halves=True),), base=SimpleNamespace(step=np.zeros(2, int), segment=np.zeros(2, int)),
-        ops=(Op.of("norm", width=64), Op.of("moe_dispatch", **dims)), cell=np.arange(2),
+        ops=(Op.of("norm", width=64), Op.of(kind, **dims)), cell=np.arange(2),
         hw=SimpleNamespace(multiprocessors=132.0),
     )  # fmt: skip
     span = shares.stretched(draft, np.zeros(2, int), np.array([100, sent]), np.array([100 + sent]))  # type: ignore[arg-type]

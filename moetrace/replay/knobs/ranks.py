@@ -160,5 +160,5 @@ def overlap(draft: Draft, value: str) -> Draft:
 
     return sharing.halved(draft, asked).noted(
         f"{asked}: the batch goes in two halves, and one computes while the other communicates, and loses "
-        "the processors that exchanges of normal mode run on, nothing else"
+        "the processors that collectives run on, but for exchanges of low latency, nothing else"
     )
