@@ -19,7 +19,7 @@ from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.replay import edit
 from moetrace.replay.base import Base, base_of, layer_blocks, step_classes
-from moetrace.replay.parallel import Parallel
+from moetrace.replay.parallel import Parallel, Share
 from moetrace.replay.scenario import Scenario, gpus_of, parallel_of
 from moetrace.run import Run, Step
 
@@ -38,21 +38,6 @@ class At:
     step: int
     layer: int
     source_layer: int
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one rank's ops in a step stand for, where a rank does not work through the whole batch at once.
-
-    `batch` sequences are in the ops, or begun in them where prompts are cut between their tokens; `times` is the step's time
-    over that of its ops one after another (a pipeline that fills and drains), `busy` the share of that in which a rank works;
-    `halves`: the ops are one of two halves of the batch, which overlap.
-    """
-
-    batch: int
-    times: float = 1.0
-    busy: float = 1.0
-    halves: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ from moetrace.hardware import Hardware, load_hardware
 from moetrace.replay import memory
 from moetrace.replay.assumptions import assumptions_of
 from moetrace.replay.copies import copy_error
-from moetrace.replay.draft import Draft, Share
+from moetrace.replay.draft import Draft
 from moetrace.replay.editing import edited
 from moetrace.replay.outcome import Outcome
+from moetrace.replay.parallel import Share
 from moetrace.replay.predicted import first_rows, meta_of, per_step, steps_at, table_of
 from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.setting import context_of, crossing_ns, keeps_gaps, source_of

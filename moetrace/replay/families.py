@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moetrace.replay.draft import Share
 from moetrace.replay.engine import Prediction
 from moetrace.replay.measures import step_weights
+from moetrace.replay.parallel import Share
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""Parallelism of a replay: how tp, ep, pp and dp share out a machine's devices. Light: no numpy here.
+"""Parallelism of a replay: how tp, ep, pp and dp share out a machine's devices and a step's work. Light: no numpy here.
 
 ``tp x pp x dp`` devices: dp groups of sequences (attention data parallel), in each of them pp stages of layers, each stage cut
 over tp ranks. Experts are shared out over the ``tp x dp`` ranks of a stage: ep ways in whole, ``tp x dp / ep`` ways in width.
@@ -7,7 +7,7 @@ over tp ranks. Experts are shared out over the ``tp x dp`` ranks of a stage: ep 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NAMES = ("tp", "ep", "pp", "dp")
 
@@ -66,3 +66,36 @@ class Parallel:
             ways = "tp" if self.dp == 1 else "tp x dp"
             return f"ep={self.ep} does not divide {ways}={self.stage} on {machine}: experts are shared out over these GPUs"
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank's ops in a step stand for, where a rank does not work through the whole batch at once.
+
+    `batch` sequences are in the ops, or begun in them where prompts are cut between their tokens. They are those of the largest
+    of `groups` that attend apart, `fewer` of which have one sequence less; `times` is the step's time over that of its ops one
+    after another (a pipeline that fills and drains), `busy` the share of that in which a rank works; `halves`: the ops are one
+    of two halves of the batch, which overlap.
+    """
+
+    batch: int
+    times: float = 1.0
+    busy: float = 1.0
+    halves: bool = False
+    groups: int = 1
+    fewer: int = 0
+
+    @property
+    def total(self) -> int:
+        """Sequences of all groups."""
+        return self.groups * self.batch - self.fewer
+
+    def dealt_out(self, groups: int) -> Share:
+        """The sequences dealt out evenly to so many groups."""
+        most = -(-self.batch // groups)
+        return replace(self, batch=most, groups=groups, fewer=groups * most - self.batch)
+
+    def cut(self, ways: int) -> Share:
+        """The first of so many parts of each group's sequences, which is the largest."""
+        most, less = -(-self.batch // ways), -(-(self.batch - 1) // ways)
+        return replace(self, batch=most, fewer=self.fewer * (most - less))

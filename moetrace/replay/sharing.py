@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from moetrace.forward import causal_pairs
 from moetrace.op import Op
 from moetrace.replay import edit
 from moetrace.replay.beside import Busiest, busiest_groups
-from moetrace.replay.draft import At, Draft, Share
+from moetrace.replay.draft import At, Draft
+from moetrace.replay.parallel import Share
 from moetrace.run import GENERATING
 
 Shared = Callable[[Op, At], Op]  # what of an op a rank computes at a time
@@ -23,34 +23,43 @@ _ATTENTION_OUT = (
     frozenset({"attention", "mla_attention", "linear_attention", "attention_reduce"}),
 )
 _FFN_OUT = (frozenset({"moe_combine", "moe_down", "moe_experts", "dense_down", "shared_down"}),)
+_OF_ALL = edit.MODULE | {"reduce_scatter"}  # what has the tokens of all data-parallel groups
 _PROMPTS = ("prefill", "mixed")  # phases of steps that work on prompts
 # Thread blocks of DeepEP's normal kernels, which prefills use (its README's setting); decode takes the low-latency ones.
 _NORMAL_SMS = 24
 
 
-def shared_out(
-    draft: Draft,
-    asked: str,
-    part: Callable[[int, int], int],
-    whole: frozenset[str] = frozenset(),
-    others: Mapping[int, Shared] = MappingProxyType({}),
-) -> Draft:
-    """The draft with each step's ops at the part of a rank's batch that `part(step, batch)` says, those in `others` as it says.
-
-    Kinds in `whole` keep their tokens. Raises ScenarioError where a step's batch is not known.
-    """
-    shares = _shares(draft, asked)
-    was = [share.batch for share in shares]
-    new = [part(i, batch) for i, batch in enumerate(was)]
+def dealt_out(draft: Draft, asked: str, groups: int, others: Mapping[int, Shared]) -> Draft:
+    """The draft with each step's sequences dealt out to `groups`, ops those of the group with most; in the steps of `others` as
+    these say. What works on the tokens of all groups stays. Raises ScenarioError where a step's batch is not known."""
+    was = _shares(draft, asked)
+    now = [share.dealt_out(groups) for share in was]
 
     def change(op: Op, at: At) -> Op:
-        if op.kind in whole:
+        if op.kind in edit.MODULE:
             return op
         other = others.get(at.step)
-        return other(op, at) if other else edit.scaled(op, new[at.step], was[at.step])
+        return other(op, at) if other else edit.scaled(op, now[at.step].batch, was[at.step].batch)
 
-    shares = [replace(share, batch=n) for share, n in zip(shares, new, strict=True)]
-    return replace(draft.rewrite(change), shares=tuple(shares))
+    return replace(draft.rewrite(change), shares=tuple(now))
+
+
+def cut(draft: Draft, asked: str, ways: Callable[[int, int], int], others: Mapping[int, Shared]) -> Draft:
+    """The draft with each step's ops at the largest of the `ways(step, batch)` parts of a group's sequences, those of the steps
+    in `others` as these say. Raises ScenarioError where a step's batch is not known."""
+    was = _shares(draft, asked)
+    now = [share if i in others else share.cut(ways(i, share.batch)) for i, share in enumerate(was)]
+
+    def change(op: Op, at: At) -> Op:
+        other = others.get(at.step)
+        if other:
+            return other(op, at)
+        new, old = now[at.step], was[at.step]
+        if op.kind in _OF_ALL:
+            return edit.scaled(op, new.total, old.total)
+        return edit.scaled(op, new.batch, old.batch)
+
+    return replace(draft.rewrite(change), shares=tuple(now))
 
 
 def _shares(draft: Draft, asked: str) -> list[Share]:
@@ -120,9 +129,7 @@ def halved(draft: Draft, asked: str) -> Draft:
     SGLang a prefill whose sequences do not part evenly (two-chunk overlap, PR 8144).
     """
     tokens = prompt_tokens(draft, asked)
-    half = shared_out(
-        draft, asked, lambda i, batch: -(-batch // 2), others=dict.fromkeys(tokens, part_of_tokens(1, 2))
-    )
+    half = cut(draft, asked, lambda i, batch: 2, dict.fromkeys(tokens, part_of_tokens(1, 2)))
     shares = (
         replace(new, halves=tokens.get(i, old.batch) > 1)
         for i, (new, old) in enumerate(zip(half.shares, _shares(draft, asked), strict=True))

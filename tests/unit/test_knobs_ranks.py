@@ -15,10 +15,10 @@ from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.op import Op
 from moetrace.replay import Scenario, scenarios, shares, simulate
-from moetrace.replay.draft import Draft, Share
+from moetrace.replay.draft import Draft
 from moetrace.replay.editing import edited
 from moetrace.replay.memory import attention_params, rank_weights, sequence_bytes
-from moetrace.replay.parallel import Parallel
+from moetrace.replay.parallel import Parallel, Share
 from moetrace.run import Run
 from moetrace.synthesize import Workload, synthesize
 from tests.unit.test_knobs import ops_of
@@ -169,6 +169,20 @@ def test_collectives_take_the_other_half_the_processors_that_they_run_on(
     )  # fmt: skip
     span = shares.stretched(draft, np.zeros(2, int), np.array([100, sent]), np.array([100 + sent]))  # type: ignore[arg-type]
     assert span.tolist() == [took]
+
+
+@pytest.mark.parametrize("sets", [("overlap=two_batch",), ("pp=2",)])
+def test_experts_have_what_the_largest_parts_of_all_groups_send(sets: tuple[str, ...]) -> None:
+    """Two groups of 3 part into 2 + 1 each, two of 4 and 3 into 2 + 2 and 2 + 1: a sequence more never makes a step shorter."""
+    node = load_hardware("h200-sxm-x4" if "pp=2" in sets else "h200-sxm-x2")
+
+    def tokens(batch: int) -> set[float]:
+        run = synthesize(QWEN, Workload(batch, 512, 32))
+        draft = edited(run, node, Scenario.of("dp=2", *sets))
+        cells = zip(draft.ops, draft.at, strict=True)
+        return {op["tokens"] for op, at in cells if op.kind == "moe_gate_up" and at.step}
+
+    assert [tokens(n) for n in (4, 5, 6, 7, 8, 9)] == [{2}, {3}, {4}, {4}, {4}, {5}]
 
 
 def test_families_add_up_to_the_step_also_where_halves_overlap() -> None:

@@ -23,11 +23,12 @@ from moetrace.replay import memory
 from moetrace.replay.anchor import ADDED, MODEL, SCALED, Held
 from moetrace.replay.base import Base
 from moetrace.replay.copies import copy_error
-from moetrace.replay.draft import Draft, Share
+from moetrace.replay.draft import Draft
 from moetrace.replay.editing import check_parallelism, fused, turned
 from moetrace.replay.engine import replay
 from moetrace.replay.lengths import context_facts
 from moetrace.replay.outcome import focus_of, measured_ns, produced, rests_on_measurement, routing_said
+from moetrace.replay.parallel import Share
 from moetrace.replay.predicted import per_step
 from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.setting import context_of, crossing_ns, launch_s, source_of

@@ -42,13 +42,7 @@ def dp(draft: Draft, value: int) -> Draft:
     from moetrace.replay import beside, sharing  # here: they bring numpy
 
     busiest = beside.busiest_groups(draft, value)
-    draft = sharing.shared_out(
-        draft,
-        asked,
-        lambda i, batch: -(-batch // value),
-        edit.MODULE,
-        {i: mixed.share for i, mixed in busiest.items()},
-    )
+    draft = sharing.dealt_out(draft, asked, value, {i: mixed.share for i, mixed in busiest.items()})
     return sharing.with_exchange(draft, asked, busiest)
 
 
@@ -126,15 +120,12 @@ def pp(draft: Draft, value: int) -> Draft:
     sizes = {i: smallest(n, smallest(most, largest(least, -(-n // value)))) for i, n in tokens.items()}
     parts: dict[int, Any] = {i: tokens[i] / size for i, size in sizes.items()}
 
-    def part(step: int, batch: int) -> Any:
-        if step in parts:
-            return batch
-        size = -(-batch // smallest(value, batch))
-        parts[step] = -(-batch // size)
-        return size
+    def ways(step: int, batch: int) -> Any:
+        parts[step] = -(-batch // -(-batch // smallest(value, batch)))
+        return smallest(value, batch)
 
     others = {i: sharing.part_of_tokens(size, tokens[i]) for i, size in sizes.items()}
-    draft = sharing.shared_out(draft, asked, part, others=others)
+    draft = sharing.cut(draft, asked, ways, others)
     draft = sharing.with_stages(draft, value, parts)
     return draft.noted(
         f"{asked}: the layers lie in {value} stages; a decode step goes through in {value} parts of the batch (one part idles "
