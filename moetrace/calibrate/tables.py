@@ -35,6 +35,11 @@ _FIRST = ("trtllm 1.3", "vllm 0.14")
 # And one that gives a rank only the tokens that chose one of its experts, with all k choices of theirs: other ranks' stand for
 # its own first expert. So far as rows go a rank's tokens are then as many as its choices, at most all.
 _OWN_TOKENS = ("sglang 0.5.10",)
+# The same maker's next version does so for models that route by a plain softmax, whose kernel it calls bare, and not for those
+# with a router of their own, for which it runs the framework's layer (`use_framework_layer` in its collect_moe.py). A table
+# does not name models: hidden size, width, choices and experts of Mixtral 8x7B and Gemma 4.
+_PLAIN = "sglang 0.5.14"
+_PLAIN_ROUTERS = ("4096x14336x2x8", "2816x704x8x128")
 _SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "context", "q", "distinct", "distinct_est", "rows"})
 
 
@@ -113,9 +118,12 @@ def _moe(table: pd.DataFrame, path: Path) -> Measured:
     column |= {
         name: table[name].to_numpy(dtype=np.float64) for name in ("num_experts", "topk", "moe_ep_size")
     }
-    own = np.array([made.startswith(_OWN_TOKENS) for made in made_by], dtype=bool) & (
-        column["moe_ep_size"] > 1
-    )
+    shape = table[["hidden_size", "inter_size", "topk", "num_experts"]].astype(str).agg("x".join, axis=1)
+    plain = shape.isin(_PLAIN_ROUTERS).tolist()
+    own = np.array([
+        made.startswith(_OWN_TOKENS) or (bare and made.startswith(_PLAIN))
+        for made, bare in zip(made_by, plain, strict=True)
+    ]) & (column["moe_ep_size"] > 1)  # fmt: skip
     column["num_tokens"] = np.where(own, np.minimum(rows, column["num_tokens"]), column["num_tokens"])
     rows = np.where(own, column["num_tokens"] * column["topk"], rows)
     exact = (table["distribution"] == "balanced").to_numpy()  # the only one whose touched experts are certain
@@ -131,7 +139,6 @@ def _moe(table: pd.DataFrame, path: Path) -> Measured:
         "rows": rows,
         "gated": np.where(table["kernel_source"].str.contains("nongated"), 0.0, 1.0),
     }
-    shape = table[["hidden_size", "inter_size", "topk", "num_experts"]].astype(str).agg("x".join, axis=1)
     return measured("moe_module", table["moe_dtype"], dims, table, shape, path)
 
 

@@ -148,3 +148,26 @@ def test_engine_and_version_tell_what_a_rank_of_a_module_was_given(
     }  # fmt: skip
     found = read(tmp_path, row)
     assert {name: float(found.ops.column(name)[0]) for name in told} == pytest.approx(told)
+
+
+@pytest.mark.parametrize(
+    ("version", "shape", "ranks", "told"),
+    [
+        # Mixtral 8x7B and Gemma 4 do: only the tokens that chose one of the rank's experts, and all choices of these.
+        ("0.5.14", (4096, 14336, 2, 8), 4, {"tokens": 32, "rows": 64}),
+        ("0.5.14", (2816, 704, 8, 128), 16, {"tokens": 32, "rows": 256}),
+        ("0.5.14", (4096, 14336, 2, 8), 1, {"tokens": 64, "rows": 128}),
+        ("0.5.14", (4096, 1536, 8, 128), 16, {"tokens": 64, "rows": 32}),
+        ("0.6.0", (4096, 14336, 2, 8), 4, {"tokens": 64, "rows": 32}),
+    ],
+)
+def test_models_that_route_by_a_plain_softmax_were_given_a_ranks_own_tokens(
+    tmp_path: Path, version: str, shape: tuple[int, int, int, int], ranks: int, told: dict[str, float]
+) -> None:
+    names = ("hidden_size", "inter_size", "topk", "num_experts")
+    row: dict[str, object] = {
+        "framework": "SGLang", "aic_version": version, "moe_dtype": "bfloat16", "num_tokens": 64,
+        **dict(zip(names, shape, strict=True)), "moe_tp_size": 1, "moe_ep_size": ranks, "distribution": "balanced",
+    }  # fmt: skip
+    found = read(tmp_path, row)
+    assert {name: float(found.ops.column(name)[0]) for name in told} == pytest.approx(told)

@@ -203,6 +203,22 @@ def test_crowded_tiles_multiply_their_empty_rows_by_hand() -> None:
     assert more == pytest.approx(float(empty[0]) * 6 * 2048 * 800 / (0.5 * hw.peak("bf16")))
 
 
+def test_tuned_tiles_reach_their_own_share_of_the_peak_by_hand() -> None:
+    """128 experts of width 768 are on the list of tuned tiles and 800 is not; an engine that looks nothing up has none."""
+    value = {"per_block_s": 0.0, "overlap": 0.0, "misaligned": 0.0, "eta_flops": 0.25, "above_wide": 0.0}
+    dims = {"hidden": 2048, "inter": 768, "distinct": 64, "experts": 128, "topk": 8, "rows": 64 * 64}
+    for tokens in (64, 512):
+        as_ever = module_s(told_experts(**value, crowded_rows=16.0, tuned_flops=0.0), **dims, tokens=tokens)
+        tuned = module_s(told_experts(**value, crowded_rows=16.0, tuned_flops=0.5), **dims, tokens=tokens)
+        rows = float(padded_rows(np.array([4096.0]), np.array([64.0]), 16.0)[0])
+        flops_s = 6 * rows * 2048 * 768 / load_hardware("h100-sxm").peak("bf16")
+        assert as_ever - tuned == pytest.approx((1 / 0.25 - 1 / 0.5) * flops_s)
+    other = {**dims, "inter": 800, "tokens": 64}
+    for told, more in (({"crowded_rows": 16.0}, other), ({"crowded_rows": 0.0}, {**dims, "tokens": 64})):
+        both = [module_s(told_experts(**value, **told, tuned_flops=f), **more) for f in (0.0, 0.5)]
+        assert both[0] == both[1]
+
+
 def test_the_framework_routes_what_the_engines_kernel_does_not() -> None:
     """The step is one expert above routed_experts, of the module and of its top-k alone, whatever the rank holds."""
     hw, never = told_experts(routed_experts=128.0, operators_s=1e-5), told_experts(routed_experts=0.0)

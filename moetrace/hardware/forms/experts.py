@@ -42,6 +42,16 @@ EXPERTS = Schema.of(
     replace(ETA_BW, low=0.05, start=0.93, spread=0.1),
     replace(ETA_FLOPS, low=0.02, spread=0.7),
     Parameter(
+        "tuned_flops",
+        "share",
+        0,
+        1,
+        0.6,
+        0,
+        "share of the peak that an engine's tuned tiles reach (0: eta_flops)",
+        0.7,
+    ),
+    Parameter(
         "overlap", "share", 0, 1, 0.3, 0, "of what weights and arithmetic could hide of each other", 1.5
     ),
     Parameter(

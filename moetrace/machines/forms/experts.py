@@ -4,7 +4,7 @@
               + operators where E exceeds what the engine's own kernel routes
     memory  = weights of the distinct experts / (eta_bw x bandwidth) + act_passes x activation bytes / bandwidth
               + remote_passes x (T k - rows) x (hidden + width) in 16 bits / bandwidth
-    compute = FLOPs, each expert's rows padded to tiles of 16 or crowded_rows / (eta_flops x peak)
+    compute = FLOPs, each expert's rows padded to tiles of 16 or crowded_rows / (eta_flops or tuned_flops x peak)
     blocks  = per_block D hidden / block columns / multiprocessors, of the down GEMM, whose reduction is short
     time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned where that applies; where blocks
               are wide, block bytes times 1 + wide_serial, weights and FLOPs times 1 + above_wide; streaming the down GEMM's
@@ -24,21 +24,22 @@ tokens are on the rank there, while the parts of a recorded or served step may h
 Steps, where kernels switch: misaligned where the width is no multiple of 16; crowded_rows where the tokens exceed the experts
 on the rank, from where on SGLang's Triton kernel takes tiles of 64 rows, empty ones multiplied too, in blocks twice as wide
 with a loop half as deep (16 x 32 x 64 before, 64 x 64 x 32 then: its get_default_config, vLLM's too up to 0.14), unless tiles
-were tuned for that number of experts and that width on that GPU (the profile's [tuned]); wide_tokens, above which blocks have
-128 columns instead of 64: 64 tokens in vLLM (its get_default_config since github.com/vllm-project/vllm/pull/34846), none in
-other engines; operators above routed_experts: 128 in TensorRT-LLM, whose routing kernel takes no more and leaves them to
-PyTorch's top-k and softmax (its _torch/modules/fused_moe/routing.py, RenormalizeMoeRoutingMethod; measured: the same floor
-with 8 and with 128 experts, 11 us more with 256. Later versions' kernel takes 512). Wide blocks are half as many and take
-block_wide of the time each.
+were tuned for that number of experts and that width on that GPU (the profile's [tuned]), which reach tuned_flops of the peak
+for any number of tokens; wide_tokens, above which blocks have 128 columns instead of 64: 64 tokens in vLLM (its
+get_default_config since github.com/vllm-project/vllm/pull/34846), none in other engines; operators above routed_experts:
+128 in TensorRT-LLM, whose routing kernel takes no more and leaves them to PyTorch's top-k and softmax (its
+_torch/modules/fused_moe/routing.py, RenormalizeMoeRoutingMethod; measured: the same floor with 8 and with 128 experts, 11 us
+more with 256. Later versions' kernel takes 512). Wide blocks are half as many and take block_wide of the time each.
 Warm cache: weights that fit half of it cost the share `cached` of their time, smoothly in the size, since each of its two
 partitions keeps what its own processors read (NVIDIA A100 Tensor Core GPU Architecture, whitepaper, "L2 cache"); and from
 untuned_ranks on weights stream at the share `untuned` of the bandwidth, as the public benchmark of TensorRT-LLM shows and
 serving, which tunes its kernels when it starts, need not (inferred, docs/hardware.md).
 In decode the sum of weights and arithmetic fits as well as any blend; with thousands of tokens it is a fifth too long in vLLM
 and SGLang, and right in TensorRT-LLM: `overlap`. Measured on H100: tiles tuned for some size, wave quantisation and the blocks
-of the GEMM over hidden add nothing (held-out errors: the profiles). SGLang's bf16 kernel does 1.23 thousand
-FLOPs in a cycle of a processor on H100 and 1.22 on A100, a third and six tenths of their peaks: `by_cycles`, for other chips
-that take its coefficients. Not modelled: kernels tuned for one shape, routing limited to groups of experts.
+of the GEMM over hidden add nothing (held-out errors: the profiles). SGLang's bf16 kernel with default tiles does 1.3 thousand
+FLOPs in a cycle of a processor on H100 and 1.2 on A100, a third and six tenths of their peaks: `by_cycles`, for other chips
+that take its coefficients; with tuned tiles it reaches 0.65 and 0.68 of them. Not modelled: kernels tuned for one shape,
+routing limited to groups of experts.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     local = works.dim("local_experts")
     local = np.where(np.isnan(local), experts, local)
     odd = 1.0 + c["misaligned"] * ((gemm > 0) & (np.mod(works.dim("inter", 0.0), _WIDTH_MULTIPLE) != 0))
-    switched = _switched(c, works, gemm, local, at)
+    switched, tuned = _tiles(c, works, gemm, local, at)
     wide = switched | ((gemm > 0) & (c["wide_tokens"] > 0) & (tokens > c["wide_tokens"]))
     extra = odd * (1.0 + c["above_wide"] * wide)
     bandwidth = at.hw.memory.bytes_per_s
@@ -104,7 +105,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         out=np.ones_like(rows),
         where=(rows > 0) & (gemm > 0),
     )
-    compute_s = works["flops"] * padding / (c["eta_flops"] * at.peak) * extra
+    share = np.where(tuned, c["tuned_flops"] or c["eta_flops"], c["eta_flops"])
+    compute_s = works["flops"] * padding / (share * at.peak) * extra
     terms = {
         "launch": c["t0_s"] * launches / _LAUNCHES * works["launches"],
         "experts": c["per_expert_s"] * expert * experts
@@ -180,23 +182,23 @@ def _hidden(one: FloatArray, other: FloatArray) -> FloatArray:
     return np.asarray(np.clip(one + other - both, 0.0, np.minimum(one, other)))
 
 
-def _switched(
+def _tiles(
     c: Mapping[str, float], works: Works, gemm: FloatArray, local: FloatArray, at: Setting
-) -> npt.NDArray[np.bool_]:
-    """Whether an op's GEMMs run with an engine's default tiles for many tokens, [ops]."""
-    many = (gemm > 0) & (c["crowded_rows"] > 0) & (works.dim("tokens", 0.0) > local)
-    if not many.any():
-        return np.zeros_like(many)
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Whether an op's GEMMs run with an engine's default tiles for many tokens, and whether with tuned ones, [ops] each."""
+    looks = (gemm > 0) & (c["crowded_rows"] > 0)
+    tuned = np.zeros_like(looks)
+    if not looks.any():
+        return tuned, tuned
     asked = local * _PAIR + works.dim("inter", 0.0)
     for code, op in enumerate(works.ops.types):
         dtype = "bf16" if op.weight_dtype == "fp16" else op.weight_dtype
         known = at.hw.tuned.get(f"{dtype}@{at.engine}", at.hw.tuned.get(dtype))
-        mine = works.ops.code == code
+        mine = looks & (works.ops.code == code)
         if known and mine.any():
             pairs = np.sort([float(experts * _PAIR + width) for experts, width in known])
-            found = pairs[np.minimum(np.searchsorted(pairs, asked), pairs.size - 1)] == asked
-            many &= ~(mine & found)
-    return many
+            tuned |= mine & (pairs[np.minimum(np.searchsorted(pairs, asked), pairs.size - 1)] == asked)
+    return looks & ~tuned & (works.dim("tokens", 0.0) > local), tuned
 
 
 def _from_memory(c: Mapping[str, float], works: Works, at: Setting) -> FloatArray | float:
