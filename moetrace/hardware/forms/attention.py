@@ -247,6 +247,18 @@ ATTENTION = Schema.of(
         "partial_s", "s/byte", 0, 1e-7, 1e-10, 0, "merging, per byte of a part's results and processor", 2.0
     ),
     Parameter(
+        "idle_s", "s/part", 0, 1e-6, 3e-8, 0, "a merge's walk of a part in rows of its tile that are empty"
+    ),
+    Parameter(
+        "merge_s",
+        "s/tile",
+        0,
+        1e-5,
+        5e-7,
+        0,
+        "the kernel that merges, for each eight rows, whether they were cut or not",
+    ),
+    Parameter(
         "alone_s", "s", 0, 1e-3, 1e-7, 0, "floor of the kernel for heads that are alone, beyond the other's"
     ),
     Parameter(

@@ -58,8 +58,12 @@ FlashAttention-3 (SGLang's MLA on H100) leaves a tenth of the processors spare a
 a fact, so that a processor more never makes a merge due; how far each walks, by the machine's own. What parts leave lies in
 the cache beside the keys, which therefore leave it sooner: 128 parts of 64 heads are 17 MB. Where a
 processor's share becomes a whole sequence nothing is merged, so that a few more sequences or queries take less time, with 128
-heads up to a half less (64 were measured). Inferred: where parts have one
-length, the kernel that merges them reads ahead, so that the longer of its wait and its bytes shows; FlashMLA's adds both up.
+heads up to a half less (64 were measured). FlashAttention-3 launches the kernel that merges wherever sequences have more than
+those four blocks and fewer tiles of queries than fill 0.8 of the processors: for every eight rows of all of them, which end at
+once where nothing was cut (`merge_s`). Rows that eight heads lack walk as many parts as the kernel was compiled for (32, 64 or
+128, whichever holds 0.85 of the blocks), since it leaves their shared memory as it was and takes that for parts (`idle_s`;
+flash_fwd_combine_kernel.h, and kBlockM in its launch template). So one head takes longer than eight: 64 sequences of 8,192
+tokens 230 us, not 217.
 Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
 per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
 TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA clears the values of a last block's empty rows, which
@@ -99,7 +103,9 @@ from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
 from moetrace.machines.forms.tiles import filled, from_memory, turns_of
 from moetrace.op import FloatArray, Works
 
-_AHEAD = 4.0  # p of the overlap of a merge that reads ahead
+# Of FlashAttention-3's kernel that merges: rows of a tile, the least parts that it is compiled for, p of idle rows that are on
+# a processor together; and of the tiles that fill the processors, the share (0.8 of these) from which on it is not launched.
+_MERGED, _HELD, _BESIDE, _FILLED = 8.0, 32.0, 3.0, 0.88
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
 
@@ -130,7 +136,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     tile_s = np.where(anew, c["per_part_s"], share * c["per_tile_s"] * wide)
     start_s = whole * (tile_s + c["window_s"] * narrow + c["empty_s"] * tile.empty)
     start_s = start_s + row_s + c["ramp_s"] * far * filled(works["bytes"], at)
-    merge_s = _merge(c, tile, cut, anew, processors)
+    merge_s = _merge(c, works, tile, cut, anew, processors)
     cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + c["partial_s"] * tile.left / processors)
     fixed_s = _fixed(c, works, tile, processors)
     one_s = merge_s + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, walk_s, block_s))
@@ -167,15 +173,32 @@ def _memory(
 
 
 def _merge(
-    c: Mapping[str, float], tile: Tiles, cut: Cut, anew: npt.NDArray[np.bool_], processors: float
-) -> FloatArray:
+    c: Mapping[str, float], works: Works, tile: Tiles, cut: Cut, anew: npt.NDArray[np.bool_],
+    processors: float,
+) -> FloatArray:  # fmt: skip
     """Merging the parts of sequences, of a kernel that cuts them whatever it costs."""
-    parts = cut.count if c["start_blocks"] else tile.parts
-    wait_s = np.where(anew | cut.dealt, c["split_s"], 0.0) + c["per_split_s"] * parts
+    parts = cut.count if c["whole_tiles"] else tile.parts
+    walk_s, tile_s = c["per_split_s"] * parts, np.zeros_like(parts)
+    if c["whole_tiles"] and not c["start_blocks"]:  # parts of one length
+        tiles, empty = _merged(works)
+        held = 2.0 ** np.ceil(np.log2(np.maximum(_HELD, tile.parts)))
+        together = smoothmax(_BESIDE, np.ones_like(empty), empty / processors)
+        walk_s = np.maximum(walk_s, np.where(empty > 0, c["idle_s"] * held * together, 0.0))
+        launched = (tile.blocks > c["whole_blocks"]) & (
+            tile.count < _FILLED * c["whole_tiles"] * works.dim("batch")
+        )
+        tile_s = np.where(launched, c["merge_s"] * tiles / processors, 0.0)
+    wait_s = np.where(anew | cut.dealt, c["split_s"], 0.0) + walk_s
     left_s = c["partial_s"] * (cut.left if c["whole_tiles"] else tile.left * cut.count) / processors
-    # Parts of one length are merged by a kernel that reads ahead.
-    ahead = c["whole_tiles"] and not c["start_blocks"]
-    return np.where(cut.any & (tile.parts > 1.0), smoothmax(_AHEAD if ahead else 1.0, wait_s, left_s), 0.0)
+    return np.asarray(np.where(cut.any & (tile.parts > 1.0), wait_s + left_s, 0.0) + tile_s)
+
+
+def _merged(works: Works) -> tuple[FloatArray, FloatArray]:
+    """(tiles of rows that FlashAttention-3's kernel merges, rows of these that are empty)."""
+    batch = np.maximum(works.dim("batch"), 1.0)
+    rows = works.dim("heads") * np.maximum(works.dim("q", 0.0), batch) / batch
+    tiles = batch * np.ceil(rows / _MERGED)
+    return tiles, tiles * _MERGED - rows * batch
 
 
 def _fixed(c: Mapping[str, float], works: Works, tile: Tiles, processors: float) -> FloatArray:

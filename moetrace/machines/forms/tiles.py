@@ -8,7 +8,7 @@ from moetrace.machines.forms.base import Setting
 from moetrace.op import FloatArray
 
 _RAMP = 0.15  # of a turn: within it the next turn fills, so that the count is continuous in processors
-_RESIDENT, _GONE = 0.65, 0.85  # of the cache: bytes up to the first share stay, beyond the second none do
+_RESIDENT, _GONE = 0.6, 1.0  # of the cache: bytes up to the first share stay, beyond the second none do
 
 
 def waves(turns: FloatArray, ramp: float = _RAMP) -> FloatArray:
