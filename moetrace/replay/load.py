@@ -39,6 +39,10 @@ def workload_of(workload: Workload, scenario: Scenario) -> tuple[Workload, Scena
     serving = scenario.get("serving")
     if serving is not None:
         said["served"] = serving == "continuous"
+    if scenario.get("chunk") is not None and not said.get("served", workload.served):
+        raise ScenarioError(
+            f"chunk={scenario.get('chunk')}: a static batch works on all prompts in one step: add --set serving=continuous"
+        )
     if scenario.get("host") is not None:
         said["host_s"] = scenario.get("host")
     said["groups"] = scenario.get("dp", 1)

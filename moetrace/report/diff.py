@@ -21,7 +21,10 @@ def diff_report(facts: Facts, by: str, top: int, everything: bool = False) -> li
     ]
     blocks.append(headline(facts))
     rows = facts[TABLES[by]]
-    shown = [row for row in rows if row["sure"] or everything]
+    blind = all(
+        row["low_s"] is None for row in rows
+    )  # too few steps to tell noise: then every row is worth a look
+    shown = [row for row in rows if row["sure"] or everything or (blind and row["change_s"])]
     if shown:
         blocks.append(_table(facts, by, shown[:top]))
     blocks += _left_out(facts, rows, shown, top, everything)
@@ -32,12 +35,22 @@ def diff_report(facts: Facts, by: str, top: int, everything: bool = False) -> li
 def headline(facts: Facts) -> str:
     """What became of the time that a token costs."""
     tpot = facts["metrics"]["tpot"]
-    what = "tpot" if facts["phase"] == "decode" else f"{facts['phase']} step, with the wait before it"
+    what = "tpot" if facts["phase"] == "decode" else f"{step_of(facts)}, with the wait before it"
     line = f"{what}: {seconds(tpot['before_s'])} -> {seconds(tpot['after_s'])}"
     if tpot["change_s"] == 0:
         return f"{line}: no change"
     line += f": {percent_change(tpot['change'])} ({interval(tpot, facts['confidence'])})"
-    return line if tpot["sure"] else f"{line}: within noise"
+    return line if tpot["sure"] else f"{line}{beside(tpot)}"
+
+
+def step_of(facts: Facts) -> str:
+    """What the compared steps are called: by their phase, where the trace says it."""
+    return "step" if facts["phase"] == "unknown" else f"{facts['phase']} step"
+
+
+def beside(change: Facts) -> str:
+    """What is said of a change that is not sure; nothing where there were too few steps to tell it from noise."""
+    return ": within noise" if change["low_s"] is not None else ""
 
 
 def _table(facts: Facts, by: str, rows: Sequence[Facts]) -> Table:
@@ -56,7 +69,7 @@ def _table(facts: Facts, by: str, rows: Sequence[Facts]) -> Table:
         )
         for row in rows
     )
-    title = f"Time of a mean {clean(facts['phase'])} step by {by.replace('-', ' and ')}, largest change first"
+    title = f"Time of a mean {clean(step_of(facts))} by {by.replace('-', ' and ')}, largest change first"
     return Table(title, header, body, left=len(names[by]))
 
 
@@ -74,7 +87,7 @@ def _left_out(
     out: list[Block] = []
     if len(shown) > top:
         out.append(f"{len(shown) - top} more rows: --top {len(shown)} shows all")
-    noise = [row for row in rows if not row["sure"] and row["change_s"]]
+    noise = [row for row in rows if not row["sure"] and row["change_s"] and row["low_s"] is not None]
     if not everything and noise:
         total = signed(sum(row["change_s"] for row in noise))
         out.append(f"{plural(len(noise), 'row')} within noise, {total} together: --all shows them")

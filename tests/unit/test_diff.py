@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -126,6 +127,22 @@ def test_what_cannot_be_decided_is_an_error() -> None:
     facts = diff(one, _run(seed=3)).facts
     assert not any(row["sure"] for row in facts["op_layers"])
     assert "no interval" in plain(diff_report(facts, "family", 5, everything=True))
+
+
+def test_one_step_shows_its_rows_and_is_not_called_noise() -> None:
+    one, slow = _run(steps=1, noise=0.0), _run(steps=1, noise=0.0, slower={"experts": 2.0})
+    text = plain(diff_report(diff(one, slow).facts, "family", 5))
+    assert "within noise" not in text and "experts" in text and "nothing can be said of noise" in text
+    few = plain(diff_report(diff(_run(seed=1, noise=0.3), _run(seed=2, noise=0.3)).facts, "family", 5))
+    assert "within noise" in few
+
+
+def test_steps_of_no_known_phase_are_called_steps() -> None:
+    steps = tuple(replace(step, phase=None) for step in _run().meta.steps)
+    found = diff(*(_run(seed=n).with_meta(steps=steps) for n in (1, 2)))
+    for text in (plain(diff_report(found.facts, "family", 5)), render_diff(found)):
+        assert "unknown step" not in text and "step, with the wait before it" in text
+        assert "Time per output token" not in text
 
 
 def test_rows_sum_to_the_time_of_a_token_whatever_the_table() -> None:

@@ -379,3 +379,9 @@ def test_what_prompts_add_is_held_by_its_interval_where_decoding_is_less_sure() 
     for name in ("ttft", "tpot", "e2e", "output_throughput"):
         assert found[name]["low"] < found[name]["value"] < found[name]["high"]
     assert found["tpot"]["high"] > 1.05 * found["tpot"]["value"]
+
+
+def test_a_chunk_without_a_steady_load_would_change_nothing_and_is_refused() -> None:
+    with pytest.raises(ScenarioError, match="chunk=64: a static batch works on all prompts in one step"):
+        simulate("olmoe-1b-7b", Workload(2, 128, 8), "h100-sxm", Scenario.of("chunk=64"))
+    simulate("olmoe-1b-7b", Workload(2, 128, 8, served=True), "h100-sxm", Scenario.of("chunk=64"))
