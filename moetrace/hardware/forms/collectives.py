@@ -1,4 +1,5 @@
-"""The parameters of collectives, an engine's own all-reduce and exchanges. The formulas: machines/forms/collectives."""
+"""The parameters of collectives, an engine's own all-reduce and exchanges. The formulas: machines/forms/collectives and
+exchange."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ COLLECTIVE = Schema.of(
     Parameter("latency_s", "s", 0, 1, 5e-6, 0, "floor of one collective"),
     Parameter("per_rank_s", "s/rank", 0, 1, 5e-7, 0, "more for each rank but the first"),
     Parameter("channels", "share", 0, 10, 0.2, 0, "of the floor, what a ring's further channels take", 2.0),
-    Parameter("chunk_s", "s", 0, 1, 5e-6, 0, "filling the pipeline, per square root of MB on the wire"),
+    Parameter(
+        "chunk_s", "s", 0, 1, 5e-6, 0, "filling the pipeline, per square root of MB on the wire, by LL128"
+    ),
     Parameter(
         "copy_s", "s/MB", 0, 1, 3e-5, 0, "copying out of a channel's buffer what was sent to each peer"
     ),
@@ -19,6 +22,15 @@ COLLECTIVE = Schema.of(
     Parameter("start_s", "s", 0, 1, 5e-6, 0, "by the protocol that streams, more to start", 2.0),
     Parameter("efficiency", "share", 1e-3, 2, 0.8, 1, "of the link; above 1 where the switch reduces"),
     Parameter("pair_loss", "share", 0, 10, 0.2, 0, "what two ranks lose of it against many"),
+    Parameter(
+        "fill_s", "s/MB", 0, 1, 1e-6, 0, "the same by the protocol that streams, until chunks are whole", 2.0
+    ),
+    Parameter(
+        "switch_fill", "rounds", 0, 10, 1.5, 0, "rounds of chunks that filling the switch's pipeline takes"
+    ),
+    Parameter(
+        "switch_gap_bytes", "bytes", 0, 1e6, 1.2e4, 0, "more that a chunk to the switch takes, as bytes of it"
+    ),
     Parameter("node_s", "s", 0, 1, 1e-5, 1e-5, "more for each doubling of nodes"),
     Parameter("network_efficiency", "share", 1e-3, 1, 0.8, 0.8, "of the network between nodes"),
     Parameter(
@@ -72,6 +84,37 @@ ALL_REDUCE = Schema.of(
         given=True,
     ),
     Parameter(
+        "crowd_most_bytes",
+        "bytes",
+        0,
+        1e12,
+        0,
+        0,
+        "the same among more than four ranks (0: as among few)",
+        given=True,
+    ),
+    Parameter(
+        "shared_bytes",
+        "bytes",
+        0,
+        1e12,
+        0,
+        0,
+        "up to which it takes symmetric memory beyond its own kernel; not fitted",
+        given=True,
+    ),
+    Parameter("shared_s", "s", 0, 1, 5e-6, 0, "more of a floor through symmetric memory"),
+    Parameter("shared_efficiency", "share", 1e-3, 2, 0.6, 0.6, "of the link, through symmetric memory"),
+    Parameter(
+        "in_switch", "flag", 0, 1, 0, 0, "1: the switch can reduce for more than two ranks", given=True
+    ),
+    Parameter(
+        "switch_fill", "rounds", 0, 10, 1.5, 0, "rounds of chunks that filling the switch's pipeline takes"
+    ),
+    Parameter(
+        "switch_gap_bytes", "bytes", 0, 1e6, 1.2e4, 0, "more that a chunk to the switch takes, as bytes of it"
+    ),
+    Parameter(
         "chunk_bytes",
         "bytes",
         0,
@@ -97,6 +140,7 @@ ALL_REDUCE = Schema.of(
     Parameter("two_shot_gain", "share", 0.1, 10, 1, 1, "of its rate in one shot, the kernel's in two", 0.5),
     Parameter("pair_loss", "share", 0, 10, 0.2, 0, "what two ranks lose of the library's against many"),
     Parameter("host_s", "s", 0, 1, 2.5e-5, 0, "what an eager call takes at least"),
+    Parameter("host_rank_s", "s/rank", 0, 1, 2e-7, 0, "the same, more for each rank but the first"),
     Parameter("host_phase_s", "s", 0, 1, 1e-5, 0, "the same, more where it is not one shot"),
     Parameter("node_s", "s", 0, 1, 1e-5, 1e-5, "more for each doubling of nodes"),
     Parameter("network_efficiency", "share", 1e-3, 1, 0.8, 0.8, "of the network between nodes"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from moetrace.machines.forms import attention, collectives, experts, gemm, generic
+from moetrace.machines.forms import attention, collectives, exchange, experts, gemm, generic
 from moetrace.machines.forms.base import Cache, Form, Parts, Setting, smoothmax
 
 FORMS: Mapping[str, Form] = MappingProxyType(
@@ -22,7 +22,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
             attention.FORM,
             collectives.COLLECTIVE,
             collectives.ALL_REDUCE,
-            collectives.EXCHANGE,
+            exchange.FORM,
         )
     }
 )

@@ -4,21 +4,14 @@
       LL        : serial x what one channel sends (a ring: n - 1 shares and the one received last, of each what is beyond 16
                   channels; to each peer: a part)
       LL128     : chunk sqrt(wire MB)
-      Simple    : start + the same; to each peer: start + copy x a part, up to a chunk                              (NCCL)
+      Simple    : start + fill x wire / (1 + wire / 64 MiB); to each peer: start + copy x a part, up to a chunk, and no channel
+                  sends more than a sixteenth of what the link does, until its first part is there: a norm of both, p = 2
+      the switch: latency + (1 + fill x a round / buffer) (1 + gap / chunk) x wire / (efficiency x link)            (NCCL)
     all_reduce = the least of the engine's own kernel, in one shot or two, up to `most_bytes`, and the library's collective, as
-                 engines choose by size; eager: never under what the host takes (more where it is not one shot: further
-                 launches), and the buffer is copied twice
-    exchange   = dispatch and collect of DeepEP (github.com/deepseek-ai/DeepEP): what comes first + what processors take, what
-                 links take (within the node) and what the network takes
-      low latency: latency + per_expert E + copy k hidden, since every expert's count is waited for; processors: one expert's
-                 warps, T rows / E of them one after another; links: each of the k copies by itself; a norm of both, p = 2
-      normal     : (dim `sms`: processors in pairs, one sends and one receives; x = T / pairs) latency + row min(x, 23)
-                 + hidden (first row, each copy of it); processors: x tokens looked at, the copies sent, and a copy for each
-                 node where there is a second; links: each row once to each rank that has an expert of it, its own not.
-                 To collect, 23 warps of a processor add rows up, one row each: further turns of 23 rows, from where these take
-                 longer than what is sent (few copies), are steps (csrc/kernels/intranode.cu, `combine`: 24 warps, one of
-                 which moves the queues' heads); between nodes adding follows sending. A norm of all, p = 3, as rows stream
-                 in chunks, and until the pipeline is full the first `fill` tokens pass one part after the other (inferred)
+                 engines choose by size; between the two, up to `shared_bytes`, through symmetric memory: the buffer is copied
+                 in and out, and the switch adds up for more than two ranks ((1 + 1/n) buffers on each link, else two shots);
+                 eager: never under what the host takes (more for each rank, as all wait for the last one's, and where it is
+                 not one shot: further launches), and the buffer is copied, twice for the own kernel
 
 NCCL chooses a protocol by a model of its own: base + step x steps + wire / rate, the least of LL, LL128 and Simple, and of the
 switch where it can reduce (github.com/NVIDIA/nccl, src/graph/tuning.cc: ncclTopoTuneModel; its rates, `low_bytes_per_s` and
@@ -26,25 +19,25 @@ switch where it can reduce (github.com/NVIDIA/nccl, src/graph/tuning.cc: ncclTop
 2 MiB in 17 us and 4 MiB in 27. All of its steps are where that model puts them on H100 and A100. No switch adds up bytes, and
 none is taken for two ranks (measured). To each peer, LL sends up to `direct_low_bytes` (16 KiB; up to NCCL 2.27 as much for
 each of 32 channels), in parts over 32 channels for all peers, and Simple parts of 64 KiB or more, of which a receiver copies
-the first chunk of 512 KiB when it is there (src/enqueue.cc, addP2pToPlan).
+the first chunk of 512 KiB when it is there (src/enqueue.cc, addP2pToPlan). What LL sends to several peers was measured at 7 us
+and at 11 in repeats: all of it is one term (`ranks`), whose error is its own.
 Small messages go through few channels by a protocol of low latency, at a rate that processors set and not the link; large
 ones start many channels by one that streams (LL, LL128 and Simple: arXiv 2507.04786). A ring takes a channel more for
 each 4,096 bytes of a rank's share (512 threads of 8: github.com/NVIDIA/nccl, src/enqueue.cc, threadThreshold). On the way to
 the second its floor grows by `channels`; then, up to 16 of them as measured, more bytes cost no serial time.
-The root is the pipeline's: chunks grow with the buffer, and filling it with a chunk is what mid-sized messages pay. Two ranks
-have fewer links in use (`pair_loss`).
-Beyond `domain_gpus` ranks, what leaves the node crosses the network, whose rate per device is a datasheet's. Only exchanges
-were measured between nodes; the network's share of the others is assumed.
-Steps: NCCL's changes of protocol; turns of a normal collect; in bytes where an engine's own all-reduce ends (8 MiB in vLLM's
-and SGLang's custom_all_reduce.py; 16 MiB in SGLang on H100, 8 and 1 in TensorRT-LLM on H100 and A100, inferred). Below, it
-changes its algorithm where two cost the same, whatever the link's rate (a second phase, the library's start and its pipeline's
-filling are told in bytes).
-Inferred: in normal mode two and four nodes reach nine tenths of the network's rate (DeepEP's README too, less local traffic),
-eight half of that, to send and to collect alike, as if what leaves a group of nodes crossed a tier of half the rate. That is
-`normal_far_share`, of the cluster measured and so of its repeats (a warm cache) alone: DeepEP's own (docs/legacy.md) lost
-nothing on eight nodes, and serving is priced as if none did.
-Not modelled: contention between collectives, tokens limited to groups of nodes, chunks of the switch's reductions (16 to 64
-KiB by size: 10 % there), other topologies than full nodes.
+The root is the pipeline's: chunks grow with the buffer, and filling it with a chunk is what mid-sized messages pay; by Simple
+they end at 2 MiB for each channel (4 of 8 steps of 4 MiB), which 64 MiB stand for (inferred). Two ranks have fewer links in use
+(`pair_loss`). Through the switch 16 channels take a chunk for each rank in a round: 16 KiB of less than two rounds of the next
+larger chunk, 32 of less than 8, 64 of less than 64, else 128 (src/enqueue.cc, nvlsChunkSize): among eight ranks steps at 8 MiB,
+64 MiB and 1 GiB. Filling its pipeline takes `switch_fill` rounds, and each chunk as long as `switch_gap_bytes` more.
+Beyond `domain_gpus` ranks, what leaves the node crosses the network, whose rate per device is a datasheet's; its share of these
+kinds is assumed.
+Steps: NCCL's changes of protocol and of chunks; in bytes where an engine's own all-reduce ends (8 MiB in vLLM's and SGLang's
+custom_all_reduce.py; 16 MiB in SGLang on H100, 8 and 1 in TensorRT-LLM on H100 and A100, inferred; among more than four H100
+256 KiB in vLLM, whose symmetric memory ends at 64 MiB: CUSTOM_ALL_REDUCE_MAX_SIZES and SYMM_MEM_ALL_REDUCE_MAX_SIZES of its
+all_reduce_utils.py; six ranks are taken as eight, four as two). Below, it changes its algorithm where two cost the same,
+whatever the link's rate (a second phase, the library's start and its pipeline's filling are told in bytes).
+Not modelled: contention between collectives, other topologies than full nodes.
 """
 
 from __future__ import annotations
@@ -61,8 +54,7 @@ from moetrace.op import FloatArray, Works
 
 BoolArray = npt.NDArray[np.bool_]
 _SHARP = 8.0  # p of the overlap of an eager call with its kernel
-_OVERLAP = 2.0  # p of the overlap of links, network and processors in an exchange
-_STREAM = 3.0  # the same of what rows pass through one after the other in normal mode
+_BESIDE = 2.0  # p of the overlap of the link with its busiest channel
 _RINGS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0}  # rounds of a ring, n - 1 steps each
 # What NCCL takes a protocol's latency to be, first and per step (LL, LL128, Simple of a ring over NVLink), and the switch's:
 # github.com/NVIDIA/nccl, src/graph/tuning.cc, baseLatencies and hwLatencies of v2.28.
@@ -70,14 +62,17 @@ _PROTOCOLS = ((6.6e-6, 0.6e-6), (14.0e-6, 1.9e-6), (8.4e-6, 3.4e-6))
 _SWITCH_S = 25.0e-6
 _LINES, _SWITCH_SHARE = 0.92, 5.0 / 6.0  # of a ring's rate, LL128's and the switch's, the same file
 _PAIR = 2.0  # ranks that a switch does not reduce for
+_FEW = 4.0  # ranks up to which an engine's own kernel is taken for larger buffers
+# Bytes of a chunk to the switch, and of how many rounds of it or more a buffer takes it: the same library, src/enqueue.cc.
+_SWITCH_CHUNK, _SWITCH_LARGER = 16384.0, ((32768.0, 2.0), (65536.0, 8.0), (131072.0, 64.0))
 # Peers' channels between them, the least that one of them sends and what it holds of it: the same library, src/enqueue.cc,
 # addP2pToPlan (parts of stepSize / 8 at least, stepSize = 512 KiB over NVLink).
 _CHANNELS_TO_PEERS, _LEAST_PARTS, _CHUNK = 32.0, (16384.0, 65536.0), 524288.0
 _CHANNEL = 4096.0  # bytes that a channel's 512 threads of 8 take at once
-_CHANNELS = 16.0  # up to which more bytes take more of them
-_TURN_ROWS = 23.0  # warps of a processor that add rows up
-# Up to these a network gives its full rate; from twice as many on, `normal_far_share` of it.
-_NEAR_NODES = 4.0
+_CHANNELS = (
+    16.0  # up to which more bytes take more of them, those of the switch, and those that a link keeps busy
+)
+_WHOLE_MB = 67.1  # on the wire, from which a ring's chunks grow no more
 _MB = 1e6
 
 
@@ -85,48 +80,64 @@ def collective(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     """Seconds of a library's collectives, [ops]; nan on a machine without a link, or without a network beyond one node."""
     n, nbytes = np.maximum(works["net_ranks"], 1.0), works["net_bytes"]
     wire, network_s, between_s = _sent(c, works, at)
-    lost = _lost(c["pair_loss"], n)
     rounds = works.ops.by_type([_RINGS.get(op.kind, 0.0) for op in works.ops.types])
     steps, ring = rounds * (n - 1), rounds > 0
     # One rank's share of a ring's step; what one peer gets of what is sent to each.
     share = wire / np.where(ring, np.maximum(steps, 1.0), np.maximum(n - 1, 1.0))
-    low, streams = _protocol(c, nbytes, wire, n, steps)
+    low, streams, switched = _protocol(c, nbytes, wire, n, steps)
     direct = np.where(n > 1, share, 0.0) <= c["direct_low_bytes"]
-    low, streams = np.where(ring, low, direct), np.where(ring, streams, ~direct)
-    further = 1.0 + np.where(ring, c["channels"] * np.minimum(share / _CHANNEL, 1.0) ** 2, 0.0)
+    low, streams, switched = np.where(ring, low, direct), np.where(ring, streams, ~direct), ring & switched
+    further = 1.0 + np.where(ring & ~switched, c["channels"] * np.minimum(share / _CHANNEL, 1.0) ** 2, 0.0)
     few = np.maximum(_CHANNELS_TO_PEERS / n, 1.0)
     low_part, part = (share / np.clip(share / least, 1.0, few) for least in _LEAST_PARTS)
     # A ring's rank handles a share more than it sends: what it receives last.
     serial = np.where(ring, (steps + 1.0) * np.maximum(0.0, share - _CHANNELS * _CHANNEL), low_part) / _MB
+    wire_mb = wire / _MB
     filling_s = np.where(
-        ring, c["chunk_s"] * np.sqrt(wire / _MB), c["copy_s"] * np.minimum(part, _CHUNK) / _MB
+        streams, c["fill_s"] * wire_mb / (1.0 + wire_mb / _WHOLE_MB), c["chunk_s"] * np.sqrt(wire_mb)
     )
+    filling_s = np.where(ring, filling_s, c["copy_s"] * np.minimum(part, _CHUNK) / _MB)
+    first = np.where(ring | low, 0.0, _CHANNELS * np.minimum(part, _LEAST_PARTS[1]))
+    taking = np.where(switched, _rounds(c, nbytes, n), _lost(c["pair_loss"], n)) * smoothmax(
+        _BESIDE, wire, first
+    )
+    floor_s, ranks_s = c["latency_s"] * further, np.where(switched, 0.0, c["per_rank_s"] * (n - 1) * further)
+    serial_s = np.where(low, c["serial_s"] * serial, 0.0)
+    chunks_s = np.where(low | switched, 0.0, filling_s + c["start_s"] * streams)
+    link_s = taking / (c["efficiency"] * rate(at)) + network_s
+    among = ~ring & low & (n > _PAIR)  # several peers, whose small messages have an error of their own
     terms = {
-        "latency": c["latency_s"] * further + between_s, "ranks": c["per_rank_s"] * (n - 1) * further,
-        "serial": np.where(low, c["serial_s"] * serial, 0.0),
-        "chunks": np.where(low, 0.0, filling_s + c["start_s"] * streams),
-        "link": wire * lost / (c["efficiency"] * _rate(at)) + network_s,
+        "latency": np.where(among, 0.0, floor_s) + between_s,
+        "ranks": ranks_s + np.where(among, floor_s + serial_s, 0.0),
+        "serial": np.where(among, 0.0, serial_s), "chunks": chunks_s, "link": link_s,
     }  # fmt: skip
-    latency_s = terms["latency"] + terms["ranks"] + terms["serial"] + terms["chunks"]
-    return _parts(latency_s, terms["link"], n, terms)
+    return _parts(floor_s + between_s + ranks_s + serial_s + chunks_s, link_s, n, terms)
 
 
 def _protocol(
     c: Mapping[str, float], nbytes: FloatArray, wire: FloatArray, n: FloatArray, steps: FloatArray
-) -> tuple[BoolArray, BoolArray]:
-    """(whether the protocol of low latency is taken, whether the one that streams) for a ring, or the switch, by NCCL's own
-    model of their times, [ops]; neither: the one between."""
+) -> tuple[BoolArray, BoolArray, BoolArray]:
+    """(whether the protocol of low latency is taken, whether the one that streams, whether the switch reduces) by NCCL's own
+    model of their times, [ops]; none: the ring's protocol between."""
     ring = c["ring_bytes_per_s"]
     rates = (c["low_bytes_per_s"], _LINES * ring, ring)
     low, lines, streams = (
         base + step * steps + wire / rate for (base, step), rate in zip(_PROTOCOLS, rates, strict=True)
     )
-    if c["in_switch"]:
-        streams = np.where(
-            n > _PAIR, np.minimum(streams, _SWITCH_S + nbytes / (_SWITCH_SHARE * ring)), streams
-        )
-    is_low = np.asarray(low <= np.minimum(lines, streams))
-    return is_low, np.asarray(~is_low & (streams < lines))
+    ring_s = np.minimum(np.minimum(low, lines), streams)
+    can = (n > _PAIR) & bool(c["in_switch"])
+    switched = np.asarray(can & (_SWITCH_S + nbytes / (_SWITCH_SHARE * ring) < ring_s))
+    is_low = np.asarray(~switched & (low <= ring_s))
+    return is_low, np.asarray(~switched & ~is_low & (streams < lines)), switched
+
+
+def _rounds(c: Mapping[str, float], nbytes: FloatArray, n: FloatArray) -> FloatArray:
+    """Times as long as its links would take for the wire that the switch takes to reduce the buffer, [ops]."""
+    chunk = np.full_like(nbytes, _SWITCH_CHUNK)
+    for larger, times in _SWITCH_LARGER:
+        chunk = np.where(nbytes >= times * _CHANNELS * n * larger, larger, chunk)
+    filling = c["switch_fill"] * _CHANNELS * n * chunk / np.maximum(nbytes, 1.0)
+    return np.asarray((1.0 + filling) * (1.0 + c["switch_gap_bytes"] / chunk))
 
 
 def all_reduce(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
@@ -134,109 +145,44 @@ def all_reduce(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     n, nbytes = np.maximum(works["net_ranks"], 1.0), works["net_bytes"]
     wire, network_s, between_s = _sent(c, works, at)
     floor_s = c["latency_s"] + c["per_rank_s"] * (n - 1) + between_s
-    own, theirs = c["efficiency"] * _rate(at), c["library_efficiency"] * _rate(at)
-    taken = (nbytes <= c["most_bytes"]) | (c["most_bytes"] == 0)
+    own = c["efficiency"] * rate(at)
+    most = np.where(n > _FEW, c["crowd_most_bytes"] or c["most_bytes"], c["most_bytes"])
+    taken = (nbytes <= most) | (most == 0)
+    shared = ~taken & (nbytes <= c["shared_bytes"])
     one = np.where(taken, nbytes * (n - 1) / own, np.inf)
     two = np.where(taken, (wire + c["two_shot_bytes"]) / (own * c["two_shot_gain"]), np.inf)
-    filled = c["library_bytes"] + c["chunk_bytes"] * np.sqrt(wire / _MB)
-    library = (wire * _lost(c["pair_loss"], n) + filled) / theirs
-    fewest = np.minimum(np.minimum(one, two), library)
-    move_s = fewest + network_s
+    further = np.where(shared, _shared(c, nbytes, n, at), _library(c, wire, nbytes, n, at))
+    fewest = np.minimum(np.minimum(one, two), further)
+    move_s, is_own, is_one = fewest + network_s, np.minimum(one, two) <= fewest, one <= fewest
     eager = np.where(n > 1, works.dim("eager", 0.0), 0.0)
-    copy_s = eager * 2.0 * nbytes / at.hw.memory.bytes_per_s
-    host_s = eager * (c["host_s"] + np.where(one <= np.minimum(two, library), 0.0, c["host_phase_s"]))
+    # In and out of symmetric memory; called eagerly, out of place and, for the own kernel, into memory that peers see.
+    copy_s, moved = np.where(shared, 4.0, 0.0) * nbytes, np.where(is_own, 4.0, 2.0) * nbytes * eager
+    copy_s, moved_s = copy_s / at.hw.memory.bytes_per_s, moved / at.hw.memory.bytes_per_s
+    fixed_s = floor_s + np.where(shared, c["shared_s"], 0.0)
+    host_s = eager * (c["host_s"] + c["host_rank_s"] * (n - 1) + np.where(is_one, 0.0, c["host_phase_s"]))
     terms = {
         "latency": c["latency_s"] + between_s, "ranks": c["per_rank_s"] * (n - 1),
-        "one_shot": np.where(one == fewest, move_s, 0.0),
-        "two_shot": np.where((two == fewest) & (one > fewest), move_s, 0.0),
-        "library": np.where(np.minimum(one, two) > fewest, move_s, 0.0), "host": host_s + copy_s,
+        "one_shot": np.where(is_one, move_s, 0.0), "two_shot": np.where(is_own & ~is_one, move_s, 0.0),
+        "library": np.where(is_own, 0.0, move_s + copy_s + fixed_s - floor_s), "host": host_s + moved_s,
     }  # fmt: skip
-    alone = _parts(floor_s, move_s, n, terms)
+    alone = _parts(fixed_s, move_s, n, terms)
+    copy_s = np.where(n > 1, copy_s, 0.0) + moved_s
     called = smoothmax(_SHARP, host_s, alone.expected_s + copy_s)
-    fixed_s = alone.fixed_s + host_s
-    return Parts(np.zeros_like(n), copy_s, fixed_s, called, alone.network_s, alone.terms)
+    return Parts(np.zeros_like(n), copy_s, alone.fixed_s + host_s, called, alone.network_s, alone.terms)
 
 
-def exchange(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
-    """Seconds of MoE dispatch or collect, [ops]. Dims beside bytes, ranks: experts, tokens, topk, hidden, sms (0: low latency).
-
-    `bytes` is a rank's rows times k. An expert's share is unknown without `experts`, copies per rank without `topk`.
-    """
-    n = np.maximum(works["net_ranks"], 1.0)
-    usual = works.dim("sms", 0.0) > 0
-    some = np.where(n > 1, 1.0, 0.0)
-    both = zip(_normal(c, works, at, n), _low_latency(c, works, at, n), strict=True)
-    fixed_s, serial_s, near_s, far_s = (np.where(usual, a, b) * some for a, b in both)
-    tokens = np.maximum(works.dim("tokens", 1.0), 1.0)
-    within_s = _streamed(serial_s, near_s, c["normal_fill_tokens"] / tokens)
-    streamed_s = _streamed(within_s, far_s, c["normal_far_fill_tokens"] / tokens)
-    expected_s = fixed_s + np.where(usual, streamed_s, smoothmax(_OVERLAP, serial_s, near_s + far_s))
-    wire_s = near_s + far_s
-    terms = {"latency": fixed_s, "serial": serial_s, "link": wire_s}
-    return Parts(np.zeros_like(n), np.zeros_like(n), fixed_s + serial_s, expected_s, wire_s, terms)
+def _shared(c: Mapping[str, float], nbytes: FloatArray, n: FloatArray, at: Setting) -> FloatArray:
+    """Seconds on the links through symmetric memory, [ops]."""
+    return nbytes * np.where(n > _PAIR, 1.0 + 1.0 / n, 1.0) / (c["shared_efficiency"] * rate(at))
 
 
-def _streamed(one_s: FloatArray, two_s: FloatArray, filling: FloatArray) -> FloatArray:
-    """What runs side by side once the pipeline is full; `filling` is the share of the rows until then, one after the other."""
-    beside = smoothmax(_STREAM, one_s, two_s)
-    return np.asarray(beside + (one_s + two_s - beside) * np.minimum(filling, 1.0))
-
-
-def _low_latency(c: Mapping[str, float], works: Works, at: Setting, n: FloatArray) -> tuple[FloatArray, ...]:
-    """(what comes first, what processors take, what links take) of an exchange in low-latency mode, in seconds."""
-    nbytes, experts = works["net_bytes"], works.dim("experts", np.inf)
-    topk = np.maximum(works.dim("topk", 1.0), 1.0)
-    nodes = np.maximum(n / at.hw.domain_gpus, 1.0)
-    fixed_s = (
-        c["latency_s"] + c["per_expert_s"] * works.dim("experts", 0.0)
-        + c["copy_s"] * works.dim("hidden", 0.0) * topk
-        + c["between_nodes_s"] * np.minimum(nodes - 1.0, 1.0)
-        + c["node_s"] * np.log2(nodes)
-    )  # fmt: skip
-    link_s = nbytes / nodes / (c["efficiency"] * _rate(at))
-    net_s = nbytes * (1.0 - 1.0 / nodes) / (c["network_efficiency"] * _network(at, n))
-    return fixed_s, nbytes / topk / experts * c["per_expert_byte_s"], link_s, net_s
-
-
-def _normal(c: Mapping[str, float], works: Works, at: Setting, n: FloatArray) -> tuple[FloatArray, ...]:
-    """The same of an exchange in normal mode, by the processors of dim `sms`: pairs of them, one sends and one receives."""
-    tokens, hidden, topk = (
-        works.dim("tokens", 0.0),
-        works.dim("hidden", 0.0),
-        np.maximum(works.dim("topk", 1.0), 1.0),
-    )
-    sms = works.dim("sms", 0.0)
-    pairs = np.where(sms > 0, sms, 2.0) / 2.0
-    nodes = np.maximum(n / at.hw.domain_gpus, 1.0)
-    second = np.minimum(nodes - 1.0, 1.0)
-    experts = works.dim("experts", np.inf)
-    row, each, reached = works["net_bytes"] / topk, tokens / pairs, _reached(n, topk, experts)
-    visited = _reached(nodes, topk, experts)
-    fixed_s = (
-        c["normal_latency_s"] + c["normal_row_s"] * np.minimum(each, _TURN_ROWS)
-        + hidden * (c["normal_hidden_s"] + c["normal_copy_s"] * reached)
-        + c["normal_between_nodes_s"] * second
-        + c["normal_node_s"] * np.log2(nodes)
-    )  # fmt: skip
-    send_s = (
-        each * (c["pair_token_s"] + c["pair_copy_s"] * reached)
-        + row * reached / (pairs * c["pair_bytes_per_s"])
-        + row * visited * second / (pairs * c["pair_network_bytes_per_s"])
-    )
-    collects = works.ops.by_type([1.0 if op.kind == "moe_collect" else 0.0 for op in works.ops.types])
-    add_s = np.maximum(np.ceil(each / _TURN_ROWS - 1e-9) - 1.0, 0.0) * collects * hidden * c["normal_turn_s"]
-    inside = np.maximum(np.minimum(n, at.hw.domain_gpus), 1.0)  # copies to a rank itself cross no link
-    local_s = row * reached * (1.0 - 1.0 / inside) / (c["normal_efficiency"] * _rate(at))
-    far_share = c["normal_far_share"] if at.cache == "warm" else 1.0
-    tier = 1.0 - (1.0 - far_share) * np.clip((nodes - _NEAR_NODES) / _NEAR_NODES, 0.0, 1.0)
-    far_s = row * visited * (1.0 - 1.0 / nodes) / (c["normal_network_efficiency"] * tier * _network(at, n))
-    # What processors send no faster over a faster link is serial time, no part of the link's.
-    return (
-        fixed_s,
-        smoothmax(_STREAM, send_s, add_s) * (1.0 - second) + (send_s + add_s) * second,
-        local_s,
-        far_s,
-    )
+def _library(
+    c: Mapping[str, float], wire: FloatArray, nbytes: FloatArray, n: FloatArray, at: Setting
+) -> FloatArray:
+    """Seconds on the links of the library's all-reduce of a large buffer, by a ring or the switch, [ops]."""
+    ring = wire * _lost(c["pair_loss"], n) + c["library_bytes"] + c["chunk_bytes"] * np.sqrt(wire / _MB)
+    switched = (n > _PAIR) & (c["in_switch"] > 0)
+    return np.where(switched, wire * _rounds(c, nbytes, n), ring) / (c["library_efficiency"] * rate(at))
 
 
 def _sent(c: Mapping[str, float], works: Works, at: Setting) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -248,7 +194,7 @@ def _sent(c: Mapping[str, float], works: Works, at: Setting) -> tuple[FloatArray
         wire[rows] = wire_bytes(op.kind, nbytes[rows], n[rows])
         beyond[rows] = network_bytes(op.kind, nbytes[rows], n[rows], domain)
     doublings = np.log2(np.maximum(n / domain, 1.0))
-    return wire, beyond / (c["network_efficiency"] * _network(at, n)), c["node_s"] * doublings
+    return wire, beyond / (c["network_efficiency"] * network(at, n)), c["node_s"] * doublings
 
 
 def _lost(share: float, n: FloatArray) -> FloatArray:
@@ -256,22 +202,11 @@ def _lost(share: float, n: FloatArray) -> FloatArray:
     return np.asarray(1.0 + share * np.maximum(0.0, 2.0 / n - 0.25))
 
 
-def _reached(groups: FloatArray, topk: FloatArray, experts: FloatArray) -> FloatArray:
-    """Distinct ones of `groups` of equally many experts that a token's k of them lie in, each drawn at most once.
-
-    None lies in a group with the product of 1 - (experts / groups) / (experts - i), i below k; here all i are their mean.
-    """
-    drawn = np.maximum(1.0 - (topk - 1.0) / (2.0 * experts), 0.5)
-    return np.asarray(
-        groups * (1.0 - np.maximum(1.0 - 1.0 / (groups * drawn), 0.0) ** topk), dtype=np.float64
-    )
-
-
-def _rate(at: Setting) -> float:
+def rate(at: Setting) -> float:
     return at.hw.link.bytes_per_s if at.hw.link is not None else float("nan")
 
 
-def _network(at: Setting, ranks: FloatArray) -> FloatArray:
+def network(at: Setting, ranks: FloatArray) -> FloatArray:
     """Bytes/s of one device into the network: infinite within a node, nan where the profile gives none."""
     rate = at.hw.link.network_bytes_per_s if at.hw.link is not None else None
     return np.where(ranks > at.hw.domain_gpus, np.nan if rate is None else rate, np.inf)
@@ -289,4 +224,3 @@ def _parts(
 
 COLLECTIVE = Form(SCHEMAS["collective"], collective, network=True)
 ALL_REDUCE = Form(SCHEMAS["all_reduce"], all_reduce, ("eager",), network=True)
-EXCHANGE = Form(SCHEMAS["exchange"], exchange, ("experts", "tokens", "topk", "hidden", "sms"), network=True)
