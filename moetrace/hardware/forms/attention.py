@@ -304,6 +304,7 @@ ATTENTION = Schema.of(
         "turning shared heads' queries and results round, where alone_whole is 1",
     ),
     Parameter("recast_s", "s/byte", 0, 1e-6, 4e-10, 0, "that conversion, per byte of cache and processor"),
+    Parameter("recast_least_s", "s", 0, 1e-4, 2e-6, 0, "that conversion at least"),
     replace(ETA_BW, start=0.93, spread=0.05),
     replace(ETA_FLOPS, start=0.67, meaning=f"{ETA_FLOPS.meaning}; of the kernel, not fitted", given=True),
     BLEND,

@@ -61,19 +61,19 @@ processor's share becomes a whole sequence nothing is merged, so that a few more
 heads up to a half less (64 were measured). FlashAttention-3 launches the kernel that merges wherever sequences have more than
 those four blocks and fewer tiles of queries than fill 0.8 of the processors: for every eight rows of all of them, which end at
 once where nothing was cut (`merge_s`). Rows that eight heads lack walk as many parts as the kernel was compiled for (32, 64 or
-128, whichever holds 0.85 of the blocks), since it leaves their shared memory as it was and takes that for parts (`idle_s`;
-flash_fwd_combine_kernel.h, and kBlockM in its launch template). So one head takes longer than eight: 64 sequences of 8,192
+128, whichever holds 0.85 of the blocks), not those that there are, since it leaves their shared memory as it was and takes that
+for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template). So one head takes longer than eight: 64 sequences of 8,192
 tokens 230 us, not 217.
 Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
 per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
-TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA clears the values of a last block's empty rows, which
-might be no numbers (`empty`; fill_oob_V in its splitkv_mla.cuh). So within a block a longer context takes less, by up to empty
-for each turn; of a prompt's tiles only those that reach the last block clear it.
+TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA, unlike FlashAttention-3, clears the values of a last
+block's empty rows, which might be no numbers (`empty`; fill_oob_V in its splitkv_mla.cuh). So within a block a longer context
+takes less, by up to empty for each turn; of a prompt's tiles only those that reach the last block clear it.
 vLLM's rows of MLA on A100 take 0.33 ms at any context until kernels take longer: launched one by one (`eager`), t0 is the
 host's, and the longer of the two shows (a norm of p = 8). A turn of its kernel is a tile a processor: times go in whole ones.
 SGLang reads MLA's fp8 cache by FlashAttention-3 in bf16: it converts all of it before each call (get_key_buffer(..).to(q.dtype)
-in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`, recast_s); what is read then is the
-copy, and both take room in the cache.
+in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`, recast_s), and no sooner than one
+element takes to pass (recast_least_s); what is read then is the copy, and both take room in the cache.
 Blocks and splits: FlashAttention-3 (arXiv 2407.08608, and hopper/tile_size.h of its code: of pages smaller than a block 160
 tokens of width 64, 128 of 128, 96 of 192, 64 or 80 of 256, and without overlap of softmax and GEMM for 64 wide under a window),
 what a window costs beside (`window_s`, inferred: in vLLM's times 4 us of 64 wide, 1 to 2 of 128, none in SGLang's), flash
@@ -106,6 +106,7 @@ from moetrace.op import FloatArray, Works
 # Of FlashAttention-3's kernel that merges: rows of a tile, the least parts that it is compiled for, p of idle rows that are on
 # a processor together; and of the tiles that fill the processors, the share (0.8 of these) from which on it is not launched.
 _MERGED, _HELD, _BESIDE, _FILLED = 8.0, 32.0, 3.0, 0.88
+_LATENCY = 3.0  # p of an element's way through a kernel and of how many there are
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
 
@@ -134,7 +135,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     row_s = tile.rows * (turns * c["per_row_s"] * np.where(anew, 1.0, wide) + whole * c["tile_row_s"] * wide)
     narrow = (works.dim("window", 0.0) > 0) * wide**-2.0
     tile_s = np.where(anew, c["per_part_s"], share * c["per_tile_s"] * wide)
-    start_s = whole * (tile_s + c["window_s"] * narrow + c["empty_s"] * tile.empty)
+    cleared_s = 0.0 if c["whole_blocks"] else c["empty_s"]
+    start_s = whole * (tile_s + c["window_s"] * narrow + cleared_s * tile.empty)
     start_s = start_s + row_s + c["ramp_s"] * far * filled(works["bytes"], at)
     merge_s = _merge(c, works, tile, cut, anew, processors)
     cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + c["partial_s"] * tile.left / processors)
@@ -183,7 +185,7 @@ def _merge(
         tiles, empty = _merged(works)
         held = 2.0 ** np.ceil(np.log2(np.maximum(_HELD, tile.parts)))
         together = smoothmax(_BESIDE, np.ones_like(empty), empty / processors)
-        walk_s = np.maximum(walk_s, np.where(empty > 0, c["idle_s"] * held * together, 0.0))
+        walk_s = walk_s + np.where(empty > 0, c["idle_s"] * (held - cut.count) * together, 0.0)
         launched = (tile.blocks > c["whole_blocks"]) & (
             tile.count < _FILLED * c["whole_tiles"] * works.dim("batch")
         )
@@ -206,7 +208,9 @@ def _fixed(c: Mapping[str, float], works: Works, tile: Tiles, processors: float)
     out = c["t0_s"] * works["launches"] + np.where(tile.alone, c["alone_s"], 0.0)
     out = out + c["per_sequence_s"] * works.dim("batch", 0.0)
     out = out + np.where(np.log2(tile.wide) % 1 != 0, c["odd_head_s"], 0.0)
-    out = out + c["recasts"] * c["recast_s"] * works["kv_bytes"] / processors
+    if c["recasts"]:
+        cast_s = c["recast_s"] * works["kv_bytes"] / processors
+        out = out + smoothmax(_LATENCY, np.full_like(cast_s, c["recast_least_s"]), cast_s)
     turned = ~tile.alone & (works.dim("batch") > 1.0) & (works.dim("kv_heads") > 1.0)
     return np.asarray(out + c["alone_whole"] * c["turn_s"] * turned)
 
