@@ -19,6 +19,7 @@ from moetrace.errors import CalibrationError, plainly
 from moetrace.op import FloatArray, Op, OpColumns, dtypes
 from moetrace.ops import KINDS
 from moetrace.routing import Ties, rank_load
+from moetrace.routing.limited import limited_load
 from moetrace.run import Run
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _OWN_TOKENS = ("sglang 0.5.10",)
 # does not name models: hidden size, width, choices and experts of Mixtral 8x7B and Gemma 4.
 _PLAIN = "sglang 0.5.14"
 _PLAIN_ROUTERS = ("4096x14336x2x8", "2816x704x8x128")
+# And DeepSeek-V3's router keeps to groups of experts, for which these logits were not made: it chooses others.
+_GROUP_ROUTER = "7168x2048x8x256"
 _SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "context", "q", "distinct", "distinct_est", "rows"})
 
 
@@ -119,6 +122,12 @@ def _moe(table: pd.DataFrame, path: Path) -> Measured:
         name: table[name].to_numpy(dtype=np.float64) for name in ("num_experts", "topk", "moe_ep_size")
     }
     shape = table[["hidden_size", "inter_size", "topk", "num_experts"]].astype(str).agg("x".join, axis=1)
+    groups = (shape == _GROUP_ROUTER).to_numpy() & [made.startswith(_PLAIN) for made in made_by]
+    if groups.any():
+        part = table[groups]
+        distinct[groups], rows[groups] = limited_load(
+            part["distribution"].tolist(), 256, 8, part["num_tokens"], part["moe_ep_size"]
+        )
     plain = shape.isin(_PLAIN_ROUTERS).tolist()
     own = np.array([
         made.startswith(_OWN_TOKENS) or (bare and made.startswith(_PLAIN))

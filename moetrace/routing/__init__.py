@@ -3,8 +3,8 @@
 `distinct`, formulas: the distinct experts expected of uniform or of popular routing, and on the worst of several
 ranks. `recorded`: counts by step, layer, expert and rank of choice, which answer the same for what really
 happened. `pruned`: what fewer experts leave of it. `logs`: other tools' logs of it. `load`: experts and rows on the
-busiest rank of a stated routing. `drawn`: expert ids made to follow a distribution. `tokens`: which token chose what,
-kept on request.
+busiest rank of a stated routing; `limited`: the same of a router of groups in public tables. `drawn`: expert ids made to
+follow a distribution. `tokens`: which token chose what, kept on request.
 Not supported: pairs of experts.
 """
 

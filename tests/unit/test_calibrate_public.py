@@ -159,9 +159,12 @@ def test_engine_and_version_tell_what_a_rank_of_a_module_was_given(
         ("0.5.14", (4096, 14336, 2, 8), 1, {"tokens": 64, "rows": 128}),
         ("0.5.14", (4096, 1536, 8, 128), 16, {"tokens": 64, "rows": 32}),
         ("0.6.0", (4096, 14336, 2, 8), 4, {"tokens": 64, "rows": 32}),
+        # DeepSeek-V3's keeps to four of eight groups: of what is balanced, all choices are of the first half of the experts.
+        ("0.5.14", (7168, 2048, 8, 256), 2, {"tokens": 64, "rows": 512, "distinct": 128}),
+        ("0.5.10", (7168, 2048, 8, 256), 1, {"tokens": 64, "rows": 512, "distinct": 256}),
     ],
 )
-def test_models_that_route_by_a_plain_softmax_were_given_a_ranks_own_tokens(
+def test_what_sglang_0_5_14_was_given_goes_by_the_models_router(
     tmp_path: Path, version: str, shape: tuple[int, int, int, int], ranks: int, told: dict[str, float]
 ) -> None:
     names = ("hidden_size", "inter_size", "topk", "num_experts")

@@ -38,8 +38,7 @@ In decode the sum of weights and arithmetic fits as well as any blend; with thou
 and SGLang, and right in TensorRT-LLM: `overlap`. Measured on H100: tiles tuned for some size, wave quantisation and the blocks
 of the GEMM over hidden add nothing (held-out errors: the profiles). SGLang's bf16 kernel with default tiles does 1.3 thousand
 FLOPs in a cycle of a processor on H100 and 1.2 on A100, a third and six tenths of their peaks: `by_cycles`, for other chips
-that take its coefficients; with tuned tiles it reaches 0.65 and 0.68 of them. Not modelled: kernels tuned for one shape,
-routing limited to groups of experts.
+that take its coefficients; with tuned tiles it reaches 0.65 and 0.68 of them. Not modelled: kernels tuned for one shape.
 """
 
 from __future__ import annotations
