@@ -25,7 +25,7 @@ from moetrace.attribute.summary import FLAGS, Summary
 from moetrace.errors import ProfileError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.op import BOUNDS, PARTS
-from moetrace.run import Run, TableParts, nullable, numbers, text_column
+from moetrace.run import Run, TableParts, no_path, nullable, numbers, text_column
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -43,6 +43,7 @@ def attribute(run: Run, hardware: Hardware | str | None = None) -> Attribution:
 
     Raises ProfileError if there is no such machine, or the run does not say its own.
     """
+    no_path(run)
     machine = hardware or run.meta.hardware
     if machine is None:
         raise ProfileError(

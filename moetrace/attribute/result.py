@@ -58,6 +58,10 @@ class Attribution:
     summary: Mapping[str, Any]
     rows: pa.Table | IO[bytes]  # the table, or a file of it without a name where the run is long
 
+    def __repr__(self) -> str:
+        said = self.summary["coverage"]
+        return f"<Attribution on {self.hardware}: {percent(said['named_share'])} of the time named; .summary, .table>"
+
     def _repr_html_(self) -> str:
         """What a notebook shows: the op families of all steps, and what bounds them."""
         rows = [

@@ -18,7 +18,7 @@ from moetrace.diff.gates import METRICS, Gate, check_metrics
 from moetrace.diff.intervals import LEAST, difference
 from moetrace.diff.samples import BETWEEN, IDLE, Key, Samples, collect
 from moetrace.errors import RunError
-from moetrace.run import Run, main_phase
+from moetrace.run import Run, main_phase, no_path
 from moetrace.units import seconds
 
 SCHEMA = "moetrace.diff/1"
@@ -32,6 +32,10 @@ class Diff:
     """What two runs differ in: `facts`, JSON-able, of schema ``moetrace.diff/1``."""
 
     facts: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        step = self.facts["metrics"]["step"]
+        return f"<Diff: a step {seconds(step['before_s'])} -> {seconds(step['after_s'])}; .facts, .failed>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the op families, those first whose change is not noise."""
@@ -65,6 +69,7 @@ def diff(
     Raises RunError where the runs have no phase in common or too few steps for a gate, ScenarioError
     for a gate that cannot be read.
     """
+    no_path(before, after)
     wanted = [Gate.of(text) for text in gates]
     name = phase or _common_phase(before, after)
     a, b = collect(before, name), collect(after, name)

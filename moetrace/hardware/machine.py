@@ -169,6 +169,9 @@ class Hardware:
     tuned: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
     engines: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"<Hardware {self.name}: {self.title}>"
+
     @property
     def device_class(self) -> str:
         """``gpu``, ``wafer`` or ``cpu``: a measurement anchors a prediction only within one class."""

@@ -25,10 +25,10 @@ from moetrace.replay.parallel import Share
 from moetrace.replay.predicted import first_rows, meta_of, per_step, steps_at, table_of
 from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.setting import context_of, crossing_ns, keeps_gaps, source_of
-from moetrace.replay.shown import as_html
+from moetrace.replay.shown import as_html, in_words
 from moetrace.replay.summary import Tally
 from moetrace.replay.timed import timed
-from moetrace.run import OPS_SCHEMA, TABLE_FACTS, Meta, Run, TableParts
+from moetrace.run import OPS_SCHEMA, TABLE_FACTS, Meta, Run, TableParts, no_path
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -50,6 +50,9 @@ class Prediction:
     step_s: FloatArray
     shares: tuple[Share, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Prediction {in_words(self.summary)}; .summary, .run>"
+
     def _repr_html_(self) -> str:
         """What a notebook shows: a step of each phase with its interval, and the op families of the mean decode step."""
         return as_html(self.summary)
@@ -61,6 +64,7 @@ def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Pr
     Its own hardware and no knob give the measured step times to the ns. Raises ScenarioError with one line if a knob
     cannot apply, the parallelism does not fill the machine, or no op lies in a step.
     """
+    no_path(run)
     return predict(run, machine_of(load_hardware(hw), scenario), scenario)
 
 

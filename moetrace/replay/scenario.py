@@ -145,6 +145,9 @@ def machine_of(hw: Hardware, scenario: Scenario) -> Hardware:
     """The machine with as many devices as the scenario's `gpus` or `nodes` say. Raises ScenarioError or ProfileError."""
     from moetrace.hardware import node_of
 
+    given: object = scenario  # whatever a caller took for one
+    if isinstance(given, str):
+        raise ScenarioError(f"{given!r} is text and no Scenario: Scenario.of({given!r}) reads it")
     count, nodes = scenario.get("gpus"), scenario.get("nodes")
     if count is None and nodes is None:
         return hw

@@ -8,6 +8,15 @@ from typing import Any
 from moetrace import markup, units
 
 
+def in_words(summary: Mapping[str, Any]) -> str:
+    """A prediction's scenario and machine, and a step of each phase with its interval."""
+    steps = [
+        f"{phase} step {units.seconds(p['step_s'])} ({units.seconds(p['low_s'])} to {units.seconds(p['high_s'])})"
+        for phase, p in summary["phases"].items()
+    ]
+    return f"{summary['label']} on {summary['hardware']}: {', '.join(steps)}"
+
+
 def as_html(summary: Mapping[str, Any]) -> str:
     """A prediction's summary as two small tables for a notebook, everything in them escaped."""
     phases = [

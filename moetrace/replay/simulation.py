@@ -35,6 +35,7 @@ from moetrace.replay.speculate import Drafting, beside
 from moetrace.replay.summary import EXTRAPOLATED
 from moetrace.run import Run, Step
 from moetrace.synthesize import Workload, synthesize
+from moetrace.units import seconds
 
 FloatArray = npt.NDArray[np.float64]
 SCHEMA = "moetrace.simulation/1"
@@ -58,6 +59,13 @@ class Simulation:
 
     prediction: Prediction
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        found = self.summary["metrics"]
+        said = ", ".join(
+            f"{m.upper()} {seconds(found[m]['value'])}" for m in ("ttft", "tpot") if found[m]["value"]
+        )
+        return f"<Simulation {self.summary['model']} on {self.summary['hardware']}: {said}; .summary, .run>"
 
     @property
     def run(self) -> Run:

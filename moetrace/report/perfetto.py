@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from moetrace.files import write_whole
 from moetrace.parse.nesting import outermost, sort_ranges
 from moetrace.report.perfetto_counters import counters
-from moetrace.run import Run, codes_of
+from moetrace.run import Run, codes_of, no_path
 
 if TYPE_CHECKING:
     from moetrace.attribute import Attribution
@@ -51,6 +51,7 @@ def write_timeline(
     the same timeline, from the same moment on. The file is whole or absent: raises
     OutputError if it cannot be written.
     """
+    no_path(run, *beside)
     target, count = Path(path), 0
 
     def write(part: Path) -> None:

@@ -243,6 +243,13 @@ class Run:
         return f"<Run {meta.kind}: {self.num_rows} ops, {len(meta.steps)} steps, {model} on {where}>"
 
 
+def no_path(*given: object) -> None:
+    """Raises RunError where a caller gave the path of a run in the place of a Run."""
+    for one in given:
+        if isinstance(one, (str, os.PathLike)):
+            raise RunError(f"{os.fspath(one)!r} is a path and no Run: moetrace.load reads one from it")
+
+
 def meta_of(data: bytes, where: object) -> Meta:
     """The metadata in a run.json. Raises RunError with one line if it is none, or of another version."""
     try:

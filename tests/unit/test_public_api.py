@@ -95,3 +95,42 @@ def test_the_api_does_the_main_job(shipped: Path) -> None:
     plans = moetrace.scenarios(["n_a=4"], [moetrace.load_hardware("h100-sxm")], run)
     predicted = [moetrace.replay(run, hardware, scenario) for hardware, scenario in plans]
     assert [p.run.meta.kind for p in predicted] == ["predicted"]
+
+
+def test_a_path_in_the_place_of_a_run_and_text_in_that_of_a_scenario_are_errors_for_humans(
+    shipped: Path, tmp_path: Path
+) -> None:
+    run = moetrace.load(shipped)
+    calls = (
+        lambda given: moetrace.attribute(given, "cpu"),
+        lambda given: moetrace.replay(given, "cs3"),
+        lambda given: moetrace.diff(run, given),
+        lambda given: moetrace.write_report(given, tmp_path / "page.html"),
+        lambda given: moetrace.write_timeline(given, tmp_path / "timeline.json"),
+    )
+    for call in calls:
+        with pytest.raises(moetrace.MoetraceError, match=r"is a path and no Run: moetrace\.load reads one"):
+            call(str(shipped))
+    load = moetrace.Workload(1, 8, 2)
+    for ask in (
+        lambda: moetrace.replay(run, "cs3", "n_a=2"),  # type: ignore[arg-type]
+        lambda: moetrace.simulate("olmoe-1b-7b", load, "cs3", "n_a=2"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(moetrace.MoetraceError, match=r"Scenario\.of\('n_a=2'\) reads it"):
+            ask()
+
+
+def test_what_an_interpreter_prints_is_a_line(shipped: Path) -> None:
+    run = moetrace.load(shipped)
+    made = (
+        run,
+        moetrace.load_hardware("h100-sxm-x8"),
+        moetrace.attribute(run, "cpu"),
+        moetrace.replay(run, "cs3", moetrace.Scenario.of("n_a=2")),
+        moetrace.simulate("olmoe-1b-7b", moetrace.Workload(1, 8, 2), "h100-sxm"),
+        moetrace.simulate("olmoe-1b-7b", moetrace.Workload(1, 8, 1), "h100-sxm"),
+        moetrace.diff(run, run),
+    )
+    for value in made:
+        assert repr(value).startswith(f"<{type(value).__name__}") and len(repr(value)) < 200
+    assert "n_a=2 on cs3" in repr(made[3]) and "TPOT" in repr(made[4]) and "TPOT" not in repr(made[5])

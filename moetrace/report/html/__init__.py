@@ -14,7 +14,7 @@ from moetrace.files import write_whole
 from moetrace.hardware import Hardware
 from moetrace.report.facts import report_facts
 from moetrace.report.html.page import Report, render
-from moetrace.run import Run
+from moetrace.run import Run, no_path
 
 
 def write_report(
@@ -28,6 +28,7 @@ def write_report(
     Each run is held against `hardware` (default: the machine it ran on) and predicted on `machines` (default: its own, H100 and
     CS-3). Raises ProfileError where a machine is not known, OutputError if the file cannot be written.
     """
+    no_path(runs)
     several = [runs] if isinstance(runs, Run) else list(runs)
     if not several:
         raise RunError("a report needs at least one run")
@@ -49,6 +50,7 @@ def make_report(
 
     Held against `hardware` and predicted on `machines` as by `write_report`, and raises what that does.
     """
+    no_path(run)
     facts, held = report_facts(run, hardware, machines)
     return Report.of(run, facts, held)
 
