@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from moetrace.report.tables import (
@@ -21,6 +22,7 @@ from moetrace.report.tables import (
 from moetrace.run import main_phase
 
 _TELLING = 0.5  # distinct experts: from there on, routing makes a difference
+_SHARE = re.compile(r"(\d+(?:\.\d+)?) %")
 
 
 def replay_report(predictions: Sequence[Facts], source: str) -> list[Block]:
@@ -186,16 +188,32 @@ def accuracy_lines(predictions: Sequence[Facts]) -> list[Block]:
 
 
 def assumption_lines(predictions: Sequence[Facts]) -> list[Block]:
-    """What predictions assume, each sentence once, marked with the rows that it holds for if not all."""
-    rows: dict[str, list[int]] = {}
+    """What predictions assume, each sentence once, marked with the rows that it holds for if not all.
+
+    Sentences that differ in their shares alone are one, with the least and the most of each share.
+    """
+    said: dict[str, dict[str, list[int]]] = {}
     for index, facts in enumerate(predictions, 1):
         for text in facts.get("assumptions", ()):
-            rows.setdefault(text, []).append(index)
-    lines: list[Block] = ["Assumptions:"] if rows else []
-    for place, (text, where) in enumerate(rows.items(), 1):
+            said.setdefault(_SHARE.sub("%", text), {}).setdefault(text, []).append(index)
+    lines: list[Block] = ["Assumptions:"] if said else []
+    for place, texts in enumerate(said.values(), 1):
+        where = sorted({row for rows in texts.values() for row in rows})
         mark = "" if len(where) == len(predictions) else f" [row {_ranges(where)}]"
-        lines.append(f"  {place}. {clean(text)}{mark}")
+        lines.append(f"  {place}. {clean(_of_all(list(texts)))}{mark}")
     return lines
+
+
+def _of_all(texts: Sequence[str]) -> str:
+    """Sentences that differ in their shares alone as one."""
+    places = zip(*(_SHARE.findall(text) for text in texts), strict=True)
+    ranges = iter([sorted(set(shares), key=float) for shares in places])
+
+    def spread(_: re.Match[str]) -> str:
+        shares = next(ranges)
+        return f"{shares[0]} %" if len(shares) == 1 else f"{shares[0]} to {shares[-1]} %"
+
+    return _SHARE.sub(spread, texts[0])
 
 
 def _ranges(rows: Sequence[int]) -> str:

@@ -81,6 +81,12 @@ def test_assumptions_are_numbered_once_with_the_rows_they_hold_for() -> None:
     assert lines == ["Assumptions:", "  1. all", "  2. most [row 1-2, 4]", "  3. last\\x1b [row 4]"]
 
 
+def test_assumptions_that_differ_in_shares_alone_are_one() -> None:
+    said = [["casts take 9 % of 80 %"], ["casts take 44.5 % of 80 %", "other"], ["casts take 10.0 % of 80 %"]]
+    _, _, lines = _table(*(_prediction(assumptions=texts) for texts in said))
+    assert lines == ["Assumptions:", "  1. casts take 9 to 44.5 % of 80 %", "  2. other [row 2]"]
+
+
 def test_an_unknown_time_is_a_dash() -> None:
     unknown = {"decode": dict.fromkeys(("step_s", "low_s", "high_s", "measured_s", "tokens_per_s"))}
     _, [row], _ = _table(_prediction(phases=unknown, distinct={}, families=[]))
