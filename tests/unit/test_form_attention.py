@@ -393,10 +393,13 @@ IN_TURN, IN_PARTS = (
         (1, 2, 2, 1),
         (3, 95, 16, 6),  # 6 each: exactly
         (3, 96, 14, 7),
+        # 11 each, five of them for starts: what ends a sequence has room for one block of the next, then for two, ...
+        (25, 16, (2 + 3 + 3 + 3 + 3 + 2 + 2 + 3) / 8, 11),
+        (1, 17, 17, 1),
     ],
 )
 def test_blocks_dealt_out_in_turn_leave_sequences_whole(
-    batch: int, blocks: int, parts: int, walked: int
+    batch: int, blocks: int, parts: float, walked: int
 ) -> None:
     """Two tiles a sequence, 32 tokens a block, five more blocks for a start."""
     one = cost(told(**IN_TURN), decode(batch, blocks * 32)).fixed_s[0]

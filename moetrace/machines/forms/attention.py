@@ -51,7 +51,8 @@ to eight, until max(1, log2(context / 64)) turns are full (its get_num_kv_splits
 number of parts is not rounded here, so that a processor more never costs. most_parts of 1: a kernel that never cuts.
 Others deal blocks out (`whole_tiles`), so many to each processor, rounded up, that a sequence of n is cut in ceil(n / each)
 parts, and in none where that is one. FlashMLA (TensorRT-LLM's MLA on H100) counts five more for the start of each sequence
-(`start_blocks`; payload in its get_mla_metadata): each = ceil(tiles (n + 5) / processors), one sequence after another.
+(`start_blocks`; payload in its get_mla_metadata): each = ceil(tiles (n + 5) / processors), one sequence after another, the next
+with what is left of a processor's share.
 FlashAttention-3 (SGLang's MLA on H100) leaves a tenth of the processors spare and makes a sequence's parts of one length
 (flash_prepare_scheduler.cu: each = ceil(1.1 tiles n / processors)), of more than four blocks, in no more parts than fill
 0.85 of what 128 would (num_splits_heuristic in its heuristics.h). Into how many parts is told by the processors measured, as
@@ -61,9 +62,9 @@ processor's share becomes a whole sequence nothing is merged, so that a few more
 heads up to a half less (64 were measured). FlashAttention-3 launches the kernel that merges wherever sequences have more than
 those four blocks and fewer tiles of queries than fill 0.8 of the processors: for every eight rows of all of them, which end at
 once where nothing was cut (`merge_s`). Rows that eight heads lack walk as many parts as the kernel was compiled for (32, 64 or
-128, whichever holds 0.85 of the blocks), not those that there are, since it leaves their shared memory as it was and takes that
-for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template). So one head takes longer than eight: 64 sequences of 8,192
-tokens 230 us, not 217.
+128, whichever holds 0.85 of the blocks), not those that there are, since it leaves their shared memory as it was and takes
+that for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template). So one head takes longer than eight:
+64 sequences of 8,192 tokens 230 us, not 217.
 Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
 per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
 TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA, unlike FlashAttention-3, clears the values of a last

@@ -18,6 +18,7 @@ _PART, _FEWER = 128.0, 8.0
 _ENOUGH = 0.85  # of the parts that use most processors, the share that FlashAttention-3 is content with
 _PROMPT_ROWS = 128.0  # of a tile, queries, of a prompt's kernel where decoding has others
 _MOST = 160.0  # tokens of a block, however narrow the head
+_FIRST = 8  # sequences that tell how many parts those have that are dealt out in turn
 _EXACT = 0.005  # of a turn: dealing rounds up wherever the processors are a whole number
 
 
@@ -159,9 +160,30 @@ def _dealt(c: Mapping[str, float], tile: Tiles, turns: FloatArray) -> Cut:
     least = np.ceil(tile.blocks / tile.parts)
     each = np.maximum(np.ceil(tile.count * blocks / c["whole_tiles"]), least)
     count = np.where(tile.blocks > c["whole_blocks"], np.maximum(1.0, np.ceil(tile.blocks / each)), 1.0)
+    if c["start_blocks"]:
+        count = _in_turn(tile, each, c["start_blocks"], count)
     cuts = count > 1.0
     walked = np.maximum(waves(turns * blocks / c["split_turns"], _EXACT), least)
     if not c["start_blocks"]:  # parts of one length
         walked = waves(tile.blocks / waves(tile.blocks / walked, _EXACT), _EXACT)
     walked = np.where(cuts, np.minimum(tile.blocks, walked), tile.blocks)
     return Cut(cuts, count, count, walked, cuts, np.where(cuts, tile.left * count, 0.0))
+
+
+def _in_turn(tile: Tiles, each: FloatArray, start: float, count: FloatArray) -> FloatArray:
+    """Parts of a sequence, in the mean of the first ones: a processor that ends one has room for more of the next if its share
+    has room for another start too."""
+    rest = each - (tile.blocks - (count - 1.0) * each) - start
+    rows = np.flatnonzero((count > 1.0) & (rest > 0.0))
+    if not rows.size:
+        return count
+    blocks, share, many = tile.blocks[rows], each[rows], np.minimum(_FIRST, np.ceil(tile.count[rows]))
+    room, parts = share, np.zeros_like(share)
+    for i in range(_FIRST):
+        more = np.ceil(np.maximum(0.0, blocks - room) / share)
+        parts = parts + (1.0 + more) * (i < many)
+        left = room + more * share - blocks - start
+        room = np.where(left > 0.0, left, share)
+    out = count.copy()
+    out[rows] = parts / many
+    return out
