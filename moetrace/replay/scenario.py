@@ -109,7 +109,7 @@ def scenarios(
     Parallelism goes to the machines that it fills; a machine of one GPU is shown without it. A wafer gets both
     expert placements where n_a is set and placement is not. Raises ScenarioError with one line: see `read_sets`, more than
     `most` scenarios, a
-    tp that no machine has the GPUs for, a node left without parallelism, or a placement without a wafer.
+    tp that no machine has the GPUs for, a node left without parallelism, a placement without a wafer, or gpus without a GPU.
     """
     from moetrace.hardware import load_hardware
 
@@ -120,6 +120,12 @@ def scenarios(
     if "placement" in chosen and not any(hw.device_class == "wafer" for hw in hardware):
         raise ScenarioError(
             "placement says where a wafer keeps its experts, and no wafer was named: add --hw cs3"
+        )
+    sized = next((setting for name in SIZES for setting in chosen.get(name, ())), None)
+    if sized and not any(hw.device_class == "gpu" for hw in hardware):
+        raise ScenarioError(
+            f"{sized} says how many GPUs a machine has, and no GPU was named: a wafer machine takes as many wafers as the model "
+            "needs, a CPU is one device"
         )
     found = [pair for hw in hardware for pair in _of_machine(chosen, hw, run)]
     pairs = list({(hw.name, scenario): (hw, scenario) for hw, scenario in found}.values())
@@ -177,7 +183,7 @@ def _of_machine(
             )
     elif hw.device_class == "gpu":
         own |= {name: chosen[name] for name in _OF_GPUS if name in chosen}
-    if hw.device_class != "gpu" and (left := [name for name in _OF_GPUS if name in chosen]):
+    if hw.device_class != "gpu" and (left := [name for name in (*_OF_GPUS, *SIZES) if name in chosen]):
         notes.append(f"{hw.name} is no GPU: {' and '.join(left)} do{'es' * (len(left) == 1)} not apply to it")
     sizes = [()] if hw.device_class != "gpu" else list(product(*(chosen[n] for n in SIZES if n in chosen)))
     found: dict[tuple[str, Scenario], tuple[Hardware, Scenario]] = {}

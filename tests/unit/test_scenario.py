@@ -180,3 +180,14 @@ def test_the_table_has_every_knob_with_a_meaning_and_a_grammar() -> None:
     assert [name for name, _, _ in table] == list(KNOBS)
     assert {"n_a", "batch", "context", "dtype", "layers", "tp", "ep", "placement"} <= set(KNOBS)
     assert all(meaning and grammar for _, meaning, grammar in table)
+
+
+def test_a_number_of_gpus_is_for_gpus(run: Run) -> None:
+    for machines in (["cs3"], ["cpu", "cs3"]):
+        with pytest.raises(
+            ScenarioError, match="gpus=4 says how many GPUs a machine has, and no GPU was named"
+        ):
+            scenarios(["gpus=4", "tp=4"], machines, run)
+    (wafer, one), (node, _) = scenarios(["gpus=4", "tp=4"], ["cs3", "h100-sxm"], run)
+    assert (wafer.name, node.name) == ("cs3", "h100-sxm-x4")
+    assert one.notes[0] == "cs3 is no GPU: gpus does not apply to it"
