@@ -109,7 +109,7 @@ def scenarios(
     Parallelism goes to the machines that it fills; a machine of one GPU is shown without it. A wafer gets both
     expert placements where n_a is set and placement is not. Raises ScenarioError with one line: see `read_sets`, more than
     `most` scenarios, a
-    tp that no machine has the GPUs for, a node left without parallelism, a placement without a wafer, or gpus without a GPU.
+    tp that no machine has the GPUs for, a node left without parallelism, a placement without a wafer, gpus without a GPU.
     """
     from moetrace.hardware import load_hardware
 

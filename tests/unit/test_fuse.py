@@ -16,11 +16,12 @@ from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.op import Op
 from moetrace.parse import parse
-from moetrace.replay import Scenario, replay
+from moetrace.replay import Scenario, replay, simulate
 from moetrace.replay.draft import Draft
 from moetrace.replay.editing import edited
 from moetrace.replay.fuse import fuse
 from moetrace.run import Run, Step
+from moetrace.synthesize import Workload
 from tests.conftest import REPO
 from tests.unit.replay_runs import H100, build, decode_run, olmoe
 
@@ -400,3 +401,8 @@ def test_collectives_are_added_where_they_were(recorded: Run, sets: tuple[str, .
     communication = [f[f.family == "communication"].astype(str) for f in (fused, each)]
     assert len(communication[0]) > 0
     assert communication[0].values.tolist() == communication[1].values.tolist()
+
+
+def test_a_simulation_has_nothing_to_fuse() -> None:
+    with pytest.raises(ScenarioError, match="fused kernels already"):
+        simulate("olmoe-1b-7b", Workload(1, 8, 2), "h100-sxm", Scenario.of("fusion=runs"))

@@ -37,6 +37,8 @@ def fusion(draft: Draft, value: str) -> Draft:
 
     if value == "recorded":
         return draft
+    if draft.run.meta.kind == "synthesized":
+        raise ScenarioError("fusion=runs: a simulation's ops are an engine's fused kernels already")
     if draft.run.meta.device_class == draft.hw.device_class:
         raise ScenarioError(
             f"fusion=runs: times measured op by op on a {draft.hw.device_class} cannot say what a fused op would take"
