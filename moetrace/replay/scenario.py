@@ -124,8 +124,8 @@ def scenarios(
     sized = next((setting for name in SIZES for setting in chosen.get(name, ())), None)
     if sized and not any(hw.device_class == "gpu" for hw in hardware):
         raise ScenarioError(
-            f"{sized} says how many GPUs a machine has, and no GPU was named: a wafer machine takes as many wafers as the model "
-            "needs, a CPU is one device"
+            f"{sized} says how many GPUs a machine has, and no GPU was named: a wafer machine takes as many wafers as the "
+            "model needs, a CPU is one device"
         )
     found = [pair for hw in hardware for pair in _of_machine(chosen, hw, run)]
     pairs = list({(hw.name, scenario): (hw, scenario) for hw, scenario in found}.values())

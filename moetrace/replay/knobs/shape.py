@@ -37,12 +37,13 @@ def fusion(draft: Draft, value: str) -> Draft:
 
     if value == "recorded":
         return draft
-    if draft.run.meta.kind == "synthesized":
-        raise ScenarioError("fusion=runs: a simulation's ops are an engine's fused kernels already")
     if draft.run.meta.device_class == draft.hw.device_class:
-        raise ScenarioError(
-            f"fusion=runs: times measured op by op on a {draft.hw.device_class} cannot say what a fused op would take"
-        )
+        why = f"times measured op by op on a {draft.hw.device_class} cannot say what a fused op would take"
+        if draft.run.meta.kind == "synthesized":
+            why = (
+                f"the ops of a simulation on a {draft.hw.device_class} are an engine's fused kernels already"
+            )
+        raise ScenarioError(f"fusion=runs: {why}")
     return fuse(draft)
 
 
