@@ -1,7 +1,8 @@
 """Replay: a run predicted on another machine and with knobs turned. Names load what they need when first used.
 
-scenario (values from ``--set``), parallel (tp, ep, pp, dp), grammar, knobs (the what-ifs), edit (of one op), unfused,
-sharing, beside (prompts of one data-parallel group), draft (a run while it is edited), editing (all knobs on a draft),
+scenario (knobs at values), sets (scenarios from ``--set`` and machines), parallel (tp, ep, pp, dp), grammar, knobs (the
+what-ifs), edit (of one op), unfused, sharing, beside (prompts of one data-parallel group), draft (a run while it is edited),
+editing (all knobs on a draft),
 distinct and stated (routing after the edits), anchor (durations), schedule (start times), setting (what the law asks beside
 ops), shares (pipelines, halves), memory, outcome (of one part of a run) and summary, predicted (the run made of it) and shown
 (in a notebook), engine (`replay`); load, measures, families, speculate, economics and simulation (a synthesized run replayed,
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from moetrace.replay.engine import replay as replay
     from moetrace.replay.knobs import knob_table as knob_table
     from moetrace.replay.scenario import Scenario as Scenario
-    from moetrace.replay.scenario import scenarios as scenarios
+    from moetrace.replay.sets import scenarios as scenarios
     from moetrace.replay.simulation import Simulation as Simulation
     from moetrace.replay.simulation import simulate as simulate
 
@@ -28,7 +29,7 @@ _WHERE = {
     "Simulation": "simulation",
     "knob_table": "knobs",
     "replay": "engine",
-    "scenarios": "scenario",
+    "scenarios": "sets",
     "simulate": "simulation",
 }
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from moetrace.errors import ScenarioError
 from moetrace.model import ModelSpec
 from moetrace.replay.knobs import knob_name
-from moetrace.replay.scenario import Scenario, read_sets
+from moetrace.replay.scenario import Scenario
+from moetrace.replay.sets import read_sets
 from moetrace.replay.stated import SKEWED
 from moetrace.synthesize import Workload
 

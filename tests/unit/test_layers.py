@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,32 @@ def test_the_rule_itself_notices_what_it_forbids() -> None:
     assert _upward("parse", "moetrace.load_model")
     assert not _upward("cli", "moetrace.load_model")
     assert not _upward("replay", "moetrace.replay.knobs")
+
+
+def _at_the_head(path: Path, known: set[str]) -> set[str]:
+    """Modules that a file imports where it begins, for types too; a name of a package stands for the module that it is."""
+    tree = ast.parse(path.read_text())
+    blocks = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    found = set()
+    for node in (*tree.body, *(n for block in blocks for n in block.body)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in known else node.module)
+    return found & known
+
+
+def test_no_module_is_needed_to_understand_itself() -> None:
+    """What files import at their heads, for types too, makes no circle; `moetrace` itself names all and knows its version."""
+    files = {
+        ".".join(("moetrace", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in FILES
+    }
+    needs = {name: _at_the_head(path, set(files)) - {name, "moetrace"} for name, path in files.items()}
+    del needs["moetrace"]
+    TopologicalSorter(needs).prepare()  # raises CycleError with the modules of a circle
 
 
 def test_bytes_make_no_test_ids() -> None:

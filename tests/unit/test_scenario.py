@@ -9,7 +9,8 @@ import pytest
 from moetrace.errors import ScenarioError
 from moetrace.replay.grammar import NATIVE
 from moetrace.replay.knobs import KNOBS, knob_table
-from moetrace.replay.scenario import Scenario, read_sets, scenarios
+from moetrace.replay.scenario import Scenario
+from moetrace.replay.sets import read_sets, scenarios
 from moetrace.run import Run
 from tests.unit.replay_runs import H100, NODE, decode_run
 

@@ -16,7 +16,8 @@ from moetrace.replay.economics import read_prices
 from moetrace.replay.grid.shape import Case
 from moetrace.replay.knobs import KNOBS
 from moetrace.replay.load import LOAD, read_load
-from moetrace.replay.scenario import SIZES, Setting, read_sets, scenarios
+from moetrace.replay.scenario import Setting
+from moetrace.replay.sets import SIZES, read_sets, scenarios
 from moetrace.run import Run
 from moetrace.synthesize import meta_of
 

@@ -18,7 +18,8 @@ from moetrace.hardware import Hardware
 from moetrace.replay.economics import economics, read_prices
 from moetrace.replay.grid.plan import Task
 from moetrace.replay.grid.replayed import Replayed, Replayer
-from moetrace.replay.scenario import SIZES, Scenario, read_sets, scenarios
+from moetrace.replay.scenario import Scenario
+from moetrace.replay.sets import SIZES, read_sets, scenarios
 from moetrace.run import Run
 
 MOST = 10_000
