@@ -26,7 +26,7 @@ TOLD = {
     "recast_s": 0.0, "block_s": 0.0, "window_s": 0.0, "ramp_s": 0.0, "alone_whole": 0.0, "turn_s": 0.0,
     "whole_tiles": 0.0, "start_blocks": 0.0, "whole_blocks": 0.0, "tile_row_s": 0.0, "per_sequence_s": 0.0, "empty_s": 0.0,
     "eager": 0.0, "least_s": 0.0, "set_for": 0.0, "query_s": 0.0, "idle_s": 0.0, "merge_s": 0.0,
-    "recast_least_s": 0.0,
+    "recast_least_s": 0.0, "merged_rows": 0.0,
 }  # fmt: skip
 
 
@@ -379,7 +379,7 @@ DEALT = {
 }
 IN_TURN, IN_PARTS = (
     {**DEALT, "start_blocks": 5.0},
-    {**DEALT, "whole_blocks": 4.0, "whole_tiles": 90.0, "split_turns": 0.9},
+    {**DEALT, "whole_blocks": 4.0, "whole_tiles": 90.0, "split_turns": 0.9, "merged_rows": 8.0},
 )
 
 
@@ -469,20 +469,30 @@ def test_queries_that_fill_the_processors_merge_nothing(queries: int, merged: bo
 def test_rows_that_a_merge_lacks_walk_all_parts_it_could_hold(heads: int, blocks: int, held: int) -> None:
     """0.85 of the blocks could be parts, of which 32, 64 or 128 are held; those of two blocks, which other rows walk too, are.
     One sequence's empty rows have processors enough."""
-    op = decode(1, blocks * 32, heads)
+    op = decode(1, blocks * 32, heads, 1)
     kernel = {**IN_PARTS, "most_parts": 128.0, "per_split_s": 0.0}
     without, idle = (cost(told(**kernel, idle_s=s), op).fixed_s[0] for s in (0.0, 1e-6))
     assert idle - without == pytest.approx((held - -(-blocks // 2) * (held > 0)) * 1e-6, rel=1e-3)
 
 
 def test_empty_rows_of_many_sequences_share_processors() -> None:
+    """A quarter of MLA's columns; twice the rows in a tile of heads 64 wide."""
     kernel = {**IN_PARTS, "per_split_s": 0.0}
-    one, more = (
-        cost(told(**kernel, idle_s=1e-6), decode(40, 512, h)).fixed_s[0]
-        - cost(told(**kernel), decode(40, 512, h)).fixed_s[0]
-        for h in (8, 2)
+    full, few, narrow = (
+        cost(told(**kernel, idle_s=1e-6), op).fixed_s[0] - cost(told(**kernel), op).fixed_s[0]
+        for op in (decode(40, 512, 8, 1), decode(40, 512, 2, 1), decode(40, 512, 8, 1, 64))
     )
-    assert one == 0.0 and more == pytest.approx(30e-6 * (1 + (40 * 6 / 100) ** 3) ** (1 / 3))
+    assert full == 0.0 and narrow > 29e-6
+    assert few == pytest.approx(30e-6 * (1 + (40 * 6 / 4 / 100) ** 3) ** (1 / 3))
+
+
+@pytest.mark.parametrize(("heads", "held"), [(8, 0), (6, 128), (12, 128)])
+def test_empty_rows_are_idle_where_a_kernel_cuts_to_save_time(heads: int, held: int) -> None:
+    """One sequence in as many parts as there are processors."""
+    op = decode(1, 192 * 200, heads, 1)
+    kernel = {"merged_rows": 8.0, "max_splits": 128.0, "per_split_s": 0.0}
+    without, idle = (cost(told(**kernel, idle_s=s), op).fixed_s[0] for s in (0.0, 1e-7))
+    assert idle - without == pytest.approx((held - 100) * 1e-7 * (held > 0), rel=1e-3)
 
 
 @pytest.mark.parametrize(("context", "share"), [(1, 31 / 32), (31, 1 / 32), (32, 0.0), (33, 31 / 32)])
@@ -575,7 +585,9 @@ ALL |= {"ramp_s": 3e-6, "window_s": 1e-6, "cached": 0.8}
 ALL |= {"at_once": 2.0, "beside": 0.3, "partial_s": 1e-10, "alone_s": 1e-6, "recasts": 1.0, "recast_s": 4e-10}
 ALL |= {"recast_least_s": 1e-6}
 KERNELS = st.sampled_from([
-    ALL, {**ALL, "alone_whole": 1.0, "turn_s": 6e-6, "grouped_rows": 1020.0, "block_s": 1.5e-6},
+    ALL,
+    {**ALL, "merged_rows": 8.0, "idle_s": 1e-7},
+    {**ALL, "alone_whole": 1.0, "turn_s": 6e-6, "grouped_rows": 1020.0, "block_s": 1.5e-6},
     {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02, "set_for": 100.0},
     {**ALL, "grouped_tiles": 25.0, "split_turns": 8.0, "set_for": 100.0, "even_blocks": 1.0, "least_s": 2e-6,
      "query_s": 1e-7, "at_once": 3.0, "beside": 0.3},

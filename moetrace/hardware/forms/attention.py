@@ -247,6 +247,16 @@ ATTENTION = Schema.of(
         "partial_s", "s/byte", 0, 1e-7, 1e-10, 0, "merging, per byte of a part's results and processor", 2.0
     ),
     Parameter(
+        "merged_rows",
+        "rows",
+        0,
+        64,
+        0,
+        0,
+        "of the tiles that FlashAttention-3 merges, of heads wider than 64; 0: another kernel; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter(
         "idle_s", "s/part", 0, 1e-6, 3e-8, 0, "a merge's walk of a part in rows of its tile that are empty"
     ),
     Parameter(

@@ -63,8 +63,10 @@ heads up to a half less (64 were measured). FlashAttention-3 launches the kernel
 those four blocks and fewer tiles of queries than fill 0.8 of the processors: for every eight rows of all of them, which end at
 once where nothing was cut (`merge_s`). Rows that eight heads lack walk as many parts as the kernel was compiled for (32, 64 or
 128, whichever holds 0.85 of the blocks), not those that there are, since it leaves their shared memory as it was and takes
-that for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template). So one head takes longer than eight:
-64 sequences of 8,192 tokens 230 us, not 217.
+that for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template: `merged_rows`, twice as many of heads
+64 wide). So one head takes longer than eight: 64 sequences of 8,192 tokens 230 us, not 217. The same holds where attention is
+cut: SGLang's 3, 10, 20 and 40 heads took 5 to 17 % longer than the law of 8, 16 and 32, and the same 35 ns a part fit. vLLM's
+did not, whose copy is another.
 Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
 per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
 TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA, unlike FlashAttention-3, clears the values of a last
@@ -104,9 +106,11 @@ from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
 from moetrace.machines.forms.tiles import filled, from_memory, turns_of
 from moetrace.op import FloatArray, Works
 
-# Of FlashAttention-3's kernel that merges: rows of a tile, the least parts that it is compiled for, p of idle rows that are on
-# a processor together; and of the tiles that fill the processors, the share (0.8 of these) from which on it is not launched.
-_MERGED, _HELD, _BESIDE, _FILLED = 8.0, 32.0, 3.0, 0.88
+# Of FlashAttention-3's kernel that merges: width up to which a tile has twice the rows; the least parts that it is compiled
+# for, the most tiles of a sequence's that are parts, and the share of them that is enough; thread blocks that the columns of an
+# MLA tile take; p of idle rows that are on a processor together; and of the tiles that fill the processors, the share (0.8 of
+# these) from which on it is not launched.
+_NARROW, _HELD, _BLOCKS, _BESIDE, _FILLED = 64.0, (32.0, 128.0, 0.85), 4.0, 3.0, 0.88
 _LATENCY = 3.0  # p of an element's way through a kernel and of how many there are
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
@@ -143,14 +147,17 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + c["partial_s"] * tile.left / processors)
     fixed_s = _fixed(c, works, tile, processors)
     one_s = merge_s + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, walk_s, block_s))
-    split_s = c["split_s"] + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
+    cutting_s = np.full_like(walk_s, c["split_s"])
+    if c["merged_rows"]:
+        cutting_s = cutting_s + _idle(c, works, tile, np.maximum(1.0, 1.0 / turns), processors)
+    split_s = cutting_s + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
     # Whether it is cut is no matter of what that costs.
     settled = anew | every | (tile.alone & (c["alone_whole"] > 0))
     overlapped_s = np.where(settled, one_s, np.minimum(one_s, split_s))
-    split = ~settled & (c["split_s"] + cut_s < walk_s)
+    split = ~settled & (cutting_s + cut_s < walk_s)
     terms = {
         "launch": fixed_s, "memory": memory_s, "compute": compute_s, "start": start_s,
-        "walk": np.where(split, cut_s, walk_s), "split": np.where(split, c["split_s"], merge_s),
+        "walk": np.where(split, cut_s, walk_s), "split": np.where(split, cutting_s, merge_s),
     }  # fmt: skip
     if c["set_for"] and tile.alone.any():
         _mask(c, works, at, tile, terms, overlapped_s)
@@ -182,26 +189,39 @@ def _merge(
     """Merging the parts of sequences, of a kernel that cuts them whatever it costs."""
     parts = cut.count if c["whole_tiles"] else tile.parts
     walk_s, tile_s = c["per_split_s"] * parts, np.zeros_like(parts)
-    if c["whole_tiles"] and not c["start_blocks"]:  # parts of one length
-        tiles, empty = _merged(works)
-        held = 2.0 ** np.ceil(np.log2(np.maximum(_HELD, tile.parts)))
-        together = smoothmax(_BESIDE, np.ones_like(empty), empty / processors)
-        walk_s = walk_s + np.where(empty > 0, c["idle_s"] * (held - cut.count) * together, 0.0)
-        launched = (tile.blocks > c["whole_blocks"]) & (
-            tile.count < _FILLED * c["whole_tiles"] * works.dim("batch")
-        )
-        tile_s = np.where(launched, c["merge_s"] * tiles / processors, 0.0)
+    if c["merged_rows"]:
+        walk_s = walk_s + _idle(c, works, tile, parts, processors)
+        launched = (tile.blocks > c["whole_blocks"]) & (_own(works, tile) < _FILLED * c["whole_tiles"])
+        tile_s = np.where(launched, c["merge_s"] * _merged(c, works, tile)[0] / processors, 0.0)
     wait_s = np.where(anew | cut.dealt, c["split_s"], 0.0) + walk_s
     left_s = c["partial_s"] * (cut.left if c["whole_tiles"] else tile.left * cut.count) / processors
     return np.asarray(np.where(cut.any & (tile.parts > 1.0), wait_s + left_s, 0.0) + tile_s)
 
 
-def _merged(works: Works) -> tuple[FloatArray, FloatArray]:
+def _own(works: Works, tile: Tiles) -> FloatArray:
+    """Tiles of one sequence."""
+    return np.asarray(tile.count / np.maximum(works.dim("batch"), 1.0))
+
+
+def _merged(c: Mapping[str, float], works: Works, tile: Tiles) -> tuple[FloatArray, FloatArray]:
     """(tiles of rows that FlashAttention-3's kernel merges, rows of these that are empty)."""
     batch = np.maximum(works.dim("batch"), 1.0)
     rows = works.dim("heads") * np.maximum(works.dim("q", 0.0), batch) / batch
-    tiles = batch * np.ceil(rows / _MERGED)
-    return tiles, tiles * _MERGED - rows * batch
+    each = c["merged_rows"] * np.where(tile.wide > _NARROW, 1.0, 2.0)
+    tiles = batch * np.ceil(rows / each)
+    return tiles, tiles * each - rows * batch
+
+
+def _idle(
+    c: Mapping[str, float], works: Works, tile: Tiles, there: FloatArray, processors: float
+) -> FloatArray:
+    """What empty rows walk longer than full ones: as many parts as a merge was compiled for, not those there are."""
+    _, empty = _merged(c, works, tile)
+    most = _HELD[2] * np.minimum(_HELD[1] / _own(works, tile), tile.blocks)
+    held = 2.0 ** np.ceil(np.log2(np.maximum(_HELD[0], most)))
+    wide = np.where(np.isnan(works.dim("kv_lora")), np.maximum(1.0, tile.wide / WIDTH) / _BLOCKS, 1.0)
+    together = smoothmax(_BESIDE, np.ones_like(empty), empty * wide / processors)
+    return np.asarray(np.where(empty > 0, c["idle_s"] * np.maximum(0.0, held - there) * together, 0.0))
 
 
 def _fixed(c: Mapping[str, float], works: Works, tile: Tiles, processors: float) -> FloatArray:
