@@ -38,3 +38,18 @@ def test_many_ops_are_chosen_as_each_alone() -> None:
     for at in (0, 8191, 8192, 19999):
         one = deepgemm.blocks(m[at : at + 1], n[at : at + 1], k[at : at + 1], 132.0)
         assert [part[at] for part in many] == [part[0] for part in one]
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "rows", "columns"),
+    [
+        # 64 rows up to 64 of them, 128 above; the fewest turns of 132 processors, then the fullest, then the narrowest
+        (32, 2048, 64, 16), (64, 2048, 64, 16), (65, 2048, 128, 16), (64, 2560, 64, 24), (256, 2048, 128, 32),
+        (129, 8192, 128, 128), (129, 10240, 128, 80), (1024, 4096, 128, 128),
+        # fewer than 32 rows are the columns of a block of 128 rows of the weights
+        (1, 4096, 16, 128), (16, 4096, 16, 128), (31, 4096, 16, 128), (31, 16384, 32, 128),
+    ],
+)  # fmt: skip
+def test_blocks_by_the_former_rule(m: int, n: int, rows: int, columns: int) -> None:
+    found = deepgemm.former_blocks(np.array([float(m)]), np.array([float(n)]), 132.0)
+    assert (found[0][0], found[1][0]) == (rows, columns)

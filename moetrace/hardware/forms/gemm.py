@@ -23,7 +23,16 @@ GEMM = Schema.of(
         pace="arithmetic",
     ),
     Parameter("per_tile_s", "s/wave", 0, 1e-4, 1e-6, 0, "start and end of a tile of 128 x 128", 2.0),
-    Parameter("per_turn_s", "s/wave", 0, 1e-4, 1e-6, 0, "the same of the tile of each further turn", 2.0),
+    Parameter(
+        "per_turn_s",
+        "s/wave",
+        0,
+        1e-4,
+        1e-6,
+        0,
+        "start and end of a further turn, of a library's tiles of 128 x 128",
+        2.0,
+    ),
     Parameter(
         "split_s", "s", 0, 1e-2, 3e-5, 1e-2, "cost of sharing a reduction out over idle processors", 2.0
     ),
@@ -34,19 +43,37 @@ GEMM = Schema.of(
     Parameter(
         "alone", "share", 0, 10, 1, 0, "DeepGEMM's largest blocks take so much longer in a single turn", 1.5
     ),
+    Parameter("uneven", "share", 0, 10, 0.1, 0, "its blocks of columns that do not divide 128, so much", 1.5),
     Parameter(
-        "uneven", "share", 0, 10, 0.1, 0, "its blocks of columns that 32 does not divide, so much", 1.5
+        "per_empty_s",
+        "s/byte",
+        0,
+        1e-11,
+        2e-13,
+        0,
+        "filling rows that tiles hold and the GEMM has not, of all tiles",
+        1.5,
     ),
-    Parameter("ragged", "share", 0, 10, 0.3, 0, "empty rows of tiles make the GEMM take so much longer", 1.5),
+    Parameter("per_empty_tile_s", "s/byte", 0, 1e-9, 5e-12, 0, "the same of one tile, in series", 1.5),
+    Parameter(
+        "waits",
+        "share",
+        0,
+        1,
+        0.5,
+        0,
+        "of the tiles' loops, arithmetic waits for this and hides the rest",
+        1.5,
+    ),
     *(
         Parameter(name, unit, 0, high, value, value, f"{meaning}; of the kernel, not fitted", given=True)
         for name, unit, high, value, meaning in (
             (
                 "picks",
                 "choice",
-                2,
+                3,
                 1,
-                "1: of its tiles the one that takes least; 2: DeepGEMM's; 0: tiles by the rule below",
+                "1: of its tiles the one that takes least; 2: DeepGEMM's, 3: by its former rule; 0: by the rule below",
             ),
             ("chosen_for", "processors", 1e9, 132, "processors that DeepGEMM's choice counts"),
             ("splits", "flag", 1, 1, "1: it can share a reduction out"),
@@ -55,9 +82,14 @@ GEMM = Schema.of(
             ("few_columns", "columns", 1e9, 0, "columns up to which tiles of 64 have 16 rows too"),
             ("short_rows", "rows", 1e9, 0, "rows up to which tiles have 64 of them, 128 above"),
             ("narrow_rows", "rows", 1e9, 0, "rows up to which tiles have 64 columns, 128 above"),
-            ("ragged_rows", "rows", 1e9, 0, "rows up to which `ragged` is not"),
             ("paired_rows", "rows", 1e9, 0, "rows above which tiles come in pairs of them (0: never)"),
-            ("crowd", "tiles", 1e9, 0, "columns' tiles from which on `ragged` is all there (0: it never is)"),
+            (
+                "crowd",
+                "tiles",
+                1e9,
+                0,
+                "tiles from which on they are filled in full, none below half of it (0: none ever)",
+            ),
         )
     ),
     Parameter(
@@ -71,7 +103,8 @@ GEMM = Schema.of(
         given=True,
     ),
     Parameter("misaligned_s", "s", 0, 1e-4, 1e-7, 0, "more where four does not divide the rows"),
-    BLEND,
+    replace(BLEND, meaning="p of the p-norm that joins memory and serial work"),
+    Parameter("blend_flops", "power", 1, 32, 6, 2, "q of the one that joins arithmetic"),
     CACHED,
     terms=("launch", "memory", "convert", "compute", "tiles", "split"),
 )

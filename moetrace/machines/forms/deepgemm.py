@@ -1,11 +1,16 @@
-"""Blocks of outputs that DeepGEMM takes for a GEMM, by the rule of its own heuristics.
+"""Blocks of outputs that DeepGEMM takes for a GEMM, by the rules of its own heuristics: today's and its former one.
 
 Of 64, 128 or 256 rows and 16 to 192 columns it takes the block whose turns take the fewest cycles of reading and writing
 shared memory and L2 (github.com/deepseek-ai/DeepGEMM, csrc/jit_kernels/heuristics/sm90.hpp, get_layout_info and
 get_layout_candidates; left out: blocks of 16 and 32 rows for as few, which times do not show). Where there are several turns,
 two neighbours share what they read, which halves one side of it.
 
-The rule counts the processors of the GPU at hand. Here these are a fact of the kernel as it was measured (`chosen_for`), so
+Formerly, and in the copy that TensorRT-LLM keeps (get_best_gemm_config of its deep_gemm; fp8_blockscale_gemm_kernel.cuh), it
+took, with 64 rows up to 64 of them and 128 above, the columns, 16 to 128 by eights, whose blocks take the fewest turns; of
+these the ones that fill the last turn most, of these the narrowest. Fewer than 32 rows TensorRT-LLM multiplies the other way
+round: 128 columns of the weights by 16, 24 or 32 rows.
+
+The rules count the processors of the GPU at hand. Here these are a fact of the kernel as it was measured (`chosen_for`), so
 that a processor more never makes a worse choice.
 """
 
@@ -27,6 +32,7 @@ _SHARED, _STAGE_K, _OUT = (
 _HIGH, _WIDE, _WIDE_STEP = (64, 128, 256), 192, 16
 _LARGE = 128 * 192  # outputs of its largest blocks
 _TIE = 1.0 + 1e-9  # of equal cycles, those of blocks that share nothing come first
+_TURNED, _FEW, _FULL, _EIGHT = 32.0, 64.0, 128.0, 8  # of the former rule
 _AT_ONCE = 8192  # ops, as many as a processor's cache holds
 
 Blocks = tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]
@@ -42,6 +48,22 @@ def blocks(m: FloatArray, n: FloatArray, k: FloatArray, processors: float) -> Bl
     ]
     rows, columns, single = (np.concatenate(part) for part in zip(*found, strict=True))
     return rows, columns, single
+
+
+def former_blocks(m: FloatArray, n: FloatArray, processors: float) -> tuple[FloatArray, FloatArray]:
+    """(rows, columns) of each op's block by the former rule, [ops]."""
+    turned = m < _TURNED
+    high = np.where(turned | (m > _FEW), _FULL, _FEW)
+    down, across = np.ceil(np.where(turned, n, m) / high), np.where(turned, m, n)
+    fewest, fullest, taken = np.full(m.shape, np.inf), np.zeros(m.shape), np.zeros(m.shape)
+    for wide in range(_WIDE_STEP, int(_FULL) + 1, _EIGHT):
+        blocks = down * np.ceil(across / wide)
+        turns = np.ceil(blocks / processors)
+        last = blocks - (turns - 1.0) * processors
+        better = (turns < fewest) | ((turns == fewest) & (last > fullest))
+        for best, found in ((fewest, turns), (fullest, last), (taken, wide)):
+            np.copyto(best, found, where=better)
+    return np.where(turned, taken, high), np.where(turned, _FULL, taken)
 
 
 def _blocks(m: FloatArray, n: FloatArray, k: FloatArray, processors: float) -> Blocks:

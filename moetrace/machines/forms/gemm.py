@@ -3,32 +3,45 @@
     tile     = by the kernel's rule, or of those that a library has (64 x 64 to 128 x 256) the one that takes least; no more
                rows than the next power of two, at least `least_rows`
     loop     = k x (per_k + per_k_row x 128 x area), area = rows x columns / (128 x 128)
-    serial   = per_tile x area + loop of the first turn + (per_turn x area + loop) x further turns; turns = tiles / processors,
-               whole ones
+    serial   = per_tile x area + loop of the first turn + (per_turn x area + loop) x further turns, of kernels that persist
+               (per_turn^2 + loop^2)^(1/2) x further turns; turns = tiles / processors, whole ones
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs / (eta_flops x peak)
     convert  = of activations below 16 bits, convert x (2 bytes in, their own type out) / bandwidth, before the GEMM
-    expected = t0 + convert + (memory^p + compute^p + serial^p)^(1/p) + misaligned where four does not divide the rows
+    fill     = bytes of the rows that tiles hold and the GEMM has not, once for each tile of columns, x per_empty, and once
+               x per_empty_tile: not below crowd / 2 tiles, in full from `crowd` on
+    delivered = (memory^p + (serial + fill)^p)^(1/p)         waited = waits x serial + fill
+    expected = t0 + convert + (delivered^q + (compute + waited)^q - waited^q)^(1/q) + misaligned where four does not divide
+               the rows
     split-K  = if it takes less: split_s more and the reduction shared out, `serial` of turns that are not whole
                + split_tile x area
-    ragged   = serial and compute times 1 + ragged x (share of the tiles' rows that are empty) x crowding, above `ragged_rows`
 
 Why: time at few rows is flat in them and, for few outputs, linear in k whatever the bytes: one tile's loop. Beyond some k a
 library that can splits it, and adds up partial sums, as large as its tiles (tiles, split-K, waves: NVIDIA CUTLASS
 documentation, "Efficient GEMM in CUDA"). Many outputs of a short reduction cost by the tile, which begins by waiting for
-memory and ends by writing; a persistent kernel hides some of that behind the next turn's loop (measured: 1.6 us a turn in
-TensorRT-LLM's block FP8, where a first tile's is part of the launch). Results are written in 16 bits also where 8 were
-multiplied. Engines convert activations to FP8 in a kernel of its own, which the measured modules include: with many rows of a
-long reduction it takes as long as the GEMM.
+memory and ends by writing; a kernel that persists (CUTLASS's and DeepGEMM's on Hopper; a library's need not, and A100's do
+not) does so for one tile while another's loop runs, so that each further turn takes the longer of both (their root of
+squares). Such a start takes a tile of 64 x 64 as long as one of 128 x 128 (measured: 1.9 us a turn of vLLM's CUTLASS FP8
+with 1 row and 128 k, 1.6 with 256). Arithmetic hides what memory delivers and, of a tile's loop, all but the share `waits`:
+what it waits for, which is next to all of it where tiles are a library's (cuBLAS, whose arithmetic the second term has),
+half of it where `per_k_row` has some of their arithmetic. Results are written in 16 bits also where 8 were multiplied.
+Engines convert activations to FP8 in a kernel of its own, which the measured modules include: with many rows of a long
+reduction it takes as long as the GEMM.
 Rules: vLLM's CUTLASS FP8 kernel has 64 columns up to 64 rows (tiles of 16 rows up to 16, and up to 1,280 columns), 64 x 128
 up to 128 rows, then 128 x 128 (its scaled_mm_sm90_fp8_dispatch.cuh), with scales of blocks always 128 x 128
 (scaled_mm_blockwise_sm90_fp8_dispatch.cuh). The former's processors take two tiles of rows together (clusters of 2 x 1 above 64
-rows), so that 257 rows take as many as 512; so do SGLang's, whose times step at 64 and 128 rows too, those of TensorRT-LLM's
-block FP8 at 64. No FP8 kernel but cuBLAS (TensorRT-LLM's) shows a split.
-SGLang's DeepGEMM picks by its heuristics (forms/deepgemm). Inferred: its largest blocks (128 x 192, 256 x 128), which it
-takes where they fill a single turn, take 3.6 times as long there (`alone`), with 256 rows of 16,384 columns as with 768 of
-4,096, and not where several turns share what they read; columns that 32 does not divide a tenth longer (`uneven`).
-Inferred: ragged. FP8 kernels take up to half as long again at 129 rows as at 256 and get faster from row to row between, where
-more than `crowd` tiles of columns read the same rows; cuBLAS and few outputs do not. DeepGEMM notes a limit of loads beyond the
+rows), so that 257 rows take as many as 512; so do SGLang's, whose times step at 64 and 128 rows too. No FP8 kernel but cuBLAS
+(TensorRT-LLM's) shows a split.
+SGLang's DeepGEMM picks by its heuristics, TensorRT-LLM's copy by their former ones (forms/deepgemm). Inferred: SGLang's
+largest blocks (128 x 192, 256 x 128), which it takes where they fill a single turn, take 3.6 times as long there (`alone`),
+with 256 rows of 16,384 columns as with 768 of 4,096, and not where several turns share what they read. Columns that do not
+divide 128 have scales of two blocks of weights, which the kernel then picks between (its kMustUseUniformedScaleB), and take a
+tenth longer (`uneven`).
+Inferred: fill. FP8 kernels take up to twice as long at 129 rows as at 256 and get faster from row to row between, cuBLAS's do
+not. What more they take is proportional to the empty rows and to k. It is the same where one tile in five is ragged as where
+half are, and grows with those that are beyond: zeros come to a processor at 120 to 200 GB/s (5 to 8 ps a byte; half of SGLang's
+and vLLM's FP8 kernels') and to all at 5 to 6 TB/s, the rate of L2 (TensorRT-LLM's block FP8: 20 ps a byte of one row with 64
+ragged tiles, 120 with 460). Below 40 tiles on 132 processors there is none, from 90 on all (65 rows in 32, 48 and 64 tiles of
+TensorRT-LLM's block FP8, 129 in 48, 56 and 80 of vLLM's FP8). DeepGEMM notes a limit of loads beyond the
 rows (its heuristics/sm90.hpp). Steps: in rows where a tile's rows or columns change, and wherever a further tile begins.
 Warm cache: the benchmark of the public tables calls as many `copies` of the weights in turn (five for TensorRT-LLM, six for
 vLLM and SGLang, as its collect_gemm.py says and fits find), all on the same activations: where all of these lie in the cache,
@@ -58,8 +71,7 @@ _TILES = (
 _FEWEST, _SHORT, _FULL = 16.0, 64.0, 128.0
 _WIDE = 2.0  # bytes of an activation that is not converted
 _ALIGNED = 4.0
-_EVEN = 32.0
-_DEEPGEMM = 2.0  # the value of `picks` that stands for its rule
+_LIBRARY, _DEEPGEMM, _FORMER_DEEPGEMM = 1.0, 2.0, 3.0  # what `picks` may be
 
 
 def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
@@ -77,21 +89,22 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         down, across = _row_tiles(c, m, rows), np.ceil(n / columns)
         turns = batch * down * across / at.hw.multiprocessors
         loop_s = k * (c["per_k_s"] + c["per_k_row_s"] * _FULL * area)
-        first_s, next_s = c["per_tile_s"] * area + loop_s, c["per_turn_s"] * area + loop_s
-        slower = _ragged(c, m, down * rows, across)
-        alone_s = np.minimum(alone_s, _walk(waves(turns), first_s, next_s) * slower * drag)
+        first_s = c["per_tile_s"] * area + loop_s
+        persists = c["picks"] != _LIBRARY
+        next_s = np.hypot(c["per_turn_s"], loop_s) if persists else c["per_turn_s"] * area + loop_s
+        alone_s = np.minimum(alone_s, _walk(waves(turns), first_s, next_s) * drag)
         if c["splits"]:
-            shared_s = np.minimum(
-                shared_s, _walk(turns, first_s, next_s) * slower * drag + c["split_tile_s"] * area
-            )
-    compute_s = compute_s * slower  # of the one tile, or of the largest that a library has
-    overlapped_s = smoothmax(c["blend"], memory_s, compute_s, alone_s)
+            shared_s = np.minimum(shared_s, _walk(turns, first_s, next_s) * drag + c["split_tile_s"] * area)
+    # Of the one tile, or of the largest that a library has.
+    fill_s = _fill(c, batch * across, down) * (down * rows / m - 1.0) * works["act_read_bytes"] / batch
+    overlapped_s = _overlapped(c, memory_s, compute_s, alone_s, fill_s)
     walk_s, split_s = alone_s, np.zeros_like(alone_s)
     if c["splits"]:
-        together_s = smoothmax(c["blend"], memory_s, compute_s, shared_s)
-        overlapped_s = np.minimum(overlapped_s, c["split_s"] + together_s)
+        together_s = c["split_s"] + _overlapped(c, memory_s, compute_s, shared_s, fill_s)
+        overlapped_s = np.minimum(overlapped_s, together_s)
         split = c["split_s"] + shared_s < alone_s
         walk_s, split_s = np.where(split, shared_s, alone_s), np.where(split, c["split_s"], 0.0)
+    walk_s = walk_s + fill_s
     launch_s = c["t0_s"] * works["launches"] + np.where(m % _ALIGNED == 0, 0.0, c["misaligned_s"])
     convert_s = c["convert"] * _converted(works, batch * m * k) / at.hw.memory.bytes_per_s
     terms = {
@@ -111,10 +124,12 @@ def _tiles(
 ) -> Iterator[tuple[FloatArray, FloatArray | float, FloatArray | float]]:
     """(rows, columns, how many times longer its walk takes) of each tile that the kernel may take, [ops]; one if it follows a
     rule."""
-    if c["picks"] == _DEEPGEMM:
+    if c["picks"] == _FORMER_DEEPGEMM:
+        rows, columns = deepgemm.former_blocks(m, n, c["chosen_for"])
+        yield rows, columns, _uneven(c, columns)
+    elif c["picks"] == _DEEPGEMM:
         rows, columns, alone = deepgemm.blocks(m, n, k, c["chosen_for"])
-        uneven = (columns % _EVEN != 0) & (columns > _FEWEST)
-        yield rows, columns, (1.0 + c["alone"] * alone) * (1.0 + c["uneven"] * uneven)
+        yield rows, columns, (1.0 + c["alone"] * alone) * _uneven(c, columns)
     elif c["picks"]:
         enough = np.maximum(np.exp2(np.ceil(np.log2(m))), c["least_rows"])
         yield from ((np.minimum(enough, rows), columns, 1.0) for rows, columns in _TILES)
@@ -125,22 +140,41 @@ def _tiles(
         yield rows, np.where(narrow, _SHORT, _FULL), 1.0
 
 
+def _uneven(c: Mapping[str, float], columns: FloatArray) -> FloatArray:
+    """How many times longer blocks of so many columns take, [ops], where these have scales of two blocks of weights."""
+    return np.where(_FULL % columns == 0, 1.0, 1.0 + c["uneven"])
+
+
 def _row_tiles(c: Mapping[str, float], m: FloatArray, rows: FloatArray) -> FloatArray:
     """Tiles that m rows take, [ops]; whole pairs of them where a kernel's processors take two together."""
     tiles = np.ceil(m / rows)
     return np.where(m > c["paired_rows"], 2.0 * np.ceil(tiles / 2.0), tiles) if c["paired_rows"] else tiles
 
 
-def _ragged(
-    c: Mapping[str, float], m: FloatArray, held: FloatArray, across: FloatArray
-) -> FloatArray | float:
-    """How many times longer tiles take where some of the rows that they hold are empty and `across` tiles of columns read the
-    same ones."""
+def _fill(c: Mapping[str, float], across: FloatArray, down: FloatArray) -> FloatArray | float:
+    """Seconds per byte that is missing in the last of `down` tiles of rows, which `across` tiles of columns read, [ops]."""
     if not c["crowd"]:
-        return 1.0
-    empty = 1.0 - m / held
-    crowding = np.clip((across - 1.0) / c["crowd"], 0.0, 1.0)
-    return np.where(m > c["ragged_rows"], 1.0 + c["ragged"] * empty * crowding, 1.0)
+        return 0.0
+    crowding = np.clip(2.0 * across * down / c["crowd"] - 1.0, 0.0, 1.0)
+    return np.asarray((c["per_empty_s"] * across + c["per_empty_tile_s"]) * crowding)
+
+
+def _overlapped(
+    c: Mapping[str, float],
+    memory_s: FloatArray,
+    compute_s: FloatArray,
+    walk_s: FloatArray,
+    fill_s: FloatArray | float,
+) -> FloatArray:
+    """Seconds of arithmetic that begins once its operands are there, [ops]: neither below the longest of these times, nor
+    above their sum, since what is waited for is part of what is delivered."""
+    delivered_s = smoothmax(c["blend"], memory_s, walk_s + fill_s)
+    waited_s, power = c["waits"] * walk_s + fill_s, c["blend_flops"]
+    most = delivered_s + compute_s
+    shares = ((part / most) ** power for part in (delivered_s, compute_s + waited_s, waited_s))
+    delivered, worked, waited = shares
+    least = np.maximum(delivered_s, compute_s)
+    return np.asarray(np.clip(most * (delivered + worked - waited) ** (1.0 / power), least, most))
 
 
 def _from_memory(c: Mapping[str, float], works: Works, at: Setting) -> tuple[FloatArray, FloatArray]:
