@@ -65,8 +65,8 @@ once where nothing was cut (`merge_s`). Rows that eight heads lack walk as many 
 128, whichever holds 0.85 of the blocks), not those that there are, since it leaves their shared memory as it was and takes
 that for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template: `merged_rows`, twice as many of heads
 64 wide). So one head takes longer than eight: 64 sequences of 8,192 tokens 230 us, not 217. The same holds where attention is
-cut: SGLang's 3, 10, 20 and 40 heads took 5 to 17 % longer than the law of 8, 16 and 32, and the same 35 ns a part fit. vLLM's
-did not, whose copy is another.
+cut: SGLang's 3 and 10 heads came 4 to 13 % later than the law of 8, 16 and 32, and fits find 32 to 41 ns a part in both.
+vLLM's did not (14 ns), whose copy is another.
 Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
 per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
 TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA, unlike FlashAttention-3, clears the values of a last
