@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # DeepSeek's MLA, of which the tables are: latent and rotary widths, and the width of a head without rotation.
 _LORA, _ROPE, _NOPE = 512.0, 64.0, 128.0
+_MIMO_KEYS, _MIMO_VALUES = 192.0, 128.0  # widths of a head
 _FP8_SCALED = 1.0 + 4.0 / 128  # bytes of a value that DeepEP sends in fp8, a float of scale for 128 of them
 _NODE = 8.0
 _COLLECTIVES = {"alltoall": "all_to_all"}
@@ -36,14 +37,19 @@ def gemm(table: pd.DataFrame, path: Path) -> Measured:
 
 
 def attention(table: pd.DataFrame, path: Path) -> Measured:
-    """Decode attention: one query per sequence over isl + step tokens, no more than the window."""
+    """Decode attention: one query per sequence over isl + step tokens, no more than the window.
+
+    Keys 192 wide go with values 128 wide, as in MiMo-V2-Flash, whose heads and window these rows have: with values as wide
+    as keys the longest would take 1.06 of the memory's datasheet bandwidth.
+    """
     batch, context = _numbers(table, "batch_size"), _numbers(table, "isl") + _numbers(table, "step")
     window = _numbers(table, "window_size") if "window_size" in table else np.zeros(len(table))
     window = np.asarray(np.nan_to_num(window), dtype=np.float64)
-    cut = (window > 0) & (window < context)
+    cut, width = (window > 0) & (window < context), _numbers(table, "head_dim")
     dims = {
         "batch": batch, "heads": _numbers(table, "num_heads"), "kv_heads": _numbers(table, "num_key_value_heads"),
-        "head_dim": _numbers(table, "head_dim"), "kv": batch * np.where(cut, window, context),
+        "head_dim": width, "v_dim": np.where(width == _MIMO_KEYS, _MIMO_VALUES, np.nan),
+        "kv": batch * np.where(cut, window, context),
         "window": np.asarray(np.where(cut, window, np.nan), dtype=np.float64),
         "context": np.asarray(np.where(cut, context, np.nan), dtype=np.float64),
     }  # fmt: skip

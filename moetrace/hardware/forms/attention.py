@@ -313,6 +313,48 @@ ATTENTION = Schema.of(
         0,
         "turning shared heads' queries and results round, where alone_whole is 1",
     ),
+    Parameter(
+        "flash3",
+        "bytes",
+        0,
+        2,
+        0,
+        0,
+        "of an element, of FlashAttention-3's kernel; 0: another; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter(
+        "tile_wide_s", "s/wave", 0, 1e-4, 1e-6, 0, "its tile's start and end more for each 128 of width", 2.0
+    ),
+    Parameter(
+        "several_s", "s/wave", 0, 1e-4, 1e-6, 0, "its tile's more where several groups of warps share it", 2.0
+    ),
+    Parameter(
+        "narrow_s", "s/wave", 0, 1e-4, 1e-6, 0, "its tile's more under a window, of heads 64 wide", 2.0
+    ),
+    Parameter(
+        "skips",
+        "flag",
+        0,
+        1,
+        0,
+        0,
+        "1: parts that lie beyond a window end at once; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter(
+        "writes",
+        "flag",
+        0,
+        1,
+        0,
+        0,
+        "1: the engine stores each token's keys and values first; of the engine, not fitted",
+        given=True,
+    ),
+    Parameter(
+        "write_s", "s/byte", 0, 1e-8, 5e-11, 0, "that store, per byte of a token's keys and values", 2.0
+    ),
     Parameter("recast_s", "s/byte", 0, 1e-6, 4e-10, 0, "that conversion, per byte of cache and processor"),
     Parameter("recast_least_s", "s", 0, 1e-4, 2e-6, 0, "that conversion at least"),
     replace(ETA_BW, start=0.93, spread=0.05),

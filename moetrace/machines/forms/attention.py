@@ -36,9 +36,11 @@ other has a form of its own where `set_for` is told (machines/forms/masked), els
 TensorRT-LLM's first kernel cuts a sequence whatever that costs, into parts of 128 tokens until `split_turns` turns of
 `set_for` processors are full (eight), no more than the root of eight times their number, rounded down, and each part starts
 anew (`per_part`): more sequences may take less time. It cuts all the context; parts that lie beyond a window start too, but
-walk nothing. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.) Over an fp8 cache, where there
+walk nothing and are not merged. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
+Over an fp8 cache, where there
 is no other kernel, `at_once` of its parts start beside each other on a processor (three, inferred: 256, 512, 1,024 and 2,048 of
-them take 1, 2, 3 and 6 times 3.4 us), and a block takes `query_s` longer for each query head.
+them take 1, 2, 3 and 6 times 3.4 us), a block takes `query_s` longer for each query head, and parts beyond a window end at once
+(`skips`, inferred: a window of 128 tokens takes 7 us whether its context has one part or 90).
 Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). Nothing of it was
 measured: tiles of 128 rows that walk the blocks of the first (assumed). A few queries more than a tile holds, which is priced
 by that kernel, may take half as long as the tile that is full.
@@ -64,9 +66,8 @@ those four blocks and fewer tiles of queries than fill 0.8 of the processors: fo
 once where nothing was cut (`merge_s`). Rows that eight heads lack walk as many parts as the kernel was compiled for (32, 64 or
 128, whichever holds 0.85 of the blocks), not those that there are, since it leaves their shared memory as it was and takes
 that for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template: `merged_rows`, twice as many of heads
-64 wide). So one head takes longer than eight: 64 sequences of 8,192 tokens 230 us, not 217. The same holds where attention is
-cut: SGLang's 3 and 10 heads came 4 to 13 % later than the law of 8, 16 and 32, and fits find 32 to 41 ns a part in both.
-vLLM's did not (14 ns), whose copy is another.
+64 wide). So one head takes longer than eight: 64 sequences of 8,192 tokens 230 us, not 217. The same holds of MHA and GQA, in
+SGLang and in vLLM (machines/forms/flash3).
 Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
 per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
 TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA, unlike FlashAttention-3, clears the values of a last
@@ -77,19 +78,16 @@ host's, and the longer of the two shows (a norm of p = 8). A turn of its kernel 
 SGLang reads MLA's fp8 cache by FlashAttention-3 in bf16: it converts all of it before each call (get_key_buffer(..).to(q.dtype)
 in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`, recast_s), and no sooner than one
 element takes to pass (recast_least_s); what is read then is the copy, and both take room in the cache.
-Blocks and splits: FlashAttention-3 (arXiv 2407.08608, and hopper/tile_size.h of its code: of pages smaller than a block 160
-tokens of width 64, 128 of 128, 96 of 192, 64 or 80 of 256, and without overlap of softmax and GEMM for 64 wide under a window),
-what a window costs beside (`window_s`, inferred: in vLLM's times 4 us of 64 wide, 1 to 2 of 128, none in SGLang's), flash
-decoding (pytorch.org/blog/flash-decoding). Steps: in context where a block or a part begins, in tiles where a turn does or a
-processor's share of blocks, in heads per KV head, queries and tiles where the kernel changes, from one sequence to two where
-queries are turned round.
+Blocks and splits: flash decoding (pytorch.org/blog/flash-decoding); FlashAttention-3 (arXiv 2407.08608) has a form of its own
+where `flash3` is told (machines/forms/flash3). Steps: in context where a block or a part begins, in tiles where a turn does or
+a processor's share of blocks, in heads per KV head, queries and tiles where the kernel changes, from one sequence to two
+where queries are turned round.
 Warm cache: memory gives nothing of what lies in it and waits for no results (their writing back goes on beside the next
 call's start), and a kernel that waits for each block takes `cached` of its time (SGLang's Triton 0.62: a walk of heads 512
 wide takes 1.6 times as long from where the cache leaves L2). Where a benchmark keeps keys and values in one place, memory
 gives the share `fetched` of the bytes, a half: the public tables of TensorRT-LLM are of a cache of type SELFKONLY, whose
 blocks of values are those of the keys (WindowBlockManager::setOffsets in its kvCacheManager.cpp). Not
-modelled: which number of splits FlashAttention's heuristic picks for other heads than MLA's (it cuts below 0.8 of a turn and
-beyond four blocks even where merging costs more), a last turn of few tiles, paged layouts' own cost.
+modelled: a last turn of few tiles, paged layouts' own cost.
 """
 
 from __future__ import annotations
@@ -100,7 +98,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.hardware import SCHEMAS
-from moetrace.machines.forms import masked
+from moetrace.machines.forms import flash3, masked
 from moetrace.machines.forms.attention_tiles import WIDTH, Cut, Tiles, cuts, shapes
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
 from moetrace.machines.forms.tiles import filled, from_memory, turns_of
@@ -117,6 +115,8 @@ _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
 def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     """Seconds of attention ops, [ops]; nan where batch, heads or context is not known."""
+    if c["flash3"]:
+        return flash3.seconds(c, works, at)
     tile, processors = shapes(works, c), at.hw.multiprocessors
     turns = tile.count / processors
     # A kernel that cuts whatever it costs: into as many parts as its context has, until so many turns are full.
@@ -132,7 +132,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     block_s = block_s * (c["cached"] + (1.0 - c["cached"]) * far)
     # A kernel that starts each part anew has at_once of them on a processor from the start.
     slots = np.where(anew, c["at_once"], 1.0)
-    whole = turns_of(tile.count * cut.count / slots, c["set_for"], processors)
+    begun = cut.inside if c["skips"] else cut.count
+    whole = turns_of(tile.count * begun / slots, c["set_for"], processors)
     walking = turns_of(tile.count * cut.inside, c["set_for"], processors)
     # What is dealt out is all that a processor walks, in however many pieces.
     walks = np.where(cut.dealt, 1.0, _together(walking, c["at_once"], c["beside"]))
@@ -147,17 +148,14 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + c["partial_s"] * tile.left / processors)
     fixed_s = _fixed(c, works, tile, processors)
     one_s = merge_s + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, walk_s, block_s))
-    cutting_s = np.full_like(walk_s, c["split_s"])
-    if c["merged_rows"]:
-        cutting_s = cutting_s + _idle(c, works, tile, np.maximum(1.0, 1.0 / turns), processors)
-    split_s = cutting_s + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
+    split_s = c["split_s"] + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
     # Whether it is cut is no matter of what that costs.
     settled = anew | every | (tile.alone & (c["alone_whole"] > 0))
     overlapped_s = np.where(settled, one_s, np.minimum(one_s, split_s))
-    split = ~settled & (cutting_s + cut_s < walk_s)
+    split = ~settled & (c["split_s"] + cut_s < walk_s)
     terms = {
         "launch": fixed_s, "memory": memory_s, "compute": compute_s, "start": start_s,
-        "walk": np.where(split, cut_s, walk_s), "split": np.where(split, cutting_s, merge_s),
+        "walk": np.where(split, cut_s, walk_s), "split": np.where(split, c["split_s"], merge_s),
     }  # fmt: skip
     if c["set_for"] and tile.alone.any():
         _mask(c, works, at, tile, terms, overlapped_s)
@@ -187,7 +185,7 @@ def _merge(
     processors: float,
 ) -> FloatArray:  # fmt: skip
     """Merging the parts of sequences, of a kernel that cuts them whatever it costs."""
-    parts = cut.count if c["whole_tiles"] else tile.parts
+    parts = np.where(anew, cut.inside, cut.count if c["whole_tiles"] else tile.parts)
     walk_s, tile_s = c["per_split_s"] * parts, np.zeros_like(parts)
     if c["merged_rows"]:
         walk_s = walk_s + _idle(c, works, tile, parts, processors)

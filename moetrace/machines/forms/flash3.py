@@ -1,0 +1,181 @@
+"""FlashAttention-3 (`flash3`): attention whose tiles, blocks, parts and merge are those of its own scheduler.
+
+    tile     = rows (query heads of a KV head x queries) of one sequence: 64 of heads up to 128 wide where that suffices, else
+               192 up to 64 wide and 128 wider; blocks of KV tokens by the width (`_BLOCKS`), 1 or 2 bytes an element
+    limit    = `most_parts`; where the kernel chooses: 0.85 of the parts of one sequence that fill the processors, no more than
+               its blocks, or one up to `whole_blocks` blocks
+    each     = 1.1 x all blocks / processors, rounded up; parts = blocks of a sequence / each, rounded up, at most the limit
+    turns    = tiles x parts / processors        walk = turns x blocks of a part x (per_block + per_wide x width / 128)
+    start    = turns x (per_tile + tile_wide x width / 128 + `several` where a tile has more than 64 rows, + what a window
+               costs, window or narrow) + rows x width / 128 x (per_row x tiles / processors + tile_row x turns) + ramp
+    merge    = split + (wait^4 + (partial x bytes that parts leave / processors)^4)^(1/4), wait = per_split x parts + idle x
+               those that it has room for beyond them where a tile of it is not full; and merge x (its tiles / processors
+               - 4) wherever the limit is above one
+    expected = t0 + per_sequence x sequences + odd_head + write x bytes of a token's keys and values + merge
+               + (start^p + stream^p)^(1/p), stream = one block + max of memory, arithmetic and the rest of the walk
+
+Sources: github.com/Dao-AILab/flash-attention, hopper/ (vLLM's and SGLang's forks alike): tile_size.h, heuristics.h,
+flash_prepare_scheduler.cu, flash_fwd_combine_launch_template.h and flash_fwd_combine_kernel.h. The limit of vLLM is the 32
+parts that it captures graphs with (flash_attn_max_num_splits_for_cuda_graph), SGLang's is the kernel's choice. So vLLM merges
+from two blocks on, and launches the merge where there is nothing to merge.
+The merge takes 8 rows of the output together, 16 of heads up to 64 wide. Where a sequence's heads x queries are no multiple of
+these, it loads no scales for the rows beyond them, takes what lies there for scales, and goes through all the parts that it
+has room for (`idle_s`): the limit, rounded up to a power of two, 32 at least (16 up to 64 wide). Measured: 1.3 us more with
+4 heads 128 wide than with 8, 16 or 24; where 128 parts have room up to 5 us.
+Under a window it walks the blocks that the window touches, cut in as many parts as all the context would be (the scheduler
+counts blocks without the window, the limit with it). Inferred: the window's cost (its masks), of heads 64 wide and of wider
+ones; that few heads 64 wide take tiles of 64 rows too, since their times step every 192 tokens; that four tiles of the merge
+wait on a processor beside the tiles before them.
+SGLang stores each token's keys and values first, a warp to a token (store_kvcache in its jit_kernel, kvcache.cuh): 50 ps for a
+byte, as H100's times of 12 to 64 KV heads over caches of both types have it, however many sequences.
+Prompts, whose rows exceed a tile: a block takes as long as in decoding for each 64 rows (assumed, none was measured), and what
+limits their parts is the kernel's choice.
+Steps: in heads and queries where tiles or the merge's rows are full, in context where a block begins, in sequences and KV
+heads where a processor's share of blocks rounds up. Parts are those of the processors measured (`set_for`): a processor more
+never makes a merge due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace.machines.forms.base import Parts, Setting, smoothmax
+from moetrace.machines.forms.tiles import filled, from_memory, turns_of, waves
+from moetrace.op import FloatArray, Works
+
+_WIDTH = 128.0  # of a head, that seconds are told for
+_WIDTHS = np.array([64.0, 128.0, 192.0])  # of heads, up to which kernels are built; and any wider one
+_FEW = 64.0  # rows of the tile of one group of warps, of the first two of these
+# KV tokens of a block by bytes of an element, and rows of a tile: of those widths, then of the first two with more rows.
+_BLOCKS = {
+    1.0: np.array([128.0, 96.0, 160.0, 128.0, 160.0, 160.0]),
+    2.0: np.array([192.0, 128.0, 96.0, 80.0, 160.0, 128.0]),
+}
+_ROWS = np.array([_FEW, _FEW, 128.0, 128.0, 192.0, 128.0])
+_SPARE = 1.1  # of a processor's share of the blocks
+_ENOUGH = 0.85  # of the parts that fill most processors
+_RESIDENT = 4.0  # tiles of the merge that wait on a processor
+_EXACT = 0.005  # of a block: rounding up on machines of other processors
+_AHEAD, _SHARP = 4.0, 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """Tiles of ops, [ops] each.
+
+    How many, those of one KV head, rows that one has and is built for, FLOPs of whole tiles over those asked for, blocks that
+    are walked and that the scheduler counts, width over 128, tiles of the merge, whether one of these is not full, the parts
+    that the merge has room for at least, and bytes that a part of all sequences leaves.
+    """
+
+    count: FloatArray
+    of_head: FloatArray
+    rows: FloatArray
+    built: FloatArray
+    padding: FloatArray
+    blocks: FloatArray
+    whole: FloatArray
+    wide: FloatArray
+    merged: FloatArray
+    ragged: npt.NDArray[np.bool_]
+    room: FloatArray
+    left: FloatArray
+
+
+def _tiles(works: Works, element_bytes: float) -> _Tiles:
+    width, value = works.dim("head_dim"), works.dim("v_dim", 0.0)
+    value = np.where(value > 0, value, width)
+    batch, heads, kv_heads = np.maximum(works.dim("batch"), 1.0), works.dim("heads"), works.dim("kv_heads")
+    context = np.maximum(works.dim("kv") / batch, 1.0)
+    uncut = np.fmax(works.dim("context"), context)
+    queries = works.dim("q", 0.0)
+    queries = np.where(queries > 0, queries, batch)
+    rows = heads / kv_heads * queries / batch
+    kind = np.searchsorted(_WIDTHS, width)
+    kind = np.where((kind < 2) & (rows > _FEW), kind + 4, kind)
+    block, built = _BLOCKS[element_bytes][kind], _ROWS[kind]
+    whole = np.ceil(uncut / block)
+    blocks = np.where(works.dim("window", 0.0) > 0, whole - np.floor((uncut - context) / block), whole)
+    # Under a causal mask a tile of a prefill walks half of the blocks.
+    asked = 2.0 * heads * (width + value) * queries * context
+    seen = np.minimum(1.0, np.divide(works["flops"], asked, out=np.ones_like(asked), where=asked > 0))
+    of_head = np.ceil(rows / built)
+    together = np.where(value <= _WIDTHS[0], 16.0, 8.0)
+    out_rows = heads * queries / batch
+    return _Tiles(
+        count=batch * kv_heads * of_head, of_head=of_head, rows=np.minimum(rows, built), built=built,
+        padding=built * of_head / rows,
+        blocks=np.maximum(1.0, blocks * np.where(seen > 0, seen, 1.0)), whole=whole, wide=width / _WIDTH,
+        merged=batch * np.ceil(out_rows / together) * np.ceil(value / _WIDTH), ragged=out_rows % together != 0,
+        room=np.where(value <= _WIDTHS[0], 16.0, 32.0), left=4.0 * heads * queries * value,
+    )  # fmt: skip
+
+
+def _limit(c: Mapping[str, float], tile: _Tiles, kv_heads: FloatArray) -> FloatArray:
+    """Parts of a sequence at most: what an engine tells, of decoding, or what the kernel chooses."""
+    fill = c["set_for"] / (kv_heads * tile.of_head)
+    chosen = np.ceil(_ENOUGH * np.minimum(np.minimum(128.0, tile.blocks), np.maximum(1.0, fill)) - 1e-9)
+    chosen = np.where(tile.blocks > max(c["whole_blocks"], 4.0), np.maximum(1.0, chosen), 1.0)
+    return np.where((c["whole_blocks"] > 0) | (tile.of_head > 1.0), chosen, c["most_parts"])
+
+
+def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
+    """Seconds of attention ops, [ops]; nan where batch, heads or context is not known."""
+    tile, processors, told = _tiles(works, c["flash3"]), at.hw.multiprocessors, c["set_for"]
+    limit = _limit(c, tile, works.dim("kv_heads"))
+    each = np.maximum(1.0, np.ceil(_SPARE * tile.count * tile.whole / told - 1e-9))
+    parts = np.maximum(1.0, np.minimum(np.ceil(tile.whole / each), limit))
+    # A machine of more processors cuts finer, one of fewer takes more turns.
+    walked = waves(tile.blocks / parts * np.minimum(1.0, told / processors), _EXACT)
+    turns = turns_of(tile.count * parts, told, processors)
+    block_s = c["per_block_s"] + c["per_wide_s"] * tile.wide
+    # Of a prompt a block takes as long for each 64 rows.
+    walk_s = turns * walked * block_s * np.where(tile.of_head > 1.0, tile.built / _FEW, 1.0)
+    cut = parts > 1.0
+    memory_s, far = _memory(c, works, at, np.where(cut, tile.left * parts, 0.0))
+    compute_s = works["flops"] * tile.padding / (c["eta_flops"] * at.peak)
+    start_s = _start(c, works, tile, turns, processors) + c["ramp_s"] * far * filled(works["bytes"], at)
+    # Rows beyond the last are merged from all the parts that there is room for.
+    room = np.maximum(tile.room, np.exp2(np.ceil(np.log2(limit))))
+    done = np.minimum(parts, tile.blocks)
+    wait_s = c["per_split_s"] * done + np.where(tile.ragged, c["idle_s"] * (room - done), 0.0)
+    merge_s = c["split_s"] + smoothmax(_AHEAD, wait_s, c["partial_s"] * tile.left * parts / processors)
+    launched_s = c["merge_s"] * np.maximum(0.0, tile.merged / processors - _RESIDENT)
+    merge_s = np.where(cut, merge_s, 0.0) + np.where(limit > 1.0, launched_s, 0.0)
+    fixed_s = c["t0_s"] * works["launches"] + c["per_sequence_s"] * works.dim("batch", 0.0)
+    fixed_s = fixed_s + np.where(np.log2(tile.wide) % 1 != 0, c["odd_head_s"], 0.0)
+    fixed_s = fixed_s + c["writes"] * c["write_s"] * works["kv_bytes"] / np.maximum(works.dim("kv"), 1.0)
+    rest = 1.0 - np.divide(block_s, walk_s, out=np.ones_like(walk_s), where=walk_s > block_s)
+    streamed_s = block_s + smoothmax(_SHARP, memory_s, compute_s * rest, walk_s * rest)
+    terms = {
+        "launch": fixed_s, "memory": memory_s, "compute": compute_s, "start": start_s, "walk": walk_s, "split": merge_s,
+    }  # fmt: skip
+    expected_s = fixed_s + merge_s + smoothmax(c["blend"], start_s, streamed_s)
+    return Parts(compute_s, memory_s, fixed_s + start_s + walk_s + merge_s, expected_s, terms=terms)
+
+
+def _memory(
+    c: Mapping[str, float], works: Works, at: Setting, left: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """(seconds that memory takes, the share of the bytes that it gives).
+
+    The next of a benchmark's calls waits for no results of the last.
+    """
+    far = from_memory(works["bytes"] + left, 0.0, at)
+    moved = works["bytes"] - (0.0 if at.cache == "cold" else works["act_write_bytes"])
+    return moved * far / (c["eta_bw"] * at.hw.memory.bytes_per_s), far
+
+
+def _start(
+    c: Mapping[str, float], works: Works, tile: _Tiles, turns: FloatArray, processors: float
+) -> FloatArray:
+    """Starting and ending all turns' tiles."""
+    window_s = np.where(tile.wide * _WIDTH <= _WIDTHS[0], c["narrow_s"], c["window_s"])
+    tile_s = c["per_tile_s"] + c["tile_wide_s"] * tile.wide + window_s * (works.dim("window", 0.0) > 0)
+    tile_s = tile_s + c["several_s"] * (tile.built > _FEW)
+    row_s = tile.rows * tile.wide * (tile.count / processors * c["per_row_s"] + turns * c["tile_row_s"])
+    return np.asarray(turns * tile_s + row_s)

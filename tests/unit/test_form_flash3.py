@@ -1,0 +1,150 @@
+"""FlashAttention-3's own scheduling: hand-worked parts, turns and merges, each step at its edge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moetrace.hardware import Hardware
+from moetrace.op import Op
+from tests.unit.test_form_attention import cost, decode, told
+
+# Of 100 processors: told parts by the engine (at most 32), or the kernel's choice above four blocks.
+NONE = {
+    "per_tile_s": 0.0,
+    "per_block_s": 0.0,
+    "split_s": 0.0,
+    "per_split_s": 0.0,
+    "odd_head_s": 0.0,
+    "t0_s": 0.0,
+}
+TOLD32 = {**NONE, "flash3": 2.0, "set_for": 100.0, "most_parts": 32.0}
+CHOSEN = {**TOLD32, "most_parts": 128.0, "whole_blocks": 4.0}
+
+
+def fixed(kernel: dict[str, float], op: Op, **value: float) -> float:
+    return float(cost(told(**{**kernel, **value}), op).fixed_s[0])
+
+
+def blocks(kernel: dict[str, float], op: Op) -> float:
+    """Blocks that the processor with most of them walks, one part after another."""
+    return fixed(kernel, op, per_block_s=1e-6) / 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kernel", "context", "walked"),
+    [
+        (TOLD32, 128, 1), (TOLD32, 129, 1), (TOLD32, 32 * 128, 1), (TOLD32, 32 * 128 + 1, 2),
+        (CHOSEN, 512, 4), (CHOSEN, 513, 1),
+        (CHOSEN, 7 * 128, 2),  # 0.85 of seven blocks, rounded up: six parts
+    ],
+)  # fmt: skip
+def test_one_sequence_is_cut_by_what_limits_it(kernel: dict[str, float], context: int, walked: int) -> None:
+    assert blocks(kernel, decode(1, context, 8, 1)) == pytest.approx(walked)
+
+
+@pytest.mark.parametrize(
+    ("batch", "walked"), [(33, 4), (36, 8), (37, 5), (50, 5), (51, 10), (100, 10), (101, 20)]
+)
+def test_a_processor_takes_its_share_and_a_tenth(batch: int, walked: int) -> None:
+    """Ten blocks a sequence: up to 36 sequences a share is four blocks, three parts of 4, 3 and 3, more than a turn from 34
+    on; then five, two parts, up to 50 in a turn."""
+    assert blocks(TOLD32, decode(batch, 1280, 8, 1)) == pytest.approx(walked)
+
+
+@pytest.mark.parametrize(
+    ("dim", "kv_dtype", "heads", "tokens"),
+    [(64, 2.0, 8, 192), (64, 2.0, 65, 160), (128, 2.0, 64, 128), (128, 2.0, 65, 128), (192, 2.0, 8, 96), (256, 2.0, 8, 80),
+     (64, 1.0, 8, 128), (128, 1.0, 64, 96), (128, 1.0, 65, 160), (192, 1.0, 8, 160), (256, 1.0, 8, 128)],
+)  # fmt: skip
+def test_a_block_begins_a_token_after_the_last_is_full(
+    dim: int, kv_dtype: float, heads: int, tokens: int
+) -> None:
+    whole = {**TOLD32, "most_parts": 1.0, "flash3": kv_dtype}
+    assert blocks(whole, decode(1, 3 * tokens, heads, 1, dim)) == pytest.approx(3)
+    assert blocks(whole, decode(1, 3 * tokens + 1, heads, 1, dim)) == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "merged"), [(7, 128, 32), (8, 128, 2), (9, 128, 32), (8, 64, 32), (16, 64, 2), (24, 64, 32), (8, 256, 2)]
+)  # fmt: skip
+def test_a_merge_that_is_not_full_goes_through_all_the_parts_it_has_room_for(
+    heads: int, dim: int, merged: int
+) -> None:
+    op = decode(1, 150 if dim == 256 else 193, heads, 1, dim)  # two blocks
+    assert fixed(TOLD32, op, per_split_s=1e-6, idle_s=1e-6) == pytest.approx(merged * 1e-6)
+    assert fixed(TOLD32, op, per_split_s=1e-6) == pytest.approx(2e-6)
+
+
+@pytest.mark.parametrize(
+    ("dim", "blocks", "room"), [(128, 37, 32), (128, 38, 64), (128, 76, 128), (64, 18, 16), (64, 19, 32)]
+)
+def test_room_is_the_limit_up_to_a_power_of_two(dim: int, blocks: int, room: int) -> None:
+    """0.85 of 37 blocks are 32 parts, of 38 are 33."""
+    op = decode(1, blocks * (192 if dim == 64 else 128), 1, 1, dim)
+    assert fixed(CHOSEN, op, per_split_s=1e-6, idle_s=1e-6) == pytest.approx(room * 1e-6)
+
+
+@pytest.mark.parametrize(("context", "walked"), [(1024, 1), (1025, 2), (1151, 2), (1152, 1)])
+def test_a_window_walks_the_blocks_that_it_touches(context: int, walked: int) -> None:
+    op = Op.of(
+        "attention", "bf16", batch=1, heads=8, kv_heads=1, head_dim=128, kv=128, window=128, context=context
+    )
+    assert blocks({**TOLD32, "most_parts": 1.0}, op) == pytest.approx(walked)
+    # Cut as all the context would be, each part has one; the merge stops at the last of them.
+    assert blocks(TOLD32, op) == pytest.approx(1)
+    assert fixed(TOLD32, op, per_split_s=1e-6) == pytest.approx(walked * 1e-6)
+    assert fixed(CHOSEN, op, per_split_s=1e-6) == 0.0  # its choice counts the window
+
+
+@pytest.mark.parametrize(("dim", "cost_of"), [(64, "narrow_s"), (65, "window_s"), (128, "window_s")])
+def test_windows_cost_a_tile_more_by_its_width(dim: int, cost_of: str) -> None:
+    op = decode(200, 100, 1, 1, dim, window=100)  # two turns
+    for name in ("narrow_s", "window_s"):
+        assert fixed(TOLD32, op, **{name: 1e-6}) == pytest.approx(2e-6 if name == cost_of else 0.0)
+        assert fixed(TOLD32, decode(200, 100, 1, 1, dim), **{name: 1e-6}) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "several"), [(64, 128, 0), (65, 128, 1), (64, 64, 0), (65, 64, 1), (1, 192, 1)]
+)
+def test_more_rows_than_64_take_several_groups_of_warps(heads: int, dim: int, several: int) -> None:
+    assert fixed(TOLD32, decode(1, 50, heads, 1, dim), several_s=1e-6) == pytest.approx(several * 1e-6)
+
+
+def test_a_merge_is_launched_where_parts_might_be_and_costs_the_tiles_that_do_not_wait() -> None:
+    """512 sequences of 24 heads: three tiles each, 15.36 on a processor, four of which wait."""
+    op = decode(512, 50, 24, 1)
+    assert fixed(TOLD32, op, merge_s=1e-7) == pytest.approx(1e-7 * (1536 / 100 - 4))
+    assert fixed(TOLD32, decode(400, 50, 8, 1), merge_s=1e-7) == 0.0
+    assert fixed(CHOSEN, op, merge_s=1e-7) == 0.0
+    assert fixed(CHOSEN, decode(512, 513, 24, 1), merge_s=1e-7) == pytest.approx(1e-7 * (1536 / 100 - 4))
+
+
+def test_an_engine_that_stores_keys_and_values_first_takes_a_warp_to_a_token() -> None:
+    """Eight KV heads 128 wide in 16 bits: 4096 bytes a token, however many."""
+    for batch in (1, 64):
+        op = decode(batch, 50, 8, 8)
+        assert fixed({**TOLD32, "writes": 1.0}, op, write_s=1e-10) == pytest.approx(4096e-10)
+        assert fixed(TOLD32, op, write_s=1e-10) == 0.0
+
+
+@pytest.mark.parametrize(("queries", "walked"), [(4096, 2 * 6), (16384, 2 * 2 * 64)])
+def test_prompts_are_cut_by_the_kernels_choice(queries: int, walked: int) -> None:
+    """4096 queries of a head are 32 tiles of 128 rows: three parts of each fill the processors, whatever the engine tells of
+    decoding. Under the mask a tile walks 16 of 32 blocks. 16,384 are 128 tiles: two turns of 64 blocks. A block takes as long
+    for each 64 rows."""
+    op = decode(1, queries, 1, 1, q=queries)
+    for kernel in (TOLD32, CHOSEN):
+        assert blocks(kernel, op) == pytest.approx(walked, rel=0.02)
+
+
+def test_more_processors_cut_finer_and_fewer_take_more_turns() -> None:
+    op, hw = decode(1, 64 * 128, 8, 1), told(**{**TOLD32, "per_block_s": 1e-6})
+
+    def walked(processors: float) -> float:
+        machine: Hardware = replace(hw, multiprocessors=processors)
+        return float(cost(machine, op).fixed_s[0]) / 1e-6
+
+    assert [walked(p) for p in (16.0, 100.0, 200.0, 800.0)] == pytest.approx([4.0, 2.0, 1.0, 1.0])
