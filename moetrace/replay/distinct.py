@@ -53,11 +53,32 @@ _SOURCES = {
 
 
 def settle(draft: Draft) -> Draft:
-    """The draft with its routing settled: by the scenario's `routing` where it says one, else from the best source there is."""
+    """The draft with its routing settled: by the scenario's `routing` where it says one, else from the best source there is.
+
+    Of a prediction that is what was stated when it was made, for what is edited since.
+    """
     stated = draft.scenario.get("routing")
-    if stated in (None, "recorded", DRAWN):
-        return _settled_from_run(draft, stated == DRAWN)
-    return stated_routing(draft, str(stated))
+    if stated not in (None, "recorded", DRAWN):
+        return stated_routing(draft, str(stated), int(draft.scenario.get("eplb", 0)))
+    if stated is None and (before := _stated_before(draft)):
+        again = stated_routing(draft, *before)
+        pairs = list(zip(draft.ops, draft.origin, again.ops, strict=True))
+        kept = [origin is not None and (not _is_expert(op) or _same(op, origin)) for op, origin, _ in pairs]
+        if all(kept):
+            return draft
+        ops = tuple(op if stays else new for stays, (op, _, new) in zip(kept, pairs, strict=True))
+        return replace(again, ops=ops)
+    return _settled_from_run(draft, stated == DRAWN)
+
+
+def _stated_before(draft: Draft) -> tuple[str, int] | None:
+    """(routing, redundant experts) that a predicted run was made with; None where its routing was not stated."""
+    meta = draft.run.meta
+    said = meta.facts.get("scenario", {}) if meta.kind == "predicted" else {}
+    routing = said.get("routing", "recorded")
+    if routing in ("recorded", DRAWN):
+        return None
+    return str(routing), int(draft.scenario.get("eplb", said.get("eplb", 0)))
 
 
 def _settled_from_run(draft: Draft, drawn: bool) -> Draft:

@@ -33,18 +33,10 @@ MODULE = frozenset({*EXPERT_GEMMS, "moe_act", "expert_up", "expert_down", "exper
 CACHED = frozenset({"attention", "mla_attention", "kv_write"})
 # Of single experts run one by one: the dims that hold the expert's width.
 _ONE_BY_ONE = {"expert_up": "n", "expert_down": "k", "expert_act": "elements"}
-COLLECTIVES = frozenset(
-    {
-        "all_reduce",
-        "all_gather",
-        "reduce_scatter",
-        "all_to_all",
-        "moe_dispatch",
-        "moe_collect",
-        "send_recv",
-        "broadcast",
-    }
-)
+EXCHANGES = frozenset({"moe_dispatch", "moe_collect"})
+COLLECTIVES = EXCHANGES | {
+    "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv", "broadcast"
+}  # fmt: skip
 _PER_TOKEN = frozenset({"m", "tokens", "batch", "q", "kv", "pairs", "elements", "rows"})
 _PER_SENT = _PER_TOKEN | {"bytes"}
 # Split by output columns, or by input rows, under tensor parallelism (Megatron-LM, arXiv 1909.08053, section 3).

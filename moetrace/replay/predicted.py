@@ -67,9 +67,16 @@ def meta_of(
         ep=draft.parallel.ep,
         pp=draft.parallel.pp,
         dp=draft.parallel.dp,
+        routing=_routing_of(draft),
         notes=assumptions,
         facts=facts,
     )
+
+
+def _routing_of(draft: Draft) -> str:
+    """Where distinct experts come from: what the scenario states, else what the run said."""
+    stated = draft.scenario.texts().get("routing")
+    return f"as stated, routing={stated}" if stated not in (None, "recorded") else draft.run.meta.routing
 
 
 def table_of(draft: Draft, priced: Priced, start: IntArray, dur: IntArray) -> pa.Table:

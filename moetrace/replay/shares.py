@@ -11,7 +11,7 @@ from moetrace import ops as work_of
 from moetrace.hardware import Hardware
 from moetrace.op import Op
 from moetrace.replay.draft import Draft
-from moetrace.replay.edit import COLLECTIVES
+from moetrace.replay.edit import COLLECTIVES, EXCHANGES
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -59,7 +59,7 @@ def processors(ops: Sequence[Op], hw: Hardware) -> FloatArray:
 def _sms(op: Op) -> float:
     if op.has("sms"):
         return op["sms"]
-    return NCCL_SMS if op.kind in COLLECTIVES and not op.kind.startswith("moe_") else 0.0
+    return NCCL_SMS if op.kind in COLLECTIVES - EXCHANGES else 0.0
 
 
 def overlapped(rest: FloatArray, sent: FloatArray, taken: FloatArray) -> FloatArray:

@@ -29,10 +29,9 @@ def sigma_of(stated: str) -> float | None:
     return (float(value) if value else SIGMA) if name == SKEWED else None
 
 
-def stated_routing(draft: Draft, stated: str) -> Draft:
-    """The draft with every expert op's distinct experts and rows by the stated routing."""
+def stated_routing(draft: Draft, stated: str, redundant: int) -> Draft:
+    """The draft with every expert op's distinct experts and rows by the stated routing, with so many `redundant` experts."""
     ranks = draft.parallel.ep if any(op.has("local_experts") for op in draft.ops) else 1
-    redundant = int(draft.scenario.get("eplb", 0))
     found = tuple(
         _stated(op, stated, ranks, redundant)
         if op.kind in EXPERTS and op.has("experts", "topk", "tokens")

@@ -14,10 +14,11 @@ from moetrace.errors import ScenarioError
 from moetrace.forward import step_ops
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
-from moetrace.replay import Scenario, scenarios, simulate
+from moetrace.replay import Scenario, replay, scenarios, simulate
 from moetrace.replay.economics import economics, read_prices
 from moetrace.replay.load import read_load, workload_of
 from moetrace.replay.measures import STEP_OVERHEAD_S, Draft, first_and_rest
+from moetrace.report.facts import report_facts
 from moetrace.run import Step
 from moetrace.synthesize import Workload, synthesize
 
@@ -385,3 +386,22 @@ def test_a_chunk_without_a_steady_load_would_change_nothing_and_is_refused() -> 
     with pytest.raises(ScenarioError, match="chunk=64: a static batch works on all prompts in one step"):
         simulate("olmoe-1b-7b", Workload(2, 128, 8), "h100-sxm", Scenario.of("chunk=64"))
     simulate("olmoe-1b-7b", Workload(2, 128, 8, served=True), "h100-sxm", Scenario.of("chunk=64"))
+
+
+@pytest.mark.parametrize(
+    "sets", [("serving=continuous",), ("routing=skewed:1",), ("routing=power_law:1.2", "eplb=8")]
+)
+def test_a_prediction_edited_again_is_what_both_edits_at_once_give(sets: tuple[str, ...]) -> None:
+    """Fewer experts of a simulated run keep the routing that it was simulated with, and send fewer copies of each token."""
+    load, node = Workload(32, 512, 16), load_hardware("h100-sxm-x4")
+    asked = ("dp=4", "ep=4", *sets)
+    made = simulate("olmoe-1b-7b", load, node, Scenario.of(*asked))
+    again = replay(made.run, node, Scenario.of("n_a=4"))
+    both = simulate("olmoe-1b-7b", load, node, Scenario.of(*asked, "n_a=4"))
+    assert again.step_s[:, 0] == pytest.approx(both.prediction.step_s[:, 0], rel=2e-3)
+    assert replay(made.run, node).step_s[:, 0] == pytest.approx(made.prediction.step_s[:, 0], rel=1e-9)
+    stated = next((text for text in sets if text.startswith("routing")), "routing=skewed")
+    assert made.run.meta.routing == f"as stated, {stated}"
+    facts, _ = report_facts(made.run, node, ["h100-sxm-x4"], short=True)
+    (fewer,) = (answer for answer in facts["answers"] if answer["id"] == "n_a")
+    assert f"changes as {stated} has it" in str(fewer)

@@ -207,8 +207,10 @@ def n_a(draft: Draft, value: int | str | tuple[int, ...] | Segments) -> Draft:
         new = wanted.get(at.layer) if op.has("topk") else None
         if new is None or (type(new) is int and new == op["topk"]):
             return op
-        copies = {"copies": wanted[at.layer]} if op.has("copies") else {}
-        return op.with_dims(topk=wanted[at.layer], rows=None, **copies)
+        more = {"copies": new} if op.has("copies") else {}
+        if op.kind in edit.EXCHANGES and op.has("bytes"):  # a copy of each token for each of its experts
+            more["bytes"] = round(op["bytes"] * new / op["topk"])
+        return op.with_dims(topk=new, rows=None, **more)
 
     draft = draft.rewrite(change)
     recorded = max(draft.topk, draft.run.routing.topk if draft.run.routing is not None else 0)

@@ -174,7 +174,7 @@ def _fewer(facts: Facts) -> dict[str, Any] | None:
     lines.append(("accuracy", *_accuracy(what, native, fewer)))
     depth = f", real depth of {what['depth']} layers" if what["depth"] else ""
     at = f"at batch {number(what['batch'])}" if what["batch"] else "at this batch"
-    sure = f"{at}{depth}; ranges: what a family's law gets wrong at both n_a and at one alone, 80 %, {_rerouted(rows)}"
+    sure = f"{at}{depth}; ranges: what a family's law gets wrong at both n_a and at one alone, 80 %, {_rerouted(rows, facts)}"
     where = ", ".join(_by_machine(rows))
     return _answer("n_a", "n_a", f"What does n_a {native} to {fewer} buy {at}?", where, lines, sure)
 
@@ -191,12 +191,14 @@ def _fewer_unknown(facts: Facts, native: int | None) -> dict[str, Any] | None:
     return _answer("n_a", "n_a", "What would fewer active experts (n_a) buy?", "not known", [], how)
 
 
-def _rerouted(rows: Sequence[Facts]) -> str:
+def _rerouted(rows: Sequence[Facts], facts: Facts) -> str:
     """What the ranges say of the experts that tokens choose at the lower n_a."""
     low = min((r["rerouted_low"] for r in rows if r["rerouted_low"] is not None), default=None)
     high = max((r["rerouted_high"] for r in rows if r["rerouted_high"] is not None), default=None)
     if low is None or high is None:
-        return "and what tokens choose changes as the uniform formula has it: no routing is there to say more"
+        _, stated, routing = str(facts["attribution"]["run"]["routing"]).partition("as stated, routing=")
+        how = f"routing={clean(routing)}" if stated else "the uniform formula"
+        return f"and what tokens choose changes as {how} has it: no routing is there to say more"
     return (
         "and tokens keep their first choices as recorded, or choose anew by each expert's popularity "
         f"({change(low).removesuffix(' %')} to {change(high)} of the step)"
