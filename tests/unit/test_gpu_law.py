@@ -170,7 +170,7 @@ def test_the_steps_of_the_experts_form_are_where_it_says(step: str) -> None:
     """More tokens than experts on the rank, and widths that 16 does not divide; next to them nothing jumps."""
     hw = load_hardware("h100-sxm")
     own = hw.families["experts"]
-    value = {**own.value, "serial_s": 5e-10, "crowded_rows": 16.0, "wide_serial": 0.0, "misaligned": 0.5}
+    value = {**own.value, "serial_s": 5e-10, "crowded_rows": 16.0, "wide_serial": 0.0, "misaligned": 9.0}
     value |= {"block_wide": 2.0, "above_wide": 0.0, step: {"crowded_rows": 256.0, "wide_serial": 0.5}[step]}
     hw = replace(hw, families={**hw.families, "experts": replace(own, value=value)})
 
@@ -194,13 +194,30 @@ def test_the_steps_of_the_experts_form_are_where_it_says(step: str) -> None:
 
 def test_crowded_tiles_multiply_their_empty_rows_by_hand() -> None:
     """129 tokens x 8 choices: rows of 64 touched experts, few of them full, padded to 64 instead of 16."""
-    value = {"per_block_s": 0.0, "wide_serial": 0.0, "above_wide": 0.0, "eta_flops": 0.5, "misaligned": 0.0}
+    value = {"per_block_s": 0.0, "wide_serial": 0.0, "above_wide": 0.0, "eta_flops": 0.5, "overlap": 0.0}
     dims = {"hidden": 2048, "inter": 800, "tokens": 129, "distinct": 64, "experts": 128, "topk": 8}
     hw = told_experts(**value, crowded_rows=64.0)
     more = module_s(hw, **dims) - module_s(told_experts(**value, crowded_rows=0.0), **dims)
     rows, touched = np.array([129 * 8.0]), np.array([64.0])
     empty = padded_rows(rows, touched, 64.0) - padded_rows(rows, touched, 16.0)
     assert more == pytest.approx(float(empty[0]) * 6 * 2048 * 800 / (0.5 * hw.peak("bf16")))
+
+
+def test_blocks_of_an_odd_width_take_longer_by_hand() -> None:
+    """60 experts x 2048 columns in blocks of 64 over 132 processors, 3 x 1 us each, and as many again for more rows."""
+    value = {"per_block_s": 1e-6, "overlap": 0.0}
+    dims = {"hidden": 2048, "inter": 84, "distinct": 60, "tokens": 16, "rows": 60}
+
+    def more(**changed: float) -> float:
+        hws = [told_experts(**value, misaligned=m) for m in (3.0, 0.0)]
+        return float(-np.diff([module_s(hw, **{**dims, **changed}) for hw in hws])[0])
+
+    turn = 2048 / 64 / 132 * 3e-6
+    assert more() == pytest.approx(60 * turn)
+    tiles = float(padded_rows(np.array([6000.0]), np.array([60.0]), 64.0)[0]) / 64
+    assert more(rows=6000) == pytest.approx(tiles * turn) and 60 < tiles < 180
+    assert more(inter=80) == more(inter=96) == 0.0
+    assert more(inter=168) == pytest.approx(60 * turn)
 
 
 def test_tuned_tiles_reach_their_own_share_of_the_peak_by_hand() -> None:
@@ -247,7 +264,7 @@ def module_s(hw: Hardware, **changed: float) -> float:
 
 def test_blocks_of_narrow_experts_by_hand() -> None:
     """60 x 2048 columns in blocks of 64 over 132 processors, 1 us each, beside the weights of the down GEMM."""
-    value = {"per_block_s": 0.0, "wide_tokens": 16, "block_wide": 1.0, "above_wide": 0.0, "misaligned": 0.0}
+    value = {"per_block_s": 0.0, "wide_tokens": 16, "block_wide": 1.0, "above_wide": 0.0, "overlap": 0.0}
     dims = {"hidden": 2048, "inter": 768, "distinct": 60, "tokens": 16}
     plain = module_s(told_experts(**value), **dims)
     weights = (
@@ -311,7 +328,7 @@ def test_a_wide_block_streams_longer_above_the_tokens_that_the_kernel_says() -> 
 
 def test_a_benchmark_of_many_ranks_ran_untuned_kernels_and_serving_does_not() -> None:
     """From untuned_ranks on weights stream at `untuned` of the bandwidth, warm alone: the step is there and nowhere else."""
-    value = {"eta_bw": 0.9, "per_block_s": 0.0, "cached": 1.0, "untuned": 0.1}
+    value = {"eta_bw": 0.9, "per_block_s": 0.0, "cached": 1.0, "untuned": 0.1, "overlap": 0.0}
     hw = told_experts(**value, untuned_ranks=64.0)
 
     def seconds(ranks: int, cache: Cache, hw: Hardware = hw) -> float:

@@ -125,7 +125,14 @@ EXPERTS = Schema.of(
         1.5,
     ),
     Parameter(
-        "misaligned", "share", 0, 5, 0.3, 0, "GEMMs of a width that 16 does not divide take so much longer"
+        "misaligned",
+        "share",
+        0,
+        20,
+        3,
+        0,
+        "of per_block_s, a block of the down GEMM takes more where 16 does not divide the width",
+        0.5,
     ),
     Parameter(
         "cached", "share", 0.05, 1, 0.6, 1, "of their streaming time, weights in a warm cache take this", 0.5

@@ -6,10 +6,10 @@
               + remote_passes x (T k - rows) x (hidden + width) in 16 bits / bandwidth
     compute = FLOPs, each expert's rows padded to tiles of 16 or crowded_rows / (eta_flops or tuned_flops x peak)
     blocks  = per_block D hidden / block columns / multiprocessors, of the down GEMM, whose reduction is short
-    time    = fixed + memory + compute, the GEMMs' share of it times 1 + misaligned where that applies; where blocks
-              are wide, block bytes times 1 + wide_serial, weights and FLOPs times 1 + above_wide; streaming the down GEMM's
-              weights and its blocks hide each other: (memory^3 + blocks^3)^(1/3) of the two; what they leave of the weights, w,
-              and arithmetic c hide the share `overlap` of w + c - (w^2 + c^2)^(1/2)
+    odd     = misaligned x per_block x tiles of 64 rows x hidden / 64 / multiprocessors, where 16 does not divide the width
+    time    = fixed + memory + compute + odd; where blocks are wide, block bytes times 1 + wide_serial, weights and FLOPs times
+              1 + above_wide; streaming the down GEMM's weights and its blocks hide each other: (memory^3 + blocks^3)^(1/3) of
+              the two; what they leave of the weights, w, and arithmetic c hide the share `overlap` of w + c - (w^2 + c^2)^(1/2)
 
 A module was measured as a whole, so each of its ops carries the share of the fixed terms that is its own: a sixth of t0 for
 each launch, per_expert in top-k and align, operators in top-k, per_row in align and combine, the rest in the GEMMs. The parts
@@ -21,15 +21,18 @@ expert, fill those of other ranks with zeros, and pass over them in the activati
 vLLM's fused_moe.py). TensorRT-LLM's do not, and its coefficient is next to nothing. It is a term of `moe_module` alone: all T
 tokens are on the rank there, while the parts of a recorded or served step may have been sent only the rows that are theirs.
 
-Steps, where kernels switch: misaligned where the width is no multiple of 16; crowded_rows where the tokens exceed the experts
-on the rank, from where on SGLang's Triton kernel takes tiles of 64 rows, empty ones multiplied too, in blocks twice as wide
-with a loop half as deep (16 x 32 x 64 before, 64 x 64 x 32 then: its get_default_config, vLLM's too up to 0.14), unless tiles
-were tuned for that number of experts and that width on that GPU (the profile's [tuned]), which reach tuned_flops of the peak
-for any number of tokens; wide_tokens, above which blocks have 128 columns instead of 64: 64 tokens in vLLM (its
-get_default_config since github.com/vllm-project/vllm/pull/34846), none in other engines; operators above routed_experts:
-128 in TensorRT-LLM, whose routing kernel takes no more and leaves them to PyTorch's top-k and softmax (its
-_torch/modules/fused_moe/routing.py, RenormalizeMoeRoutingMethod; measured: the same floor with 8 and with 128 experts, 11 us
-more with 256. Later versions' kernel takes 512). Wide blocks are half as many and take block_wide of the time each.
+Steps, where kernels switch: misaligned where the width is no multiple of 16, so that Triton cannot know that rows of the down
+GEMM's operands begin where wide loads may, and each of its blocks takes longer, whether 84, 88 or 168 wide (measured: 2.4 to
+3.6 times per_block more in SGLang and vLLM, on H100 and A100 alike; that it is the down GEMM alone is inferred); crowded_rows
+where the tokens exceed the experts on the rank, from where on SGLang's Triton kernel takes tiles of 64 rows, empty ones
+multiplied too, in blocks twice as wide with a loop half as deep (16 x 32 x 64 before, 64 x 64 x 32 then: its
+get_default_config, vLLM's too up to 0.14), unless tiles were tuned for that number of experts and that width on that GPU (the
+profile's [tuned]), which reach tuned_flops of the peak for any number of tokens; wide_tokens, above which blocks have 128
+columns instead of 64: 64 tokens in vLLM (its get_default_config since github.com/vllm-project/vllm/pull/34846), none in other
+engines; operators above routed_experts: 128 in TensorRT-LLM, whose routing kernel takes no more and leaves them to PyTorch's
+top-k and softmax (its _torch/modules/fused_moe/routing.py, RenormalizeMoeRoutingMethod; measured: the same floor with 8 and
+with 128 experts, 11 us more with 256. Later versions' kernel takes 512). Wide blocks are half as many and take block_wide of
+the time each.
 Warm cache: weights that fit half of it cost the share `cached` of their time, smoothly in the size, since each of its two
 partitions keeps what its own processors read (NVIDIA A100 Tensor Core GPU Architecture, whitepaper, "L2 cache"); and from
 untuned_ranks on weights stream at the share `untuned` of the bandwidth, as the public benchmark of TensorRT-LLM shows and
@@ -70,6 +73,7 @@ _ROUTES = ("topk", "moe_module")
 _LAUNCHES = 6.0
 _FEW = 4  # experts on a rank: weights stream by kernels that an autotuner picked, a term of its own
 _TILE, _BLOCK_COLUMNS, _WIDE_COLUMNS, _WIDTH_MULTIPLE = 16.0, 64.0, 128.0, 16.0
+_ODD_ROWS = 64.0  # of a block whose reduction is no multiple of 16
 _ROW_BYTES = 2.0  # of a value that kernels of a module hand on
 _PAIR = 1 << 20  # above any width: makes one number of experts and width
 # Of the cache, what weights can hold where two partitions keep copies; and how sudden they fall out of it.
@@ -83,10 +87,9 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     tokens, experts = works.dim("tokens", 0.0), works.dim("experts", 0.0)
     local = works.dim("local_experts")
     local = np.where(np.isnan(local), experts, local)
-    odd = 1.0 + c["misaligned"] * ((gemm > 0) & (np.mod(works.dim("inter", 0.0), _WIDTH_MULTIPLE) != 0))
     switched, tuned = _tiles(c, works, gemm, local, at)
     wide = switched | ((gemm > 0) & (c["wide_tokens"] > 0) & (tokens > c["wide_tokens"]))
-    extra = odd * (1.0 + c["above_wide"] * wide)
+    extra = 1.0 + c["above_wide"] * wide
     bandwidth = at.hw.memory.bytes_per_s
     untuned = (gemm > 0) & _untuned(c, experts, local, at)
     reached = np.where(untuned, np.minimum(c["untuned"], c["eta_bw"]), c["eta_bw"]) * bandwidth
@@ -112,11 +115,14 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         + c["per_local_expert_s"] * gemm * local
         + _operators(c, works, experts),
         "rows": c["per_row_s"] * row * tokens * works.dim("topk", 0.0),
-        "serial": c["serial_s"] * _block_bytes(works) * odd * (1.0 + c["wide_serial"] * wide),
+        "serial": c["serial_s"] * _block_bytes(works) * (1.0 + c["wide_serial"] * wide),
         "blocks": _blocks(c, works, at, wide) if c["per_block_s"] else np.zeros(len(works)),
     }
+    hidden_s: FloatArray | float = 0.0
+    if c["per_block_s"]:
+        hidden_s = _hidden(weights_s * _down_share(works), terms["blocks"])
+        terms["blocks"] = terms["blocks"] + _misaligned(c, works, at)
     fixed_s = sum(terms.values(), np.zeros(len(works)))
-    hidden_s = _hidden(weights_s * _down_share(works), terms["blocks"]) if c["per_block_s"] else 0.0
     if c["overlap"]:
         # Of weights that blocks hide nothing is left to hide behind arithmetic: both would save more than the weights take.
         left_s = weights_s - hidden_s
@@ -172,6 +178,17 @@ def _blocks(c: Mapping[str, float], works: Works, at: Setting, wide: npt.NDArray
     down = works.ops.by_type([float(op.kind in _OVER_INTER) for op in works.ops.types])
     turns = down * works["experts"] * works.dim("hidden", 0.0) / columns / at.hw.multiprocessors
     return np.asarray(c["per_block_s"] * turns * np.where(wide, c["block_wide"], 1.0))
+
+
+def _misaligned(c: Mapping[str, float], works: Works, at: Setting) -> FloatArray:
+    """Seconds more that the down GEMM's blocks, of `_ODD_ROWS` of an expert, take where 16 does not divide its width, [ops]."""
+    odd = np.mod(works.dim("inter", 0.0), _WIDTH_MULTIPLE) != 0
+    odd &= works.ops.by_type([float(op.kind in _OVER_INTER) for op in works.ops.types]) > 0
+    if not odd.any():
+        return np.zeros(len(works))
+    tiles = padded_rows(works["rows"], works["experts"], _ODD_ROWS) / _ODD_ROWS
+    turns = tiles * works.dim("hidden", 0.0) / _BLOCK_COLUMNS / at.hw.multiprocessors
+    return np.where(odd, c["per_block_s"] * c["misaligned"] * turns, 0.0)
 
 
 def _hidden(one: FloatArray, other: FloatArray) -> FloatArray:
