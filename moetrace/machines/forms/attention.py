@@ -101,7 +101,7 @@ from moetrace.hardware import SCHEMAS
 from moetrace.machines.forms import flash3, masked
 from moetrace.machines.forms.attention_tiles import WIDTH, Cut, Tiles, cuts, shapes
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
-from moetrace.machines.forms.tiles import filled, from_memory, turns_of
+from moetrace.machines.forms.tiles import PAGED, filled, from_memory, turns_of
 from moetrace.op import FloatArray, Works
 
 # Of FlashAttention-3's kernel that merges: width up to which a tile has twice the rows; the least parts that it is compiled
@@ -174,7 +174,7 @@ def _memory(
     A cache that is converted is read as its copy. The next of a benchmark's calls waits for no results of the last.
     """
     copied = c["recasts"] * 2.0 * works["kv_bytes"]
-    far = from_memory(works["bytes"] * c["fetched"] + cut.left + copied, 0.0, at)
+    far = from_memory(works["bytes"] * c["fetched"] + cut.left + copied, 0.0, at, PAGED)
     fetched = np.where(tile.alone | (at.cache == "cold"), 1.0, c["fetched"])
     moved = works["bytes"] + copied / 2.0 - (0.0 if at.cache == "cold" else works["act_write_bytes"])
     return moved * fetched * far / (c["eta_bw"] * at.hw.memory.bytes_per_s), far

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moetrace.machines.forms.base import Setting, smoothmax
-from moetrace.machines.forms.tiles import from_memory, turns_of
+from moetrace.machines.forms.tiles import PAGED, from_memory, turns_of
 from moetrace.op import FloatArray, Works
 
 _WARPS = 4.0  # thread blocks of the fewest threads, 256, that the registers of a processor hold
@@ -62,8 +62,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting, token_s: FloatArr
     # Where keys and values lie in one place: the keys of the tiles under way wait in the cache for their values' turn.
     share = c["fetched"] if at.cache == "warm" else 1.0
     under_way = works["kv_bytes"] * share * np.minimum(1.0, told / turns)
-    read = share + (1.0 - share) * from_memory(under_way, 0.0, at)
-    far = from_memory(works["bytes"] * c["fetched"], 0.0, at)
+    read = share + (1.0 - share) * from_memory(under_way, 0.0, at, PAGED)
+    far = from_memory(works["bytes"] * c["fetched"], 0.0, at, PAGED)
     memory_s = works["bytes"] * read * far / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     full = np.floor(turns / told)
     rest = np.where(full > 0, turns / told - full, 0.0)

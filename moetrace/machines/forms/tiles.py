@@ -8,7 +8,9 @@ from moetrace.machines.forms.base import Setting
 from moetrace.op import FloatArray
 
 _RAMP = 0.15  # of a turn: within it the next turn fills, so that the count is continuous in processors
-_RESIDENT, _GONE = 0.6, 1.0  # of the cache: bytes up to the first share stay, beyond the second none do
+# Of the cache: bytes up to the first share stay, beyond the second none do. Of caches in pages, which are scattered, the sets
+# that a processor reads fill less evenly (inferred: GEMMs' weights fit the former, attention and MLA the latter).
+_WHOLE, PAGED = (0.65, 0.85), (0.6, 1.0)
 
 
 def waves(turns: FloatArray, ramp: float = _RAMP) -> FloatArray:
@@ -29,15 +31,17 @@ def turns_of(tiles: FloatArray, told: float, processors: float) -> FloatArray:
     return np.asarray(np.maximum(1.0, np.ceil(tiles / told)) * found / waves(tiles / told))
 
 
-def from_memory(nbytes: FloatArray, cached: float, at: Setting) -> FloatArray:
+def from_memory(
+    nbytes: FloatArray, cached: float, at: Setting, within: tuple[float, float] = _WHOLE
+) -> FloatArray:
     """Of the time that `nbytes` take from memory, what they take: `cached` for those that a warm cache holds, else 1."""
     if at.cache == "cold" or not at.hw.memory.cache_bytes:
         return np.ones_like(nbytes)
-    beyond = (nbytes / at.hw.memory.cache_bytes - _RESIDENT) / (_GONE - _RESIDENT)
+    beyond = (nbytes / at.hw.memory.cache_bytes - within[0]) / (within[1] - within[0])
     return np.asarray(cached + (1.0 - cached) * np.clip(beyond, 0.0, 1.0), dtype=np.float64)
 
 
 def filled(nbytes: FloatArray, at: Setting) -> FloatArray:
-    """Of the bytes that stay in the last-level cache, how many `nbytes` are, at most all: 1."""
-    stay = _RESIDENT * at.hw.memory.cache_bytes
+    """Of the bytes in pages that stay in the last-level cache, how many `nbytes` are, at most all: 1."""
+    stay = PAGED[0] * at.hw.memory.cache_bytes
     return np.asarray(np.minimum(1.0, nbytes / stay) if stay else np.ones_like(nbytes), dtype=np.float64)
