@@ -8,7 +8,6 @@ UNKNOWN = "no cause is known"
 GROUPED_TOPK = (
     "likely grouped top-k, which sends balanced logits to half of the experts that the routing names"
 )
-NARROW_VALUES = "likely values of 128 beside keys of 192: five sixths of the bytes that one head_dim says"
 PARTLY_READ = (
     "the benchmark's cache holds keys alone (SELFKONLY) and TensorRT-LLM reads its values from the same place: "
     "half of the bytes"
@@ -25,13 +24,6 @@ def cause(ops: OpColumns, engine: str, row: int) -> str:
         and op.has("distinct")
     ):
         return GROUPED_TOPK
-    if (
-        op.kind == "attention"
-        and engine.startswith("sglang")
-        and op.has("head_dim")
-        and op["head_dim"] == 192
-    ):
-        return NARROW_VALUES
     if op.kind == "attention" and engine == "trtllm":
         return PARTLY_READ
     return UNKNOWN

@@ -62,6 +62,12 @@ def test_a_row_is_the_op_that_was_measured(tmp_path: Path, name: str) -> None:
     assert ops.works(found.ops).known.all()
 
 
+def test_keys_192_wide_go_with_values_128_wide(tmp_path: Path) -> None:
+    found = read(tmp_path, {**ROWS["attention"], "head_dim": 192, "step": 99})
+    assert (found.ops.column("v_dim").tolist(), found.shape.tolist()) == ([128.0], ["32x8x192w128"])
+    assert "v_dim" not in str(read(tmp_path, ROWS["attention"]).ops[0])
+
+
 def test_a_context_within_its_window_is_not_cut(tmp_path: Path) -> None:
     found = read(tmp_path, {**ROWS["attention"], "step": 99})
     assert str(found.ops[0]) == "attention fp8/bf16 batch=4 heads=32 kv_heads=8 head_dim=128 kv=400"
