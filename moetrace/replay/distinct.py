@@ -73,12 +73,8 @@ def settle(draft: Draft) -> Draft:
 
 def _stated_before(draft: Draft) -> tuple[str, int] | None:
     """(routing, redundant experts) that a predicted run was made with; None where its routing was not stated."""
-    meta = draft.run.meta
-    said = meta.facts.get("scenario", {}) if meta.kind == "predicted" else {}
-    routing = said.get("routing", "recorded")
-    if routing in ("recorded", DRAWN):
-        return None
-    return str(routing), int(draft.scenario.get("eplb", said.get("eplb", 0)))
+    routing = draft.stated("routing", "recorded")
+    return None if routing in ("recorded", DRAWN) else (str(routing), int(draft.stated("eplb", 0)))
 
 
 def _settled_from_run(draft: Draft, drawn: bool) -> Draft:

@@ -170,6 +170,12 @@ class Draft:
             return model.window(layer)
         return int(op.get("window", 0) or 0)
 
+    def stated(self, name: str, default: Any = None) -> Any:
+        """The value of a knob as the scenario states it, else the text of what a predicted run was made with."""
+        meta = self.run.meta
+        before = meta.facts.get("scenario", {}) if meta.kind == "predicted" else {}
+        return self.scenario.get(name, before.get(name, default))
+
     # -- what knobs do ---------------------------------------------------------------------------------------------
     def noted(self, *texts: str) -> Draft:
         """This draft with more assumptions said."""

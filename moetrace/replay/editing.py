@@ -23,7 +23,20 @@ def edited(run: Run, hw: Hardware, scenario: Scenario) -> Draft:
 def with_knobs(draft: Draft) -> Draft:
     """The draft with its scenario's knobs applied and its routing settled; experts that run one by one are loops."""
     check_parallelism(draft)
+    _check_whole(draft)
     return turned(fused(draft))
+
+
+def _check_whole(draft: Draft) -> None:
+    """Raises ScenarioError for a prediction whose ops are a part of each step, which goes through a pipeline or in halves."""
+    meta = draft.run.meta
+    said = meta.facts.get("scenario", {}) if meta.kind == "predicted" else {}
+    parts = [f"{name}={said[name]}" for name in ("pp", "overlap") if said.get(name, "1") not in ("1", "none")]
+    if parts:
+        raise ScenarioError(
+            f"the run is a prediction with {' '.join(parts)}, whose ops are one part of each step: edit what it was made from, "
+            "with all edits at once"
+        )
 
 
 def fused(draft: Draft) -> Draft:

@@ -30,7 +30,7 @@ def context_of(draft: Draft, need: memory.Need, beside: memory.Beside | None = N
     Raises ScenarioError for a wafer and a model of no size.
     """
     if draft.hw.device_class != "wafer":
-        return PriceContext(engine=str(draft.scenario.get("engine", ANY_ENGINE)))
+        return PriceContext(engine=str(draft.stated("engine", ANY_ENGINE)))
     if not need.model_bytes:
         raise ScenarioError(
             f"{draft.hw.name}: how many bytes the model takes is not known; parse with --model"
@@ -39,7 +39,7 @@ def context_of(draft: Draft, need: memory.Need, beside: memory.Beside | None = N
     return PriceContext(
         need.model_bytes,
         depth,
-        str(draft.scenario.get("placement", "spread")),
+        str(draft.stated("placement", "spread")),
         token_flops=2.0 * draft.model.active_params(embedding=False) if draft.model else 0.0,
         beside_bytes=beside.need.model_bytes if beside else 0.0,
         share=beside.share if beside else 1.0,
@@ -51,7 +51,7 @@ def launch_s(draft: Draft, source: Hardware | None) -> float:
 
     Raises ScenarioError where a recording's own launches are to be kept and they are those of a graph.
     """
-    if draft.scenario.get("graph") != "off":
+    if draft.stated("graph") != "off":
         return 0.0
     if source is not None and (draft.run.numpy("graph") >= 0).any():
         raise ScenarioError(

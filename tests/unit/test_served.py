@@ -405,3 +405,28 @@ def test_a_prediction_edited_again_is_what_both_edits_at_once_give(sets: tuple[s
     facts, _ = report_facts(made.run, node, ["h100-sxm-x4"], short=True)
     (fewer,) = (answer for answer in facts["answers"] if answer["id"] == "n_a")
     assert f"changes as {stated} has it" in str(fewer)
+
+
+@pytest.mark.parametrize(
+    ("machine", "sets"),
+    [
+        ("h100-sxm", ("engine=vllm",)),
+        ("h100-sxm", ("graph=off",)),
+        ("cs3", ("placement=own",)),
+        ("h100-sxm-x4", ("tp=4", "kv=fp8")),
+    ],
+)
+def test_a_prediction_replayed_on_its_machine_is_itself(machine: str, sets: tuple[str, ...]) -> None:
+    made = simulate("olmoe-1b-7b", Workload(4, 64, 8), machine, Scenario.of(*sets))
+    assert replay(made.run, machine).step_s[:, 0] == pytest.approx(made.prediction.step_s[:, 0], rel=1e-6)
+
+
+@pytest.mark.parametrize("sets", [("pp=4",), ("dp=4", "ep=4", "overlap=two_batch")])
+def test_a_prediction_of_parts_of_steps_is_not_edited_again(sets: tuple[str, ...]) -> None:
+    made = simulate("olmoe-1b-7b", Workload(8, 64, 8), "h100-sxm-x4", Scenario.of(*sets))
+    with pytest.raises(
+        ScenarioError, match=f"prediction with {sets[-1]}, whose ops are one part of each step"
+    ):
+        replay(made.run, "h100-sxm-x4", Scenario.of("n_a=4"))
+    facts, _ = report_facts(made.run, None, None, short=True)
+    assert facts["answers"]
