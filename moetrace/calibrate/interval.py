@@ -61,8 +61,8 @@ def interval(errors: FloatArray, works: Works, parts: Parts, shape: npt.NDArray[
     """The interval that holds 80 % of the held-out `errors` (logarithms), overall, by size and by what the time is made of.
 
     A decade of few rows takes the nearest rows of its neighbours to itself. Ops that run another way (`apart`) have errors of
-    their own, whatever their time is made of; they are of few shapes, whose rows err alike, so that of n shapes the
-    (n + 1) / n-fold of 80 % is taken, as a further one asks for (split conformal prediction: arXiv 2107.07511, section 1).
+    their own, whatever their time is made of; they are of few shapes, whose rows err alike, so that it is held as a further
+    shape asks for, that of the others as a further row does (`_for_a_further`).
     """
     size, other = np.abs(errors), apart(works)
     tokens = np.log10(np.maximum(np.nan_to_num(tokens_of(works), nan=1.0), 1.0))
@@ -86,7 +86,15 @@ def interval(errors: FloatArray, works: Works, parts: Parts, shape: npt.NDArray[
 
 def _of_few(size: FloatArray, shape: npt.NDArray[np.str_]) -> float:
     """The error that a further shape stays within four times out of five."""
-    return float(np.expm1(np.quantile(size, min(1.0, WITHIN * (1.0 + 1.0 / np.unique(shape).size)))))
+    return float(np.expm1(np.quantile(size, _for_a_further(np.unique(shape).size))))
+
+
+def _for_a_further(n: int) -> float:
+    """The share of n that an interval must hold so that one more would be in it four times out of five.
+
+    (n + 1) / n-fold of 80 %: split conformal prediction, arXiv 2107.07511, section 1.
+    """
+    return min(1.0, WITHIN * (1.0 + 1.0 / n))
 
 
 def _rows(mask: BoolArray, inside: BoolArray, distance: FloatArray) -> BoolArray:
@@ -101,7 +109,7 @@ def _levels(size: FloatArray, shares: FloatArray, place: FloatArray) -> tuple[Fl
     decade); by `shares`, [rows, terms], and `place` in the decade, -0.5 to 0.5, between.
 
     Quantile regression of the logarithm, the levels drawn weakly to the quantile of all rows, which a term that no row has
-    keeps. Shifted so that exactly 80 % lie within.
+    keeps. Shifted so that as many rows lie within as a further one asks for (`_for_a_further`).
     """
     from scipy.optimize import minimize
 
@@ -120,7 +128,7 @@ def _levels(size: FloatArray, shares: FloatArray, place: FloatArray) -> tuple[Fl
     bounds = [(float(np.log(_LEVELS[0])), float(np.log(_LEVELS[1])))] * shares.shape[1] + [(-_RISES, _RISES)]
     begin = np.clip(middle, *np.array(bounds).T)
     found = np.asarray(minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds).x)
-    return found[:-1] + np.quantile(log - design @ found, WITHIN), float(found[-1])
+    return found[:-1] + np.quantile(log - design @ found, _for_a_further(size.size)), float(found[-1])
 
 
 @dataclass(frozen=True, slots=True)

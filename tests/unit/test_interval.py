@@ -92,6 +92,16 @@ def test_a_decade_of_few_rows_takes_the_nearest_of_its_neighbours() -> None:
     assert found.error_decades[2] > 0.5 * found.error_decades[1] > 5 * found.error_decades[0]
 
 
+def test_few_rows_are_held_as_a_further_one_asks_for() -> None:
+    """Drawn from 30 rows, an interval holds 80 % of many more, not fewer."""
+    held = []
+    for _ in range(40):
+        off = RANDOM.normal(0, 0.05, 1030)
+        found = interval(off[:30], works([5] * 30), parts(30), names(30))
+        held.append((np.abs(off[30:]) <= np.log1p(found.of(works([5] * 1000), parts(1000)))).mean())
+    assert 0.79 < np.mean(held) < 0.84
+
+
 def test_ops_that_run_another_way_have_errors_of_their_own() -> None:
     exchange = [Op.of("moe_dispatch", "bf16", tokens=4, topk=8, hidden=64, experts=64, bytes=1, ranks=8)]
     normal = [exchange[0].with_dims(sms=24)]

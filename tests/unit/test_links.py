@@ -266,6 +266,25 @@ def test_between_its_own_kernel_and_the_library_an_engine_takes_symmetric_memory
         assert total("all_reduce", 2.0**26 + 2, ranks, hw) > 1e9 / 400e9
 
 
+def test_an_engines_kernel_starts_later_the_more_blocks_it_has() -> None:
+    """8 KiB each, at most 36 of them; without a step."""
+    hw = told(
+        "all_reduce", latency_s=4e-6, block_s=1e-7, efficiency=0.5, most_bytes=2.0**23, library_bytes=1e9
+    )
+    for nbytes, doublings in (
+        (256, 0.0),
+        (8192, 0.0),
+        (16384, 1.0),
+        (36 * 8192, np.log2(36)),
+        (2.0**23, np.log2(36)),
+    ):
+        one = cost(Op.of("all_reduce", bytes=nbytes, ranks=2), hw)
+        assert one.fixed_s[0] == pytest.approx(4e-6 + 1e-7 * doublings)
+    assert cost(Op.of("all_reduce", bytes=2.0**23 + 2, ranks=2), hw).fixed_s[0] == pytest.approx(
+        4e-6
+    )  # the library's
+
+
 def test_an_eager_call_waits_for_its_host_and_copies_the_buffer() -> None:
     value = {"latency_s": 4e-6, "efficiency": 0.5, "host_s": 2e-5, "host_rank_s": 1e-6, "host_phase_s": 1e-5}
     hw = told("all_reduce", **value, most_bytes=2.0**23, library_bytes=1e8, two_shot_bytes=1e9)

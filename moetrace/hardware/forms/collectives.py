@@ -139,6 +139,7 @@ ALL_REDUCE = Schema.of(
     Parameter("library_efficiency", "share", 1e-3, 2, 0.9, 1, "of the link, of the library's collective"),
     Parameter("two_shot_gain", "share", 0.1, 10, 1, 1, "of its rate in one shot, the kernel's in two", 0.5),
     Parameter("pair_loss", "share", 0, 10, 0.2, 0, "what two ranks lose of the library's against many"),
+    Parameter("block_s", "s", 0, 1, 5e-8, 0, "more of its floor for each doubling of its thread blocks"),
     Parameter("host_s", "s", 0, 1, 2.5e-5, 0, "what an eager call takes at least"),
     Parameter("host_rank_s", "s/rank", 0, 1, 2e-7, 0, "the same, more for each rank but the first"),
     Parameter("host_phase_s", "s", 0, 1, 1e-5, 0, "the same, more where it is not one shot"),

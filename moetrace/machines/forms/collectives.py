@@ -8,10 +8,12 @@
                   sends more than a sixteenth of what the link does, until its first part is there: a norm of both, p = 2
       the switch: latency + (1 + fill x a round / buffer) (1 + gap / chunk) x wire / (efficiency x link)            (NCCL)
     all_reduce = the least of the engine's own kernel, in one shot or two, up to `most_bytes`, and the library's collective, as
-                 engines choose by size; between the two, up to `shared_bytes`, through symmetric memory: the buffer is copied
-                 in and out, and the switch adds up for more than two ranks ((1 + 1/n) buffers on each link, else two shots);
-                 eager: never under what the host takes (more for each rank, as all wait for the last one's, and where it is
-                 not one shot: further launches), and the buffer is copied, twice for the own kernel
+                 engines choose by size; the own kernel's floor grows by `block` for each doubling of its thread blocks, each
+                 of which meets its peers (at most 36 of 8 KiB: vLLM's csrc/custom_all_reduce.cuh); between the two, up to
+                 `shared_bytes`, through symmetric memory: the buffer is copied in and out, and the switch adds up for more
+                 than two ranks ((1 + 1/n) buffers on each link, else two shots); eager: never under what the host takes (more
+                 for each rank, as all wait for the last one's, and where it is not one shot: further launches), and the buffer
+                 is copied, twice for the own kernel
 
 NCCL chooses a protocol by a model of its own: base + step x steps + wire / rate, the least of LL, LL128 and Simple, and of the
 switch where it can reduce (github.com/NVIDIA/nccl, src/graph/tuning.cc: ncclTopoTuneModel; its rates, `low_bytes_per_s` and
@@ -62,6 +64,7 @@ _PROTOCOLS = ((6.6e-6, 0.6e-6), (14.0e-6, 1.9e-6), (8.4e-6, 3.4e-6))
 _SWITCH_S = 25.0e-6
 _LINES, _SWITCH_SHARE = 0.92, 5.0 / 6.0  # of a ring's rate, LL128's and the switch's, the same file
 _PAIR = 2.0  # ranks that a switch does not reduce for
+_BLOCK, _MOST_BLOCKS = 8192.0, 36.0  # of an engine's own kernel: 512 threads of 16 bytes
 _FEW = 4.0  # ranks up to which an engine's own kernel is taken for larger buffers
 # Bytes of a chunk to the switch, and of how many rounds of it or more a buffer takes it: the same library, src/enqueue.cc.
 _SWITCH_CHUNK, _SWITCH_LARGER = 16384.0, ((32768.0, 2.0), (65536.0, 8.0), (131072.0, 64.0))
@@ -158,7 +161,8 @@ def all_reduce(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     # In and out of symmetric memory; called eagerly, out of place and, for the own kernel, into memory that peers see.
     copy_s, moved = np.where(shared, 4.0, 0.0) * nbytes, np.where(is_own, 4.0, 2.0) * nbytes * eager
     copy_s, moved_s = copy_s / at.hw.memory.bytes_per_s, moved / at.hw.memory.bytes_per_s
-    fixed_s = floor_s + np.where(shared, c["shared_s"], 0.0)
+    blocks_s = c["block_s"] * np.log2(np.clip(nbytes / _BLOCK, 1.0, _MOST_BLOCKS))
+    fixed_s = floor_s + np.where(is_own, blocks_s, np.where(shared, c["shared_s"], 0.0))
     host_s = eager * (c["host_s"] + c["host_rank_s"] * (n - 1) + np.where(is_one, 0.0, c["host_phase_s"]))
     terms = {
         "latency": c["latency_s"] + between_s, "ranks": c["per_rank_s"] * (n - 1),
