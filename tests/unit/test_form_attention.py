@@ -28,6 +28,7 @@ TOLD = {
     "eager": 0.0, "least_s": 0.0, "set_for": 0.0, "query_s": 0.0, "idle_s": 0.0, "merge_s": 0.0,
     "recast_least_s": 0.0, "merged_rows": 0.0,
     "flash3": 0.0, "tile_wide_s": 0.0, "several_s": 0.0, "narrow_s": 0.0, "writes": 0.0, "write_s": 0.0, "skips": 0.0,
+    "narrow_at_once": 0.0,
 }  # fmt: skip
 
 
@@ -278,6 +279,16 @@ def test_parts_that_lie_beyond_a_window_start_too_but_are_not_merged(skips: floa
     started = 4 if not skips else 2
     assert beyond - inside == pytest.approx(3e-6 + 1.5 * 1e-7 + (started - 1) * 4e-6 + (2 * 2 - 2) * 1e-6)
     assert cost(told(), cut).fixed_s[0] == cost(told(), cut.with_dims(context=512)).fixed_s[0]
+
+
+@pytest.mark.parametrize(
+    ("tiles", "dim", "turns"), [(300, 128, 1), (301, 128, 2), (400, 64, 1), (401, 64, 2), (400, 65, 2)]
+)
+def test_parts_of_narrow_heads_start_more_at_once(tiles: int, dim: int, turns: int) -> None:
+    op = decode(tiles, 100, 2, 1, dim)
+    one = cost(told(**CUTS, at_once=3.0, narrow_at_once=4.0), op).fixed_s[0]
+    free = cost(told(**{**CUTS, "per_part_s": 0.0}, at_once=3.0, narrow_at_once=4.0), op).fixed_s[0]
+    assert one - free == pytest.approx(turns * 4e-6)
 
 
 def test_parts_that_a_window_begins_in_walk_what_is_in_it() -> None:

@@ -241,6 +241,16 @@ ATTENTION = Schema.of(
         given=True,
     ),
     Parameter(
+        "narrow_at_once",
+        "tiles",
+        0,
+        64,
+        0,
+        0,
+        "the same of heads up to 64 wide; 0: as many; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter(
         "beside", "share", 0.02, 1, 0.6, 1, "of the walk of one, what each of them but the first adds", 0.5
     ),
     Parameter(

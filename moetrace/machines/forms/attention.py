@@ -37,10 +37,10 @@ TensorRT-LLM's first kernel cuts a sequence whatever that costs, into parts of 1
 `set_for` processors are full (eight), no more than the root of eight times their number, rounded down, and each part starts
 anew (`per_part`): more sequences may take less time. It cuts all the context; parts that lie beyond a window start too, but
 walk nothing and are not merged. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
-Over an fp8 cache, where there
-is no other kernel, `at_once` of its parts start beside each other on a processor (three, inferred: 256, 512, 1,024 and 2,048 of
-them take 1, 2, 3 and 6 times 3.4 us), a block takes `query_s` longer for each query head, and parts beyond a window end at once
-(`skips`, inferred: a window of 128 tokens takes 7 us whether its context has one part or 90).
+Over an fp8 cache, where there is no other kernel, `at_once` of its parts start beside each other on a processor (three,
+inferred: 256, 512, 1,024 and 2,048 of them take 1, 2, 3 and 6 times 3.4 us; of heads 64 wide four, `narrow_at_once`: 512 in
+one turn), a block takes `query_s` longer for each query head, and parts beyond a window end at once (`skips`, inferred: a
+window of 128 tokens takes 7 us whether its context has one part or 90).
 Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). Nothing of it was
 measured: tiles of 128 rows that walk the blocks of the first (assumed). A few queries more than a tile holds, which is priced
 by that kernel, may take half as long as the tile that is full.
@@ -131,7 +131,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     block_s = block_s + np.where(anew, c["query_s"], 0.0) * tile.rows * wide
     block_s = block_s * (c["cached"] + (1.0 - c["cached"]) * far)
     # A kernel that starts each part anew has at_once of them on a processor from the start.
-    slots = np.where(anew, c["at_once"], 1.0)
+    narrow = np.where(tile.wide <= _NARROW, c["narrow_at_once"] or c["at_once"], c["at_once"])
+    slots = np.where(anew, narrow, 1.0)
     begun = cut.inside if c["skips"] else cut.count
     whole = turns_of(tile.count * begun / slots, c["set_for"], processors)
     walking = turns_of(tile.count * cut.inside, c["set_for"], processors)
@@ -139,10 +140,10 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     walks = np.where(cut.dealt, 1.0, _together(walking, c["at_once"], c["beside"]))
     walk_s = walks * cut.walked * block_s
     row_s = tile.rows * (turns * c["per_row_s"] * np.where(anew, 1.0, wide) + whole * c["tile_row_s"] * wide)
-    narrow = (works.dim("window", 0.0) > 0) * wide**-2.0
+    under = (works.dim("window", 0.0) > 0) * wide**-2.0
     tile_s = np.where(anew, c["per_part_s"], share * c["per_tile_s"] * wide)
     cleared_s = 0.0 if c["whole_blocks"] else c["empty_s"]
-    start_s = whole * (tile_s + c["window_s"] * narrow + cleared_s * tile.empty)
+    start_s = whole * (tile_s + c["window_s"] * under + cleared_s * tile.empty)
     start_s = start_s + row_s + c["ramp_s"] * far * filled(works["bytes"], at)
     merge_s = _merge(c, works, tile, cut, anew, processors)
     cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + c["partial_s"] * tile.left / processors)
