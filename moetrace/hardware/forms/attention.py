@@ -263,7 +263,7 @@ ATTENTION = Schema.of(
         64,
         0,
         0,
-        "of the tiles that FlashAttention-3 merges, of heads wider than 64; 0: another kernel; of the kernel, not fitted",
+        "of the tiles in which FlashAttention-3 merges MLA; 0: another kernel; of the kernel, not fitted",
         given=True,
     ),
     Parameter(

@@ -65,8 +65,8 @@ heads up to a half less (64 were measured). FlashAttention-3 launches the kernel
 those four blocks and fewer tiles of queries than fill 0.8 of the processors: for every eight rows of all of them, which end at
 once where nothing was cut (`merge_s`). Rows that eight heads lack walk as many parts as the kernel was compiled for (32, 64 or
 128, whichever holds 0.85 of the blocks), not those that there are, since it leaves their shared memory as it was and takes
-that for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template: `merged_rows`, twice as many of heads
-64 wide). So one head takes longer than eight: 64 sequences of 8,192 tokens 230 us, not 217. The same holds of MHA and GQA, in
+that for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template: `merged_rows`). So one
+head takes longer than eight: 64 sequences of 8,192 tokens 230 us, not 217. The same holds of MHA and GQA, in
 SGLang and in vLLM (machines/forms/flash3).
 Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
 per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
@@ -104,11 +104,10 @@ from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
 from moetrace.machines.forms.tiles import PAGED, filled, from_memory, turns_of
 from moetrace.op import FloatArray, Works
 
-# Of FlashAttention-3's kernel that merges: width up to which a tile has twice the rows; the least parts that it is compiled
-# for, the most tiles of a sequence's that are parts, and the share of them that is enough; thread blocks that the columns of an
-# MLA tile take; p of idle rows that are on a processor together; and of the tiles that fill the processors, the share (0.8 of
-# these) from which on it is not launched.
-_NARROW, _HELD, _BLOCKS, _BESIDE, _FILLED = 64.0, (32.0, 128.0, 0.85), 4.0, 3.0, 0.88
+# Of FlashAttention-3's kernel that merges: the least parts that it is compiled for, the most of a sequence's tiles that are
+# parts, and the share of them that is enough; p of idle rows that are on a processor together; and of the tiles that fill the
+# processors, the share (0.8 of these) from which on it is not launched.
+_HELD, _BESIDE, _FILLED = (32.0, 128.0, 0.85), 3.0, 0.88
 _LATENCY = 3.0  # p of an element's way through a kernel and of how many there are
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
@@ -191,7 +190,7 @@ def _merge(
     if c["merged_rows"]:
         walk_s = walk_s + _idle(c, works, tile, parts, processors)
         launched = (tile.blocks > c["whole_blocks"]) & (_own(works, tile) < _FILLED * c["whole_tiles"])
-        tile_s = np.where(launched, c["merge_s"] * _merged(c, works, tile)[0] / processors, 0.0)
+        tile_s = np.where(launched, c["merge_s"] * _merged(c, works)[0] / processors, 0.0)
     wait_s = np.where(anew | cut.dealt, c["split_s"], 0.0) + walk_s
     left_s = c["partial_s"] * (cut.left if c["whole_tiles"] else tile.left * cut.count) / processors
     return np.asarray(np.where(cut.any & (tile.parts > 1.0), wait_s + left_s, 0.0) + tile_s)
@@ -202,24 +201,22 @@ def _own(works: Works, tile: Tiles) -> FloatArray:
     return np.asarray(tile.count / np.maximum(works.dim("batch"), 1.0))
 
 
-def _merged(c: Mapping[str, float], works: Works, tile: Tiles) -> tuple[FloatArray, FloatArray]:
+def _merged(c: Mapping[str, float], works: Works) -> tuple[FloatArray, FloatArray]:
     """(tiles of rows that FlashAttention-3's kernel merges, rows of these that are empty)."""
     batch = np.maximum(works.dim("batch"), 1.0)
     rows = works.dim("heads") * np.maximum(works.dim("q", 0.0), batch) / batch
-    each = c["merged_rows"] * np.where(tile.wide > _NARROW, 1.0, 2.0)
-    tiles = batch * np.ceil(rows / each)
-    return tiles, tiles * each - rows * batch
+    tiles = batch * np.ceil(rows / c["merged_rows"])
+    return tiles, tiles * c["merged_rows"] - rows * batch
 
 
 def _idle(
     c: Mapping[str, float], works: Works, tile: Tiles, there: FloatArray, processors: float
 ) -> FloatArray:
     """What empty rows walk longer than full ones: as many parts as a merge was compiled for, not those there are."""
-    _, empty = _merged(c, works, tile)
+    _, empty = _merged(c, works)
     most = _HELD[2] * np.minimum(_HELD[1] / _own(works, tile), tile.blocks)
     held = 2.0 ** np.ceil(np.log2(np.maximum(_HELD[0], most)))
-    wide = np.where(np.isnan(works.dim("kv_lora")), np.maximum(1.0, tile.wide / WIDTH) / _BLOCKS, 1.0)
-    together = smoothmax(_BESIDE, np.ones_like(empty), empty * wide / processors)
+    together = smoothmax(_BESIDE, np.ones_like(empty), empty / processors)
     return np.asarray(np.where(empty > 0, c["idle_s"] * np.maximum(0.0, held - there) * together, 0.0))
 
 
