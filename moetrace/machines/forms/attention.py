@@ -108,6 +108,7 @@ from moetrace.op import FloatArray, Works
 # parts, and the share of them that is enough; p of idle rows that are on a processor together; and of the tiles that fill the
 # processors, the share (0.8 of these) from which on it is not launched.
 _HELD, _BESIDE, _FILLED = (32.0, 128.0, 0.85), 3.0, 0.88
+_NARROW = 64.0  # width up to which a head is narrow
 _LATENCY = 3.0  # p of an element's way through a kernel and of how many there are
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
