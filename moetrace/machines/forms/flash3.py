@@ -44,7 +44,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.machines.forms.base import Parts, Setting, smoothmax
-from moetrace.machines.forms.tiles import filled, from_memory, turns_of, waves
+from moetrace.machines.forms.tiles import PAGED, filled, from_memory, turns_of, waves
 from moetrace.op import FloatArray, Works
 
 _WIDTH = 128.0  # of a head, that seconds are told for
@@ -165,7 +165,7 @@ def _memory(
 
     The next of a benchmark's calls waits for no results of the last.
     """
-    far = from_memory(works["bytes"] + left, 0.0, at)
+    far = from_memory(works["bytes"] + left, 0.0, at, PAGED)
     moved = works["bytes"] - (0.0 if at.cache == "cold" else works["act_write_bytes"])
     return moved * far / (c["eta_bw"] * at.hw.memory.bytes_per_s), far
 
