@@ -142,7 +142,7 @@ def intervals(path: Path, hw: Hardware) -> Iterator[pd.DataFrame]:
 
 
 def print_intervals(found: pd.DataFrame, by: str) -> None:
-    print(f"{by:28} {'tokens from':>11} {'rows':>6}  held  half-width  error  over each other")
+    print(f"{by:28} {'tokens from':>11} {'rows':>6}  held  half-width  error  over each other  normal")
     cells = held = both = 0
     for name, part in found.groupby(by):
         for one in coverage(*(part[c].to_numpy() for c in ("decade", "off", "error")), DRAWS):
@@ -150,9 +150,10 @@ def print_intervals(found: pd.DataFrame, by: str) -> None:
             if one.decade is not None:
                 cells, held, both = cells + 1, held + good, both + (good and one.width <= WIDEST)
             start = "all" if one.decade is None else f"{10**one.decade}"
+            marks = ("" if good else "  holds another share") + ("  wide" if one.width > WIDEST else "")
             print(
-                f"{name:28} {start:>11} {one.rows:6} {one.covered:5.0%} {one.width * one.median:11.1%} {one.median:6.1%} "
-                f"{one.width:8.2f}{'' if good else '  holds another share'}{'  wide' if one.width > WIDEST else ''}"
+                f"{name:28} {start:>11} {one.rows:6} {one.covered:5.0%} {one.width * one.median:11.1%} "
+                f"{one.median:6.1%} {one.width:16.2f} {one.normal:7.2f}{marks}"
             )
     print(
         f"{by} and decade: of {cells} {held} hold 75-85 %, {both} of them no wider than {WIDEST:g} median errors\n"

@@ -39,6 +39,7 @@ def test_each_decade_holds_its_share() -> None:
     assert [(c.decade, c.rows) for c in told] == [(None, 800), (0, 400), (1, 400)]
     assert all(0.78 <= c.covered <= 0.82 for c in told)
     assert all(1.7 < c.width < 2.1 and 1.7 < c.spread < 2.1 for c in told[1:])  # errors are normal: 1.9
+    assert all(c.normal == pytest.approx(1.9, abs=0.03) for c in told[1:])
     assert told[2].median == pytest.approx(0.2 * 0.67, rel=0.2)
 
 
@@ -55,6 +56,17 @@ def test_each_term_has_the_error_of_the_ops_that_it_makes() -> None:
     halves = parts(1, launch=np.full(1, 2e-6), memory=np.full(1, 2e-6), compute=np.zeros(1))
     half = np.log1p(replace(found, error_rises=()).of(works([5]), halves)[0])
     assert half == pytest.approx(np.sqrt(np.log1p(streams) * np.log1p(fixed)))
+
+
+def test_unlike_rows_ask_for_wider_intervals_than_twice_the_median_error() -> None:
+    """Rows whose normal errors are known exactly, between 1 and 30 %: no interval that holds 80 % of each is narrower."""
+    scale = np.exp(RANDOM.uniform(np.log(0.01), np.log(0.3), 20_000))
+    (told, _) = coverage(
+        np.zeros(20_000, dtype=int), RANDOM.normal(0, 1, 20_000) * scale, np.expm1(1.2816 * scale)
+    )
+    assert told.covered == pytest.approx(0.8, abs=0.01)
+    assert told.width == pytest.approx(told.normal, abs=0.1)
+    assert told.normal > 2.1
 
 
 def test_no_term_is_far_better_or_worse_known_than_all() -> None:
