@@ -8,8 +8,10 @@ import pytest
 from moetrace.machines.forms import deepgemm
 
 
-def chosen(m: int, n: int, k: int = 7168, processors: float = 132.0) -> tuple[float, float, bool]:
-    rows, columns, alone = deepgemm.blocks(*(np.array([float(x)]) for x in (m, n, k)), processors)
+def chosen(
+    m: int, n: int, k: int = 7168, batch: int = 1, processors: float = 132.0
+) -> tuple[float, float, bool]:
+    rows, columns, alone = deepgemm.blocks(*(np.array([float(x)]) for x in (m, n, k, batch)), processors)
     return rows[0], columns[0], bool(alone[0])
 
 
@@ -33,10 +35,10 @@ def test_blocks_are_chosen_as_its_heuristics_do(m: int, n: int, rows: int, colum
 
 def test_many_ops_are_chosen_as_each_alone() -> None:
     random = np.random.default_rng(0)
-    m, n, k = (random.integers(1, 9000, 20000).astype(float) for _ in range(3))
-    many = deepgemm.blocks(m, n, k, 132.0)
+    drawn = [random.integers(1, most, 20000).astype(float) for most in (9000, 9000, 9000, 9)]
+    many = deepgemm.blocks(*drawn, 132.0)
     for at in (0, 8191, 8192, 19999):
-        one = deepgemm.blocks(m[at : at + 1], n[at : at + 1], k[at : at + 1], 132.0)
+        one = deepgemm.blocks(*(part[at : at + 1] for part in drawn), 132.0)
         assert [part[at] for part in many] == [part[0] for part in one]
 
 
@@ -51,5 +53,17 @@ def test_many_ops_are_chosen_as_each_alone() -> None:
     ],
 )  # fmt: skip
 def test_blocks_by_the_former_rule(m: int, n: int, rows: int, columns: int) -> None:
-    found = deepgemm.former_blocks(np.array([float(m)]), np.array([float(n)]), 132.0)
+    found = deepgemm.former_blocks(np.array([float(m)]), np.array([float(n)]), np.ones(1), 132.0)
     assert (found[0][0], found[1][0]) == (rows, columns)
+
+
+def test_the_blocks_of_a_batch_count_together() -> None:
+    """256 x 12288 fill one turn with the largest blocks, twice that another: as 128 times a half of the columns would."""
+    assert chosen(256, 12288) == (128, 192, True)
+    assert not chosen(256, 12288, batch=2)[2] and chosen(256, 6144, batch=2) == (128, 192, True)
+    # 8 GEMMs of 128 x 1024, by the former rule: 16 columns take four turns, 64 the first to take one, 72 to 120 fill it less
+    one, eight = (
+        deepgemm.former_blocks(np.array([128.0]), np.array([1024.0]), np.array([float(batch)]), 132.0)
+        for batch in (1, 8)
+    )
+    assert (one[1][0], eight[1][0]) == (16, 64)

@@ -10,7 +10,8 @@ took, with 64 rows up to 64 of them and 128 above, the columns, 16 to 128 by eig
 these the ones that fill the last turn most, of these the narrowest. Fewer than 32 rows TensorRT-LLM multiplies the other way
 round: 128 columns of the weights by 16, 24 or 32 rows.
 
-The rules count the processors of the GPU at hand. Here these are a fact of the kernel as it was measured (`chosen_for`), so
+Both rules count the blocks of all GEMMs of a batch (num_groups) and the processors of the GPU at hand. Here the latter are a
+fact of the kernel as it was measured (`chosen_for`), so
 that a processor more never makes a worse choice.
 """
 
@@ -38,23 +39,23 @@ _AT_ONCE = 8192  # ops, as many as a processor's cache holds
 Blocks = tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]
 
 
-def blocks(m: FloatArray, n: FloatArray, k: FloatArray, processors: float) -> Blocks:
+def blocks(m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, processors: float) -> Blocks:
     """(rows, columns, whether it is one of the largest and the turn the only one) of each op's block, [ops]."""
     if m.size <= _AT_ONCE:
-        return _blocks(m, n, k, processors)
-    found = [
-        _blocks(m[at : at + _AT_ONCE], n[at : at + _AT_ONCE], k[at : at + _AT_ONCE], processors)
-        for at in range(0, m.size, _AT_ONCE)
-    ]
+        return _blocks(m, n, k, batch, processors)
+    parts = (slice(at, at + _AT_ONCE) for at in range(0, m.size, _AT_ONCE))
+    found = [_blocks(m[part], n[part], k[part], batch[part], processors) for part in parts]
     rows, columns, single = (np.concatenate(part) for part in zip(*found, strict=True))
     return rows, columns, single
 
 
-def former_blocks(m: FloatArray, n: FloatArray, processors: float) -> tuple[FloatArray, FloatArray]:
+def former_blocks(
+    m: FloatArray, n: FloatArray, batch: FloatArray, processors: float
+) -> tuple[FloatArray, FloatArray]:
     """(rows, columns) of each op's block by the former rule, [ops]."""
     turned = m < _TURNED
     high = np.where(turned | (m > _FEW), _FULL, _FEW)
-    down, across = np.ceil(np.where(turned, n, m) / high), np.where(turned, m, n)
+    down, across = batch * np.ceil(np.where(turned, n, m) / high), np.where(turned, m, n)
     fewest, fullest, taken = np.full(m.shape, np.inf), np.zeros(m.shape), np.zeros(m.shape)
     for wide in range(_WIDE_STEP, int(_FULL) + 1, _EIGHT):
         blocks = down * np.ceil(across / wide)
@@ -66,7 +67,7 @@ def former_blocks(m: FloatArray, n: FloatArray, processors: float) -> tuple[Floa
     return np.where(turned, taken, high), np.where(turned, _FULL, taken)
 
 
-def _blocks(m: FloatArray, n: FloatArray, k: FloatArray, processors: float) -> Blocks:
+def _blocks(m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, processors: float) -> Blocks:
     least, taken, lone = (
         np.full(m.shape, np.inf),
         np.zeros(m.shape, dtype=np.int64),
@@ -74,7 +75,7 @@ def _blocks(m: FloatArray, n: FloatArray, k: FloatArray, processors: float) -> B
     )
     for at, (high, wide) in enumerate(_CANDIDATES):
         if wide == _WIDE_STEP:
-            down = np.ceil(m / high)
+            down = batch * np.ceil(m / high)
         turns = np.ceil(down * np.ceil(n / wide) / processors)
         one = turns <= 1.0
         cycles = turns * _cycles(high, wide, k, one, processors)

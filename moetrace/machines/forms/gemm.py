@@ -84,7 +84,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     memory_s = (weights + read + written) / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     compute_s = works["flops"] / (c["eta_flops"] * at.peak)
     alone_s = shared_s = np.full(m.shape, np.inf)
-    for rows, columns, drag in _tiles(c, m, n, k):
+    for rows, columns, drag in _tiles(c, m, n, k, batch):
         area = rows * columns / _FULL**2
         down, across = _row_tiles(c, m, rows), np.ceil(n / columns)
         turns = batch * down * across / at.hw.multiprocessors
@@ -120,15 +120,15 @@ def _walk(turns: FloatArray, first_s: FloatArray, next_s: FloatArray) -> FloatAr
 
 
 def _tiles(
-    c: Mapping[str, float], m: FloatArray, n: FloatArray, k: FloatArray
+    c: Mapping[str, float], m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray
 ) -> Iterator[tuple[FloatArray, FloatArray | float, FloatArray | float]]:
     """(rows, columns, how many times longer its walk takes) of each tile that the kernel may take, [ops]; one if it follows a
     rule."""
     if c["picks"] == _FORMER_DEEPGEMM:
-        rows, columns = deepgemm.former_blocks(m, n, c["chosen_for"])
+        rows, columns = deepgemm.former_blocks(m, n, batch, c["chosen_for"])
         yield rows, columns, _uneven(c, columns)
     elif c["picks"] == _DEEPGEMM:
-        rows, columns, alone = deepgemm.blocks(m, n, k, c["chosen_for"])
+        rows, columns, alone = deepgemm.blocks(m, n, k, batch, c["chosen_for"])
         yield rows, columns, (1.0 + c["alone"] * alone) * _uneven(c, columns)
     elif c["picks"]:
         enough = np.maximum(np.exp2(np.ceil(np.log2(m))), c["least_rows"])
