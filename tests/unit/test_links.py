@@ -228,6 +228,15 @@ def test_what_is_sent_to_each_peer_goes_in_parts_over_channels() -> None:
             assert fixed(each, ranks) == pytest.approx(9e-6 + 3e-5 * 0.524288)
 
 
+@pytest.mark.parametrize("kind", ["send_recv", "broadcast"])
+def test_what_goes_to_one_peer_takes_as_long_in_a_larger_group(kind: str) -> None:
+    """64 KiB were priced as a share for each of seven peers: 10 us among eight ranks, 13 between two."""
+    for nbytes in (4096, 65536, 1 << 20, 1 << 26):
+        pair = cost(Op.of(kind, bytes=nbytes, ranks=2))
+        for ranks in (3, 4, 8):
+            assert total(kind, nbytes, ranks) >= pair.expected_s[0]
+
+
 def test_an_engine_takes_its_own_all_reduce_up_to_its_limit() -> None:
     """Beyond 8 MiB the library's, whose pipeline fills by chunks, whatever the own kernel would take; never less for more."""
     value = {

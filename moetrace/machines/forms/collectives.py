@@ -85,8 +85,11 @@ def collective(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     wire, network_s, between_s = _sent(c, works, at)
     rounds = works.ops.by_type([_RINGS.get(op.kind, 0.0) for op in works.ops.types])
     steps, ring = rounds * (n - 1), rounds > 0
+    peers = np.where(
+        works.ops.by_type([float(op.kind == "all_to_all") for op in works.ops.types]) > 0, n - 1, 1.0
+    )
     # One rank's share of a ring's step; what one peer gets of what is sent to each.
-    share = wire / np.where(ring, np.maximum(steps, 1.0), np.maximum(n - 1, 1.0))
+    share = wire / np.maximum(np.where(ring, steps, peers), 1.0)
     low, streams, switched = _protocol(c, nbytes, wire, n, steps)
     direct = np.where(n > 1, share, 0.0) <= c["direct_low_bytes"]
     low, streams, switched = np.where(ring, low, direct), np.where(ring, streams, ~direct), ring & switched
@@ -108,7 +111,7 @@ def collective(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     serial_s = np.where(low, c["serial_s"] * serial, 0.0)
     chunks_s = np.where(low | switched, 0.0, filling_s + c["start_s"] * streams)
     link_s = taking / (c["efficiency"] * rate(at)) + network_s
-    among = ~ring & low & (n > _PAIR)  # several peers, whose small messages have an error of their own
+    among = ~ring & low & (peers > 1)  # several peers, whose small messages have an error of their own
     terms = {
         "latency": np.where(among, 0.0, floor_s) + between_s,
         "ranks": ranks_s + np.where(among, floor_s + serial_s, 0.0),
