@@ -59,8 +59,8 @@ def settle(draft: Draft) -> Draft:
     """
     stated = draft.scenario.get("routing")
     if stated not in (None, "recorded", DRAWN):
-        return stated_routing(draft, str(stated), int(draft.scenario.get("eplb", 0)))
-    if stated is None and (before := _stated_before(draft)):
+        return stated_routing(draft, str(stated), int(draft.stated("eplb", 0)))
+    if stated is None and (before := stated_before(draft)):
         again = stated_routing(draft, *before)
         pairs = list(zip(draft.ops, draft.origin, again.ops, strict=True))
         kept = [origin is not None and (not _is_expert(op) or _same(op, origin)) for op, origin, _ in pairs]
@@ -71,7 +71,7 @@ def settle(draft: Draft) -> Draft:
     return _settled_from_run(draft, stated == DRAWN)
 
 
-def _stated_before(draft: Draft) -> tuple[str, int] | None:
+def stated_before(draft: Draft) -> tuple[str, int] | None:
     """(routing, redundant experts) that a predicted run was made with; None where its routing was not stated."""
     routing = draft.stated("routing", "recorded")
     return None if routing in ("recorded", DRAWN) else (str(routing), int(draft.stated("eplb", 0)))

@@ -6,7 +6,7 @@ not in a draft.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -172,9 +172,13 @@ class Draft:
 
     def stated(self, name: str, default: Any = None) -> Any:
         """The value of a knob as the scenario states it, else the text of what a predicted run was made with."""
+        return self.scenario.get(name, self.made_with.get(name, default))
+
+    @property
+    def made_with(self) -> Mapping[str, str]:
+        """Texts of the knobs that a predicted run was made with, by whichever prediction before it; none of other runs."""
         meta = self.run.meta
-        before = meta.facts.get("scenario", {}) if meta.kind == "predicted" else {}
-        return self.scenario.get(name, before.get(name, default))
+        return meta.facts.get("scenario", {}) if meta.kind == "predicted" else {}
 
     # -- what knobs do ---------------------------------------------------------------------------------------------
     def noted(self, *texts: str) -> Draft:

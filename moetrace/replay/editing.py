@@ -29,8 +29,7 @@ def with_knobs(draft: Draft) -> Draft:
 
 def _check_whole(draft: Draft) -> None:
     """Raises ScenarioError for a prediction whose ops are a part of each step, which goes through a pipeline or in halves."""
-    meta = draft.run.meta
-    said = meta.facts.get("scenario", {}) if meta.kind == "predicted" else {}
+    said = draft.made_with
     parts = [f"{name}={said[name]}" for name in ("pp", "overlap") if said.get(name, "1") not in ("1", "none")]
     if parts:
         raise ScenarioError(

@@ -24,7 +24,7 @@ def errs_by_family(draft: Draft) -> bool:
     all; an eager host's is beside theirs."""
     hw = draft.hw
     moved = any(family.transferred for family in hw.families.values())
-    return hw.law != "wafer" and not moved and draft.scenario.get("graph") != "off"
+    return hw.law != "wafer" and not moved and draft.stated("graph") != "off"
 
 
 def together(deviations: FloatArray) -> FloatArray:

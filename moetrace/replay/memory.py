@@ -132,7 +132,7 @@ def joined(one: Need, drafting: Need, hw: Hardware, devices: int) -> Need:
 
 def replicas(draft: Draft) -> int:
     """Experts per layer that are held twice (EPLB)."""
-    return int(draft.scenario.get("eplb", 0))
+    return int(draft.stated("eplb", 0))
 
 
 @lru_cache(maxsize=4096)

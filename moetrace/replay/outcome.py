@@ -13,6 +13,7 @@ from moetrace.hardware import Hardware
 from moetrace.model.accuracy import edited_accuracy
 from moetrace.op import Op
 from moetrace.replay.anchor import ANCHORED, KEPT, Priced
+from moetrace.replay.distinct import stated_before
 from moetrace.replay.draft import EXPERTS, Draft
 from moetrace.replay.memory import Need
 from moetrace.run import GENERATING, Run, main_phase
@@ -112,8 +113,12 @@ def routing_source(op: Op, draft: Draft) -> str:
     if op.get("distinct") is not None:
         return "counted"
     stated = draft.scenario.get("routing")
+    if stated is None and (before := stated_before(draft)):
+        stated = before[0]
     if stated not in (None, "recorded"):
         return f"routing={stated}"
     if op.get("distinct_est") is None:
         return UNIFORM
-    return "estimate from the recording" if draft.run.routing is not None else f"{UNIFORM}, worst rank"
+    if draft.run.routing is not None:
+        return "estimate from the recording"
+    return "as it was predicted" if draft.run.meta.kind == "predicted" else f"{UNIFORM}, worst rank"

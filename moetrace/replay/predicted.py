@@ -50,7 +50,7 @@ def meta_of(
     meta, hw = draft.run.meta, draft.hw
     facts = {
         **dict(meta.facts),
-        "scenario": draft.scenario.texts(),
+        "scenario": {**draft.made_with, **draft.scenario.texts()},
         "price_context": asdict(context),  # so that attribution prices the run as the replay did
         "measured_on": meta.hardware or meta.device,
     }

@@ -14,6 +14,7 @@ from moetrace.errors import ScenarioError
 from moetrace.forward import step_ops
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
+from moetrace.parse import parse
 from moetrace.replay import Scenario, replay, scenarios, simulate
 from moetrace.replay.economics import economics, read_prices
 from moetrace.replay.load import read_load, workload_of
@@ -21,6 +22,7 @@ from moetrace.replay.measures import STEP_OVERHEAD_S, Draft, first_and_rest
 from moetrace.report.facts import report_facts
 from moetrace.run import Step
 from moetrace.synthesize import Workload, synthesize
+from tests.conftest import REPO
 
 OLMOE, H100 = load_model("olmoe-1b-7b"), load_hardware("h100-sxm")
 LOAD = Workload(16, 512, 128)
@@ -414,11 +416,24 @@ def test_a_prediction_edited_again_is_what_both_edits_at_once_give(sets: tuple[s
         ("h100-sxm", ("graph=off",)),
         ("cs3", ("placement=own",)),
         ("h100-sxm-x4", ("tp=4", "kv=fp8")),
+        ("h100-sxm-x4", ("dp=4", "ep=4", "eplb=8", "routing=power_law:1.2")),
     ],
 )
 def test_a_prediction_replayed_on_its_machine_is_itself(machine: str, sets: tuple[str, ...]) -> None:
-    made = simulate("olmoe-1b-7b", Workload(4, 64, 8), machine, Scenario.of(*sets))
-    assert replay(made.run, machine).step_s[:, 0] == pytest.approx(made.prediction.step_s[:, 0], rel=1e-6)
+    """So is one that was replayed before: its interval, its memory and where its routing comes from too."""
+    made = simulate("olmoe-1b-7b", Workload(4, 64, 8), machine, Scenario.of(*sets)).prediction
+    again = replay(made.run, machine)
+    for one in (again, replay(again.run, machine)):
+        assert one.step_s == pytest.approx(made.step_s, rel=1e-6)
+        assert one.summary["memory"] == made.summary["memory"]
+        assert one.summary["distinct"]["source"] == made.summary["distinct"]["source"]
+
+
+def test_an_estimate_that_a_prediction_holds_is_not_called_uniform() -> None:
+    made = replay(parse(REPO / "traces/kineto/olmoe-1b-7b-l2-b16-cpu"), "h100-sxm", Scenario.of("n_a=4"))
+    again = replay(made.run, "h100-sxm")
+    assert made.summary["distinct"]["source"] == "estimate from the recording"
+    assert again.summary["distinct"] == made.summary["distinct"] | {"source": "as it was predicted"}
 
 
 @pytest.mark.parametrize("sets", [("pp=4",), ("dp=4", "ep=4", "overlap=two_batch")])
