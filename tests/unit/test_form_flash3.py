@@ -148,3 +148,18 @@ def test_more_processors_cut_finer_and_fewer_take_more_turns() -> None:
         return float(cost(machine, op).fixed_s[0]) / 1e-6
 
     assert [walked(p) for p in (16.0, 100.0, 200.0, 800.0)] == pytest.approx([4.0, 2.0, 1.0, 1.0])
+
+
+def test_what_is_not_cut_gains_of_more_processors_by_turns_alone() -> None:
+    """200 sequences of one head are two turns of 100 processors, of 3 blocks each; 90 of ten blocks are cut in two parts. Twice
+    the processors save half; those that idle then walk no less."""
+    hw = told(**{**TOLD32, "per_block_s": 1e-6})
+    for op, of_100 in ((decode(200, 3 * 128, 1, 1), 2 * 3), (decode(90, 10 * 128, 1, 1), 2 * 5)):
+        found = [
+            float(cost(replace(hw, multiprocessors=p), op).fixed_s[0]) / 1e-6 for p in (100.0, 200.0, 400.0)
+        ]
+        assert found[0] == pytest.approx(of_100) and found[1] >= of_100 / 2
+        assert found[2] <= found[1] and found[2] >= of_100 / 4
+    alone = decode(200, 3 * 128, 1, 1)
+    for p in (200.0, 400.0):
+        assert cost(replace(hw, multiprocessors=p), alone).fixed_s[0] / 1e-6 == pytest.approx(3)

@@ -129,13 +129,14 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     limit = _limit(c, tile, works.dim("kv_heads"))
     each = np.maximum(1.0, np.ceil(_SPARE * tile.count * tile.whole / told - 1e-9))
     parts = np.maximum(1.0, np.minimum(np.ceil(tile.whole / each), limit))
-    # A machine of more processors cuts finer, one of fewer takes more turns.
-    walked = waves(tile.blocks / parts * np.minimum(1.0, told / processors), _EXACT)
+    cut = parts > 1.0
     turns = turns_of(tile.count * parts, told, processors)
+    # A machine of more processors cuts finer what is cut, in as many turns, and takes fewer turns of what is not.
+    walked = waves(tile.blocks / parts * np.where(cut, min(1.0, told / processors), 1.0), _EXACT)
+    walks = np.where(cut, turns_of(tile.count * parts, told, min(told, processors)), turns) * walked
     block_s = c["per_block_s"] + c["per_wide_s"] * tile.wide
     # Of a prompt a block takes as long for each 64 rows.
-    walk_s = turns * walked * block_s * np.where(tile.of_head > 1.0, tile.built / _FEW, 1.0)
-    cut = parts > 1.0
+    walk_s = walks * block_s * np.where(tile.of_head > 1.0, tile.built / _FEW, 1.0)
     memory_s, far = _memory(c, works, at, np.where(cut, tile.left * parts, 0.0))
     compute_s = works["flops"] * tile.padding / (c["eta_flops"] * at.peak)
     start_s = _start(c, works, tile, turns, processors) + c["ramp_s"] * far * filled(works["bytes"], at)
