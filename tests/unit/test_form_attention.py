@@ -29,6 +29,7 @@ TOLD = {
     "recast_least_s": 0.0, "merged_rows": 0.0,
     "flash3": 0.0, "tile_wide_s": 0.0, "several_s": 0.0, "narrow_s": 0.0, "writes": 0.0, "write_s": 0.0, "skips": 0.0,
     "narrow_at_once": 0.0,
+    "prompt_flops": 0.0,
 }  # fmt: skip
 
 

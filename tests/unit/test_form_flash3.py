@@ -130,14 +130,15 @@ def test_an_engine_that_stores_keys_and_values_first_takes_a_warp_to_a_token() -
         assert fixed(TOLD32, op, write_s=1e-10) == 0.0
 
 
-@pytest.mark.parametrize(("queries", "walked"), [(4096, 2 * 6), (16384, 2 * 2 * 64)])
-def test_prompts_are_cut_by_the_kernels_choice(queries: int, walked: int) -> None:
+@pytest.mark.parametrize(("queries", "walked"), [(4096, 32 / 3), (16384, 128), (65536, 512 * 256.5 / 100)])
+def test_prompts_are_cut_by_the_kernels_choice(queries: int, walked: float) -> None:
     """4096 queries of a head are 32 tiles of 128 rows: three parts of each fill the processors, whatever the engine tells of
-    decoding. Under the mask a tile walks 16 of 32 blocks. 16,384 are 128 tiles: two turns of 64 blocks. A block takes as long
-    for each 64 rows."""
+    decoding, and the last tile's walk ten blocks. 16,384 are 128 tiles, the last of 128 blocks; of 65,536 all processors
+    end together. Each block is 128 x 128 exponentials, 16 a cycle."""
     op = decode(1, queries, 1, 1, q=queries)
     for kernel in (TOLD32, CHOSEN):
-        assert blocks(kernel, op) == pytest.approx(walked, rel=0.02)
+        clock = told(**kernel).clock_hz or 1.5e9
+        assert fixed(kernel, op) * 16 * clock / 128**2 == pytest.approx(walked, rel=0.02)
 
 
 def test_more_processors_cut_finer_and_fewer_take_more_turns() -> None:

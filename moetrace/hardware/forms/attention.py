@@ -334,6 +334,16 @@ ATTENTION = Schema.of(
         given=True,
     ),
     Parameter(
+        "prompt_flops",
+        "of peak",
+        0,
+        1,
+        0,
+        0,
+        "what matrix units reach of prompts, where the kernel is not FlashAttention-3's; 0: as in decoding; not fitted",
+        given=True,
+    ),
+    Parameter(
         "tile_wide_s", "s/wave", 0, 1e-4, 1e-6, 0, "its tile's start and end more for each 128 of width", 2.0
     ),
     Parameter(

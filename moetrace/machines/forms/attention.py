@@ -41,9 +41,12 @@ Over an fp8 cache, where there is no other kernel, `at_once` of its parts start 
 inferred: 256, 512, 1,024 and 2,048 of them take 1, 2, 3 and 6 times 3.4 us; of heads 64 wide four, `narrow_at_once`: 512 in
 one turn), a block takes `query_s` longer for each query head, and parts beyond a window end at once (`skips`, inferred: a
 window of 128 tokens takes 7 us whether its context has one part or 90).
-Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). Nothing of it was
-measured: tiles of 128 rows that walk the blocks of the first (assumed). A few queries more than a tile holds, which is priced
-by that kernel, may take half as long as the tile that is full.
+Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). A few queries more
+than a tile holds, which is priced by that kernel, may take half as long as the tile that is full.
+Where `prompt_flops` is told, prompts of more than 128 rows keep matrix units and exponentials busy (machines/forms/prompts), and
+begin a tile as decoding does. The shares are of published speeds, not fitted: 0.89 of FlashAttention-2 on A100 (73 % of the peak,
+arXiv 2307.08691; taken for FlashInfer and TensorRT-LLM there too), 0.49 of Triton and 0.87 of cuDNN on H100 (395 and 617 TFLOP/s
+of heads 128 wide, arXiv 2407.08608, figure 5), the latter taken for TensorRT-LLM.
 FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100).
 There it takes their queries for as many tokens of one head, which copies queries and results into another order where there are
 several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one sequence to two, but not with one
@@ -98,7 +101,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.hardware import SCHEMAS
-from moetrace.machines.forms import flash3, masked
+from moetrace.machines.forms import flash3, masked, prompts
 from moetrace.machines.forms.attention_tiles import WIDTH, Cut, Tiles, cuts, shapes
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
 from moetrace.machines.forms.tiles import PAGED, filled, from_memory, turns_of
@@ -160,11 +163,13 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     }  # fmt: skip
     if c["set_for"] and tile.alone.any():
         _mask(c, works, at, tile, terms, overlapped_s)
+    if c["prompt_flops"]:
+        _prompts(c, works, at, terms, overlapped_s)
     serial_s = start_s + terms["walk"] + terms["split"]
     # A call that is launched eagerly takes the host's time, beside which its kernels run.
     apart = _SHARP if c["eager"] else 1.0
     expected_s = smoothmax(apart, fixed_s, overlapped_s)
-    return Parts(compute_s, memory_s, fixed_s + serial_s, expected_s, terms=terms)
+    return Parts(terms["compute"], terms["memory"], fixed_s + serial_s, expected_s, terms=terms)
 
 
 def _memory(
@@ -252,6 +257,29 @@ def _mask(
     own = masked.seconds(c, works.take(rows), at, token_s)
     terms["memory"][rows], terms["compute"][rows], terms["start"][rows] = own.memory_s, 0.0, own.start_s
     terms["walk"][rows], terms["split"][rows], overlapped_s[rows] = own.walk_s, own.split_s, own.overlapped_s
+
+
+def _prompts(
+    c: Mapping[str, float],
+    works: Works,
+    at: Setting,
+    terms: Mapping[str, FloatArray],
+    overlapped_s: FloatArray,
+) -> None:
+    """Puts the seconds of a kernel for prompts in the place of the other's, where queries fill more than a tile."""
+    walk = prompts.walks(works, prompts.ROWS, prompts.BLOCK)
+    rows = np.flatnonzero((walk.of_head > 1.0) & (works.dim("q", 0.0) > works.dim("batch")))
+    if not rows.size:
+        return
+    walk = prompts.walks(works.take(rows), prompts.ROWS, prompts.BLOCK)
+    own = Setting(at.hw, at.peak[rows], at.cache, at.engine)
+    compute_s, walk_s = prompts.busy(walk, own, 1.0, c["prompt_flops"])
+    turns = np.maximum(1.0, walk.count / at.hw.multiprocessors)
+    start_s = turns * c["per_tile_s"] * walk.pair_flops / (4.0 * WIDTH)
+    streamed_s = smoothmax(_SHARP, terms["memory"][rows], compute_s + walk_s)
+    terms["compute"][rows], terms["walk"][rows] = compute_s, walk_s
+    terms["start"][rows], terms["split"][rows] = start_s, 0.0
+    overlapped_s[rows] = smoothmax(c["blend"], start_s, streamed_s)
 
 
 def _cut(

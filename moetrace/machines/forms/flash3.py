@@ -28,8 +28,8 @@ ones; that few heads 64 wide take tiles of 64 rows too, since their times step e
 wait on a processor beside the tiles before them.
 SGLang stores each token's keys and values first, a warp to a token (store_kvcache in its jit_kernel, kvcache.cuh): 50 ps for a
 byte, as H100's times of 12 to 64 KV heads over caches of both types have it, however many sequences.
-Prompts, whose rows exceed a tile: a block takes as long as in decoding for each 64 rows (assumed, none was measured), and what
-limits their parts is the kernel's choice.
+Prompts, whose rows exceed a tile, keep matrix units and exponentials busy (machines/forms/prompts): walk is the latter, and a
+turn is a processor's share of the tiles. What limits their parts is the kernel's choice.
 Steps: in heads and queries where tiles or the merge's rows are full, in context where a block begins, in sequences and KV
 heads where a processor's share of blocks rounds up. Parts are those of the processors measured (`set_for`): a processor more
 never makes a merge due.
@@ -43,6 +43,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moetrace.machines.forms import prompts
 from moetrace.machines.forms.base import Parts, Setting, smoothmax
 from moetrace.machines.forms.tiles import PAGED, filled, from_memory, turns_of, waves
 from moetrace.op import FloatArray, Works
@@ -67,13 +68,14 @@ _AHEAD, _SHARP = 4.0, 8.0
 class _Tiles:
     """Tiles of ops, [ops] each.
 
-    How many, those of one KV head, rows that one has and is built for, FLOPs of whole tiles over those asked for, blocks that
-    are walked and that the scheduler counts, width over 128, tiles of the merge, whether one of these is not full, the parts
-    that the merge has room for at least, and bytes that a part of all sequences leaves.
+    How many, whether they are a prompt's and what such walk, rows that one has and is built for, FLOPs of whole tiles over
+    those asked for, blocks that are walked and that the scheduler counts, width over 128, tiles of the merge, whether one of
+    these is not full, the parts that the merge has room for at least, and bytes that a part of all sequences leaves.
     """
 
     count: FloatArray
-    of_head: FloatArray
+    prompt: npt.NDArray[np.bool_]
+    walks: prompts.Walks
     rows: FloatArray
     built: FloatArray
     padding: FloatArray
@@ -100,16 +102,18 @@ def _tiles(works: Works, element_bytes: float) -> _Tiles:
     block, built = _BLOCKS[element_bytes][kind], _ROWS[kind]
     whole = np.ceil(uncut / block)
     blocks = np.where(works.dim("window", 0.0) > 0, whole - np.floor((uncut - context) / block), whole)
-    # Under a causal mask a tile of a prefill walks half of the blocks.
+    walks = prompts.walks(works, built, block)
+    of_head = walks.of_head
+    # Of a few queries not all see the last keys.
     asked = 2.0 * heads * (width + value) * queries * context
     seen = np.minimum(1.0, np.divide(works["flops"], asked, out=np.ones_like(asked), where=asked > 0))
-    of_head = np.ceil(rows / built)
+    blocks = np.maximum(1.0, blocks * np.where(seen > 0, seen, 1.0))
     together = np.where(value <= _WIDTHS[0], 16.0, 8.0)
     out_rows = heads * queries / batch
     return _Tiles(
-        count=batch * kv_heads * of_head, of_head=of_head, rows=np.minimum(rows, built), built=built,
+        count=walks.count, prompt=of_head > 1.0, walks=walks, rows=np.minimum(rows, built), built=built,
         padding=built * of_head / rows,
-        blocks=np.maximum(1.0, blocks * np.where(seen > 0, seen, 1.0)), whole=whole, wide=width / _WIDTH,
+        blocks=np.where(of_head > 1.0, np.minimum(walks.blocks, whole), blocks), whole=whole, wide=width / _WIDTH,
         merged=batch * np.ceil(out_rows / together) * np.ceil(value / _WIDTH), ragged=out_rows % together != 0,
         room=np.where(value <= _WIDTHS[0], 16.0, 32.0), left=4.0 * heads * queries * value,
     )  # fmt: skip
@@ -117,10 +121,10 @@ def _tiles(works: Works, element_bytes: float) -> _Tiles:
 
 def _limit(c: Mapping[str, float], tile: _Tiles, kv_heads: FloatArray) -> FloatArray:
     """Parts of a sequence at most: what an engine tells, of decoding, or what the kernel chooses."""
-    fill = c["set_for"] / (kv_heads * tile.of_head)
+    fill = c["set_for"] / (kv_heads * tile.walks.of_head)
     chosen = np.ceil(_ENOUGH * np.minimum(np.minimum(128.0, tile.blocks), np.maximum(1.0, fill)) - 1e-9)
     chosen = np.where(tile.blocks > max(c["whole_blocks"], 4.0), np.maximum(1.0, chosen), 1.0)
-    return np.where((c["whole_blocks"] > 0) | (tile.of_head > 1.0), chosen, c["most_parts"])
+    return np.where((c["whole_blocks"] > 0) | tile.prompt, chosen, c["most_parts"])
 
 
 def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
@@ -134,11 +138,12 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     # A machine of more processors cuts finer what is cut, in as many turns, and takes fewer turns of what is not.
     walked = waves(tile.blocks / parts * np.where(cut, min(1.0, told / processors), 1.0), _EXACT)
     walks = np.where(cut, turns_of(tile.count * parts, told, min(told, processors)), turns) * walked
+    turns = np.where(tile.prompt, np.maximum(1.0, tile.count * parts / processors), turns)
     block_s = c["per_block_s"] + c["per_wide_s"] * tile.wide
-    # Of a prompt a block takes as long for each 64 rows.
-    walk_s = walks * block_s * np.where(tile.of_head > 1.0, tile.built / _FEW, 1.0)
+    matrix_s, special_s = prompts.busy(tile.walks, at, parts, 1.0)
+    walk_s = np.where(tile.prompt, special_s, walks * block_s)
     memory_s, far = _memory(c, works, at, np.where(cut, tile.left * parts, 0.0))
-    compute_s = works["flops"] * tile.padding / (c["eta_flops"] * at.peak)
+    compute_s = np.where(tile.prompt, matrix_s, works["flops"] * tile.padding / (c["eta_flops"] * at.peak))
     start_s = _start(c, works, tile, turns, processors) + c["ramp_s"] * far * filled(works["bytes"], at)
     # Rows beyond the last are merged from all the parts that there is room for.
     room = np.maximum(tile.room, np.exp2(np.ceil(np.log2(limit))))
@@ -152,6 +157,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     fixed_s = fixed_s + c["writes"] * c["write_s"] * works["kv_bytes"] / np.maximum(works.dim("kv"), 1.0)
     rest = 1.0 - np.divide(block_s, walk_s, out=np.ones_like(walk_s), where=walk_s > block_s)
     streamed_s = block_s + smoothmax(_SHARP, memory_s, compute_s * rest, walk_s * rest)
+    streamed_s = np.where(tile.prompt, smoothmax(_SHARP, memory_s, matrix_s + special_s), streamed_s)
     terms = {
         "launch": fixed_s, "memory": memory_s, "compute": compute_s, "start": start_s, "walk": walk_s, "split": merge_s,
     }  # fmt: skip

@@ -1,0 +1,73 @@
+"""Attention of prompts: tiles that queries fill, of a kernel for many queries (MHA, GQA, and MLA where it is not absorbed).
+
+    tiles    = KV heads x rows (query heads of a KV head x queries) / rows of a tile, rounded up, of each sequence
+    blocks   = those that a tile walks in the mean: of a causal mask what its queries see, and the rest of the last blocks
+    pairs    = tiles x rows of one x blocks x tokens of one, the empty ones too
+    uneven   = the longest tile over a processor's share of all, at least 1
+    compute  = uneven x 2 (head_dim + v_dim) pairs / (share x peak)
+    walk     = uneven x pairs / (16 x processors x clock): one exponential for each pair
+    time     = compute + walk, or what memory takes
+
+Matrix units and the units of special functions, 16 a cycle of each processor (CUDA C++ Programming Guide, throughput of
+arithmetic instructions), take turns on a tile; the next tile goes where one has ended (FlashAttention-3's
+DynamicPersistentTileScheduler in flash_fwd_launch_template.h), so that processors end together, but for the longest. What a
+block takes in decoding, where it waits for its own results, the other warps of a tile hide. That turns are taken and not
+hidden is inferred from speeds of FlashAttention-3 (arXiv 2407.08608, figure 5; docs/hardware.md has the errors).
+`share`, of the peak, that matrix units reach: 1 in FlashAttention-3, elsewhere `prompt_flops`. Not known: what pages cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moetrace.machines.forms.base import Setting
+from moetrace.op import FloatArray, Works
+
+ROWS = BLOCK = 128.0  # rows of a tile and tokens of a block where nothing else is known
+_EXPONENTIALS = 16.0  # of a processor in a cycle
+_CLOCK = 1.5e9  # of a machine whose clock no profile says
+
+
+@dataclass(frozen=True, slots=True)
+class Walks:
+    """What tiles of prompts walk, [ops] each: tiles of a KV head and of all, blocks of one in the mean, of the longest, and
+    pairs of a row and a key in all of them; arithmetic of one pair."""
+
+    of_head: FloatArray
+    count: FloatArray
+    blocks: FloatArray
+    longest: FloatArray
+    pairs: FloatArray
+    pair_flops: FloatArray
+
+
+def walks(works: Works, built: FloatArray | float, block: FloatArray | float) -> Walks:
+    """Of tiles `built` for so many rows, that walk blocks of so many tokens; nan where batch, heads or context is not known."""
+    width, value = works.dim("head_dim"), works.dim("v_dim", 0.0)
+    value = np.where(value > 0, value, width)
+    batch, heads, kv_heads = np.maximum(works.dim("batch"), 1.0), works.dim("heads"), works.dim("kv_heads")
+    context = np.maximum(works.dim("kv") / batch, 1.0)
+    queries = works.dim("q", 0.0)
+    queries = np.where(queries > 0, queries, batch)
+    of_head = np.ceil(heads / kv_heads * queries / batch / built)
+    tokens = built * kv_heads / heads
+    asked = 2.0 * heads * (width + value) * queries * context
+    seen = np.divide(works["flops"], asked, out=np.ones_like(asked), where=asked > 0)
+    window = works.dim("window", 0.0)
+    most = np.where(window > 0, np.minimum(context, window + tokens + block), context)
+    longest = np.maximum(1.0, np.ceil(most / block))
+    ahead = np.where(seen < 1.0, np.maximum(tokens, block) / 2.0, 0.0)
+    blocks = np.minimum(np.maximum(1.0, (np.minimum(seen, 1.0) * context + ahead) / block), longest)
+    count = batch * kv_heads * of_head
+    return Walks(of_head, count, blocks, longest, count * built * blocks * block, 2.0 * (width + value))
+
+
+def busy(walk: Walks, at: Setting, parts: FloatArray | float, share: float) -> tuple[FloatArray, FloatArray]:
+    """(seconds of matrix units, of exponentials) on the processor that is busy longest, of tiles cut in so many parts."""
+    processors = at.hw.multiprocessors
+    load = np.maximum(walk.count, 1.0) * walk.blocks / processors
+    uneven = np.maximum(1.0, walk.longest / parts / load)
+    compute_s = uneven * walk.pair_flops * walk.pairs / (share * at.peak)
+    return compute_s, uneven * walk.pairs / (_EXPONENTIALS * processors * (at.hw.clock_hz or _CLOCK))
