@@ -219,7 +219,7 @@ def _held(draft: Draft) -> list[tuple[int, int]]:
     length, as in its last decode step, are the most that is ever held.
     """
     steps = [step for step in draft.steps if step.kv_tokens]
-    if draft.run.meta.kind == "synthesized":
+    if "beside" in draft.run.meta.facts.get("workload", {}):  # of a prediction of it too
         steps = [step for step in steps if step.phase != "mixed"] or steps
     return [(step.kv_tokens or 0, step.batch or 1) for step in steps]
 

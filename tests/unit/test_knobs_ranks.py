@@ -120,7 +120,8 @@ def test_prompts_go_through_the_stages_in_parts_of_their_tokens(prompt: int, siz
     "sets", [("pp=4",), ("pp=2", "dp=2"), ("dp=4",), ("dp=4", "ep=4"), ("dp=4", "ep=4", "overlap=two_batch")]
 )
 def test_a_prompt_is_cut_alike_in_a_static_batch_and_beside_decoding(sets: tuple[str, ...]) -> None:
-    """All that is between them is half of a decode step, and attention to the one sequence that decodes beside it."""
+    """All that is between them is half of a decode step, attention to the one sequence that decodes beside it, and the further
+    tiles that its token begins."""
     load, node = Workload(1, 4096, 64, host_s=0.0), load_hardware("h100-sxm-x4")
     alone, served = (
         simulate(QWEN, load, node, Scenario.of(*sets, "routing=uniform", *more)).summary
@@ -131,7 +132,7 @@ def test_a_prompt_is_cut_alike_in_a_static_batch_and_beside_decoding(sets: tuple
     told = [{row["family"]: row["prefill_s"] for row in found["families"]} for found in (alone, served)]
     for family in ("experts", "dense_gemm", "communication"):
         if family in told[0]:
-            assert told[0][family] == pytest.approx(told[1][family], rel=0.01), family
+            assert told[0][family] == pytest.approx(told[1][family], rel=0.02), family
 
 
 def test_more_stages_than_layers_are_refused(run: Run) -> None:

@@ -417,6 +417,7 @@ def test_a_prediction_edited_again_is_what_both_edits_at_once_give(sets: tuple[s
         ("cs3", ("placement=own",)),
         ("h100-sxm-x4", ("tp=4", "kv=fp8")),
         ("h100-sxm-x4", ("dp=4", "ep=4", "eplb=8", "routing=power_law:1.2")),
+        ("cs3", ("serving=continuous", "batch=17", "input_len=1000")),
     ],
 )
 def test_a_prediction_replayed_on_its_machine_is_itself(machine: str, sets: tuple[str, ...]) -> None:
@@ -427,6 +428,22 @@ def test_a_prediction_replayed_on_its_machine_is_itself(machine: str, sets: tupl
         assert one.step_s == pytest.approx(made.step_s, rel=1e-6)
         assert one.summary["memory"] == made.summary["memory"]
         assert one.summary["distinct"]["source"] == made.summary["distinct"]["source"]
+
+
+@pytest.mark.parametrize(("batch", "serving"), [(8, "static"), (3, "static"), (8, "continuous")])
+def test_groups_of_a_prediction_are_not_filled_anew_where_they_would_not_be_alike(
+    batch: int, serving: str
+) -> None:
+    """Eight sequences in four groups, then 16 of them: twice as many in each. Not where a group has one more, or a prompt."""
+    load, made = ("dp=4", "ep=4", f"serving={serving}"), []
+    for sets in ((f"batch={batch}", *load), ("batch=16", *load)):
+        made.append(simulate("olmoe-1b-7b", Workload(4, 64, 8), "h100-sxm-x4", Scenario.of(*sets)).prediction)
+    if (batch, serving) == (8, "static"):
+        again = replay(made[0].run, "h100-sxm-x4", Scenario.of("batch=16"))
+        assert again.step_s == pytest.approx(made[1].step_s, rel=1e-6)
+    else:
+        with pytest.raises(ScenarioError, match="those of the fullest of dp=4 groups"):
+            replay(made[0].run, "h100-sxm-x4", Scenario.of("batch=16"))
 
 
 def test_an_estimate_that_a_prediction_holds_is_not_called_uniform() -> None:

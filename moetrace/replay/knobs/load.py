@@ -83,6 +83,12 @@ def batch(draft: Draft, value: int) -> Draft:
         raise ScenarioError(
             f"batch={value}: the recording does not say the batch of step {draft.steps[lacking].name!r}"
         )
+    groups = draft.parallel.dp if draft.made_with else 1
+    if groups > 1 and (any((n or 0) % groups for n in (*was.values(), value)) or _steady(draft)):
+        raise ScenarioError(
+            f"batch={value}: the run is a prediction whose ops are those of the fullest of dp={groups} groups, which another "
+            "batch would fill otherwise: edit what it was made from, with all edits at once"
+        )
 
     def change(op: Op, at: At) -> Op:
         return edit.scaled(op, value, was[at.step] or value)
@@ -95,6 +101,11 @@ def batch(draft: Draft, value: int) -> Draft:
             f"batch={value}: ops whose shapes hold neither tokens nor sequences keep their size, the largest is {fixed[0]}"
         )
     return draft.rewrite(change).with_steps(lambda i, step: edit.scaled_step(step, value, was[i] or value))
+
+
+def _steady(draft: Draft) -> bool:
+    """Whether a step of a steady load works on prompts, of which a group has one at least."""
+    return any(step.phase == "mixed" for step in draft.steps)
 
 
 @knob("context", "KV tokens per sequence that a decode step attends to", "a whole number", one_whole)
