@@ -119,12 +119,17 @@ def read_anchors(table: object, hw: Hardware, context: PriceContext) -> Anchors:
         there = hw if name == hw.name else load_hardware(name)
         costs = price(ops.works(read.ops.take(mine)), there, context=context)
         law_s[mine], error[mine] = costs.expected_s, costs.error
-        floor[mine] = costs.fixed_s / costs.expected_s
-    known = np.isfinite(law_s)
-    if not known.all():
-        raise ScenarioError(
-            f"anchors, row {int(np.flatnonzero(~known)[0]) + 1}: the machine has no price for it"
+        floor[mine] = np.divide(
+            costs.fixed_s, costs.expected_s, where=costs.expected_s > 0, out=np.zeros(mine.size)
         )
+    if not (law_s > 0).all():
+        bad = int(np.flatnonzero(~(law_s > 0))[0])
+        why = (
+            "a rank alone launches no collective: leave it out"
+            if law_s[bad] == 0
+            else "the machine has no price for it"
+        )
+        raise ScenarioError(f"anchors, row {bad + 1}: {why}")
     chips = {name: (hw if name == hw.name else load_hardware(name)).chip for name in set(machine)}
     return Anchors(
         read, seconds, law_s, np.clip(floor, 0.0, 1.0), error, tuple(chips[name] for name in machine)
@@ -145,12 +150,13 @@ def anchored(
     """
     found = _nearest(costs.expected_s, read, anchors)
     at = np.maximum(found, 0)
-    told = anchored_s(anchors.seconds[at], anchors.law_s[at], anchors.floor[at], costs.expected_s)
+    priced = np.where(costs.expected_s > 0, costs.expected_s, 1.0)
+    told = anchored_s(anchors.seconds[at], anchors.law_s[at], anchors.floor[at], priced)
     told = np.maximum(told, np.minimum(costs.lower_bound_s, anchors.seconds[at]))
     here = np.array([chip == hw.chip for chip in anchors.chip])[at]
     far = between_chips(costs.error, anchors.error[at])
     error = np.where(here, costs.error, np.maximum(far, costs.error))
-    use = (found >= 0) & np.isfinite(costs.expected_s)
+    use = (found >= 0) & (costs.expected_s > 0)
     shift, left = pooled(costs, read, anchors)
     together = np.maximum(costs.expected_s * np.exp(shift), costs.lower_bound_s)
     return (

@@ -112,6 +112,16 @@ def test_anchors_that_cannot_be_are_one_line(change: dict[str, float], words: st
         cost(frame([16]), "h100-sxm", anchor=path)
 
 
+def test_a_collective_of_one_rank_neither_anchors_nor_is_anchored() -> None:
+    """It takes nothing, of which no measurement is a multiple; one beside others would have made them all unknown."""
+    sends = pd.DataFrame({"kind": "all_reduce", "dtype": "bf16", "bytes": 65536.0, "ranks": [1.0, 8.0]})
+    measured = sends.assign(seconds=[2e-6, 9e-6])
+    with pytest.raises(ScenarioError, match="row 1: a rank alone"):
+        cost(sends, "h100-sxm", anchor=measured)
+    found = cost(sends, "h100-sxm", anchor=measured[1:])["time_s"].to_pylist()
+    assert found == pytest.approx([0.0, 9e-6])
+
+
 def gemms(shapes: list[tuple[int, int]], rows: list[int], dtype: str = "bf16") -> pd.DataFrame:
     made = [{"kind": "gemm", "dtype": dtype, "m": m, "n": n, "k": k} for n, k in shapes for m in rows]
     return pd.DataFrame(made)
