@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 TABLES = {
     ("moe_perf",): 1500,
     ("gemm_perf",): 1000,
+    ("mla_bmm_perf",): 1000,
     ("generation_attention_perf", "generation_mla_perf"): 800,
     ("nccl_perf", "custom_allreduce_perf"): 3000,
     ("wideep_deepep_ll_perf", "wideep_deepep_normal_perf"): 3000,

@@ -32,7 +32,8 @@ from moetrace.machines.gpu import errors, peaks, tokens_of
 from moetrace.op import FloatArray
 
 TABLES = (
-    "moe_perf", "gemm_perf", "generation_attention_perf", "generation_mla_perf", "nccl_perf", "custom_allreduce_perf",
+    "moe_perf", "gemm_perf", "mla_bmm_perf", "generation_attention_perf", "generation_mla_perf", "nccl_perf",
+    "custom_allreduce_perf",
 )  # fmt: skip
 NAMES = ("h100-sxm", "a100-sxm")
 MOST_TOKENS = 512

@@ -76,9 +76,8 @@ def mla_bmm(table: pd.DataFrame, path: Path) -> Measured:
         "b": _numbers(table, "num_heads"), "m": _numbers(table, "num_tokens"),
         "n": np.where(into, _LORA, _NOPE), "k": np.where(into, _NOPE, _LORA),
     }  # fmt: skip
-    return _measured(
-        "gemm", table["bmm_dtype"].map(DTYPES), dims, table, _joined(table, ("op_name", "num_heads")), path
-    )
+    shape = _joined(table, ("op_name", "num_heads"))
+    return _measured("batched_gemm", table["bmm_dtype"].map(DTYPES), dims, table, shape, path)
 
 
 def nccl(table: pd.DataFrame, path: Path) -> Measured:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
-from moetrace.cost.price import PriceContext
+from moetrace.cost.price import PriceContext, as_priced
 from moetrace.hardware import ANY_ENGINE, FORM_OF, OF_BF16, Family, Hardware, coefficient_family
 from moetrace.machines.gpu import families_of
 from moetrace.machines.seen import sizes
@@ -29,6 +29,7 @@ def beyond(works: Works, hw: Hardware, context: PriceContext) -> Iterator[tuple[
     least and the most that the fit saw. Only of families that are measured anywhere: the small kernels round them are assumed
     on every machine, and their errors say so. Linear attention is named all the same: it is the attention of its layers.
     """
+    works = works if hw.law == "wafer" else as_priced(works)
     types = works.ops.types
     found = families_of(works, [work_of.family(op.kind) for op in types], hw, context.engine)
     size = sizes(works.ops)

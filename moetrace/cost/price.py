@@ -10,6 +10,7 @@ from moetrace.machines import gpu, wafer
 from moetrace.machines.forms import Cache
 from moetrace.model import ModelSpec
 from moetrace.op import Costs, FloatArray, Works
+from moetrace.ops.gemm import by_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ def price(
     `lower_bound_s` takes the bytes certainly touched and datasheet peaks, `expected_s` the law's coefficients. Raises
     ProfileError on a wafer without the context's model.
     """
-    families = [ops.family(op.kind) for op in works.ops.types]
     if hw.law == "wafer":
+        families = [ops.family(op.kind) for op in works.ops.types]
         own, other = held or (context.model_bytes, context.beside_bytes)
         return wafer.cost(
             works,
@@ -76,4 +77,11 @@ def price(
             beside_bytes=other,
             wanted=context.share,
         )
+    works = as_priced(works)
+    families = [ops.family(op.kind) for op in works.ops.types]
     return gpu.cost(works, families, hw, engine=context.engine, cache=context.cache)
+
+
+def as_priced(works: Works) -> Works:
+    """The works with each op's kind as a GPU's coefficients know it (`ops.gemm.by_kernel`)."""
+    return replace(works, ops=by_kernel(works.ops)) if "b" in works.ops.dims else works

@@ -13,7 +13,7 @@ import re
 import numpy as np
 
 from moetrace.model import ModelSpec
-from moetrace.op import Amounts, Op, OpGroup, element_bytes
+from moetrace.op import Amounts, Op, OpColumns, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, act, numel, rows_and_width
 from moetrace.run import GENERATING
 
@@ -52,7 +52,20 @@ def quantize_work(op: OpGroup) -> Amounts:
     )
 
 
+def by_kernel(ops: OpColumns) -> OpColumns:
+    """The ops with MLA's absorbed projections as `batched_gemm`: they keep their place's kind in a run, but one kernel runs
+    all heads' matrices, and a profile may know it."""
+    batched = np.isfinite(ops.column("b"))
+    types, code = list(ops.types), ops.code
+    for at, op in enumerate(ops.types):
+        rows = batched & (ops.code == at) if op.kind in _ABSORBED else batched[:0]
+        if rows.any():
+            code, types = np.where(rows, len(types), code), [*types, Op("batched_gemm", op.dtype)]
+    return OpColumns(tuple(types), code, ops.dims)
+
+
 _MNK = ("m", "n", "k")
+_ABSORBED = frozenset({"qkv_proj", "o_proj"})  # those of them that have `b`
 KINDS = (
     *(
         Kind(name, "dense_gemm", _MNK, work)
@@ -61,6 +74,7 @@ KINDS = (
     Kind("router", "routing", _MNK, work),
     *(Kind(name, "shared_expert", _MNK, work) for name in ("shared_gate_up", "shared_down", "shared_gate")),
     *(Kind(name, "experts", _MNK, work) for name in ("expert_up", "expert_down")),
+    Kind("batched_gemm", "dense_gemm", (*_MNK, "b"), work),
     Kind("gemm_reduce", "dense_gemm", ("elements",), reduce_work),
     Kind("quantize", "dense_gemm", ("elements",), quantize_work),
 )

@@ -36,7 +36,7 @@ OPS = {
         "attention fp8/bf16 batch=4 heads=32 kv_heads=8 head_dim=128 kv=512 window=128 context=1024", "vllm", "32x8x128w128",
     ),
     "mla": ("mla_attention bf16 batch=2 heads=16 kv_lora=512 rope=64 kv=200", "vllm", "16"),
-    "bmm": ("gemm bf16 b=16 m=8 n=512 k=128", "vllm", "mla_gen_prex16"),
+    "bmm": ("batched_gemm bf16 b=16 m=8 n=512 k=128", "vllm", "mla_gen_prex16"),
     "gather": ("all_gather bf16 bytes=1024 ranks=8", "nccl", "4096"),
     "alltoall": ("all_to_all bf16 bytes=4096 ranks=2", "nccl", "4096"),
     "custom": ("all_reduce bf16 bytes=8192 ranks=8 eager=1", "vllm", "4096"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace import ops
-from moetrace.hardware import Hardware, load_hardware
+from moetrace.hardware import Hardware, Memory, load_hardware
 from moetrace.machines import gpu
 from moetrace.machines.forms.tiles import waves
 from moetrace.op import Costs, Op
@@ -223,6 +223,49 @@ def test_copies_of_weights_that_fit_a_warm_cache_take_a_share_of_their_time() ->
         assert warm == pytest.approx(weights * share + read * 0.25 + out)
         assert cold == pytest.approx(weights + read + out)
         assert gpu.cost(works, ["dense_gemm"], told(), cache="warm").memory_s[0] == cold
+
+
+def test_all_that_a_call_of_one_copy_moves_lies_in_a_warm_cache_where_it_fits() -> None:
+    """64 matrices of 512 x 128: with 256 rows 29 MB of 50, with 512 rows 50; serving's are read and written in memory."""
+    hw = told(copies=1.0, cached=0.25)
+    for rows, share in ((256, 0.25), (512, 1.0)):
+        works = ops.works([Op.of("batched_gemm", "bf16", m=rows, n=512, k=128, b=64)])
+        warm, cold = (gpu.cost(works, ["dense_gemm"], hw, cache=c).memory_s[0] for c in ("warm", "cold"))
+        assert cold == pytest.approx(works["bytes"][0] / 1e12) and warm == pytest.approx(share * cold)
+
+
+@given(st.integers(1, 4096), st.integers(1, 128), st.floats(1, 8))
+def test_more_memory_bandwidth_or_cache_never_slows_a_warm_one(rows: int, heads: int, more: float) -> None:
+    hw = told(copies=1.0, cached=0.25)
+    works = ops.works([Op.of("batched_gemm", "bf16", m=rows, n=512, k=128, b=heads)])
+
+    def warm(memory: Memory) -> float:
+        machine = replace(hw, memory=memory)
+        return float(gpu.cost(works, ["dense_gemm"], machine, cache="warm").expected_s[0])
+
+    one = warm(hw.memory) * (1 + 1e-12)
+    assert warm(replace(hw.memory, bytes_per_s=hw.memory.bytes_per_s * more)) <= one
+    assert warm(replace(hw.memory, cache_bytes=hw.memory.cache_bytes * more)) <= one
+
+
+@pytest.mark.parametrize(
+    ("machine", "engine", "dtype", "n", "k", "heads", "m", "measured"),
+    [
+        ("h100-sxm", "sglang", "bf16", 512, 128, 8, 1, 4.0e-6),
+        ("h100-sxm", "sglang", "bf16", 128, 512, 64, 256, 7.8e-6),  # results stay in the cache
+        ("h100-sxm", "trtllm", "bf16", 512, 128, 64, 512, 22.5e-6),  # and no longer do
+        ("h100-sxm", "sglang", "fp8", 128, 512, 64, 512, 68.6e-6),
+        ("h100-sxm", "trtllm", "fp8", 128, 512, 2, 16, 6.7e-6),
+        ("a100-sxm", "trtllm", "bf16", 512, 128, 2, 16, 6.7e-6),
+    ],
+)  # fmt: skip
+def test_batched_gemms_are_near_what_was_measured(
+    machine: str, engine: str, dtype: str, n: int, k: int, heads: int, m: int, measured: float
+) -> None:
+    """NVIDIA AIConfigurator public performance tables (Apache-2.0): SGLang 0.5.14 and 0.5.10, TensorRT-LLM 1.3.0rc10, 1.0.0."""
+    works = ops.works([Op.of("batched_gemm", dtype, m=m, n=n, k=k, b=heads)])
+    found = gpu.cost(works, ["dense_gemm"], load_hardware(machine), engine=engine, cache="warm")
+    assert found.expected_s[0] == pytest.approx(measured, rel=0.15)
 
 
 def test_rows_that_four_does_not_divide_cost_more() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace import ops
 from moetrace.model import load_model
-from moetrace.op import Op
+from moetrace.op import Op, OpColumns
 from moetrace.ops.base import Seen
+from moetrace.ops.gemm import by_kernel
 
 SIZE = st.integers(1, 8192)
 
@@ -198,3 +200,19 @@ def test_quantising_has_the_size_of_its_gemm_s_input() -> None:
     seen = Seen(name, shapes=((4, 64), (4, 64)), dtypes=("fp8", "bf16"))
     assert ops.build("quantize", seen)["elements"] == 4 * 64
     assert not ops.build("quantize", Seen(name)).dims
+
+
+def test_absorbed_projections_are_known_by_their_kernel() -> None:
+    """Rows of one type part where some have a matrix for each head; nothing else changes, nor any other kind."""
+    texts = [
+        "qkv_proj bf16 m=4 n=512 k=128 b=16", "qkv_proj bf16 m=4 n=1536 k=7168", "o_proj fp8 m=4 n=128 k=512 b=1",
+        "expert_up bf16 m=4 n=512 k=128 b=8", "gemm bf16 m=4 n=512 k=128 b=8",
+    ]  # fmt: skip
+    before = OpColumns.of([Op.parse(text) for text in texts])
+    after = by_kernel(before)
+    kinds = ["batched_gemm", "qkv_proj", "batched_gemm", "expert_up", "gemm"]
+    assert [(op.kind, op.dtype) for op in after] == list(zip(kinds, [op.dtype for op in before], strict=True))
+    assert all(new.dims == old.dims for new, old in zip(after, before, strict=True))
+    assert ops.works(after)(0) == ops.works(before)(0)
+    plain = before.take(np.array([1, 4]))
+    assert by_kernel(plain).types == plain.types

@@ -246,7 +246,7 @@ TABLES = {
         "batch_size": 4, "isl": 1, "step": 1023, "num_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
         "kv_cache_dtype": "bfloat16", "window_size": 0.0,
     }, ["attention"]),
-    "bmm": ({"bmm_dtype": "bfloat16", "op_name": "mla_gen_pre", "num_heads": 16, "num_tokens": 8}, ["dense_gemm"]),
+    "bmm": ({"bmm_dtype": "bfloat16", "op_name": "mla_gen_pre", "num_heads": 16, "num_tokens": 8}, ["batched_gemm"]),
     "nccl": ({"nccl_dtype": "half", "op_name": "all_gather", "num_gpus": 8, "message_size": 4096}, ["all_gather"]),
     "custom": ({"allreduce_dtype": "bfloat16", "num_gpus": 8, "message_size": 4096}, ["all_reduce"]),
     "deepep": ({**DEEPEP, "dispatch_avg_t_us": 20.0, "combine_avg_t_us": 30.0}, ["moe_dispatch", "moe_collect"]),

@@ -25,7 +25,8 @@ SCHEMAS: Mapping[str, Schema] = MappingProxyType(
 # Families whose kernels have a form of their own; all else takes the generic one.
 FORM_OF: Mapping[str, str] = MappingProxyType(
     {
-        "experts": "experts", "dense_gemm": "gemm", "attention": "attention", "mla_attention": "attention",
+        "experts": "experts", **dict.fromkeys(("dense_gemm", "batched_gemm"), "gemm"),
+        **dict.fromkeys(("attention", "mla_attention"), "attention"),
         "all_reduce": "all_reduce", "all_reduce@nccl": "collective", "moe_dispatch": "exchange", "moe_collect": "exchange",
         **dict.fromkeys(("all_gather", "reduce_scatter", "all_to_all", "send_recv"), "collective"),
     }

@@ -31,6 +31,9 @@ up to 128 rows, then 128 x 128 (its scaled_mm_sm90_fp8_dispatch.cuh), with scale
 (scaled_mm_blockwise_sm90_fp8_dispatch.cuh). The former's processors take two tiles of rows together (clusters of 2 x 1 above 64
 rows), so that 257 rows take as many as 512; so do SGLang's, whose times step at 64 and 128 rows too. No FP8 kernel but cuBLAS
 (TensorRT-LLM's) shows a split.
+MLA's two absorbed projections, a matrix for each head in one launch (`batched_gemm`), have coefficients of their own where a
+profile has them, else a dense GEMM's; an op's provenance says which. A dense GEMM's are 1 us too low for up to 8 heads on
+H100, 2 on A100.
 SGLang's DeepGEMM picks by its heuristics, TensorRT-LLM's copy by their former ones (forms/deepgemm). Inferred: SGLang's
 largest blocks (128 x 192, 256 x 128), which it takes where they fill a single turn, take 3.6 times as long there (`alone`),
 with 256 rows of 16,384 columns as with 768 of 4,096, and not where several turns share what they read. Columns that do not
@@ -46,8 +49,10 @@ rows (its heuristics/sm90.hpp). Steps: in rows where a tile's rows or columns ch
 Warm cache: the benchmark of the public tables calls as many `copies` of the weights in turn (five for TensorRT-LLM, six for
 vLLM and SGLang, as its collect_gemm.py says and fits find), all on the same activations: where all of these lie in the cache,
 they cost the share `cached`, and so do the activations that are read where they lie there beside one call's weights and
-results. Serving's lie nowhere. Not modelled: stream-K, clocks, scales of odd layouts, vLLM's tiles of 256 rows (from 8,192 rows
-and a reduction of 6,144 on), what CUTLASS reads again where an operand exceeds the cache (50,000 columns).
+results. A benchmark of one copy leaves a call's results there too: all that it moves costs that share where all of it fits
+(64 matrices of 512 x 128 on H100: 320 rows move 35 MB in 9 us, 512 rows 50 MB in 23). Serving's lie nowhere. Not modelled:
+stream-K, clocks, scales of odd layouts, vLLM's tiles of 256 rows (from 8,192 rows and a reduction of 6,144 on), what CUTLASS
+reads again where an operand exceeds the cache (50,000 columns).
 """
 
 from __future__ import annotations
@@ -78,10 +83,9 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     """Seconds of GEMMs, [ops]; nan where m, n or k is not known."""
     m, n, k = (np.maximum(works.dim(name), 1.0) for name in ("m", "n", "k"))
     batch = np.maximum(works.dim("b", 1.0), 1.0)
-    weights, read = _from_memory(c, works, at)
     # Results are of 16 bits, whatever type was multiplied.
     written = np.maximum(works["act_write_bytes"], _WIDE * batch * m * n)
-    memory_s = (weights + read + written) / (c["eta_bw"] * at.hw.memory.bytes_per_s)
+    memory_s = _from_memory(c, works, written, at) / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     compute_s = works["flops"] / (c["eta_flops"] * at.peak)
     alone_s = shared_s = np.full(m.shape, np.inf)
     for rows, columns, drag in _tiles(c, m, n, k, batch):
@@ -177,16 +181,20 @@ def _overlapped(
     return np.asarray(np.clip(most * (delivered + worked - waited) ** (1.0 / power), least, most))
 
 
-def _from_memory(c: Mapping[str, float], works: Works, at: Setting) -> tuple[FloatArray, FloatArray]:
-    """Bytes of weights and of activations read, [ops], as many as take their time from memory: of a benchmark that calls
-    `copies` of the weights in turn on the same activations, all copies lie in the cache, or the activations beside one."""
+def _from_memory(c: Mapping[str, float], works: Works, written: FloatArray, at: Setting) -> FloatArray:
+    """Bytes moved, [ops], as many as take their time from memory: of a benchmark that calls `copies` of the weights in turn on
+    the same activations, all copies lie in the cache, or the activations beside one; of one copy all that a call moves."""
     weights, read = works["weight_bytes"], works["act_read_bytes"]
     if not c["copies"]:
-        return weights, read
+        return weights + read + written
+    if c["copies"] == 1:
+        moved = weights + read + written
+        return moved * from_memory(moved, c["cached"], at)
     beside = weights + works["act_bytes"]
     return (
-        weights * from_memory(c["copies"] * weights, c["cached"], at),
-        read * from_memory(beside, c["cached"], at),
+        weights * from_memory(c["copies"] * weights, c["cached"], at)
+        + read * from_memory(beside, c["cached"], at)
+        + written
     )
 
 
