@@ -63,6 +63,10 @@ OPS = st.one_of(
         lambda d, m, n, k: Op.of("gemm", d, m=m, n=n, k=k), DTYPES, size(20_000), size(70_000), size(70_000)
     ),
     st.builds(
+        lambda d, m, n, k, b: Op.of("o_proj", d, m=m, n=n, k=k, b=b),
+        DTYPES, size(20_000), size(2000), size(2000), size(256),
+    ),
+    st.builds(
         attention,
         size(512), size(131_072), st.sampled_from([1, 4, 32, 33, 64]), st.sampled_from([1, 2, 8]),
         st.sampled_from([64, 128, 192, 256]), st.sampled_from([0, 0, 128, 4096]),
