@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_matrix_units_and_exponentials_take_turns() -> None:
     """All processors busy: FLOPs of whole tiles at the share of the peak, an exponential for each of their pairs."""
     hw = replace(load_hardware("h100-sxm"), multiprocessors=100.0, clock_hz=2e9)
     walk = walked(prompt(16384))
-    matrix_s, special_s = prompts.busy(walk, Setting(hw, np.full(1, 1e15)), 1.0, 0.5)
+    matrix_s, special_s = prompts.busy(walk, Setting(hw, np.full(1, 1e15)), 1.0, 0.5, 100.0)
     assert matrix_s[0] == pytest.approx(512 * walk.pairs[0] / 0.5e15)
     assert special_s[0] == pytest.approx(walk.pairs[0] / (16 * 100 * 2e9))
 
@@ -67,9 +68,25 @@ def test_the_longest_tile_ends_last() -> None:
     """Two tiles of a head on a hundred processors: the second walks both blocks, and nothing is faster than that."""
     hw = replace(load_hardware("h100-sxm"), multiprocessors=100.0, clock_hz=2e9)
     matrix_s, _ = prompts.busy(
-        walked(prompt(256, heads=1, kv_heads=1)), Setting(hw, np.full(1, 1e15)), 1.0, 1.0
+        walked(prompt(256, heads=1, kv_heads=1)), Setting(hw, np.full(1, 1e15)), 1.0, 1.0, 100.0
     )
     assert matrix_s[0] == pytest.approx(512 * 128 * 256 / 1e13)
+
+
+@pytest.mark.parametrize("engine", ["any", "vllm", "sglang", "sglang_triton", "trtllm"])
+@pytest.mark.parametrize("machine", ["h100-sxm", "a100-sxm"])
+def test_more_processors_never_take_longer(machine: str, engine: str) -> None:
+    """Few tiles of one peak: by the processors at hand, half of its own for each of twice as many, they took up to nine times
+    as long."""
+    hw, works = load_hardware(machine), ops.works([prompt(640, heads, 1) for heads in (1, 4)])
+
+    def seconds(processors: float) -> np.ndarray:
+        return gpu.cost(
+            works, ["attention"], replace(hw, multiprocessors=processors), engine=engine
+        ).expected_s
+
+    found = [seconds(processors) for processors in (80.0, 108.0, 132.0, 133.0, 264.0, 1500.0)]
+    assert all(np.all(more <= less * (1 + 1e-12)) for less, more in itertools.pairwise(found))
 
 
 def test_a_kernel_without_a_share_for_prompts_prices_them_as_decoding() -> None:

@@ -273,7 +273,7 @@ def _prompts(
         return
     walk = prompts.walks(works.take(rows), prompts.ROWS, prompts.BLOCK)
     own = Setting(at.hw, at.peak[rows], at.cache, at.engine)
-    compute_s, walk_s = prompts.busy(walk, own, 1.0, c["prompt_flops"])
+    compute_s, walk_s = prompts.busy(walk, own, 1.0, c["prompt_flops"], c["set_for"])
     turns = np.maximum(1.0, walk.count / at.hw.multiprocessors)
     start_s = turns * c["per_tile_s"] * walk.pair_flops / (4.0 * WIDTH)
     streamed_s = smoothmax(_SHARP, terms["memory"][rows], compute_s + walk_s)

@@ -140,7 +140,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     walks = np.where(cut, turns_of(tile.count * parts, told, min(told, processors)), turns) * walked
     turns = np.where(tile.prompt, np.maximum(1.0, tile.count * parts / processors), turns)
     block_s = c["per_block_s"] + c["per_wide_s"] * tile.wide
-    matrix_s, special_s = prompts.busy(tile.walks, at, parts, 1.0)
+    matrix_s, special_s = prompts.busy(tile.walks, at, parts, 1.0, told)
     walk_s = np.where(tile.prompt, special_s, walks * block_s)
     memory_s, far = _memory(c, works, at, np.where(cut, tile.left * parts, 0.0))
     compute_s = np.where(tile.prompt, matrix_s, works["flops"] * tile.padding / (c["eta_flops"] * at.peak))

@@ -3,7 +3,8 @@
     tiles    = KV heads x rows (query heads of a KV head x queries) / rows of a tile, rounded up, of each sequence
     blocks   = those that a tile walks in the mean: of a causal mask what its queries see, and the rest of the last blocks
     pairs    = tiles x rows of one x blocks x tokens of one, the empty ones too
-    uneven   = the longest tile over a processor's share of all, at least 1
+    uneven   = the longest tile over a processor's share of all, at least 1; of arithmetic by the processors measured, so that
+               more of them, which share one peak, never take longer
     compute  = uneven x 2 (head_dim + v_dim) pairs / (share x peak)
     walk     = uneven x pairs / (16 x processors x clock): one exponential for each pair
     time     = compute + walk, or what memory takes
@@ -28,6 +29,9 @@ from moetrace.op import FloatArray, Works
 ROWS = BLOCK = 128.0  # rows of a tile and tokens of a block where nothing else is known
 _EXPONENTIALS = 16.0  # of a processor in a cycle
 _CLOCK = 1.5e9  # of a machine whose clock no profile says
+_PROCESSORS = (
+    120.0  # where a kernel's coefficients do not tell them: between the 108 and the 132 of those measured
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +68,17 @@ def walks(works: Works, built: FloatArray | float, block: FloatArray | float) ->
     return Walks(of_head, count, blocks, longest, count * built * blocks * block, 2.0 * (width + value))
 
 
-def busy(walk: Walks, at: Setting, parts: FloatArray | float, share: float) -> tuple[FloatArray, FloatArray]:
-    """(seconds of matrix units, of exponentials) on the processor that is busy longest, of tiles cut in so many parts."""
-    processors = at.hw.multiprocessors
-    load = np.maximum(walk.count, 1.0) * walk.blocks / processors
-    uneven = np.maximum(1.0, walk.longest / parts / load)
-    compute_s = uneven * walk.pair_flops * walk.pairs / (share * at.peak)
-    return compute_s, uneven * walk.pairs / (_EXPONENTIALS * processors * (at.hw.clock_hz or _CLOCK))
+def busy(
+    walk: Walks, at: Setting, parts: FloatArray | float, share: float, told: float
+) -> tuple[FloatArray, FloatArray]:
+    """(seconds of matrix units, of exponentials) on the processor that is busy longest, of tiles cut in so many parts; `told`:
+    the processors that the kernel was measured on, 0 where that is not said."""
+    processors, blocks = at.hw.multiprocessors, np.maximum(walk.count, 1.0) * walk.blocks
+    longest = walk.longest / parts / blocks  # of all blocks, the share of the longest tile
+    compute_s = (
+        walk.pair_flops * walk.pairs / (share * at.peak) * np.maximum(1.0, longest * (told or _PROCESSORS))
+    )
+    special_s = (
+        walk.pairs / (_EXPONENTIALS * (at.hw.clock_hz or _CLOCK)) * np.maximum(1.0 / processors, longest)
+    )
+    return compute_s, special_s
