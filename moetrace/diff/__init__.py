@@ -59,7 +59,11 @@ class Diff:
 
 
 def diff(
-    before: Run, after: Run, gates: Sequence[str] = (), confidence: float = 0.95, phase: str | None = None
+    before: Run,
+    after: Run,
+    gates: Sequence[str] | str = (),
+    confidence: float = 0.95,
+    phase: str | None = None,
 ) -> Diff:
     """What changed from one run to another, in a mean step of `phase` (default: decode where both have any).
 
@@ -70,7 +74,7 @@ def diff(
     for a gate that cannot be read.
     """
     no_path(before, after)
-    wanted = [Gate.of(text) for text in gates]
+    wanted = [Gate.of(text) for text in ([gates] if isinstance(gates, str) else gates)]
     name = phase or _common_phase(before, after)
     a, b = collect(before, name), collect(after, name)
     for which, samples in (("before", a), ("after", b)):

@@ -57,7 +57,7 @@ def values_of(name: str, text: str) -> tuple[Setting, ...]:
 
 
 def scenarios(
-    sets: Sequence[str], machines: Sequence[Hardware | str], run: Run, most: int = MAX_SCENARIOS
+    sets: Sequence[str] | str, machines: Sequence[Hardware | str] | str, run: Run, most: int = MAX_SCENARIOS
 ) -> list[tuple[Hardware, Scenario]]:
     """Every (machine, scenario) that ``--set`` texts ask for: for each machine the product of the knobs' values.
 
@@ -68,10 +68,11 @@ def scenarios(
     """
     from moetrace.hardware import load_hardware
 
-    hardware = [load_hardware(machine) for machine in machines]
+    named = [machines] if isinstance(machines, str) else machines
+    hardware = [load_hardware(machine) for machine in named]
     if not hardware:
         raise ScenarioError("no machine was named: expected at least one --hw NAME")
-    chosen = read_sets(sets)
+    chosen = read_sets([sets] if isinstance(sets, str) else sets)
     if "placement" in chosen and not any(hw.device_class == "wafer" for hw in hardware):
         raise ScenarioError(
             "placement says where a wafer keeps its experts, and no wafer was named: add --hw cs3"

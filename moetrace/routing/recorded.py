@@ -71,6 +71,10 @@ class Routing:
     by_token: TokenRouting | None = None
     topk: int = field(init=False)
 
+    def __repr__(self) -> str:
+        where = f"{len(self.steps)} steps, {len(self.layers)} layers"
+        return f"<Routing of {self.experts} experts, {self.topk} a token: {where}>"
+
     def __post_init__(self) -> None:
         columns = [np.asarray(getattr(self, name), dtype=np.int64) for name in _NAMES]
         if len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from moetrace.errors import ModelError, ScenarioError
 from moetrace.forward import Placed, expert_padding, step_ops
-from moetrace.model import ModelSpec
+from moetrace.model import ModelSpec, load_model
 from moetrace.op import Op
 from moetrace.ops.columns import record_columns
 from moetrace.run import Meta, Run, Step, nullable, numbers, ops_table, text_column
@@ -106,12 +106,14 @@ class Workload:
 
 
 @lru_cache(maxsize=8)
-def synthesize(model: ModelSpec, workload: Workload) -> Run:
+def synthesize(model: ModelSpec | str, workload: Workload) -> Run:
     """The run (kind ``synthesized``) of a workload on one device that holds the whole model, all times 0.
 
-    Expert ops carry no distinct count, so routing is the uniform formula unless a caller knows better. Raises
-    ModelError for experts without a gate, whose work the expert ops do not describe.
+    `model` is a ModelSpec, the name of one in the catalogue or the path of a config.json. Expert ops carry no distinct count,
+    so routing is the uniform formula unless a caller knows better. Raises ModelError for experts without a gate, whose work
+    the expert ops do not describe.
     """
+    model = load_model(model)
     steps, passes = passes_of(model, workload)
     return Run(meta_of(model, workload, steps), _table(steps, passes))
 

@@ -130,7 +130,22 @@ def test_what_an_interpreter_prints_is_a_line(shipped: Path) -> None:
         moetrace.simulate("olmoe-1b-7b", moetrace.Workload(1, 8, 2), "h100-sxm"),
         moetrace.simulate("olmoe-1b-7b", moetrace.Workload(1, 8, 1), "h100-sxm"),
         moetrace.diff(run, run),
+        moetrace.make_report(run, machines=["cs3"]),
+        run.routing,
     )
     for value in made:
         assert repr(value).startswith(f"<{type(value).__name__}") and len(repr(value)) < 200
     assert "n_a=2 on cs3" in repr(made[3]) and "TPOT" in repr(made[4]) and "TPOT" not in repr(made[5])
+
+
+def test_one_name_stands_for_a_list_of_one(shipped: Path) -> None:
+    """A string is not taken letter by letter."""
+    run = moetrace.load(shipped)
+    assert moetrace.scenarios("n_a=4", "cs3", run) == moetrace.scenarios(["n_a=4"], ["cs3"], run)
+    found = moetrace.make_report(run, machines="cs3").facts["what_if"]["machines"]
+    assert {row["hardware"] for row in found} == {"cs3"} and not any("error" in row for row in found)
+    gates = [moetrace.diff(run, run, given).facts["gates"] for given in ("tpot<+3%", ["tpot<+3%"])]
+    assert gates[0] == gates[1] and len(gates[0]) == 1
+    load = moetrace.Workload(1, 8, 2)
+    named, given = (moetrace.synthesize(m, load) for m in ("olmoe-1b-7b", moetrace.load_model("olmoe-1b-7b")))
+    assert named.meta == given.meta and named.num_rows == given.num_rows

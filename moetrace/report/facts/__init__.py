@@ -30,7 +30,7 @@ SCHEMA = "moetrace.report/1"
 def report_facts(
     run: Run,
     hardware: Hardware | str | None = None,
-    machines: Sequence[Hardware | str] | None = None,
+    machines: Sequence[Hardware | str] | str | None = None,
     short: bool = False,
 ) -> tuple[dict[str, Any], Attribution]:
     """(facts of schema ``moetrace.report/1``, the attribution that they rest on).
@@ -39,6 +39,7 @@ def report_facts(
     empty list: on none).
     With `short` only what the answers need is predicted. Raises ProfileError as `attribute` does.
     """
+    machines = [machines] if isinstance(machines, str) else machines
     held = attribute(run, hardware)
     machine = load_hardware(hardware or held.hardware)
     name = main_phase(held.summary["phases"])

@@ -21,7 +21,7 @@ def write_report(
     runs: Run | Sequence[Run],
     path: str | os.PathLike[str],
     hardware: Hardware | str | None = None,
-    machines: Sequence[Hardware | str] | None = None,
+    machines: Sequence[Hardware | str] | str | None = None,
 ) -> Path:
     """Writes the report of one or several runs as one HTML file, whole or not at all, and returns its path.
 
@@ -44,7 +44,9 @@ def write_page(reports: Sequence[Report], path: Path) -> int:
 
 
 def make_report(
-    run: Run, hardware: Hardware | str | None = None, machines: Sequence[Hardware | str] | None = None
+    run: Run,
+    hardware: Hardware | str | None = None,
+    machines: Sequence[Hardware | str] | str | None = None,
 ) -> Report:
     """The report of one run, which a notebook shows as the page; `write_report` puts it into a file.
 

@@ -57,6 +57,9 @@ class Report:
     points: Mapping[str, int]
     bulk: str
 
+    def __repr__(self) -> str:
+        return f"<Report of {self.facts['attribution']['run']['source']}: .facts; write_report puts it into a file>"
+
     def _repr_html_(self) -> str:
         """What a notebook shows: the page in a frame of its own, which reaches nothing outside of it."""
         page = escape(render([self]), quote=True)
