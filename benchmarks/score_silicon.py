@@ -178,6 +178,7 @@ def main() -> None:
         found = pd.concat(
             [part for name in asked.tables for part in intervals(asked.folder / f"{name}.parquet", hw)]
         )
+        print_intervals(found.assign(all="every family"), "all")
         print_intervals(found, "family")
         print_intervals(found, "key")
         return
