@@ -29,9 +29,8 @@ from moetrace.op import FloatArray, Works
 ROWS = BLOCK = 128.0  # rows of a tile and tokens of a block where nothing else is known
 _EXPONENTIALS = 16.0  # of a processor in a cycle
 _CLOCK = 1.5e9  # of a machine whose clock no profile says
-_PROCESSORS = (
-    120.0  # where a kernel's coefficients do not tell them: between the 108 and the 132 of those measured
-)
+# Where a kernel's coefficients do not tell them: between the 108 and the 132 of those measured.
+_PROCESSORS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
