@@ -73,6 +73,17 @@ def test_the_longest_tile_ends_last() -> None:
     assert matrix_s[0] == pytest.approx(512 * 128 * 256 / 1e13)
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "sglang_triton", "trtllm"])
+@pytest.mark.parametrize("machine", ["h100-sxm", "a100-sxm"])
+def test_a_few_queries_do_not_walk_the_context_once_for_each_tile_of_decoding(
+    machine: str, engine: str
+) -> None:
+    """8 x 16 rows took SGLang's Triton five times as long as 8 x 64: they were decoding's tiles of 16 rows up to 128."""
+    op = [prompt(q, heads=64, sequences=16).with_dims(kv=16 * 8192) for q in (4, 8, 16, 32)]
+    found = gpu.cost(ops.works(op), ["attention"], load_hardware(machine), engine=engine).expected_s
+    assert all(more > 0.6 * less for less, more in itertools.pairwise(found))
+
+
 @pytest.mark.parametrize("engine", ["any", "vllm", "sglang", "sglang_triton", "trtllm"])
 @pytest.mark.parametrize("machine", ["h100-sxm", "a100-sxm"])
 def test_more_processors_never_take_longer(machine: str, engine: str) -> None:

@@ -43,8 +43,9 @@ one turn), a block takes `query_s` longer for each query head, and parts beyond 
 window of 128 tokens takes 7 us whether its context has one part or 90).
 Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). A few queries more
 than a tile holds, which is priced by that kernel, may take half as long as the tile that is full.
-Where `prompt_flops` is told, prompts of more than 128 rows keep matrix units and exponentials busy (machines/forms/prompts),
-and begin a tile as decoding does. The shares are of published speeds, not fitted: 0.89 of FlashAttention-2 on A100 (73 % of
+Where `prompt_flops` is told, several queries that fill more than a tile of decoding keep matrix units and exponentials busy
+(machines/forms/prompts), and begin a tile as decoding does. The shares are of published speeds, not fitted:
+0.89 of FlashAttention-2 on A100 (73 % of
 the peak, arXiv 2307.08691; taken for FlashInfer and TensorRT-LLM there too), 0.49 of Triton and 0.87 of cuDNN on H100 (395
 and 617 TFLOP/s of heads 128 wide, arXiv 2407.08608, figure 5), the latter taken for TensorRT-LLM.
 FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100).
@@ -267,8 +268,9 @@ def _prompts(
     overlapped_s: FloatArray,
 ) -> None:
     """Puts the seconds of a kernel for prompts in the place of the other's, where queries fill more than a tile."""
-    walk = prompts.walks(works, prompts.ROWS, prompts.BLOCK)
-    rows = np.flatnonzero((walk.of_head > 1.0) & (works.dim("q", 0.0) > works.dim("batch")))
+    queries, batch = works.dim("q", 0.0), np.maximum(works.dim("batch"), 1.0)
+    filled = works.dim("heads") / works.dim("kv_heads") * queries / batch > c["tile_rows"]
+    rows = np.flatnonzero(filled & (queries > batch))
     if not rows.size:
         return
     walk = prompts.walks(works.take(rows), prompts.ROWS, prompts.BLOCK)
