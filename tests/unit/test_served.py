@@ -430,6 +430,13 @@ def test_a_prediction_replayed_on_its_machine_is_itself(machine: str, sets: tupl
         assert one.summary["distinct"]["source"] == made.summary["distinct"]["source"]
 
 
+def test_an_eager_hosts_launches_are_not_called_a_graphs() -> None:
+    made = simulate("olmoe-1b-7b", Workload(4, 64, 8), "h100-sxm", Scenario.of("graph=off"))
+    for run in (made.run, replay(made.run, "h100-sxm").run):
+        notes = " ".join(run.meta.notes)
+        assert "launches op by op, 8 us each" in notes and "as from a CUDA graph" not in notes
+
+
 @pytest.mark.parametrize(("batch", "serving"), [(8, "static"), (3, "static"), (8, "continuous")])
 def test_groups_of_a_prediction_are_not_filled_anew_where_they_would_not_be_alike(
     batch: int, serving: str
