@@ -83,6 +83,8 @@ def timed(
 
     expected, fast, slow = spans_of(laid)
     spans, low, high = narrowed(draft, segment, ends, (expected, fast, slow))
+    more = shares.unhidden(draft, segment, laid[0][2], laid[0][1])
+    high = shares.with_unhidden(spans, high, more).astype(np.int64)
     if gaps and source is not None and source.chip != draft.hw.chip and line.launched.any():
         by_host = spans_of([lay_out(ends[0], 0.0, factor) for factor in (1 / off, off)])
         low, high = beside_ops(spans, (low, high), (by_host[0], by_host[1]))

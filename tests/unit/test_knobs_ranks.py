@@ -170,6 +170,18 @@ def test_collectives_take_the_other_half_the_processors_that_they_run_on(
     )  # fmt: skip
     span = shares.stretched(draft, np.zeros(2, int), np.array([100, sent]), np.array([100 + sent]))  # type: ignore[arg-type]
     assert span.tolist() == [took]
+    more = shares.unhidden(draft, np.zeros(2, int), np.array([100, sent]), np.array([100 + sent]))  # type: ignore[arg-type]
+    assert more.tolist() == [(2 * (100 + sent) - took) // 2]  # half of what the halves hide from each other
+
+
+def test_an_interval_holds_halves_that_hide_half_as_much() -> None:
+    """Whatever the ops' own errors; without halves nothing is added."""
+    sets = ("dp=8", "ep=8")
+    both = simulate(QWEN, LOAD, NODE, Scenario.of(*sets, "overlap=two_batch")).summary["metrics"]["tpot"]
+    alone = simulate(QWEN, LOAD, NODE, Scenario.of(*sets)).summary["metrics"]["tpot"]
+    assert both["high"] / both["value"] > 1.02 * alone["high"] / alone["value"]
+    assert shares.with_unhidden(np.array([100.0]), np.array([103.0]), np.array([4.0])).tolist() == [105.0]
+    assert shares.with_unhidden(np.array([100.0]), np.array([103.0]), np.array([0.0])).tolist() == [103.0]
 
 
 @pytest.mark.parametrize("sets", [("overlap=two_batch",), ("pp=2",)])

@@ -19,7 +19,7 @@ from moetrace.replay.grid.times import Pricing, Times
 from moetrace.replay.intervals import errs_by_family, together
 from moetrace.replay.lanes import Axis
 from moetrace.replay.setting import context_of, crossing_ns
-from moetrace.replay.shares import overlapped, processors
+from moetrace.replay.shares import UNHIDDEN, overlapped, processors, with_unhidden
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -60,6 +60,8 @@ class Steps:
             self._share_out()
         if errs_by_family(self.shape.draft):
             self._narrow()
+        if self.shape.draft.shares:
+            self.ns[:, 2] = with_unhidden(self.ns[:, 0], self.ns[:, 2], self.unhidden)
         crossing = crossing_ns(self.shape.draft, self.need)
         self.ns = self.ns + np.stack([spread(ns, self.space) for ns in crossing])[:, None]
 
@@ -108,6 +110,8 @@ class Steps:
         kept = processors(self.shape.counted.ops, self.shape.draft.hw) * (self.family == _SENT)
         taken = self._summed(np.zeros(kept.size, dtype=np.int64), 1, self.count * kept)[:, 0]
         both = overlapped(self.ns - sent, sent, taken.transpose(1, 0, 2))
+        more = np.where(self.halves, UNHIDDEN * (2 * self.ns - both)[:, 0], 0.0)
+        self.unhidden = np.rint(more * self.times_of)  # shares.unhidden
         self.ns = np.rint(np.where(self.halves[:, None], both, self.ns) * self.times_of[:, None])
 
     def _narrow(self) -> None:
