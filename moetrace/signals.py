@@ -47,10 +47,17 @@ def uninterrupted() -> Iterator[None]:
 
 
 def as_worker() -> None:
-    """For a process that works for another: it ends in order when it is told to, or when the other one is gone."""
-    if os.name == "posix":
-        signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_follow, daemon=True).start()
+    """For a process that works for another: it ends in order when it is told to, or when the other one is gone.
+
+    Until this is done there is nothing to put in order, and whoever called it would report the exception as its fault: told
+    to end meanwhile, the process ends at once.
+    """
+    try:
+        if os.name == "posix":
+            signal.signal(signal.SIGTERM, _leave)
+        threading.Thread(target=_follow, daemon=True).start()
+    except SystemExit:
+        os._exit(TERMINATED)
 
 
 def _follow() -> None:
