@@ -44,10 +44,9 @@ window of 128 tokens takes 7 us whether its context has one part or 90).
 Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). A few queries more
 than a tile holds, which is priced by that kernel, may take half as long as the tile that is full.
 Where `prompt_flops` is told, several queries that fill more than a tile of decoding keep matrix units and exponentials busy
-(machines/forms/prompts), and begin a tile as decoding does. The shares are of published speeds, not fitted:
-0.89 of FlashAttention-2 on A100 (73 % of
-the peak, arXiv 2307.08691; taken for FlashInfer and TensorRT-LLM there too), 0.49 of Triton and 0.87 of cuDNN on H100 (395
-and 617 TFLOP/s of heads 128 wide, arXiv 2407.08608, figure 5), the latter taken for TensorRT-LLM.
+(machines/forms/prompts), and begin a tile as decoding does. The shares are of published speeds, not fitted: 0.89 of
+FlashAttention-2 on A100 (73 % of the peak, arXiv 2307.08691; taken for FlashInfer and TensorRT-LLM there too), 0.49 of Triton
+and 0.87 of cuDNN on H100 (395 and 617 TFLOP/s of heads 128 wide, arXiv 2407.08608, figure 5), the latter for TensorRT-LLM.
 FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100).
 There it takes their queries for as many tokens of one head, which copies queries and results into another order where there are
 several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one sequence to two, but not with one
