@@ -126,7 +126,15 @@ def _by_coefficients(found: Found, word: IntArray) -> Iterator[tuple[Family, Row
 
 def errors(family: Family, works: Works, parts: Parts) -> FloatArray:
     """The error of each op, [ops]: by the decade of its tokens, its place in it and what its time is made of, where that was
-    found, else the family's."""
+    found, else the family's; beside it, as squares of logarithms, what the form says of ops unlike those that were fitted."""
+    own = _own_errors(family, works, parts)
+    if parts.further is None:
+        return own
+    return np.where(parts.further > 0, np.expm1(np.hypot(np.log1p(own), np.log1p(parts.further))), own)
+
+
+def _own_errors(family: Family, works: Works, parts: Parts) -> FloatArray:
+    """The error of each op by the family's alone, [ops]."""
     if not family.error_decades:
         return np.full(len(works), family.error)
     tokens = tokens_of(works)

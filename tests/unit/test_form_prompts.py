@@ -11,9 +11,9 @@ import pytest
 from moetrace import ops
 from moetrace.hardware import load_hardware
 from moetrace.machines import gpu
-from moetrace.machines.forms import prompts
+from moetrace.machines.forms import FORMS, prompts
 from moetrace.machines.forms.base import Setting
-from moetrace.op import Op
+from moetrace.op import Costs, Op
 from tests.unit.test_form_attention import cost, told
 
 
@@ -120,20 +120,55 @@ PUBLISHED = {
 }
 
 
+def published(width: int, causal: bool) -> tuple[list[Op], np.ndarray]:
+    """(the ops of the published speeds, the seconds that these say)."""
+    found, seconds = [], []
+    for tokens, speed in zip(LENGTHS, PUBLISHED[width, causal], strict=True):
+        sequences, heads = 16384 // tokens, 2048 // width
+        pairs = sequences * tokens * ((tokens + 1) / 2 if causal else tokens)
+        found.append(prompt(tokens, heads, heads, sequences, width, pairs=pairs))
+        asked = 4 * sequences * tokens * tokens * heads * width * (0.5 if causal else 1.0)
+        seconds.append(asked / (speed * 1e12))
+    return found, np.array(seconds)
+
+
+def priced(found: list[Op], engine: str) -> Costs:
+    return gpu.cost(ops.works(found), ["attention"], load_hardware("h100-sxm"), engine=engine, cache="warm")
+
+
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
 @pytest.mark.parametrize(("width", "causal"), PUBLISHED)
 def test_published_speeds_of_flashattention_3(width: int, causal: bool, engine: str) -> None:
     """Nothing was fitted to them. Heads 256 wide are up to a fifth too fast, and many short prompts of them too slow: the law
     launches a merge that a batch of one length does not."""
-    hw = load_hardware("h100-sxm")
-    off = []
-    for tokens, published in zip(LENGTHS, PUBLISHED[width, causal], strict=True):
-        sequences, heads = 16384 // tokens, 2048 // width
-        pairs = sequences * tokens * ((tokens + 1) / 2 if causal else tokens)
-        op = prompt(tokens, heads, heads, sequences, width, pairs=pairs)
-        seconds = gpu.cost(ops.works([op]), ["attention"], hw, engine=engine, cache="warm").expected_s[0]
-        asked = 4 * sequences * tokens * tokens * heads * width * (0.5 if causal else 1.0)
-        off.append(asked / seconds / 1e12 / published - 1.0)
-    assert max(abs(x) for x in off[2:]) < (0.3 if width == 256 else 0.12)
+    found, seconds = published(width, causal)
+    off = np.abs(seconds / priced(found, engine).expected_s - 1.0)
+    assert max(off[2:]) < (0.3 if width == 256 else 0.12)
     if width < 256:
-        assert max(abs(x) for x in off) < 0.25
+        assert max(off) < 0.25
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_intervals_of_prompts_hold_four_fifths_of_the_published_speeds(engine: str) -> None:
+    """Decoding's own interval held thirteen of the thirty."""
+    held = 0
+    for width, causal in PUBLISHED:
+        found, seconds = published(width, causal)
+        costs = priced(found, engine)
+        held += int((np.abs(np.log(costs.expected_s / seconds)) <= np.log1p(costs.error)).sum())
+    assert 23 <= held <= 25
+
+
+def test_decoding_has_no_further_error() -> None:
+    assert told_further("h100-sxm", "sglang", prompt(1, sequences=64)) == 0
+    assert told_further("h100-sxm", "sglang", prompt(4096)) == prompts.FURTHER
+    assert told_further("h100-sxm", "trtllm", prompt(1, sequences=64)) == 0
+    assert told_further("h100-sxm", "trtllm", prompt(4096)) == prompts.FURTHER_OTHERS
+
+
+def told_further(machine: str, engine: str, op: Op) -> float:
+    hw, works = load_hardware(machine), ops.works([op])
+    family = hw.family("attention", "attention", "bf16", engine)[1]
+    parts = FORMS[family.form].seconds(family.value, works, Setting(hw, np.full(1, hw.peak("bf16"))))
+    assert parts.further is not None
+    return float(parts.further[0])

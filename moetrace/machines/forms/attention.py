@@ -163,13 +163,14 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     }  # fmt: skip
     if c["set_for"] and tile.alone.any():
         _mask(c, works, at, tile, terms, overlapped_s)
-    if c["prompt_flops"]:
-        _prompts(c, works, at, terms, overlapped_s)
+    further = _prompts(c, works, at, terms, overlapped_s) if c["prompt_flops"] else None
     serial_s = start_s + terms["walk"] + terms["split"]
     # A call that is launched eagerly takes the host's time, beside which its kernels run.
     apart = _SHARP if c["eager"] else 1.0
     expected_s = smoothmax(apart, fixed_s, overlapped_s)
-    return Parts(terms["compute"], terms["memory"], fixed_s + serial_s, expected_s, terms=terms)
+    return Parts(
+        terms["compute"], terms["memory"], fixed_s + serial_s, expected_s, terms=terms, further=further
+    )
 
 
 def _memory(
@@ -265,13 +266,15 @@ def _prompts(
     at: Setting,
     terms: Mapping[str, FloatArray],
     overlapped_s: FloatArray,
-) -> None:
-    """Puts the seconds of a kernel for prompts in the place of the other's, where queries fill more than a tile."""
+) -> FloatArray:
+    """Puts the seconds of a kernel for prompts in the place of the other's, where queries fill more than a tile; their further
+    error, [ops]."""
     queries, batch = works.dim("q", 0.0), np.maximum(works.dim("batch"), 1.0)
     filled = works.dim("heads") / works.dim("kv_heads") * queries / batch > c["tile_rows"]
-    rows = np.flatnonzero(filled & (queries > batch))
+    prompt = filled & (queries > batch)
+    rows, further = np.flatnonzero(prompt), np.where(prompt, prompts.FURTHER_OTHERS, 0.0)
     if not rows.size:
-        return
+        return further
     walk = prompts.walks(works.take(rows), prompts.ROWS, prompts.BLOCK)
     own = Setting(at.hw, at.peak[rows], at.cache, at.engine)
     compute_s, walk_s = prompts.busy(walk, own, 1.0, c["prompt_flops"], c["set_for"])
@@ -281,6 +284,7 @@ def _prompts(
     terms["compute"][rows], terms["walk"][rows] = compute_s, walk_s
     terms["start"][rows], terms["split"][rows] = start_s, 0.0
     overlapped_s[rows] = smoothmax(c["blend"], start_s, streamed_s)
+    return further
 
 
 def _cut(

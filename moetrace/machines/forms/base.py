@@ -34,7 +34,8 @@ class Parts:
     """Seconds by what they are spent on, [ops]; parts overlap, so `expected_s` is no more than their sum.
 
     Twice the bandwidths and peaks halve `memory_s`, `compute_s` and `network_s` and leave `fixed_s`. None: nothing is sent.
-    `terms` are the same seconds by the term of the formula, with the names that the form's Schema gives them.
+    `terms` are the same seconds by the term of the formula, with the names that the form's Schema gives them. `further`: the
+    error, beside the coefficients' own, of ops that run another way than those that these were fitted on; None: no op does.
     """
 
     compute_s: FloatArray
@@ -43,6 +44,7 @@ class Parts:
     expected_s: FloatArray
     network_s: FloatArray | None = None
     terms: Mapping[str, FloatArray] = field(default_factory=dict)
+    further: FloatArray | None = None
 
     def take(self, rows: npt.NDArray[np.int64]) -> Parts:
         """The parts of these ops."""
@@ -53,6 +55,7 @@ class Parts:
             self.expected_s[rows],
             None if self.network_s is None else self.network_s[rows],
             {name: term[rows] for name, term in self.terms.items()},
+            None if self.further is None else self.further[rows],
         )
 
 

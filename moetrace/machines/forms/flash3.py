@@ -162,7 +162,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         "launch": fixed_s, "memory": memory_s, "compute": compute_s, "start": start_s, "walk": walk_s, "split": merge_s,
     }  # fmt: skip
     expected_s = fixed_s + merge_s + smoothmax(c["blend"], start_s, streamed_s)
-    return Parts(compute_s, memory_s, fixed_s + start_s + walk_s + merge_s, expected_s, terms=terms)
+    serial_s, further = start_s + walk_s + merge_s, np.where(tile.prompt, prompts.FURTHER, 0.0)
+    return Parts(compute_s, memory_s, fixed_s + serial_s, expected_s, terms=terms, further=further)
 
 
 def _memory(

@@ -15,6 +15,7 @@ DynamicPersistentTileScheduler in flash_fwd_launch_template.h), so that processo
 block takes in decoding, where it waits for its own results, the other warps of a tile hide. That turns are taken and not
 hidden is inferred from speeds of FlashAttention-3 (arXiv 2407.08608, figure 5; docs/hardware.md has the errors).
 `share`, of the peak, that matrix units reach: 1 in FlashAttention-3, elsewhere `prompt_flops`. Not known: what pages cost.
+Such an op errs by more than the decoding that its coefficients were fitted on (`FURTHER`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from moetrace.op import FloatArray, Works
 ROWS = BLOCK = 128.0  # rows of a tile and tokens of a block where nothing else is known
 _EXPONENTIALS = 16.0  # of a processor in a cycle
 _CLOCK = 1.5e9  # of a machine whose clock no profile says
+# The error of prompts beside that of the decoding which coefficients were fitted on: with it an interval holds 24 of the 30
+# speeds that FlashAttention-3's authors published; of other kernels, whose speeds gave their share, it is an assumption.
+FURTHER, FURTHER_OTHERS = 0.15, 0.3
 # Where a kernel's coefficients do not tell them: between the 108 and the 132 of those measured.
 _PROCESSORS = 120.0
 
