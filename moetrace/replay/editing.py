@@ -6,6 +6,7 @@ import numpy as np
 
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
+from moetrace.replay.again import check_again, fuses
 from moetrace.replay.distinct import settle
 from moetrace.replay.draft import Draft
 from moetrace.replay.knobs import KNOBS
@@ -23,29 +24,13 @@ def edited(run: Run, hw: Hardware, scenario: Scenario) -> Draft:
 def with_knobs(draft: Draft) -> Draft:
     """The draft with its scenario's knobs applied and its routing settled; experts that run one by one are loops."""
     check_parallelism(draft)
-    _check_whole(draft)
+    check_again(draft)
     return turned(fused(draft))
-
-
-def _check_whole(draft: Draft) -> None:
-    """Raises ScenarioError for a prediction whose ops are a part of each step, which goes through a pipeline or in halves."""
-    said = draft.made_with
-    parts = [f"{name}={said[name]}" for name in ("pp", "overlap") if said.get(name, "1") not in ("1", "none")]
-    if parts:
-        raise ScenarioError(
-            f"the run is a prediction with {' '.join(parts)}, whose ops are one part of each step: edit what it was made from, "
-            "with all edits at once"
-        )
 
 
 def fused(draft: Draft) -> Draft:
     """The draft with its runs of small operators as one kernel each, where no knob says, and they are a CPU's elsewhere."""
-    if (
-        draft.run.meta.device_class == "cpu" != draft.hw.device_class
-        and "fusion" not in draft.scenario.texts()
-    ):
-        return KNOBS["fusion"].apply(draft, "runs")
-    return draft
+    return KNOBS["fusion"].apply(draft, "runs") if fuses(draft) else draft
 
 
 def turned(draft: Draft) -> Draft:

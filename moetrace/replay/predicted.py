@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from moetrace.cost import PriceContext
 from moetrace.ops.columns import record_columns
+from moetrace.replay.again import made_by
 from moetrace.replay.anchor import Priced
 from moetrace.replay.draft import Draft
 from moetrace.run import Meta, Step, nullable, numbers, ops_table, text_column
@@ -50,7 +51,7 @@ def meta_of(
     meta, hw = draft.run.meta, draft.hw
     facts = {
         **dict(meta.facts),
-        "scenario": {**draft.made_with, **draft.scenario.texts()},
+        "scenario": made_by(draft),
         "price_context": asdict(context),  # so that attribution prices the run as the replay did
         "measured_on": meta.hardware or meta.device,
     }
@@ -59,6 +60,7 @@ def meta_of(
         kind="predicted",
         steps=steps,
         model=draft.model,
+        native_layers=_native_layers(draft),
         device=hw.title,
         device_class=hw.device_class,
         hardware=hw.name,
@@ -71,6 +73,14 @@ def meta_of(
         notes=assumptions,
         facts=facts,
     )
+
+
+def _native_layers(draft: Draft) -> int | None:
+    """The real model's depth, where it is another than the draft's."""
+    meta, edited = draft.run.meta, draft.model
+    if meta.native_layers or meta.model is None or edited is None or edited.layers == meta.model.layers:
+        return meta.native_layers
+    return meta.model.layers
 
 
 def _routing_of(draft: Draft) -> str:

@@ -20,6 +20,7 @@ from moetrace.errors import MoetraceError, ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.op import BOUNDS, Op
 from moetrace.replay import memory
+from moetrace.replay.again import check_again
 from moetrace.replay.anchor import ADDED, MODEL, SCALED, Held
 from moetrace.replay.base import Base
 from moetrace.replay.copies import copy_error
@@ -107,6 +108,7 @@ class Replayer:
         draft = Draft.of(self.run, hw, scenario) if begun is None else begun
         draft = replace(draft, hw=hw, scenario=scenario)
         check_parallelism(draft)
+        check_again(draft)
         if begun is None:
             draft = self.begun[key] = fused(draft)
         draft = unrolled(turned(draft))

@@ -35,7 +35,7 @@ def fusion(draft: Draft, value: str) -> Draft:
     """Fuses runs of small ops. The default is runs for a CPU recording replayed on another class of machine."""
     from moetrace.replay.fuse import fuse
 
-    if value == "recorded":
+    if value in ("recorded", draft.made_with.get("fusion")):
         return draft
     if draft.run.meta.device_class == draft.hw.device_class:
         why = f"times measured op by op on a {draft.hw.device_class} cannot say what a fused op would take"
@@ -43,6 +43,8 @@ def fusion(draft: Draft, value: str) -> Draft:
             why = (
                 f"the ops of a simulation on a {draft.hw.device_class} are an engine's fused kernels already"
             )
+        elif draft.made_with:
+            why = "the run is a prediction, which keeps its kernels: replay what it was made from, with all edits at once"
         raise ScenarioError(f"fusion=runs: {why}")
     return fuse(draft)
 
@@ -145,7 +147,7 @@ def prune_intra(draft: Draft, value: float) -> Draft:
 )
 def dtype(draft: Draft, value: str) -> Draft:
     """Weights in another type; lm_head, router and norms keep theirs. The kernel is taken to be as good as the present one."""
-    act = edit.activation_dtype(value)
+    act = draft.made_with.get("act") or edit.activation_dtype(value)  # stated before, it stays stated
 
     def change(op: Op, at: At) -> Op:
         return edit.retyped(op, value, act, at.layer >= 0)

@@ -1,0 +1,66 @@
+"""What a prediction cannot be asked for when it is edited again: it holds its edited ops and not those it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moetrace.errors import ScenarioError
+from moetrace.replay.draft import Draft
+
+_ONCE = "replay what it was made from, with all edits at once"
+# Knobs whose per cent is of the experts, or of their width, that there are: knobs that may have changed these, the last of
+# which says the number itself.
+_SHARES = {"prune_inter": ("prune_inter", "n_e"), "prune_intra": ("prune_intra", "ffn")}
+# Values that ask for what was recorded.
+_BACK = {"n_a": "native", "routing": "recorded", "fusion": "recorded", "experts": "fused"}
+
+
+def check_again(draft: Draft) -> None:
+    """Raises ScenarioError where a prediction is to be edited in a way that needs what it was made from."""
+    said = draft.made_with
+    if not said:
+        return
+    _check_whole(said)
+    for setting in draft.scenario.settings:
+        name = setting.name
+        before = next((f"{other}={said[other]}" for other in _SHARES.get(name, ()) if other in said), None)
+        if before:
+            raise ScenarioError(
+                f"{setting}: the run is a prediction with {before}, and a per cent would be of what that left: say the number "
+                f"with {_SHARES[name][-1]}, or {_ONCE}"
+            )
+        if setting.value == _BACK.get(name) and said.get(name, setting.text) != setting.text:
+            raise ScenarioError(
+                f"{setting}: the run is a prediction with {name}={said[name]} and no longer holds what was recorded: {_ONCE}"
+            )
+
+
+def _check_whole(said: Mapping[str, str]) -> None:
+    """Raises ScenarioError where the ops are a part of each step, which goes through a pipeline or in halves."""
+    parts = [f"{name}={said[name]}" for name in ("pp", "overlap") if said.get(name, "1") not in ("1", "none")]
+    if parts:
+        raise ScenarioError(
+            f"the run is a prediction with {' '.join(parts)}, whose ops are one part of each step: edit what it was made from, "
+            "with all edits at once"
+        )
+
+
+def made_by(draft: Draft) -> dict[str, str]:
+    """Knob name to value as text of all that a prediction is made with, also before it was edited again.
+
+    A fusion that no knob asked for is among them, and a count of experts replaces the per cent that led to the last one.
+    """
+    said = {**draft.made_with, **draft.scenario.texts()}
+    for share, (_, count) in _SHARES.items():
+        if count in draft.scenario.texts():
+            said.pop(share, None)
+    return said if not fuses(draft) else {"fusion": "runs", **said}
+
+
+def fuses(draft: Draft) -> bool:
+    """Whether small operators become one kernel without being asked to: those of a CPU's recording, on another class."""
+    own = draft.run.meta.device_class
+    return own == "cpu" != draft.hw.device_class and "fusion" not in draft.scenario.texts()
+
+
+__all__ = ["check_again", "fuses", "made_by"]
