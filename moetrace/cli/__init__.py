@@ -19,7 +19,7 @@ VERBS: dict[str, str] = {
     "validate": "Recompute published figures and show how far off the predictions are.",
     "calibrate": "Fit a machine's coefficients to measured ops, scored on shapes left out.",
     "export": "Write a run's timeline for a viewer such as Perfetto.",
-    "profiles": "List the machines that --hw knows.",
+    "profiles": "List the machines that --hw knows, or say what is known of one.",
     "models": "List the models that --model knows.",
     "schema": "List the columns of all Parquet files: type, unit, what null says, meaning.",
     "knobs": "List what --set can change.",

@@ -8,12 +8,23 @@ from moetrace.cli.options import json_option
 
 
 @click.command()
+@click.argument("machine", metavar="[NAME]", required=False)
 @json_option
-def profiles(as_json: bool) -> None:
-    """List the machines that --hw knows."""
+def profiles(machine: str | None, as_json: bool) -> None:
+    """List the machines that --hw knows, or say what is known of one.
+
+    Of NAME: its figures, where they are from, and how far off each fit was on shapes that it did not see.
+    """
     from moetrace.hardware import load_hardware, profile_names
     from moetrace.report import catalogue, terminal
 
+    if machine is not None:
+        one = load_hardware(machine)
+        if as_json:
+            terminal.show_json({"schema": "moetrace.profile/1", **catalogue.machine_facts(one)})
+        else:
+            terminal.show(catalogue.machine_report(one))
+        return
     machines = [load_hardware(name) for name in profile_names()]
     if as_json:
         terminal.show_json(

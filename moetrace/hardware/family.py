@@ -17,9 +17,21 @@ def combined_error(one: float, other: float) -> float:
     """Two errors that have nothing to do with each other as one: the root of the sum of their logarithms' squares.
 
     Between H100 and A100 one figure for all engines' transfer holds more evenly so than by one error times the other
-    (docs/hardware.md).
+    (docs/accuracy.md).
     """
     return math.expm1(math.hypot(math.log1p(one), math.log1p(other)))
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a fit says of itself: the rows and the whole shapes that it rests on, and how far off those were that it did not
+    see, mean and median (shares, None where only the text says it)."""
+
+    rows: int
+    shapes: int
+    mean: float | None
+    median: float | None
+    held_out: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +45,8 @@ class Family:
     `error_apart` is by decade that of exchanges of low latency or between nodes and of eager all-reduces. Each of these was
     found where it was measured: elsewhere `carried`, what carrying over errs by, is added to it, as to `error` already
     (`combined_error`). `seen` has the least and the most of each size that the fit saw, empty where that is not said. `source`
-    says where all this is from. `named` are the parameters that the profile itself gives; `value` has the defaults of the
-    others too.
+    says where all this is from, `fit` what it rests on (None: on none). `named` are the parameters that the profile itself
+    gives; `value` has the defaults of the others too.
     """
 
     form: str
@@ -49,6 +61,7 @@ class Family:
     carried: float = 0.0
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
+    fit: Fitted | None = None
 
     def __getitem__(self, name: str) -> float:
         return self.value[name]
@@ -79,7 +92,7 @@ class Family:
         and arithmetic of one processor goes by its peak (`Parameter.pace`). A kernel whose arithmetic waits for something else
         than matrix units (`by_cycles`) does as much in a cycle, so that it reaches another share of another peak, at most all.
 
-        Scored between H100 and A100, in both directions, it is better than seconds that stay (docs/hardware.md). Unchanged
+        Scored between H100 and A100, in both directions, it is better than seconds that stay (docs/accuracy.md). Unchanged
         where either clock is not known.
         """
         times, parameters = one.times(other), schema(self.form).parameters

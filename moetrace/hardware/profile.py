@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from moetrace.errors import ProfileError
+from moetrace.hardware.coefficients import read_family, sizes_seen
 from moetrace.hardware.family import Family
 from moetrace.hardware.files import Reader, profile_names, read_profile
-from moetrace.hardware.forms import GENERIC, SCHEMAS
 from moetrace.hardware.machine import ENGINES, Hardware, Link, Memory, Wafer
 from moetrace.hardware.match import check_match
 from moetrace.hardware.pace import Pace
@@ -34,12 +34,6 @@ _DATASHEET = {
 }
 _WAFER_ONLY = {"cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s"}
 _MESH = {"hop_s", "shift_s", "eta_mesh"}
-_ERROR, _TERM_ERROR, _RISE = (0, 20), (1e-6, 20), (0.1, 10)
-# What a fit says of itself beside its coefficients (moetrace/calibrate writes it); facts for a reader, no law uses them.
-_ABOUT_FIT = {
-    "form", "error_decades", "error_terms", "error_rises", "error_apart", "source", "rows", "shapes",
-    "kernels", "held_out", "kept", "covariance", "seen"
-}  # fmt: skip
 _TABLES = {"fitted", "assumed", "transferred", "match", "tuned", "engines"}
 _TUNED = {
     dtype + whose for dtype in ("bf16", "fp8", "fp8_block") for whose in ("", *(f"@{e}" for e in ENGINES))
@@ -139,7 +133,7 @@ def _wafer(reader: Reader, scalars: Mapping[str, Any], value: Mapping[str, float
     more = {key: reader.number(scalars, "assumed", key, 0, 1) for key in sorted(_MESH & set(scalars))}
     return Wafer(
         value["cores"], value["fabric_bytes_per_s"], value["off_wafer_bytes_per_s"], crossing_s,
-        mesh_seen=_seen(reader, scalars, "assumed", "mesh_seen"), **more,
+        mesh_seen=sizes_seen(reader, scalars, "assumed", "mesh_seen"), **more,
     )  # fmt: skip
 
 
@@ -220,80 +214,8 @@ def _coefficients(reader: Reader, table: Mapping[str, Any]) -> tuple[Mapping[str
         source = sources[kind] = reader.text(part, kind, "source")
         for key, entry in reader.table(part, kind, "family").items():
             where = f"{kind}.family.{key}"
-            families[key] = _family(reader, entry, where, kind, source)
+            families[key] = read_family(reader, entry, where, kind, source)
     return MappingProxyType(families), sources
-
-
-def _family(reader: Reader, entry: object, where: str, kind: str, source: str) -> Family:
-    """One family's coefficients; the parameters of its form that it leaves out have their defaults."""
-    form = entry.get("form", GENERIC.name) if isinstance(entry, dict) else GENERIC.name
-    if form not in SCHEMAS:
-        raise reader.error(f"{where}.form", form, f"one of {', '.join(SCHEMAS)}")
-    parameters = SCHEMAS[form].parameters
-    try:
-        entry = reader.keys(entry, where, {"error"}, set(parameters) | _ABOUT_FIT)
-    except ProfileError as error:
-        # Laws change what they are told, and a fit of another version's formula is none of this one's.
-        again = "; if an earlier moetrace fitted it, fit it anew (moetrace calibrate)"
-        raise ProfileError(f"{error}{again if kind == 'fitted' else ''}") from None
-    value = {
-        name: reader.number(entry, where, name, p.low, p.high) if name in entry else p.default
-        for name, p in parameters.items()
-    }
-    decades, apart = (_errors(reader, entry, where, key) for key in ("error_decades", "error_apart"))
-    terms = _error_terms(reader, entry, where, SCHEMAS[form].terms, len(decades))
-    rises = _errors(reader, entry, where, "error_rises", _RISE)
-    if rises and len(rises) != len(decades):
-        raise reader.error(f"{where}.error_rises", list(rises), "as many numbers as error_decades has")
-    return Family(
-        form=form,
-        value=MappingProxyType(value),
-        error=reader.number(entry, where, "error", *_ERROR),
-        provenance=kind,
-        source=entry.get("source", source),
-        error_decades=decades,
-        error_terms=MappingProxyType(terms),
-        error_rises=rises,
-        error_apart=apart,
-        seen=_seen(reader, entry, where),
-        named=frozenset(parameters) & frozenset(entry),
-    )
-
-
-def _seen(
-    reader: Reader, entry: Mapping[str, Any], where: str, key: str = "seen"
-) -> Mapping[str, tuple[float, float]]:
-    """The least and the most of each size that the fit saw."""
-    found = {}
-    for name, ends in reader.table(entry, where, key).items():
-        if not isinstance(ends, list) or len(ends) != 2:
-            raise reader.error(f"{where}.{key}.{name}", ends, "the least and the most that the fit saw")
-        low, high = (reader.number({name: end}, f"{where}.{key}", name, 0) for end in ends)
-        found[name] = (low, high)
-    return MappingProxyType(found)
-
-
-def _error_terms(
-    reader: Reader, entry: Mapping[str, Any], where: str, terms: tuple[str, ...], decades: int
-) -> dict[str, tuple[float, ...]]:
-    """The errors of all of a form's terms by decade, or none; above 0, since an op's is their geometric mean."""
-    if not entry.get("error_terms"):
-        return {}
-    where = f"{where}.error_terms"
-    table = reader.keys(entry["error_terms"], where, set(terms))
-    found = {name: _errors(reader, table, where, name, _TERM_ERROR) for name in terms}
-    if any(len(errors) != decades for errors in found.values()):
-        raise reader.error(where, list(table), "as many numbers for each as error_decades has")
-    return found
-
-
-def _errors(
-    reader: Reader, entry: Mapping[str, Any], where: str, key: str, ends: tuple[float, float] = _ERROR
-) -> tuple[float, ...]:
-    errors = entry.get(key, [])
-    if not isinstance(errors, list):
-        raise reader.error(f"{where}.{key}", errors, "a list of numbers")
-    return tuple(reader.number({key: error}, where, key, *ends) for error in errors)
 
 
 def _pace(reader: Reader, table: Mapping[str, Any]) -> Pace:

@@ -193,7 +193,7 @@ def _ratio_error(
     linked = [
         any(f"{_TRANSFERRED} {name} " in f"{text} " for name in names for text in pair) for pair in texts
     ]
-    # Another kernel on one of the chips: what was measured of the other says nothing of it (docs/hardware.md).
+    # Another kernel on one of the chips: what was measured of the other says nothing of it (docs/accuracy.md).
     pairs = zip(target.provenance, recorded.provenance, strict=True)
     foreign = [(FOREIGN in one) != (FOREIGN in other) for one, other in pairs]
     return np.where(foreign, np.maximum(target.error, recorded.error), np.where(linked, near, far))

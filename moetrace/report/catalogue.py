@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from moetrace import units
-from moetrace.report.tables import DASH, Block, Table, rate, size
+from moetrace.report.tables import DASH, Block, Table, clean, number, percent, rate, size, without_empty
 
 if TYPE_CHECKING:
     from moetrace.hardware import Hardware
@@ -73,6 +73,113 @@ def profile_facts(machine: Hardware) -> dict[str, Any]:
     }
 
 
+def machine_facts(machine: Hardware) -> dict[str, Any]:
+    """What a profile says, JSON-able, with each family's coefficients, their error and what they rest on."""
+    families = []
+    for key, found in sorted(machine.families.items()):
+        name, dtype, engine = _parts_of(key)
+        families.append(
+            {
+                "family": name,
+                "dtype": dtype,
+                "engine": engine,
+                "provenance": found.provenance,
+                "form": found.form,
+                "coefficients": {k: found.value[k] for k in sorted(found.named)},
+                "error": found.error,
+                "error_decades": list(found.error_decades),
+                "rows": found.fit.rows if found.fit else None,
+                "shapes": found.fit.shapes if found.fit else None,
+                "held_out_mean": found.fit.mean if found.fit else None,
+                "held_out_median": found.fit.median if found.fit else None,
+                "held_out": found.fit.held_out if found.fit else None,
+                "seen": {k: list(ends) for k, ends in found.seen.items()},
+                "source": found.source,
+            }
+        )
+    return {
+        **profile_facts(machine),
+        "cache_bytes": machine.memory.cache_bytes,
+        "network_bytes_per_s": machine.link.network_bytes_per_s if machine.link else None,
+        "multiprocessors": machine.multiprocessors,
+        **{
+            name: getattr(machine.wafer, name, None)
+            for name in ("cores", "fabric_bytes_per_s", "off_wafer_bytes_per_s")
+        },
+        "clock_hz": machine.clock_hz,
+        "engines": dict(machine.engines),
+        "families": families,
+    }
+
+
+def _parts_of(key: str) -> tuple[str, str | None, str | None]:
+    """(family or op kind, element type, engine) of a key such as ``experts:fp8@vllm``."""
+    rest, _, engine = key.partition("@")
+    name, _, dtype = rest.partition(":")
+    return name, dtype or None, engine or None
+
+
+def machine_report(machine: Hardware) -> list[Block]:
+    """One machine: its figures, the coefficients of each op family with their error, and where all of it is from."""
+    facts = machine_facts(machine)
+    rows = tuple(
+        (
+            f["family"],
+            f["dtype"] or DASH,
+            f["engine"] or DASH,
+            f["form"],
+            f["provenance"],
+            percent(f["error"]),
+            percent(f["held_out_mean"]),
+            percent(f["held_out_median"]),
+            number(f["rows"]),
+            number(f["shapes"]),
+        )
+        for f in facts["families"]
+    )
+    header = ("family", "type", "engine", "form", "from", "80 % within", "mean", "median", "rows", "shapes")
+    title = (
+        "Coefficients: what 80 % of ops are within; mean and median error of shapes that the fit did not see"
+    )
+    return [
+        f"{machine.name}: {machine.title}, law {machine.law}",
+        *_figures(facts),
+        without_empty(
+            Table(title, header, rows, left=5), "mean", "median", "rows", "shapes", "engine", "type"
+        ),
+        "Where it is from:",
+        *(f"  {what}: {clean(source)}" for what, source in facts["sources"].items()),
+        "No type: 16-bit kernels; no engine: coefficients for any. --json has them, the sizes seen and each one's source.",
+    ]
+
+
+def _figures(facts: dict[str, Any]) -> list[Block]:
+    """The datasheet in lines, of one device."""
+    peaks = ", ".join(f"{units.count(v, 'FLOP/s')} {name}" for name, v in facts["peak_flop_per_s"].items())
+    links = [
+        f"{what} {rate(value)}"
+        for what, value in (("link", facts["link_bytes_per_s"]), ("network", facts["network_bytes_per_s"]))
+        if value
+    ]
+    memory = f"{size(facts['memory_bytes'])} at {rate(facts['memory_bytes_per_s'])}"
+    if facts["cache_bytes"]:
+        memory += f", cache {size(facts['cache_bytes'])}"
+    out: list[Block] = [f"dense peaks: {peaks}", f"memory: {', '.join([memory, *links])}"]
+    processors = [f"{facts['multiprocessors']:,.0f}"] if facts["multiprocessors"] > 1 else []
+    if facts["clock_hz"]:
+        processors.append(f"up to {units.count(facts['clock_hz'], 'Hz', 2)}")
+    if processors:
+        out.append(f"processors: {', '.join(processors)}")
+    if facts["cores"]:
+        out.append(
+            f"wafer: {facts['cores']:,.0f} cores, fabric {rate(facts['fabric_bytes_per_s'])}, "
+            f"off the wafer {rate(facts['off_wafer_bytes_per_s'])}"
+        )
+    if facts["engines"]:
+        out.append("engines measured: " + ", ".join(f"{name} {v}" for name, v in facts["engines"].items()))
+    return out
+
+
 def profiles_report(machines: Sequence[Hardware]) -> list[Block]:
     """One row per machine: its law, its datasheet, and what its op families' coefficients rest on."""
     rows = []
@@ -97,6 +204,6 @@ def profiles_report(machines: Sequence[Hardware]) -> list[Block]:
     header = ("machine", "law", "op families", "bf16", "fp8", "fp4", "memory", "bandwidth", "link", "power")
     return [
         Table("Machines, per device (dense peaks; the link is one direction)", header, tuple(rows), left=3),
-        "NAME-xN is N of them joined by their link (h100-sxm-x8). docs/hardware.md says where every figure comes from; "
-        "--hw also takes the path of a .toml file.",
+        "NAME-xN is N of them joined by their link (h100-sxm-x8). 'moetrace profiles NAME' says where its figures "
+        "come from and how far off its fits are; --hw also takes the path of a .toml file.",
     ]

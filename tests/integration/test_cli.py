@@ -198,6 +198,27 @@ def test_catalogues_list_and_are_json_too(verb: str, call: Callable[..., Answer]
         assert entry["name"] in text.out
 
 
+def test_one_machine_says_what_its_figures_rest_on(tmp_path: Path, call: Callable[..., Answer]) -> None:
+    text, facts = call("profiles", "h100-sxm").out, json.loads(call("profiles", "h100-sxm", "--json").out)
+    found = next(
+        f for f in facts["families"] if (f["family"], f["dtype"], f["engine"]) == ("experts", "fp8", "vllm")
+    )
+    assert facts["schema"] == "moetrace.profile/1" and facts["engines"]["vllm"] in text
+    assert found["provenance"] == "fitted" and found["rows"] > found["shapes"] > 2
+    assert 0 < found["held_out_median"] < found["held_out_mean"] < found["error"]
+    row = next(line for line in text.splitlines() if line.split()[:3] == ["experts", "fp8", "vllm"])
+    assert f"{found['held_out_mean']:.1%}".replace("%", " %") in row and f"{found['rows']:,}" in row
+    assert all(source.split()[0] in text for source in facts["sources"].values())
+
+
+def test_a_machine_that_is_no_gpu_and_one_that_is_not_known(call: Callable[..., Answer]) -> None:
+    wafer = call("profiles", "cs3").out.partition("Where")[0]
+    assert "fabric" in wafer and not any(word in wafer for word in ("cache", "processors:", "link", "None"))
+    assert "H20" in call("profiles", "h20-x8").out
+    answer = call("profiles", "h1000")
+    assert answer.status == 2 and "h100-sxm" in answer.err
+
+
 def test_the_timeline_has_every_op(run_dir: Path, tmp_path: Path, call: Callable[..., Answer]) -> None:
     target = tmp_path / "timeline.json"
     assert call("export", run_dir, "--perfetto", "-o", target).status == 0

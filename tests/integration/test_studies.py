@@ -1,4 +1,5 @@
-"""What docs/studies.md concludes from its tables (the tables themselves: test_examples.py) holds with the laws of today."""
+"""What docs/studies.md concludes from its tables (the tables themselves: test_examples.py) holds with the laws of today,
+and what docs/accuracy.md and docs/hardware.md tell of the profiles."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import sys
 
 import pytest
 
+from moetrace.hardware import load_hardware
 from moetrace.validate.figure import shipped
 from moetrace.validate.sources import fewer_active
 from tests.conftest import REPO
@@ -70,42 +72,51 @@ def test_the_page_on_hardware_tells_what_the_fit_of_wafers_leaves() -> None:
 
 def held_out(machine: str) -> dict[str, tuple[float, float]]:
     """Mean and median held-out error, per cent, of each fitted key of a profile."""
-    found, key = {}, ""
-    for line in (REPO / "hw_profiles" / f"{machine}.toml").read_text().splitlines():
-        if at := re.fullmatch(r'\[fitted\.family\.("?)([^"]+)\1\]', line):
-            key = at[2]
-        elif line.startswith("held_out = ") and (both := re.search(r"mean ([\d.]+)% median ([\d.]+)%", line)):
-            found[key] = float(both[1]), float(both[2])
-    return found
+    fits = {key: family.fit for key, family in load_hardware(machine).families.items()}
+    return {
+        key: (100 * fit.mean, 100 * fit.median)
+        for key, fit in fits.items()
+        if fit and fit.mean and fit.median
+    }
 
 
-H100_KEYS = {
-    "dense GEMMs": r"dense_gemm.*@.*",
-    "SGLang's block FP8": r"dense_gemm:fp8_block@sglang",
-    "attention": r"attention.*@.*",
-    "an fp8 cache": r"attention:fp8@trtllm",
-    "in bf16": r"attention@trtllm",
-    "MLA": r"mla_attention.*@.*",
-    "TensorRT-LLM's fp8 cache": r"mla_attention:fp8@trtllm",
-    "NCCL": r".*@nccl",
-    "all-to-all": r"all_to_all@nccl",
-    "in a graph and eager": r"all_reduce@(sglang|trtllm|vllm)",
-    "dispatch": r"moe_dispatch",
-    "collect": r"moe_collect",
+# By row of the page: the keys that its error is the median of, and the one that it calls the worst.
+H100_ROWS = {
+    "dense GEMMs": (r"dense_gemm.*@.*", "dense_gemm:fp8_block@sglang"),
+    "attention, decode": (r"attention.*@.*", "attention@sglang_triton"),
+    "MLA, decode": (r"mla_attention.*@.*", "mla_attention:fp8@trtllm"),
+    "NCCL's collectives, one node": (r".*@nccl", "all_to_all@nccl"),
+    "engines' own all-reduce, in a graph and eager": (
+        r"all_reduce@(sglang|trtllm|vllm)",
+        "all_reduce@sglang",
+    ),
 }
+PAIR = re.compile(r"([\d.]+) / ([\d.]+) %")
 
 
-def test_the_page_on_hardware_tells_the_held_out_errors_of_the_fits() -> None:
-    """Each pair mean / median of its sentence: the median over the keys that it speaks of; and the widening of each profile."""
+def test_the_page_on_accuracy_tells_the_held_out_errors_of_the_fits() -> None:
+    """Each row of families: the median over the keys that it speaks of, and of them the worst."""
+    page, fits = (REPO / "docs" / "accuracy.md").read_text(), held_out("h100-sxm")
+    page = page.split("## By family")[1].split("## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "|" in line
+    ]
+    found = {row[0]: row for row in rows}
+    for name, (pattern, worst) in H100_ROWS.items():
+        keys = {key: fits[key] for key in fits if re.fullmatch(pattern, key)}
+        assert max(keys, key=lambda key: keys[key][0]) == worst, name
+        median = [statistics.median(values) for values in zip(*keys.values(), strict=True)]
+        for cell, values in ((found[name][1], median), (found[name][2], fits[worst])):
+            told = PAIR.search(cell)
+            assert told, (name, cell)
+            for number, value in zip(told.groups(), values, strict=True):
+                assert abs(float(number) - value) < 0.06, (name, cell, values)
+    exchanges = [float(n) for pair in PAIR.findall(found["DeepEP dispatch; combine"][1]) for n in pair]
+    assert exchanges == pytest.approx([*fits["moe_dispatch"], *fits["moe_collect"]])
+
+
+def test_the_page_on_hardware_tells_the_widening_of_each_profile() -> None:
     page = (REPO / "docs" / "hardware.md").read_text()
-    sentence = page.split("* Off by, mean / median of held-out rows on H100")[1].split("On A100:")[0]
-    fits = held_out("h100-sxm")
-    for words, pattern in H100_KEYS.items():
-        both = re.search(rf"\b{words}\s+([\d.]+) / ([\d.]+) %", sentence)
-        keys = [fits[key] for key in fits if re.fullmatch(pattern, key)]
-        assert both and keys, words
-        for told, values in zip(both.groups(), zip(*keys, strict=True), strict=True):
-            assert abs(float(told) - statistics.median(values)) < 0.06, (words, told, sorted(values))
     ships = page.split("## What ships")[1].split("\n\n")[1]
     for name in ("h200-sxm", "b200", "mi300x"):
         widen = re.search(r"^widen = ([\d.]+)", (REPO / "hw_profiles" / f"{name}.toml").read_text(), re.M)

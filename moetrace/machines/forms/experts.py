@@ -36,7 +36,7 @@ the time each.
 Warm cache: weights that fit half of it cost the share `cached` of their time, smoothly in the size, since each of its two
 partitions keeps what its own processors read (NVIDIA A100 Tensor Core GPU Architecture, whitepaper, "L2 cache"); and from
 untuned_ranks on weights stream at the share `untuned` of the bandwidth, as the public benchmark of TensorRT-LLM shows and
-serving, which tunes its kernels when it starts, need not (inferred, docs/hardware.md).
+serving, which tunes its kernels when it starts, need not (inferred, docs/accuracy.md).
 In decode the sum of weights and arithmetic fits as well as any blend; with thousands of tokens it is a fifth too long in vLLM
 and SGLang, and right in TensorRT-LLM: `overlap`. Measured on H100: tiles tuned for some size, wave quantisation and the blocks
 of the GEMM over hidden add nothing (held-out errors: the profiles). SGLang's bf16 kernel with default tiles does 1.3 thousand

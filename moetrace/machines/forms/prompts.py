@@ -13,7 +13,7 @@ Matrix units and the units of special functions, 16 a cycle of each processor (C
 arithmetic instructions), take turns on a tile; the next tile goes where one has ended (FlashAttention-3's
 DynamicPersistentTileScheduler in flash_fwd_launch_template.h), so that processors end together, but for the longest. What a
 block takes in decoding, where it waits for its own results, the other warps of a tile hide. That turns are taken and not
-hidden is inferred from speeds of FlashAttention-3 (arXiv 2407.08608, figure 5; docs/hardware.md has the errors).
+hidden is inferred from speeds of FlashAttention-3 (arXiv 2407.08608, figure 5; docs/accuracy.md has the errors).
 `share`, of the peak, that matrix units reach: 1 in FlashAttention-3, elsewhere `prompt_flops`. Not known: what pages cost.
 Such an op errs by more than the decoding that its coefficients were fitted on (`FURTHER`).
 """
