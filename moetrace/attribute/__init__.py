@@ -19,13 +19,14 @@ from moetrace.attribute.result import (
     ATTRIBUTION_SCHEMA,
     ATTRIBUTION_VERSION,
     Attribution,
+    check_attribution,
     file_facts,
 )
 from moetrace.attribute.summary import FLAGS, Summary
 from moetrace.errors import ProfileError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.op import BOUNDS, PARTS
-from moetrace.run import Run, TableParts, no_path, nullable, numbers, text_column
+from moetrace.run import Run, TableParts, check_runs, nullable, numbers, text_column
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -43,8 +44,8 @@ def attribute(run: Run, hardware: Hardware | str | None = None) -> Attribution:
 
     Raises ProfileError if there is no such machine, or the run does not say its own.
     """
-    no_path(run)
-    machine = hardware or run.meta.hardware
+    check_runs(run)
+    machine = run.meta.hardware if hardware is None else hardware
     if machine is None:
         raise ProfileError(
             "the run does not say which machine it ran on: name one with --hw (see 'moetrace profiles')"
@@ -114,5 +115,6 @@ def _chunked(column: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 __all__ = [
-    "ATTRIBUTION_COLUMNS", "ATTRIBUTION_SCHEMA", "ATTRIBUTION_VERSION", "Attribution", "attribute", "price_run",
+    "ATTRIBUTION_COLUMNS", "ATTRIBUTION_SCHEMA", "ATTRIBUTION_VERSION", "Attribution", "attribute", "check_attribution",
+    "price_run",
 ]  # fmt: skip

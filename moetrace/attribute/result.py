@@ -7,15 +7,20 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace import markup
+from moetrace.errors import RunError
 from moetrace.files import table_facts, write_parquet, write_whole
+from moetrace.given import misfit
 from moetrace.run import TEXT
 from moetrace.units import percent, seconds
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ATTRIBUTION_VERSION = 1
 
@@ -98,6 +103,11 @@ class Attribution:
         for i in range(file.num_row_groups):
             yield file.read_row_group(i, columns=names)
 
+    def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The table, or some columns of it, as a DataFrame: a row per op of the run, in its order."""
+        frame: pd.DataFrame = pa.concat_tables(self.parts(columns)).to_pandas()
+        return frame
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the table as Parquet, whole or not at all."""
         rows = self.rows
@@ -122,6 +132,12 @@ class Attribution:
                 return all(other.read(1 << 20) == block for block in _blocks(self.rows)) and not other.read(1)
         except (pa.ArrowInvalid, OSError):
             return False
+
+
+def check_attribution(given: object) -> None:
+    """Raises RunError where a caller gave something else in the place of an Attribution, such as the run."""
+    if not isinstance(given, Attribution):
+        raise RunError(misfit(given, "Attribution", "moetrace.attribute makes one of a run"))
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:

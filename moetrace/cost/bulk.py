@@ -118,12 +118,12 @@ def context_for(
             f"{hw.name}: an op runs on the cores that hold its weights, and how many these are follows from the model: name it "
             "(--model NAME or config.json; model= in Python)"
         )
-    return plain.of_model(load_model(str(model) if isinstance(model, Path) else model), placement)
+    return plain.of_model(load_model(model), placement)
 
 
 def _check_engine(hw: Hardware, engine: str) -> None:
     """Raises ScenarioError for an engine that nobody knows: its ops would be priced as those of an engine not measured."""
-    name = engine.partition("@")[0]
+    name = str(engine).partition("@")[0]
     known = {ANY_ENGINE, *ENGINES, *(key.partition("@")[2] for key in hw.families)} - {""}
     if name not in known:
         raise ScenarioError(unknown("value of engine", name, sorted(known)))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.errors import ScenarioError, plainly
+from moetrace.given import misfit
 
 BATCH = 1 << 18  # rows held at once
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -48,9 +49,8 @@ def _in_memory(table: object) -> pa.Table:
 
 def _frame(table: object) -> Any:
     if not hasattr(table, "columns") or not hasattr(table, "dtypes"):
-        raise ScenarioError(
-            f"a {type(table).__name__} is no table: expected a pyarrow Table, a DataFrame, a mapping of columns or a file"
-        )
+        how = "expected a pyarrow Table, a DataFrame, a mapping of columns or a file"
+        raise ScenarioError(misfit(table, "table", how))
     return table
 
 

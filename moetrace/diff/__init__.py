@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,16 @@ from moetrace import markup
 from moetrace.diff.gates import METRICS, Gate, check_metrics
 from moetrace.diff.intervals import LEAST, difference
 from moetrace.diff.samples import BETWEEN, IDLE, Key, Samples, collect
-from moetrace.errors import RunError
-from moetrace.run import Run, main_phase, no_path
+from moetrace.errors import RunError, ScenarioError, unknown
+from moetrace.given import several
+from moetrace.run import Run, check_runs, main_phase
 from moetrace.units import seconds
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SCHEMA = "moetrace.diff/1"
+TABLES = ("families", "ops", "layers", "op_layers")
 FEW = 8  # steps below which the text warns
 FloatArray = npt.NDArray[np.float64]
 _OUTSIDE = (IDLE[0], BETWEEN[0])
@@ -52,6 +57,17 @@ class Diff:
         title = f"Time of a mean {self.facts['phase']} step by family"
         return markup.table(title, ("family", "before", "after", "change", "beyond noise"), rows)
 
+    def to_pandas(self, table: str = "families") -> pd.DataFrame:
+        """One table as a DataFrame, a row per family (or op, layer, op of a layer), largest change first; times in seconds.
+
+        Raises RunError if there is no such table: there are `families`, `ops`, `layers` and `op_layers`.
+        """
+        import pandas as pd
+
+        if table not in TABLES:
+            raise RunError(unknown("table", str(table), TABLES))
+        return pd.DataFrame(self.facts[table])
+
     @property
     def failed(self) -> bool:
         """Whether a gate failed."""
@@ -73,8 +89,12 @@ def diff(
     Raises RunError where the runs have no phase in common or too few steps for a gate, ScenarioError
     for a gate that cannot be read.
     """
-    no_path(before, after)
-    wanted = [Gate.of(text) for text in ([gates] if isinstance(gates, str) else gates)]
+    check_runs(before, after)
+    wanted = [
+        Gate.of(text) for text in several(gates, str, "gate", "expected text such as tpot<+3%", ScenarioError)
+    ]
+    if not (isinstance(confidence, int | float) and 0 < confidence < 1):
+        raise ScenarioError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")
     name = phase or _common_phase(before, after)
     a, b = collect(before, name), collect(after, name)
     for which, samples in (("before", a), ("after", b)):

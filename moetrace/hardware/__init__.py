@@ -27,11 +27,11 @@ from moetrace.hardware.machine import (
     coefficient_family,
 )
 from moetrace.hardware.match import match_device
-from moetrace.hardware.profile import LAWS, load_hardware
+from moetrace.hardware.profile import LAWS, load_hardware, machines_of
 from moetrace.hardware.variants import node_of
 
 __all__ = [
     "ANY_ENGINE", "BEYOND_ENGINES", "ENGINES", "FALLBACK", "FASTEST", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "OTHER_ENGINE",
     "OTHER_VERSION", "SCHEMAS", "Family", "Hardware", "Link", "Memory", "Parameter", "Schema", "Wafer", "coefficient_family",
-    "combined_error", "load_hardware", "match_device", "node_of", "profile_names", "read_profile", "schema",
+    "combined_error", "load_hardware", "machines_of", "match_device", "node_of", "profile_names", "read_profile", "schema",
 ]  # fmt: skip

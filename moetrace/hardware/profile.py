@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from moetrace.errors import ProfileError
+from moetrace.given import misfit, several
 from moetrace.hardware.coefficients import read_family, sizes_seen
 from moetrace.hardware.family import Family
 from moetrace.hardware.files import Reader, profile_names, read_profile
@@ -16,6 +18,7 @@ from moetrace.hardware.match import check_match
 from moetrace.hardware.pace import Pace
 from moetrace.hardware.variants import node_of, split_node, variant_of, widening
 
+_MACHINE = "expected a profile's name, the path of one, or a Hardware"
 LAWS = ("gpu", "wafer", "cpu")
 # Bounds catch values in the wrong unit (989 instead of 989e12).
 _DATASHEET = {
@@ -40,7 +43,7 @@ _TUNED = {
 }
 
 
-def load_hardware(machine: str | Hardware) -> Hardware:
+def load_hardware(machine: str | os.PathLike[str] | Hardware) -> Hardware:
     """The Hardware of a shipped profile's name, or of a path to a ``.toml`` file. Raises ProfileError.
 
     ``NAME-xN`` is N devices of that profile, joined by its link. A Hardware is returned as it is, so that whatever takes a
@@ -48,6 +51,9 @@ def load_hardware(machine: str | Hardware) -> Hardware:
     """
     if isinstance(machine, Hardware):
         return machine
+    if not isinstance(machine, str | os.PathLike):
+        raise ProfileError(misfit(machine, "machine", _MACHINE))
+    machine = os.fspath(machine)
     node = split_node(machine)
     if node and machine not in profile_names():
         return node_of(load_hardware(node[0]), node[1])
@@ -65,6 +71,11 @@ def load_hardware(machine: str | Hardware) -> Hardware:
     gpus = reader.number(table, "", "gpus", 2, 1e5, whole=True)
     whole = _build(Reader(base_path), base)
     return _overlay(reader, whole, table, int(gpus))
+
+
+def machines_of(given: Iterable[Hardware | str] | Hardware | str) -> list[Hardware | str]:
+    """One machine or several as a list, each a name or a Hardware. Raises ProfileError where another type is among them."""
+    return several(given, (str, os.PathLike, Hardware), "machine", _MACHINE, ProfileError)
 
 
 def _build(reader: Reader, table: dict[str, Any]) -> Hardware:

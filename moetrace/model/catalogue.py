@@ -7,6 +7,7 @@ The catalogue is `models/*.json`, public values under Hugging Face field names. 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import ModelError, unknown
+from moetrace.given import misfit
 from moetrace.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def load_config(name_or_path: str) -> dict[str, Any]:
     return {k: v for k, v in _read(name_or_path)[0].items() if k not in _ABOUT}
 
 
-def load_model(name_or_path: str | ModelSpec) -> ModelSpec:
+def load_model(name_or_path: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
     """The spec behind a catalogue name, a Hugging Face config.json or a folder that holds one; a ModelSpec as it is, so that
     what takes a model takes its name too.
 
@@ -72,7 +74,11 @@ def load_model(name_or_path: str | ModelSpec) -> ModelSpec:
     """
     if isinstance(name_or_path, ModelSpec):
         return name_or_path
-    config, where, name = _read(name_or_path)
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ModelError(
+            misfit(name_or_path, "model", "expected a name, a config.json's path or a ModelSpec")
+        )
+    config, where, name = _read(os.fspath(name_or_path))
     return ModelSpec.from_config(config, name, where)
 
 

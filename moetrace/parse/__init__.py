@@ -20,7 +20,8 @@ from moetrace import formats
 from moetrace.errors import RunError, TraceError
 from moetrace.files import is_run, url_of
 from moetrace.formats.where import traces_at
-from moetrace.hardware import load_hardware
+from moetrace.given import misfit
+from moetrace.hardware import Hardware, load_hardware
 from moetrace.model import ModelSpec, load_model
 from moetrace.model.fields import is_whole
 from moetrace.ops import Names, communication_names
@@ -51,7 +52,7 @@ def open_run(path: str | os.PathLike[str] | formats.Export, **options: Any) -> R
     """
     if isinstance(path, formats.Export):
         return parse(path, **options)
-    root = Path(path)
+    root = _path(path)
     behind = run_behind(url) if (url := url_of(root)) is not None else None
     if behind is None and not is_run(root):
         return parse(root, **options)
@@ -63,15 +64,22 @@ def open_run(path: str | os.PathLike[str] | formats.Export, **options: Any) -> R
     return Run.load(root) if (root / "run.json").is_file() else Ranks.load(root)
 
 
+def _path(given: object) -> Path:
+    """The path that was given. Raises TraceError for a value that is none."""
+    if not isinstance(given, str | os.PathLike):
+        raise TraceError(misfit(given, "path", "expected that of a trace or a RUN"))
+    return Path(given)
+
+
 def parse(
     trace: str | os.PathLike[str] | formats.Export,
     *,
-    model: str | ModelSpec | None = None,
+    model: str | os.PathLike[str] | ModelSpec | None = None,
     capture_trace: str | os.PathLike[str] | None = None,
     kv_len: int | None = None,
     ran_tp: int | None = None,
     ran_ep: int | None = None,
-    hardware: str | None = None,
+    hardware: Hardware | str | None = None,
     routing: Routing | RoutingLog | None = None,
     comm_table: str | os.PathLike[str] | Names | None = None,
     progress: Progress | None = None,
@@ -95,13 +103,16 @@ def parse(
     for option, number in (("kv_len", kv_len), ("ran_tp", ran_tp), ("ran_ep", ran_ep)):
         if number is not None and not is_whole(number, 1):
             raise TraceError(f"{option} is {number}: expected a whole number from 1 that a run could have")
-    located = trace if isinstance(trace, formats.Export) else formats.located(Path(trace))
+    located = trace if isinstance(trace, formats.Export) else formats.located(_path(trace))
     file, recording, recorded = _locate(located)
     if capture_trace is None and recording and isinstance(file, Path) and file.with_name(_CAPTURE).is_file():
         capture_trace = file.with_name(_CAPTURE)
-    given = model if isinstance(model, ModelSpec) else load_model(model) if model else None
+    given = None if model is None else load_model(model)
     if hardware is not None:
-        load_hardware(hardware)
+        known = load_hardware(hardware)
+        hardware = known.name if isinstance(hardware, Hardware) else os.fspath(hardware)
+    if not isinstance(routing, Routing | RoutingLog | None):
+        raise RunError(misfit(routing, "Routing", "Routing.load reads one"))
     names = comm_table if isinstance(comm_table, Names | None) else communication_names(Path(comm_table))
     captures = traces_at(Path(capture_trace)) if capture_trace is not None else []
     events = formats.read(file, progress, formats.Spill(scratch), gpu)

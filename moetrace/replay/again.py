@@ -18,8 +18,6 @@ _BACK = {"n_a": "native", "routing": "recorded", "fusion": "recorded", "experts"
 def check_again(draft: Draft) -> None:
     """Raises ScenarioError where a prediction is to be edited in a way that needs what it was made from."""
     said = draft.made_with
-    if not said:
-        return
     _check_whole(said)
     for setting in draft.scenario.settings:
         name = setting.name
@@ -29,9 +27,10 @@ def check_again(draft: Draft) -> None:
                 f"{setting}: the run is a prediction with {before}, and a per cent would be of what that left: say the number "
                 f"with {_SHARES[name][-1]}, or {_ONCE}"
             )
-        if setting.value == _BACK.get(name) and said.get(name, setting.text) != setting.text:
+        was = "runs" if name == "fusion" and was_fused(draft) else said.get(name, setting.text)
+        if setting.value == _BACK.get(name) and was != setting.text:
             raise ScenarioError(
-                f"{setting}: the run is a prediction with {name}={said[name]} and no longer holds what was recorded: {_ONCE}"
+                f"{setting}: the run is a prediction with {name}={was} and no longer holds what was recorded: {_ONCE}"
             )
 
 
@@ -48,13 +47,13 @@ def _check_whole(said: Mapping[str, str]) -> None:
 def made_by(draft: Draft) -> dict[str, str]:
     """Knob name to value as text of all that a prediction is made with, also before it was edited again.
 
-    A fusion that no knob asked for is among them, and a count of experts replaces the per cent that led to the last one.
+    A count of experts, or their width, replaces the per cent that led to the last one.
     """
     said = {**draft.made_with, **draft.scenario.texts()}
     for share, (_, count) in _SHARES.items():
         if count in draft.scenario.texts():
             said.pop(share, None)
-    return said if not fuses(draft) else {"fusion": "runs", **said}
+    return said
 
 
 def fuses(draft: Draft) -> bool:
@@ -63,4 +62,9 @@ def fuses(draft: Draft) -> bool:
     return own == "cpu" != draft.hw.device_class and "fusion" not in draft.scenario.texts()
 
 
-__all__ = ["check_again", "fuses", "made_by"]
+def was_fused(draft: Draft) -> bool:
+    """Whether the run is a prediction whose small operators became one kernel already, asked for or not."""
+    return bool(draft.run.meta.facts.get("fused")) or draft.made_with.get("fusion") == "runs"
+
+
+__all__ = ["check_again", "fuses", "made_by", "was_fused"]

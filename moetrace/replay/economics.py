@@ -18,10 +18,8 @@ def economics(
     wafer's is the system's), so tokens per joule are at least what is said. `price_per_hour` is for one device: there is no
     default. Raises ScenarioError for a price that is not above 0.
     """
-    if price_per_hour is not None and not price_per_hour > 0:
-        raise ScenarioError(
-            f"price_per_hour={price_per_hour:g}: expected a price above 0 per device and hour"
-        )
+    if price_per_hour is not None and not (isinstance(price_per_hour, int | float) and price_per_hour > 0):
+        raise ScenarioError(f"price_per_hour={price_per_hour}: expected a price above 0 per device and hour")
     devices = (wafers or 1) if hw.device_class == "wafer" else hw.gpus
     power = None if hw.power_w is None else hw.power_w * devices
     known = output_per_s is not None and output_per_s > 0

@@ -28,7 +28,7 @@ from moetrace.replay.setting import context_of, crossing_ns, keeps_gaps, source_
 from moetrace.replay.shown import as_html, in_words
 from moetrace.replay.summary import Tally
 from moetrace.replay.timed import timed
-from moetrace.run import OPS_SCHEMA, TABLE_FACTS, Meta, Run, TableParts, no_path
+from moetrace.run import OPS_SCHEMA, TABLE_FACTS, Meta, Run, TableParts, check_runs
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -64,7 +64,7 @@ def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Pr
     Its own hardware and no knob give the measured step times to the ns. Raises ScenarioError with one line if a knob
     cannot apply, the parallelism does not fill the machine, or no op lies in a step.
     """
-    no_path(run)
+    check_runs(run)
     return predict(run, machine_of(load_hardware(hw), scenario), scenario)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from moetrace.cost import PriceContext
 from moetrace.ops.columns import record_columns
-from moetrace.replay.again import made_by
+from moetrace.replay.again import fuses, made_by
 from moetrace.replay.anchor import Priced
 from moetrace.replay.draft import Draft
 from moetrace.run import Meta, Step, nullable, numbers, ops_table, text_column
@@ -52,6 +52,7 @@ def meta_of(
     facts = {
         **dict(meta.facts),
         "scenario": made_by(draft),
+        **({"fused": True} if fuses(draft) else {}),
         "price_context": asdict(context),  # so that attribution prices the run as the replay did
         "measured_on": meta.hardware or meta.device,
     }

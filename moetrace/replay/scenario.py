@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import ScenarioError
+from moetrace.given import misfit
 from moetrace.replay.parallel import NAMES, Parallel
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ def machine_of(hw: Hardware, scenario: Scenario) -> Hardware:
     given: object = scenario  # whatever a caller took for one
     if isinstance(given, str):
         raise ScenarioError(f"{given!r} is text and no Scenario: Scenario.of({given!r}) reads it")
+    if not isinstance(given, Scenario):
+        raise ScenarioError(
+            misfit(given, "Scenario", "Scenario.of('n_a=4') makes one, Scenario() changes nothing")
+        )
     count, nodes = scenario.get("gpus"), scenario.get("nodes")
     if count is None and nodes is None:
         return hw

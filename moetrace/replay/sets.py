@@ -11,6 +11,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from moetrace.errors import ScenarioError
+from moetrace.given import several
 from moetrace.replay.knobs import KNOBS, knob_name
 from moetrace.replay.parallel import NAMES
 from moetrace.replay.scenario import Scenario, Setting, gpus_of, machine_of, parallel_of
@@ -23,14 +24,16 @@ MAX_SCENARIOS = 512
 SIZES = ("gpus", "nodes")  # knobs that make another machine, whose name says them
 
 
-def read_sets(sets: Sequence[str]) -> dict[str, tuple[Setting, ...]]:
+def read_sets(sets: Sequence[str] | str) -> dict[str, tuple[Setting, ...]]:
     """The values of each knob named in ``NAME=VALUE[,VALUE...]`` texts, knobs in the order of the knob table.
 
     Raises ScenarioError: no such knob, no value, a value that cannot be read, or a knob or value given twice.
     """
     found: dict[str, tuple[Setting, ...]] = {}
     given: dict[str, str] = {}
-    for text in sets:
+    for text in several(
+        sets, str, "setting", "expected text such as 'n_a=4', each for itself", ScenarioError
+    ):
         raw, equals, values = text.partition("=")
         if not equals:
             raise ScenarioError(f"--set {text!r}: expected NAME=VALUE, such as n_a=4")
@@ -57,7 +60,10 @@ def values_of(name: str, text: str) -> tuple[Setting, ...]:
 
 
 def scenarios(
-    sets: Sequence[str] | str, machines: Sequence[Hardware | str] | str, run: Run, most: int = MAX_SCENARIOS
+    sets: Sequence[str] | str,
+    machines: Sequence[Hardware | str] | Hardware | str,
+    run: Run,
+    most: int = MAX_SCENARIOS,
 ) -> list[tuple[Hardware, Scenario]]:
     """Every (machine, scenario) that ``--set`` texts ask for: for each machine the product of the knobs' values.
 
@@ -66,13 +72,14 @@ def scenarios(
     `most` scenarios, a
     tp that no machine has the GPUs for, a node left without parallelism, a placement without a wafer, gpus without a GPU.
     """
-    from moetrace.hardware import load_hardware
+    from moetrace.hardware import load_hardware, machines_of
+    from moetrace.run import check_runs
 
-    named = [machines] if isinstance(machines, str) else machines
-    hardware = [load_hardware(machine) for machine in named]
+    check_runs(run)
+    hardware = [load_hardware(machine) for machine in machines_of(machines)]
     if not hardware:
         raise ScenarioError("no machine was named: expected at least one --hw NAME")
-    chosen = read_sets([sets] if isinstance(sets, str) else sets)
+    chosen = read_sets(sets)
     if "placement" in chosen and not any(hw.device_class == "wafer" for hw in hardware):
         raise ScenarioError(
             "placement says where a wafer keeps its experts, and no wafer was named: add --hw cs3"

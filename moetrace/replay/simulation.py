@@ -34,7 +34,7 @@ from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.speculate import Drafting, beside
 from moetrace.replay.summary import EXTRAPOLATED
 from moetrace.run import Run, Step
-from moetrace.synthesize import Workload, synthesize
+from moetrace.synthesize import Workload, check_workload, synthesize
 from moetrace.units import seconds
 
 FloatArray = npt.NDArray[np.float64]
@@ -87,6 +87,7 @@ def simulate(
     The scenario's `batch`, `input_len` and `output_len` stand for the workload's. Raises ScenarioError if a knob cannot apply,
     or sets what follows from the workload (`context`). `price_per_hour` is a user's for one device.
     """
+    check_workload(workload)
     hw, model = machine_of(load_hardware(hw), scenario), load_model(model)
     load, turned = workload_of(workload, scenario)
     speculation = speculate.asked(scenario)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moetrace.attribute import Attribution, check_attribution
 from moetrace.files import write_whole
 from moetrace.parse.nesting import outermost, sort_ranges
 from moetrace.report.perfetto_counters import counters
-from moetrace.run import Run, codes_of, no_path
-
-if TYPE_CHECKING:
-    from moetrace.attribute import Attribution
+from moetrace.run import Run, check_runs, codes_of, runs_of
 
 STEP_TRACK, LAYER_TRACK, FIRST_STREAM = 1, 2, 3
 _BATCH = 1 << 14  # ops that are put together at once
@@ -43,7 +41,7 @@ def write_timeline(
     run: Run,
     path: str | os.PathLike[str],
     attribution: Attribution | None = None,
-    beside: Sequence[Run] = (),
+    beside: Run | Sequence[Run] = (),
 ) -> int:
     """Writes the timeline, gzipped if the name ends in .gz, and returns the number of events.
 
@@ -51,7 +49,10 @@ def write_timeline(
     the same timeline, from the same moment on. The file is whole or absent: raises
     OutputError if it cannot be written.
     """
-    no_path(run, *beside)
+    check_runs(run)
+    others = runs_of(beside)
+    if attribution is not None:
+        check_attribution(attribution)
     target, count = Path(path), 0
 
     def write(part: Path) -> None:
@@ -59,9 +60,9 @@ def write_timeline(
         with part.open("wb") as raw:
             if target.suffix == ".gz":
                 with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
-                    count = _write(run, attribution, beside, packed)
+                    count = _write(run, attribution, others, packed)
             else:
-                count = _write(run, attribution, beside, raw)
+                count = _write(run, attribution, others, raw)
 
     write_whole(target, write)
     return count

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetrace.attribute import Attribution
+from moetrace.attribute import Attribution, check_attribution
 from moetrace.errors import MoetraceError
-from moetrace.run import Run
+from moetrace.run import Run, check_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ _PHASES = {
 
 def plot_steps(run: Run) -> Figure:
     """The time of each step in ms, coloured by its phase."""
+    check_runs(run)
     figure, axes = _figure()
     for phase in dict.fromkeys(s.phase or "unknown" for s in run.meta.steps):
         mine = [s for s in run.meta.steps if (s.phase or "unknown") == phase]
@@ -41,8 +42,9 @@ def plot_steps(run: Run) -> Figure:
 
 def plot_families(attribution: Attribution, phase: str = "decode") -> Figure:
     """The time of each op family in a mean step of a phase in ms, by what bounds it. Raises MoetraceError without the phase."""
+    check_attribution(attribution)
     phases = attribution.summary["phases"]
-    if phase not in phases:
+    if phase not in list(phases):
         raise MoetraceError(f"the run has no {phase} steps: there are {', '.join(phases) or 'none'}")
     rows = phases[phase]["families"][::-1]
     figure, axes = _figure()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from moetrace import markup
 from moetrace.errors import ModelError, RunError
 from moetrace.files import read_parquet, replace_directory, write_parquet
+from moetrace.given import misfit
 from moetrace.op import Op
 from moetrace.routing import Routing
 from moetrace.run.columns import (
@@ -243,11 +244,23 @@ class Run:
         return f"<Run {meta.kind}: {self.num_rows} ops, {len(meta.steps)} steps, {model} on {where}>"
 
 
-def no_path(*given: object) -> None:
-    """Raises RunError where a caller gave the path of a run in the place of a Run."""
+def check_runs(*given: object) -> None:
+    """Raises RunError where a caller gave something else in the place of a Run, such as the path of one."""
     for one in given:
         if isinstance(one, (str, os.PathLike)):
             raise RunError(f"{os.fspath(one)!r} is a path and no Run: moetrace.load reads one from it")
+        if not isinstance(one, Run):
+            within = isinstance(getattr(one, "run", None), Run)
+            raise RunError(misfit(one, "Run", "its .run is one" if within else "moetrace.load reads one"))
+
+
+def runs_of(given: Run | Iterable[Run]) -> list[Run]:
+    """One run or several as a list. Raises RunError as `check_runs`."""
+    alone = isinstance(given, Run | str | Mapping) or not isinstance(given, Iterable)
+    some: Any = [given] if alone else given
+    found = list(some)
+    check_runs(*found)
+    return found
 
 
 def meta_of(data: bytes, where: object) -> Meta:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from moetrace.errors import ModelError, ScenarioError
 from moetrace.forward import Placed, expert_padding, step_ops
+from moetrace.given import misfit
 from moetrace.model import ModelSpec, load_model
 from moetrace.op import Op
 from moetrace.ops.columns import record_columns
@@ -105,7 +106,12 @@ class Workload:
         return tuple(c + more for c in sorted({first, (first + last) // 2, last} | inside))
 
 
-@lru_cache(maxsize=8)
+def check_workload(given: object) -> None:
+    """Raises ScenarioError where a caller gave something else in the place of a Workload."""
+    if not isinstance(given, Workload):
+        raise ScenarioError(misfit(given, "Workload", "Workload(batch, input_len, output_len) makes one"))
+
+
 def synthesize(model: ModelSpec | str, workload: Workload) -> Run:
     """The run (kind ``synthesized``) of a workload on one device that holds the whole model, all times 0.
 
@@ -113,7 +119,12 @@ def synthesize(model: ModelSpec | str, workload: Workload) -> Run:
     so routing is the uniform formula unless a caller knows better. Raises ModelError for experts without a gate, whose work
     the expert ops do not describe.
     """
-    model = load_model(model)
+    check_workload(workload)
+    return _synthesized(load_model(model), workload)
+
+
+@lru_cache(maxsize=8)
+def _synthesized(model: ModelSpec, workload: Workload) -> Run:
     steps, passes = passes_of(model, workload)
     return Run(meta_of(model, workload, steps), _table(steps, passes))
 

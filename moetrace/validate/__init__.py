@@ -6,12 +6,14 @@ ledger as a whole; where a constant of moetrace was chosen on some of these figu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from moetrace.errors import MoetraceError
+from moetrace.errors import MoetraceError, ScenarioError
+from moetrace.given import several
 from moetrace.validate import figure
 from moetrace.validate.entry import Entry, refused
 from moetrace.validate.ledger import LEDGER_COLUMNS, LEDGER_SCHEMA, LEDGER_VERSION, summary, table_of
@@ -22,14 +24,17 @@ __all__ = ["LEDGER_COLUMNS", "LEDGER_SCHEMA", "LEDGER_VERSION", "entries", "summ
 
 
 def validate(
-    on: Sequence[Path | str] = (), progress: Callable[[float], None] = lambda share: None
+    on: Sequence[Path | str] | Path | str = (), progress: Callable[[float], None] = lambda share: None
 ) -> pa.Table:
     """The ledger: a row for each figure, and for each ratio made of two. Columns in docs/validate.md.
 
     `on` names files: a CSV with the columns of `published.csv` is scored beside what is shipped, a Parquet file of measured
     ops (the columns of `moetrace cost`, and `latency` in ms) by the law of their machine. Raises ScenarioError on another file.
     """
-    paths = [Path(path) for path in on]
+    paths = [
+        Path(one)
+        for one in several(on, (str, os.PathLike), "file", "expected the path of one", ScenarioError)
+    ]
     figures = figure.shipped()
     for path in paths:
         if path.suffix != ".parquet":

@@ -288,7 +288,7 @@ def test_a_table_that_cannot_be_priced_at_all(columns: dict[str, list[object]], 
 
 
 def test_things_that_are_no_table() -> None:
-    with pytest.raises(ScenarioError, match="a int is no table"):
+    with pytest.raises(ScenarioError, match="an int is no table"):
         cost(3, H100)  # type: ignore[arg-type]
     with pytest.raises(ScenarioError, match="ends in"):
         cost("ops.xlsx", H100)

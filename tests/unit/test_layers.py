@@ -23,7 +23,7 @@ ROWS = (
     {"run"},
     {"routing", "model", "hardware"},
     {"op"},
-    {"units", "files", "grouping", "markup", "signals", "cluster"},
+    {"units", "files", "given", "grouping", "markup", "signals", "cluster"},
     {"errors", "scratch"},
 )
 DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}

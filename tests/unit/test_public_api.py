@@ -5,9 +5,12 @@ import importlib
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import pandas as pd
 import pytest
 
 import moetrace
@@ -118,6 +121,96 @@ def test_a_path_in_the_place_of_a_run_and_text_in_that_of_a_scenario_are_errors_
     ):
         with pytest.raises(moetrace.MoetraceError, match=r"Scenario\.of\('n_a=2'\) reads it"):
             ask()
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 3.5, {"a": 1}, [1], pd.DataFrame({"a": [1]}), moetrace.Run], ids=repr
+)
+def test_a_value_of_another_type_is_an_error_in_words(wrong: Any, shipped: Path, tmp_path: Path) -> None:
+    """Whatever the argument: what it is, what it is taken for and where one comes from."""
+    run, load = moetrace.load(shipped), moetrace.Workload(1, 8, 2)
+    cases: list[tuple[str, Callable[[], object]]] = [
+        ("Run", lambda: moetrace.attribute(wrong, "cpu")),
+        ("Run", lambda: moetrace.diff(run, wrong)),
+        ("Run", lambda: moetrace.replay(wrong, "cpu")),
+        ("Run", lambda: moetrace.scenarios("n_a=4", "cpu", wrong)),
+        ("Run", lambda: moetrace.make_report(wrong)),
+        ("Run", lambda: moetrace.write_report(wrong, tmp_path / "page.html")),
+        ("Run", lambda: moetrace.write_timeline(wrong, tmp_path / "t.json")),
+        ("Run", lambda: moetrace.write_timeline(run, tmp_path / "t.json", beside=wrong)),
+        ("Run", lambda: moetrace.plot_steps(wrong)),
+        ("machine", lambda: moetrace.load_hardware(wrong)),
+        ("machine", lambda: moetrace.cost({"kind": ["norm"], "dtype": ["bf16"], "tokens": [1], "width": [1]}, wrong)),
+        ("Attribution", lambda: moetrace.plot_families(wrong)),
+        ("model", lambda: moetrace.load_model(wrong)),
+        ("model", lambda: moetrace.simulate(wrong, load, "h100-sxm")),
+        ("Workload", lambda: moetrace.simulate("olmoe-1b-7b", wrong, "h100-sxm")),
+        ("Workload", lambda: moetrace.synthesize("olmoe-1b-7b", wrong)),
+        ("Scenario", lambda: moetrace.replay(run, "cs3", wrong)),
+        ("setting", lambda: moetrace.Scenario.of(wrong)),
+        ("path", lambda: moetrace.load(wrong)),
+    ]  # fmt: skip
+    if wrong is not None:
+        cases += [
+            ("Attribution", lambda: moetrace.write_timeline(run, tmp_path / "t.json", wrong)),
+            ("Routing", lambda: moetrace.parse(shipped, routing=wrong)),
+        ]
+    for what, call in cases:
+        with pytest.raises(moetrace.MoetraceError, match=rf"is no {what}: |^'a' is a path and no Run"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_run_of_a_prediction_is_named_where_the_prediction_was_given(shipped: Path) -> None:
+    predicted = moetrace.replay(moetrace.load(shipped), "cs3")
+    with pytest.raises(moetrace.MoetraceError, match=r"^a Prediction is no Run: its \.run is one$"):
+        moetrace.attribute(predicted)  # type: ignore[arg-type]
+
+
+def test_values_that_are_no_list_and_no_number_are_refused(shipped: Path) -> None:
+    run = moetrace.load(shipped)
+    for call, words in (
+        (lambda: moetrace.diff(run, run, gates=None), "None is no gate"),
+        (lambda: moetrace.diff(run, run, confidence="0.9"), "confidence=0.9: expected a number between 0 and 1"),
+        (lambda: moetrace.diff(run, run, confidence=95), "confidence=95"),
+        (lambda: moetrace.scenarios(["n_a=4"], [3], run), "an int is no machine"),
+        (lambda: moetrace.make_report(run, machines=3), "an int is no machine"),
+        (lambda: moetrace.validate(3), "an int is no file"),
+        (lambda: moetrace.cost({"kind": ["norm"]}, "cpu", engine=None), "unknown value of engine 'None'"),
+        (
+            lambda: moetrace.simulate("olmoe-1b-7b", moetrace.Workload(1, 8, 2), "cpu", price_per_hour="2"),
+            "price_per_hour=2: expected a price",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(moetrace.MoetraceError, match=words):
+            call()
+
+
+def test_paths_may_be_text_or_paths_and_what_is_made_may_stand_for_its_name(
+    shipped: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text((SOURCE.parent / "models" / "olmoe-1b-7b.json").read_text())
+    assert moetrace.load_model(config) == moetrace.load_model(str(config))
+    profile = SOURCE.parents[1] / "hw_profiles" / "cpu.toml"
+    assert moetrace.load_hardware(profile) == moetrace.load_hardware(str(profile))
+    run, cs3 = moetrace.load(shipped), moetrace.load_hardware("cs3")
+    assert moetrace.parse(shipped, hardware=cs3).meta.hardware == "cs3"
+    assert moetrace.scenarios("n_a=4", cs3, run) == moetrace.scenarios("n_a=4", "cs3", run)
+    alone = moetrace.write_timeline(run, tmp_path / "t.json")
+    assert moetrace.write_timeline(run, tmp_path / "t.json", beside=run) == 2 * alone
+
+
+def test_tables_come_as_data_frames(shipped: Path) -> None:
+    run = moetrace.load(shipped)
+    held = moetrace.attribute(run, "cpu")
+    assert held.to_pandas().equals(held.table.to_pandas()) and len(held.to_pandas()) == run.num_rows
+    assert list(held.to_pandas(["family", "bound"])) == ["family", "bound"]
+    diff = moetrace.diff(run, run)
+    assert diff.to_pandas()["family"].tolist() == [row["family"] for row in diff.facts["families"]]
+    assert len(diff.to_pandas("op_layers")) == len(diff.facts["op_layers"])
+    with pytest.raises(moetrace.MoetraceError, match="unknown table 'op': did you mean 'ops'"):
+        diff.to_pandas("op")
 
 
 def test_what_an_interpreter_prints_is_a_line(shipped: Path) -> None:

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 )
 def fusion(draft: Draft, value: str) -> Draft:
     """Fuses runs of small ops. The default is runs for a CPU recording replayed on another class of machine."""
+    from moetrace.replay.again import was_fused
     from moetrace.replay.fuse import fuse
 
-    if value in ("recorded", draft.made_with.get("fusion")):
+    if value == "recorded" or was_fused(draft):
         return draft
     if draft.run.meta.device_class == draft.hw.device_class:
         why = f"times measured op by op on a {draft.hw.device_class} cannot say what a fused op would take"

@@ -13,7 +13,7 @@ import numpy as np
 import moetrace
 from moetrace.attribute import Attribution, attribute
 from moetrace.attribute.groups import Columns
-from moetrace.hardware import Hardware, load_hardware
+from moetrace.hardware import Hardware, load_hardware, machines_of
 from moetrace.ranks import Ranks
 from moetrace.report.facts.answers import answers
 from moetrace.report.facts.cluster import cluster
@@ -30,7 +30,7 @@ SCHEMA = "moetrace.report/1"
 def report_facts(
     run: Run,
     hardware: Hardware | str | None = None,
-    machines: Sequence[Hardware | str] | str | None = None,
+    machines: Sequence[Hardware | str] | Hardware | str | None = None,
     short: bool = False,
 ) -> tuple[dict[str, Any], Attribution]:
     """(facts of schema ``moetrace.report/1``, the attribution that they rest on).
@@ -39,9 +39,9 @@ def report_facts(
     empty list: on none).
     With `short` only what the answers need is predicted. Raises ProfileError as `attribute` does.
     """
-    machines = [machines] if isinstance(machines, str) else machines
+    machines = None if machines is None else machines_of(machines)
     held = attribute(run, hardware)
-    machine = load_hardware(hardware or held.hardware)
+    machine = load_hardware(held.hardware if hardware is None else hardware)
     name = main_phase(held.summary["phases"])
     here = held.summary["phases"].get(name, {})
     waits = min(1.0, of(here.get("launch_bound_s"), here.get("idle_s")) or 0.0)

@@ -14,26 +14,25 @@ from moetrace.files import write_whole
 from moetrace.hardware import Hardware
 from moetrace.report.facts import report_facts
 from moetrace.report.html.page import Report, render
-from moetrace.run import Run, no_path
+from moetrace.run import Run, check_runs, runs_of
 
 
 def write_report(
     runs: Run | Sequence[Run],
     path: str | os.PathLike[str],
     hardware: Hardware | str | None = None,
-    machines: Sequence[Hardware | str] | str | None = None,
+    machines: Sequence[Hardware | str] | Hardware | str | None = None,
 ) -> Path:
     """Writes the report of one or several runs as one HTML file, whole or not at all, and returns its path.
 
     Each run is held against `hardware` (default: the machine it ran on) and predicted on `machines` (default: its own, H100 and
     CS-3). Raises ProfileError where a machine is not known, OutputError if the file cannot be written.
     """
-    no_path(runs)
-    several = [runs] if isinstance(runs, Run) else list(runs)
+    several, target = runs_of(runs), Path(path)
     if not several:
         raise RunError("a report needs at least one run")
-    write_page([make_report(run, hardware, machines) for run in several], Path(path))
-    return Path(path)
+    write_page([make_report(run, hardware, machines) for run in several], target)
+    return target
 
 
 def write_page(reports: Sequence[Report], path: Path) -> int:
@@ -46,13 +45,13 @@ def write_page(reports: Sequence[Report], path: Path) -> int:
 def make_report(
     run: Run,
     hardware: Hardware | str | None = None,
-    machines: Sequence[Hardware | str] | str | None = None,
+    machines: Sequence[Hardware | str] | Hardware | str | None = None,
 ) -> Report:
     """The report of one run, which a notebook shows as the page; `write_report` puts it into a file.
 
     Held against `hardware` and predicted on `machines` as by `write_report`, and raises what that does.
     """
-    no_path(run)
+    check_runs(run)
     facts, held = report_facts(run, hardware, machines)
     return Report.of(run, facts, held)
 

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moetrace.errors import RunError
+from moetrace.given import misfit, several
+
+
+def test_a_value_is_named_by_its_type() -> None:
+    for given, said in ((None, "None"), (int, "the class int"), (3, "an int"), ({}, "a dict")):
+        assert misfit(given, "Run", "load one") == f"{said} is no Run: load one"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("a", ["a"]), ((), []), (["a", "b"], ["a", "b"]), (iter("ab"), ["a", "b"])]
+)
+def test_one_alone_is_a_list_of_one(given: Any, found: list[str]) -> None:
+    assert several(given, str, "name", "write one", RunError) == found
+
+
+@pytest.mark.parametrize("given", [None, 3, b"ab", {"a": 1}, ["a", 3]])
+def test_other_types_are_refused_alone_and_among_others(given: Any) -> None:
+    with pytest.raises(RunError, match=r"^(None|an? \w+) is no name: write one$"):
+        several(given, str, "name", "write one", RunError)
