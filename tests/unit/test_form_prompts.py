@@ -14,6 +14,8 @@ from moetrace.machines import gpu
 from moetrace.machines.forms import FORMS, prompts
 from moetrace.machines.forms.base import Setting
 from moetrace.op import Costs, Op
+from moetrace.validate.figure import shipped
+from moetrace.validate.sources import kernels
 from tests.unit.test_form_attention import cost, told
 
 
@@ -107,28 +109,21 @@ def test_a_kernel_without_a_share_for_prompts_prices_them_as_decoding() -> None:
     assert cost(told(), few).expected_s[0] == cost(told(prompt_flops=0.9), few).expected_s[0]
 
 
-# arXiv 2407.08608, figure 5: TFLOP/s of float16 on H100 SXM, 16,384 tokens in all, 2,048 / width heads; 512 to 16,384 each.
-# Taken from a transcription of its panels by others, which does not say what panel is causal: the slower of two is taken to be
-# (of heads 256 wide there is one, taken to be causal by its speeds).
-LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
-PUBLISHED = {
-    (64, False): (333, 392, 460, 476, 496, 497),
-    (64, True): (197, 265, 371, 420, 460, 473),
-    (128, False): (467, 565, 625, 638, 646, 648),
-    (128, True): (292, 423, 521, 579, 602, 616),
-    (256, True): (286, 427, 537, 612, 628, 642),
-}
+# Width of heads, and whether a causal mask is on; of heads 256 wide there is one panel.
+PANELS = ((64, False), (64, True), (128, False), (128, True), (256, True))
 
 
 def published(width: int, causal: bool) -> tuple[list[Op], np.ndarray]:
-    """(the ops of the published speeds, the seconds that these say)."""
-    found, seconds = [], []
-    for tokens, speed in zip(LENGTHS, PUBLISHED[width, causal], strict=True):
-        sequences, heads = 16384 // tokens, 2048 // width
-        pairs = sequences * tokens * ((tokens + 1) / 2 if causal else tokens)
-        found.append(prompt(tokens, heads, heads, sequences, width, pairs=pairs))
-        asked = 4 * sequences * tokens * tokens * heads * width * (0.5 if causal else 1.0)
-        seconds.append(asked / (speed * 1e12))
+    """(the ops of the published speeds of FlashAttention-3, the seconds that these say); arXiv 2407.08608, figure 5."""
+    told = [f for f in shipped() if f.kind == "FA3" and f" {width} wide" in f.other_knob]
+    told = [f for f in told if ("causal" in f.other_knob) == causal]
+    found = [kernels.prompt_of(f) for f in told]
+    pairs = [
+        op["q"] * float(f.input_len) * (0.5 if causal else 1.0) for op, f in zip(found, told, strict=True)
+    ]
+    flops = [4 * n * op["heads"] * width for n, op in zip(pairs, found, strict=True)]
+    seconds = [n / (float(f.value) * 1e12) for n, f in zip(flops, told, strict=True)]
+    assert len(found) == 6
     return found, np.array(seconds)
 
 
@@ -137,7 +132,7 @@ def priced(found: list[Op], engine: str) -> Costs:
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
-@pytest.mark.parametrize(("width", "causal"), PUBLISHED)
+@pytest.mark.parametrize(("width", "causal"), PANELS)
 def test_published_speeds_of_flashattention_3(width: int, causal: bool, engine: str) -> None:
     """Nothing was fitted to them. Heads 256 wide are up to a fifth too fast, and many short prompts of them too slow: the law
     launches a merge that a batch of one length does not."""
@@ -152,7 +147,7 @@ def test_published_speeds_of_flashattention_3(width: int, causal: bool, engine: 
 def test_intervals_of_prompts_hold_four_fifths_of_the_published_speeds(engine: str) -> None:
     """Decoding's own interval held thirteen of the thirty."""
     held = 0
-    for width, causal in PUBLISHED:
+    for width, causal in PANELS:
         found, seconds = published(width, causal)
         costs = priced(found, engine)
         held += int((np.abs(np.log(costs.expected_s / seconds)) <= np.log1p(costs.error)).sum())

@@ -10,7 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moetrace.cost import price
+from moetrace.cost.price import PriceContext
 from moetrace.errors import ScenarioError
+from moetrace.hardware import load_hardware
+from moetrace.op import Op
+from moetrace.ops import works
 from moetrace.validate import entries, summary
 from moetrace.validate.entry import (
     CONTRADICTED,
@@ -28,7 +33,7 @@ from moetrace.validate.figure import COLUMNS, Figure, read, shipped
 from moetrace.validate.ledger import LEDGER_SCHEMA, table_of
 from moetrace.validate.measured import measured_table
 from moetrace.validate.simulating import MACHINES, machine_of, model_of
-from moetrace.validate.sources import SOURCES
+from moetrace.validate.sources import SOURCES, kernels
 from moetrace.validate.sources.moe_bench import variants
 
 
@@ -334,3 +339,38 @@ def test_drafts_are_held_only_against_what_acceptance_does_not_decide() -> None:
     assert found[0].verdict in (REPRODUCED, PARTLY)
     assert found[1].verdict == NOT_SIMULATED
     assert "acceptance 0.5, 0.7 and 0.9" in found[0].note
+
+
+def test_a_kernels_speed_is_of_what_its_authors_count() -> None:
+    """FlashAttention-3 counts half of the FLOPs under a causal mask: the op's pairs and one more for each token."""
+    full, causal = (next(f for f in shipped() if f.id == name) for name in ("FA3-0013", "FA3-0019"))
+    found = list(entries([full, causal]))
+    assert [e.verdict for e in found] == [PREDICTED, PREDICTED]
+    assert kernels.prompt_of(full)["pairs"] == 32 * 512 * 512
+    assert kernels.prompt_of(causal)["pairs"] == 32 * 512 * 513 / 2
+    assert all(0.7 < 1 + (e.error or 0.0) < 1.3 and e.figure.unit == "TFLOP/s" for e in found)
+
+
+def test_a_kernel_alone_is_without_its_launch() -> None:
+    """DeepGEMM's 206 TFLOP/s of 64 x 2112 x 7168 are 9.4 us, of which the launch alone would be a third."""
+    figure = next(f for f in shipped() if f.id == "DGM-0001")
+    (found,) = entries([figure])
+    assert found.estimate and found.estimate.hardware == "h800-sxm"
+    hw, op = load_hardware("h800-sxm"), Op.of("gemm", "fp8_block", m=64, n=2112, k=7168)
+    whole = price(works([op]), hw, context=PriceContext(engine="trtllm"))[0].expected_s
+    alone = 2 * 64 * 2112 * 7168 / (found.estimate.value * 1e12)
+    assert 3e-6 < whole - alone < 8e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("FA3-0001", {"other_knob": ""}, "heads and their width"),
+        ("FA3-0001", {"batch": ""}, "batch"),
+        ("DGM-0001", {"other_knob": "n=2112"}, "the matrix's sizes"),
+    ],
+)
+def test_a_kernel_whose_sizes_are_not_stated_is_refused(name: str, change: dict[str, str], why: str) -> None:
+    figure = replace(next(f for f in shipped() if f.id == name), **change)
+    found = list(entries([figure]))
+    assert [e.verdict for e in found] == [NOT_SIMULATED] and why in found[0].note

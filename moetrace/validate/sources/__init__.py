@@ -11,9 +11,10 @@ from moetrace.validate.sources import (
     exchange,
     fewer_active,
     field,
+    kernels,
     moe_bench,
     served,
     wafer,
 )
 
-SOURCES = (fewer_active, moe_bench, distinct, wafer, exchange, field, served)
+SOURCES = (fewer_active, moe_bench, distinct, wafer, exchange, kernels, field, served)
