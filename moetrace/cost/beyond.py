@@ -19,6 +19,7 @@ BoolArray = npt.NDArray[np.bool_]
 TRANSFERRED = "transferred from"
 # Kinds of which no kernel was measured on any machine here: they are streams of bytes by assumption.
 _NEVER = frozenset({"linear_attention", "linear_conv", "linear_prep"})
+_LIMIT = re.compile(r"(.+ (?:above|below)) [^ ]+")  # a size's end, without its number
 _SPLIT = re.compile("[:@ ]")  # a key's family from its element type, engine and remark
 
 
@@ -90,11 +91,28 @@ def said(reasons: Mapping[str, Sequence[str]]) -> str:
     return out
 
 
+def _once(reasons: Sequence[str]) -> list[str]:
+    """The reasons in order, each once: of a size that element types saw up to other ends, the end that is passed first."""
+    out: dict[str, str] = {}
+    for reason in sorted(reasons):
+        found = _LIMIT.fullmatch(reason)
+        what = found[1] if found else reason
+        if what not in out or (found and _passed_first(reason, out[what])):
+            out[what] = reason
+    return list(out.values())
+
+
+def _passed_first(limit: str, other: str) -> bool:
+    """Whether a size passes one limit before another of the same kind."""
+    (one, word), (two, _) = ((float(text.split()[-1]), text.split()[-2]) for text in (limit, other))
+    return one < two if word == "above" else one > two
+
+
 def with_phase(text: str, phase: str, reasons: Sequence[str]) -> str:
     """The text with one more phase, named beside the last where its reasons are the same."""
     if not reasons:
         return text
-    why = ", ".join(dict.fromkeys(sorted(reasons)))
+    why = ", ".join(_once(reasons))
     first, _, last = text.rpartition("; ")
     named, _, before = last.partition(": ")
     if before == why:

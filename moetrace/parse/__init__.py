@@ -47,6 +47,7 @@ _CAPTURE = "capture.json.gz"  # and the trace of its graph's capture, if it repl
 def open_run(path: str | os.PathLike[str] | formats.Export, **options: Any) -> Run:
     """The run at a path: a RUN directory, of one rank or of many, is loaded, anything else is parsed (options as in `parse`).
 
+    A folder with nothing in it but one RUN stands for that one.
     A RUN behind a URL is copied into a temporary file without a name first.
     Raises RunError where an option about reading a trace is given with a RUN, which is read already.
     """
@@ -54,6 +55,7 @@ def open_run(path: str | os.PathLike[str] | formats.Export, **options: Any) -> R
         return parse(path, **options)
     root = _path(path)
     behind = run_behind(url) if (url := url_of(root)) is not None else None
+    root = root if url is not None else _lone_run(root)
     if behind is None and not is_run(root):
         return parse(root, **options)
     said = [name for name, value in options.items() if value is not None and name not in _HOW]
@@ -62,6 +64,12 @@ def open_run(path: str | os.PathLike[str] | formats.Export, **options: Any) -> R
     if behind is not None:
         return behind.load(options.get("progress"))
     return Run.load(root) if (root / "run.json").is_file() else Ranks.load(root)
+
+
+def _lone_run(folder: Path) -> Path:
+    """The RUN that is all a folder holds, as 'moetrace simulate -o' writes one; any other path as it is."""
+    found = list(folder.iterdir()) if folder.is_dir() and not is_run(folder) else []
+    return found[0] if len(found) == 1 and is_run(found[0]) else folder
 
 
 def _path(given: object) -> Path:

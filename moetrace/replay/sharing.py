@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -168,43 +168,11 @@ def with_exchange(draft: Draft, asked: str, busiest: Mapping[int, Busiest]) -> D
     p, width = draft.parallel, draft.model.hidden if draft.model else 0
     if not width:
         raise ScenarioError(f"{asked}: the hidden size is not known; parse with --model")
-    batch = {i: draft.batch_of(i) or 1 for i in {at.step for at in draft.at}}
-    narrow = draft.model is not None and draft.model.expert_dtype.startswith(("fp8", "mxfp8", "nvfp4"))
-
-    def own_tokens(op: Op, at: At) -> Any:
-        mixed = busiest.get(at.step)
-        if mixed:
-            return mixed.own_tokens
-        return -(-op["tokens"] * draft.shares[at.step].batch // batch[at.step])
-
-    def gathered(op: Op, at: At) -> Any:
-        """Tokens that a rank gives: its own where prompts are worked on (vLLM, device_communicators/all2all.py: all_gatherv by
-        each rank's size), padded to those of the group with most in decode graphs."""
-        step, mixed = draft.steps[at.step], busiest.get(at.step)
-        whole = mixed.tokens if mixed else step.tokens if step.phase in _PROMPTS else None
-        return op["tokens"] if whole is None else -(-whole // p.dp)
-
-    def exchanged(op: Op, at: At, tokens: float) -> dict[str, float]:
-        sms = {} if draft.steps[at.step].phase in GENERATING else {"sms": _NORMAL_SMS}
-        each = -(-tokens // p.tp)
-        return {"experts": op["experts"], "topk": op["topk"], "tokens": each, "hidden": width, **sms}
-
-    def before(op: Op, at: At) -> Op:
-        if p.ep == 1:
-            return edit.collective(op, "all_gather", gathered(op, at), width, p.dp)
-        sent = edit.collective(op, "moe_dispatch", op["tokens"] * op["topk"] / p.tp, width, p.ep)
-        sent = sent.with_dims(bytes=sent["bytes"] // 2) if narrow else sent
-        return sent.with_dims(**exchanged(op, at, op["tokens"]))
-
-    def after(op: Op, at: At) -> Op:
-        if p.ep == 1:
-            return edit.collective(op, "reduce_scatter", op["tokens"], width, p.dp)
-        tokens = own_tokens(op, at)
-        back = edit.collective(op, "moe_collect", tokens * op["topk"] / p.tp, width, p.ep)
-        return back.with_dims(**exchanged(op, at, tokens))
-
-    draft = draft.inserted_after(draft.last_of_layer((frozenset({"topk"}),)), before)
-    draft = draft.inserted_after(draft.last_of_layer((frozenset({"moe_down", "moe_experts"}),)), after)
+    exchange = _Exchange(draft, busiest, width)
+    draft = draft.inserted_after(draft.last_of_layer((frozenset({"topk"}),)), exchange.before)
+    draft = draft.inserted_after(
+        draft.last_of_layer((frozenset({"moe_down", "moe_experts"}),)), exchange.after
+    )
     how = (
         "dispatched to the ranks that hold their experts"
         if p.ep > 1
@@ -219,6 +187,54 @@ def with_exchange(draft: Draft, asked: str, busiest: Mapping[int, Busiest]) -> D
     return draft.noted(
         f"{asked}: attention and dense layers take the sequences of {p.dp} groups apart, tokens are {how}{prompts}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """What data-parallel groups send each other before and after the experts of a layer, `width` values of each token."""
+
+    draft: Draft
+    busiest: Mapping[int, Busiest]
+    width: int
+
+    def before(self, op: Op, at: At) -> Op:
+        """The exchange after `op`, a layer's choice of experts."""
+        p = self.draft.parallel
+        if p.ep == 1:
+            return edit.collective(op, "all_gather", self._gathered(op, at), self.width, p.dp)
+        sent = edit.collective(op, "moe_dispatch", op["tokens"] * op["topk"] / p.tp, self.width, p.ep)
+        model = self.draft.model
+        if model is not None and model.expert_dtype.startswith(("fp8", "mxfp8", "nvfp4")):
+            sent = sent.with_dims(bytes=sent["bytes"] // 2)
+        return sent.with_dims(**self._dims(op, at, op["tokens"]))
+
+    def after(self, op: Op, at: At) -> Op:
+        """The exchange after `op`, the last GEMM of a layer's experts."""
+        p = self.draft.parallel
+        if p.ep == 1:
+            return edit.collective(op, "reduce_scatter", op["tokens"], self.width, p.dp)
+        tokens = self._own_tokens(op, at)
+        back = edit.collective(op, "moe_collect", tokens * op["topk"] / p.tp, self.width, p.ep)
+        return back.with_dims(**self._dims(op, at, tokens))
+
+    def _own_tokens(self, op: Op, at: At) -> Any:
+        mixed = self.busiest.get(at.step)
+        if mixed:
+            return mixed.own_tokens
+        batch = self.draft.batch_of(at.step) or 1
+        return -(-op["tokens"] * self.draft.shares[at.step].batch // batch)
+
+    def _gathered(self, op: Op, at: At) -> Any:
+        """Tokens that a rank gives: its own where prompts are worked on (vLLM, device_communicators/all2all.py: all_gatherv by
+        each rank's size), padded to those of the group with most in decode graphs."""
+        step, mixed = self.draft.steps[at.step], self.busiest.get(at.step)
+        whole = mixed.tokens if mixed else step.tokens if step.phase in _PROMPTS else None
+        return op["tokens"] if whole is None else -(-whole // self.draft.parallel.dp)
+
+    def _dims(self, op: Op, at: At, tokens: float) -> dict[str, float]:
+        sms = {} if self.draft.steps[at.step].phase in GENERATING else {"sms": _NORMAL_SMS}
+        each = -(-tokens // self.draft.parallel.tp)
+        return {"experts": op["experts"], "topk": op["topk"], "tokens": each, "hidden": self.width, **sms}
 
 
 def _merge(draft: Draft, op: Op, at: At, ranks: int, kind: str = "all_reduce", knob: str = "tp") -> Op:

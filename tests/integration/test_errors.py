@@ -224,8 +224,20 @@ def test_a_machine_named_twice(run_dir: Path, tmp_path: Path, process: Process) 
 
 
 def test_a_directory_of_runs_names_them(run_dir: Path, tmp_path: Path, process: Process) -> None:
+    for n_a in (4, 8):
+        shutil.copytree(run_dir, tmp_path / "out" / f"h100-sxm.n_a={n_a}")
+    _refused(process("attribute", tmp_path / "out"), "holds the runs h100-sxm.n_a=4, h100-sxm.n_a=8")
+
+
+def test_a_directory_of_one_run_and_nothing_else_is_that_run(
+    run_dir: Path, tmp_path: Path, process: Process
+) -> None:
+    """As `simulate -o` writes it; a file beside it may be the trace that is meant, so the run is named then."""
     shutil.copytree(run_dir, tmp_path / "out" / "h100-sxm.n_a=4")
-    _refused(process("attribute", tmp_path / "out"), "holds the runs h100-sxm.n_a=4")
+    shown = process("show", tmp_path / "out", "--by", "layer")
+    assert shown.status == 0 and shown.out == process("show", run_dir, "--by", "layer").out
+    (tmp_path / "out" / "other.json").write_text("{}")
+    _refused(process("show", tmp_path / "out"), "holds the runs h100-sxm.n_a=4")
 
 
 def test_one_refused_row_writes_none(run_dir: Path, tmp_path: Path, process: Process) -> None:

@@ -109,3 +109,13 @@ def test_reasons_are_said_by_phase() -> None:
     assert said({"decode": []}) == said({}) == ""
     assert said({"prefill": ["b", "a", "b"], "decode": ["c"]}) == "decode: c; prefill: a, b"
     assert said({"prefill": ["a"], "decode": ["a"], "mixed": []}) == "decode and prefill: a"
+
+
+def test_a_size_that_two_types_saw_up_to_other_ends_is_named_once_by_the_end_passed_first() -> None:
+    above = ["experts tokens above 65536", "experts tokens above 512", "experts tokens above 16384"]
+    below = ["experts tokens below 2", "experts tokens below 16"]
+    assert said({"decode": above}) == "decode: experts tokens above 512"
+    assert (
+        said({"decode": [*above, *below, "b"]})
+        == "decode: b, experts tokens above 512, experts tokens below 16"
+    )

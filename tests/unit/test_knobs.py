@@ -13,6 +13,7 @@ from moetrace.model import load_model
 from moetrace.op import Op
 from moetrace.replay.draft import Draft
 from moetrace.replay.editing import edited
+from moetrace.replay.knobs import KNOBS, knob_table
 from moetrace.replay.scenario import Scenario
 from moetrace.routing import ep_max_distinct, popularity_distinct, uniform_distinct
 from moetrace.run import Run, Step
@@ -377,3 +378,10 @@ def test_tp_must_fill_the_machine(run: Run) -> None:
 
 def test_placement_is_for_wafers(run: Run) -> None:
     assert "h100-sxm is not a wafer" in refusal(run, "placement=own")
+
+
+def test_the_table_has_every_knob_with_a_meaning_and_a_grammar() -> None:
+    table = knob_table()
+    assert [name for name, _, _ in table] == list(KNOBS)
+    assert {"n_a", "batch", "context", "dtype", "layers", "tp", "ep", "placement"} <= set(KNOBS)
+    assert all(meaning and grammar for _, meaning, grammar in table)
