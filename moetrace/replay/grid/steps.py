@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.cost.beyond import with_phase
-from moetrace.replay import memory
+from moetrace.replay import halves, memory
 from moetrace.replay.anchor import LONGEST_NS
 from moetrace.replay.columns import column
 from moetrace.replay.grid.eager import spans
@@ -19,7 +19,7 @@ from moetrace.replay.grid.times import Pricing, Times
 from moetrace.replay.intervals import errs_by_family, together
 from moetrace.replay.lanes import Axis
 from moetrace.replay.setting import context_of, crossing_ns
-from moetrace.replay.shares import UNHIDDEN, overlapped, processors, with_unhidden
+from moetrace.replay.shares import UNHIDDEN, in_five, with_unhidden
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -65,8 +65,27 @@ class Steps:
         crossing = crossing_ns(self.shape.draft, self.need)
         self.ns = self.ns + np.stack([spread(ns, self.space) for ns in crossing])[:, None]
 
-    def _summed(self, place: IntArray, size: int, count: FloatArray) -> FloatArray:
-        """ns of ops in each of `size` places, each op as often as `count` [steps, ops] says; [3, places, steps, scenarios]."""
+    def _flying(self) -> FloatArray:
+        """The times of all rows [3, rows], those of low-latency exchanges no longer than the network between nodes takes."""
+        out = self.times.ns
+        for axis, members in self.placed.axes.values():
+            for i in members.tolist():
+                ns = halves.network_ns(self.shape.counted.ops[i], self.shape.draft.hw)
+                if ns is not None:
+                    size = 1 if axis is None else axis.size
+                    rows = slice(int(self.placed.begin[i]), int(self.placed.begin[i]) + size)
+                    out = out.copy() if out is self.times.ns else out
+                    out[:, rows] = np.minimum(out[:, rows], column(ns, axis, size))
+        return out
+
+    def _summed(
+        self, place: IntArray, size: int, count: FloatArray, ns: FloatArray | None = None
+    ) -> FloatArray:
+        """ns of ops in each of `size` places, each op as often as `count` [steps, ops] says; [3, places, steps, scenarios].
+
+        `ns` [3, rows] stands for the ops' times.
+        """
+        ns = self.times.ns if ns is None else ns
         steps = count.shape[0]
         out = np.zeros((3, size, steps, self.space.size))
         for axis, members in self.placed.axes.values():
@@ -77,7 +96,7 @@ class Steps:
             here, own = np.unique(place[at], return_inverse=True)
             counts = np.zeros((here.size, steps, at.size))
             counts[own, :, np.arange(at.size)] = count[:, at].T
-            summed = np.matmul(counts.reshape(-1, at.size), self._repeated(at, axis, self.times.ns[:, rows]))
+            summed = np.matmul(counts.reshape(-1, at.size), self._repeated(at, axis, ns[:, rows]))
             summed = summed.reshape(3, here.size, steps, -1)
             out[:, here] += summed if axis is None else summed[..., axis.index]
         return out
@@ -106,11 +125,17 @@ class Steps:
         shares = self.shape.draft.shares
         self.times_of = np.stack([spread(share.times, self.space) for share in shares])
         self.halves = np.stack([spread(share.halves, self.space) > 0 for share in shares])
-        sent = self.of_family.get(_SENT, np.zeros(1))
-        kept = processors(self.shape.counted.ops, self.shape.draft.hw) * (self.family == _SENT)
-        taken = self._summed(np.zeros(kept.size, dtype=np.int64), 1, self.count * kept)[:, 0]
-        both = overlapped(self.ns - sent, sent, taken.transpose(1, 0, 2))
-        more = np.where(self.halves, UNHIDDEN * (2 * self.ns - both)[:, 0], 0.0)
+        draft, flying = self.shape.draft, self._flying()
+
+        def total(ns: FloatArray) -> halves.Summed:
+            place = np.zeros(self.family.size, dtype=np.int64)
+            return lambda weight: self._summed(place, 1, self.count * weight, ns)[:, 0]
+
+        sums = halves.sums(self.shape.counted.ops, draft.hw, total(self.times.ns), total(flying))
+        sent = self.of_family.get(_SENT, np.zeros((1, 3, 1))).transpose(1, 0, 2)
+        computing = self.ns.transpose(1, 0, 2) - sent
+        both = halves.together(sums, computing, in_five(draft)[:, None], draft.hw).transpose(1, 0, 2)
+        more = np.where(self.halves, UNHIDDEN * np.maximum(2 * self.ns - both, 0.0)[:, 0], 0.0)
         self.unhidden = np.rint(more * self.times_of)  # shares.unhidden
         self.ns = np.rint(np.where(self.halves[:, None], both, self.ns) * self.times_of[:, None])
 

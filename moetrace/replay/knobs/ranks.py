@@ -150,6 +150,7 @@ def overlap(draft: Draft, value: str) -> Draft:
     from moetrace.replay import sharing
 
     return sharing.halved(draft, asked).noted(
-        f"{asked}: the batch goes in two halves, and one computes while the other communicates, and loses "
-        "the processors that collectives run on, but for exchanges of low latency, nothing else"
+        f"{asked}: the batch goes in two halves that take turns at every exchange, in decode with dispatch and collect in five "
+        "stages (vLLM: at every exchange); one computes while the other communicates, and loses the processors that "
+        "collectives run on; of low-latency exchanges only what crosses the network between nodes hides"
     )
