@@ -190,16 +190,6 @@ ATTENTION = Schema.of(
         given=True,
     ),
     Parameter(
-        "turns_grow",
-        "flag",
-        0,
-        1,
-        0,
-        0,
-        "1: the turns that it fills grow with log2 of the context over 64; of the kernel, not fitted",
-        given=True,
-    ),
-    Parameter(
         "even_blocks",
         "flag",
         0,
@@ -252,6 +242,16 @@ ATTENTION = Schema.of(
     ),
     Parameter(
         "beside", "share", 0.02, 1, 0.6, 1, "of the walk of one, what each of them but the first adds", 0.5
+    ),
+    Parameter(
+        "alone_beside",
+        "share",
+        0.02,
+        1,
+        0.3,
+        1,
+        "the same of Triton's kernel for heads that are alone",
+        0.5,
     ),
     Parameter(
         "partial_s", "s/byte", 0, 1e-7, 1e-10, 0, "merging, per byte of a part's results and processor", 2.0
@@ -331,6 +331,16 @@ ATTENTION = Schema.of(
         0,
         0,
         "of an element, of FlashAttention-3's kernel; 0: another; of the kernel, not fitted",
+        given=True,
+    ),
+    Parameter(
+        "triton",
+        "bytes",
+        0,
+        2,
+        0,
+        0,
+        "of an element, of SGLang's Triton kernels of decoding; 0: another; of the kernel, not fitted",
         given=True,
     ),
     Parameter(

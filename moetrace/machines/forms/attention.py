@@ -51,9 +51,9 @@ FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha
 There it takes their queries for as many tokens of one head, which copies queries and results into another order where there are
 several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one sequence to two, but not with one
 KV head).
-Triton's kernels cut every sequence (`most_parts`): four parts in vLLM's MLA (num_kv_splits in triton_mla.py), in SGLang up
-to eight, until max(1, log2(context / 64)) turns are full (its get_num_kv_splits_triton), none of less than a block. That
-number of parts is not rounded here, so that a processor more never costs. most_parts of 1: a kernel that never cuts.
+vLLM's Triton kernel of MLA cuts every sequence (`most_parts`) in four parts (num_kv_splits in triton_mla.py), none of less
+than a block. That number of parts is not rounded here, so that a processor more never costs. most_parts of 1: a kernel that
+never cuts. SGLang's Triton kernels have a form of their own where `triton` is told (machines/forms/triton).
 Others deal blocks out (`whole_tiles`), so many to each processor, rounded up, that a sequence of n is cut in ceil(n / each)
 parts, and in none where that is one. FlashMLA (TensorRT-LLM's MLA on H100) counts five more for the start of each sequence
 (`start_blocks`; payload in its get_mla_metadata): each = ceil(tiles (n + 5) / processors), one sequence after another, the next
@@ -86,10 +86,9 @@ where `flash3` is told (machines/forms/flash3). Steps: in context where a block 
 a processor's share of blocks, in heads per KV head, queries and tiles where the kernel changes, from one sequence to two
 where queries are turned round.
 Warm cache: memory gives nothing of what lies in it and waits for no results (their writing back goes on beside the next
-call's start), and a kernel that waits for each block takes `cached` of its time (SGLang's Triton 0.62: a walk of heads 512
-wide takes 1.6 times as long from where the cache leaves L2). Where a benchmark keeps keys and values in one place, memory
-gives the share `fetched` of the bytes, a half: the public tables of TensorRT-LLM are of a cache of type SELFKONLY, whose
-blocks of values are those of the keys (WindowBlockManager::setOffsets in its kvCacheManager.cpp). Not
+call's start), and a kernel that waits for each block takes `cached` of its time. Where a benchmark keeps keys and values in
+one place, memory gives the share `fetched` of the bytes, a half: the public tables of TensorRT-LLM are of a cache of type
+SELFKONLY, whose blocks of values are those of the keys (WindowBlockManager::setOffsets in its kvCacheManager.cpp). Not
 modelled: a last turn of few tiles, paged layouts' own cost.
 """
 
@@ -101,10 +100,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.hardware import SCHEMAS
-from moetrace.machines.forms import flash3, masked, prompts
+from moetrace.machines.forms import flash3, masked, prompts, triton
 from moetrace.machines.forms.attention_tiles import WIDTH, Cut, Tiles, cuts, shapes
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
-from moetrace.machines.forms.tiles import PAGED, filled, from_memory, turns_of
+from moetrace.machines.forms.tiles import PAGED, filled, from_memory, together, turns_of
 from moetrace.op import FloatArray, Works
 
 # Of FlashAttention-3's kernel that merges: the least parts that it is compiled for, the most of a sequence's tiles that are
@@ -120,6 +119,22 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     """Seconds of attention ops, [ops]; nan where batch, heads or context is not known."""
     if c["flash3"]:
         return flash3.seconds(c, works, at)
+    priced = triton.seconds if c["triton"] else _tiled
+    fixed_s, terms, overlapped_s = priced(c, works, at)
+    further = _prompts(c, works, at, terms, overlapped_s) if c["prompt_flops"] else None
+    serial_s = terms["start"] + terms["walk"] + terms["split"]
+    # A call that is launched eagerly takes the host's time, beside which its kernels run.
+    apart = _SHARP if c["eager"] else 1.0
+    expected_s = smoothmax(apart, fixed_s, overlapped_s)
+    return Parts(
+        terms["compute"], terms["memory"], fixed_s + serial_s, expected_s, terms=terms, further=further
+    )
+
+
+def _tiled(
+    c: Mapping[str, float], works: Works, at: Setting
+) -> tuple[FloatArray, dict[str, FloatArray], FloatArray]:
+    """(seconds of the launch, of each term, and of all but the launch) of the kernels that have no form of their own."""
     tile, processors = shapes(works, c), at.hw.multiprocessors
     turns = tile.count / processors
     # A kernel that cuts whatever it costs: into as many parts as its context has, until so many turns are full.
@@ -140,7 +155,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     whole = turns_of(tile.count * begun / slots, c["set_for"], processors)
     walking = turns_of(tile.count * cut.inside, c["set_for"], processors)
     # What is dealt out is all that a processor walks, in however many pieces.
-    walks = np.where(cut.dealt, 1.0, _together(walking, c["at_once"], c["beside"]))
+    walks = np.where(cut.dealt, 1.0, together(walking, c["at_once"], c["beside"]))
     walk_s = walks * cut.walked * block_s
     row_s = tile.rows * (turns * c["per_row_s"] * np.where(anew, 1.0, wide) + whole * c["tile_row_s"] * wide)
     under = (works.dim("window", 0.0) > 0) * wide**-2.0
@@ -163,14 +178,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     }  # fmt: skip
     if c["set_for"] and tile.alone.any():
         _mask(c, works, at, tile, terms, overlapped_s)
-    further = _prompts(c, works, at, terms, overlapped_s) if c["prompt_flops"] else None
-    serial_s = start_s + terms["walk"] + terms["split"]
-    # A call that is launched eagerly takes the host's time, beside which its kernels run.
-    apart = _SHARP if c["eager"] else 1.0
-    expected_s = smoothmax(apart, fixed_s, overlapped_s)
-    return Parts(
-        terms["compute"], terms["memory"], fixed_s + serial_s, expected_s, terms=terms, further=further
-    )
+    return fixed_s, terms, overlapped_s
 
 
 def _memory(
@@ -296,13 +304,6 @@ def _cut(
     parts = np.minimum(np.minimum(tile.blocks, np.minimum(most, c["max_splits"])), 1.0 / turns)
     parts = np.maximum(1.0, parts)
     return np.asarray(tile.blocks * np.maximum(turns, 1.0 / parts) * per_block_s + per_part_s * parts)
-
-
-def _together(turns: FloatArray, at_once: float, beside: float) -> FloatArray:
-    """Turns in the time of a tile alone, where up to `at_once` run on a processor and each but the first adds `beside`."""
-    groups, rest = np.divmod(turns, at_once)
-    more = np.minimum(rest, 1.0) + np.maximum(rest - 1.0, 0.0) * beside
-    return np.asarray(groups * (1.0 + (at_once - 1.0) * beside) + more)
 
 
 FORM = Form(SCHEMAS["attention"], seconds, ("context",))

@@ -27,9 +27,9 @@ class Tiles:
     """Tiles of attention ops, [ops] each.
 
     How many, rows of one, blocks that one walks, FLOPs of whole tiles and blocks over those asked for, width of a head
-    (MLA's as 128), parts that its context can be cut into and its blocks, both with what lies beyond a window, how much
-    further turns are filled for its context, bytes that each part leaves for the merge, the share of its context inside a
-    window, and whether each query head has tiles of its own, or they are those of a prompt's kernel.
+    (MLA's as 128), parts that its context can be cut into and its blocks, both with what lies beyond a window, bytes that
+    each part leaves for the merge, the share of its context inside a window, and whether each query head has tiles of its
+    own, or they are those of a prompt's kernel.
     """
 
     count: FloatArray
@@ -39,7 +39,6 @@ class Tiles:
     wide: FloatArray
     parts: FloatArray
     whole: FloatArray
-    growth: FloatArray
     left: FloatArray
     empty: FloatArray
     inside: FloatArray
@@ -94,7 +93,7 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
         count=batch * kv_heads * row_tiles * np.where(mla, c["value_tiles"], 1.0), rows=np.minimum(rows, tile_rows),
         blocks=np.maximum(1.0, blocks * seen), padding=padding, wide=shown, parts=limit,
         whole=blocks if c["most_parts"] else np.ceil(uncut / block), alone=alone,
-        growth=np.maximum(1.0, np.log2(context / 64.0)), left=4.0 * heads * queries * value,
+        left=4.0 * heads * queries * value,
         empty=(np.ceil(context / block) - context / block) * np.minimum(1.0, block / each), inside=context / uncut,
         prompt=prompt,
     )  # fmt: skip
@@ -132,8 +131,7 @@ def cuts(
 
 def _even(c: Mapping[str, float], tile: Tiles, turns: FloatArray, always: npt.NDArray[np.bool_]) -> Cut:
     """Parts until so many turns are full; no rounding, so that a processor more never costs."""
-    full = c["split_turns"] * (tile.growth if c["turns_grow"] else 1.0)
-    count = np.where(always, np.maximum(1.0, np.minimum(tile.parts, full / turns)), 1.0)
+    count = np.where(always, np.maximum(1.0, np.minimum(tile.parts, c["split_turns"] / turns)), 1.0)
     walked = np.where(always, np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count)), tile.blocks)
     return Cut(always, count, count, walked, np.zeros_like(always), np.zeros_like(turns))
 

@@ -31,6 +31,13 @@ def turns_of(tiles: FloatArray, told: float, processors: float) -> FloatArray:
     return np.asarray(np.maximum(1.0, np.ceil(tiles / told)) * found / waves(tiles / told))
 
 
+def together(turns: FloatArray, at_once: FloatArray | float, beside: FloatArray | float) -> FloatArray:
+    """Turns in the time of a tile alone, where up to `at_once` run on a processor and each but the first adds `beside`."""
+    groups, rest = np.divmod(turns, at_once)
+    more = np.minimum(rest, 1.0) + np.maximum(rest - 1.0, 0.0) * beside
+    return np.asarray(groups * (1.0 + (at_once - 1.0) * beside) + more)
+
+
 def from_memory(
     nbytes: FloatArray, cached: float, at: Setting, within: tuple[float, float] = _WHOLE
 ) -> FloatArray:
