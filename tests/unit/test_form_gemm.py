@@ -17,12 +17,12 @@ from moetrace.op import Costs, Op
 
 BASE = load_hardware("h100-sxm")
 TOLD = {
-    "t0_s": 3e-6, "eta_bw": 0.5, "eta_flops": 0.5, "per_k_s": 1e-9, "per_k_row_s": 1e-11, "per_tile_s": 2e-6,
-    "per_turn_s": 2e-6, "alone": 0.0, "uneven": 0.0, "chosen_for": 132.0, "split_s": 4e-6,
+    "t0_s": 3e-6, "reach_s": 0.0, "eta_bw": 0.5, "eta_flops": 0.5, "per_k_s": 1e-9, "per_k_row_s": 1e-11, "per_tile_s": 2e-6,
+    "per_turn_s": 2e-6, "alone": 0.0, "uneven": 0.0, "chosen_for": 0.0, "split_s": 4e-6,
     "split_tile_s": 1e-6, "convert": 2.0, "per_empty_s": 2e-13, "waits": 0.5, "misaligned_s": 1e-6,
     "blend": 2.0, "blend_flops": 3.0, "picks": 1.0, "splits": 1.0,
     "few_rows": 0.0, "few_columns": 0.0, "short_rows": 0.0, "narrow_rows": 0.0, "crowd": 0.0, "per_empty_tile_s": 4e-12,
-    "copies": 0.0, "cached": 1.0, "paired_rows": 0.0, "least_rows": 16.0,
+    "copies": 0.0, "cached": 1.0, "paired_rows": 0.0, "least_rows": 16.0, "half_rows": 0.0, "narrow_columns": 0.0,
 }  # fmt: skip
 RULE = {
     "picks": 0.0, "splits": 0.0, "few_rows": 16.0, "few_columns": 1280.0, "short_rows": 128.0, "narrow_rows": 64.0,
@@ -35,10 +35,11 @@ def one_tile(k: float, rows: float, columns: float) -> float:
     return 2e-6 * area + k * (1e-9 + 1e-11 * 128 * area)
 
 
-def walk(turns: float, k: float, rows: float, columns: float) -> float:
-    """Seconds of so many whole turns of a kernel that persists: of a further one the root of squares of loop and start."""
+def walk(turns: float, k: float, rows: float, columns: float, persists: bool = True) -> float:
+    """Seconds of so many whole turns: of a further one the root of squares of loop and start, or their sum."""
     one = one_tile(k, rows, columns)
-    return float(one + (waves(np.array(turns)) - 1) * np.hypot(2e-6, one - 2e-6 * rows * columns / 16384))
+    loop = one - 2e-6 * rows * columns / 16384
+    return float(one + (waves(np.array(turns)) - 1) * (np.hypot(2e-6, loop) if persists else 2e-6 + loop))
 
 
 def told(**value: float) -> Hardware:
@@ -125,11 +126,56 @@ def test_deepgemms_largest_blocks_are_slow_in_a_single_turn() -> None:
         assert (slow.memory_s[0], slow.compute_s[0]) == (usual.memory_s[0], usual.compute_s[0])
 
 
+@pytest.mark.parametrize(
+    ("m", "n", "rows", "columns"),
+    [
+        (16, 2048, 16, 64), (17, 1280, 16, 64), (17, 1281, 32, 64), (32, 2048, 32, 64), (33, 2048, 64, 64),
+        (65, 4096, 64, 64), (128, 4096, 64, 64), (128, 4097, 64, 128), (129, 4096, 128, 128),
+    ],
+)  # fmt: skip
+def test_tiles_of_32_rows_and_narrow_ones_for_few_columns_step_where_the_rule_says(
+    m: int, n: int, rows: int, columns: int
+) -> None:
+    hw = told(**RULE, half_rows=32.0, narrow_columns=4096.0, misaligned_s=0.0)
+    turns = np.ceil(m / rows) * np.ceil(n / columns) / 100
+    took = walk(float(turns), 8192, rows, columns, persists=m > 64)
+    assert cost(hw, m, n, 8192).fixed_s[0] - 3e-6 == pytest.approx(took)
+
+
+def test_an_odd_row_of_blocks_reads_the_weights_once_more() -> None:
+    """160 x 8192 are three rows of 64 in two turns; 224 are two of 128, 160 x 6144 one turn. Not where a cache holds them."""
+    hw = told(**DEEPGEMM)
+    for m, n, k, again in (
+        (160, 8192, 8192, 1.0),
+        (224, 8192, 8192, 0.0),
+        (160, 6144, 8192, 0.0),
+        (160, 8192, 1024, 0.0),
+    ):
+        weights, others = 2 * n * k, 2 * m * (n + k)
+        one = cost(hw, m, n, k)
+        assert one.memory_s[0] * 1e12 == pytest.approx(weights * (1 + again) + others)
+
+
+def test_a_launch_begins_later_where_its_weights_come_from_memory() -> None:
+    """6 x 4 MB lie in 50 MB, 6 x 16 MB do not; nor any in serving."""
+    late, usual = (told(copies=6.0, reach_s=reach) for reach in (1e-6, 0.0))
+    for n, cache, reach in ((2000, "warm", 0.0), (8000, "warm", 1e-6), (2000, "cold", 1e-6)):
+        works = ops.works([Op.of("gemm", "bf16", m=16, n=n, k=1024)])
+        one, none = (
+            gpu.cost(works, ["dense_gemm"], hw, cache="warm" if cache == "warm" else "cold")
+            for hw in (late, usual)
+        )
+        assert one.expected_s[0] - none.expected_s[0] == pytest.approx(reach)
+        assert one.fixed_s[0] - none.fixed_s[0] == pytest.approx(reach)
+
+
 def test_a_batch_of_gemms_has_that_many_tiles() -> None:
     hw = told(**RULE)
     one, many = (cost(hw, 16, 64, 4096, b=b).fixed_s[0] - 3e-6 for b in (1, 1000))
     assert one == pytest.approx(walk(1, 4096, 16, 64))
-    assert many == pytest.approx(walk(10, 4096, 16, 64))  # 1000 tiles, one at a time on 100 processors
+    assert many == pytest.approx(
+        walk(10, 4096, 16, 64, persists=False)
+    )  # 1000 tiles, one at a time on 100 processors
 
 
 @pytest.mark.parametrize(
@@ -142,7 +188,8 @@ def test_a_batch_of_gemms_has_that_many_tiles() -> None:
 def test_tiles_by_a_rule_step_where_it_says(m: int, n: int, rows: int, columns: int) -> None:
     hw = told(**RULE, misaligned_s=0.0)
     turns = np.ceil(m / rows) * np.ceil(n / columns) / 100
-    assert cost(hw, m, n, 8192).fixed_s[0] - 3e-6 == pytest.approx(walk(float(turns), 8192, rows, columns))
+    took = walk(float(turns), 8192, rows, columns, persists=m > 64)
+    assert cost(hw, m, n, 8192).fixed_s[0] - 3e-6 == pytest.approx(took)
 
 
 def test_pairs_of_tiles_begin_where_the_kernel_says() -> None:
@@ -184,11 +231,25 @@ def test_activations_in_eight_bits_were_converted_before() -> None:
 
 
 def test_a_further_turns_tiles_have_a_start_and_end_of_their_own() -> None:
-    """100 processors: 100 tiles begin once, 300 begin anew twice."""
+    """100 processors: 100 tiles begin once, 300 begin anew twice, beside the loop of another one from 65 rows on."""
     hw = told(**RULE, per_turn_s=5e-7, misaligned_s=0.0)
     loop = one_tile(64, 64, 64) - 2e-6 / 4
-    for tiles, took in ((100, 2e-6 / 4 + loop), (300, 2e-6 / 4 + loop + 2 * np.hypot(5e-7, loop))):
+    for tiles, took in ((100, 2e-6 / 4 + loop), (300, 2e-6 / 4 + loop + 2 * (5e-7 + loop))):
         assert cost(hw, 64, 64 * tiles, 64).fixed_s[0] - 3e-6 == pytest.approx(took)
+    loop = one_tile(64, 64, 128) - 2e-6 / 2
+    took = 2e-6 / 2 + loop + 2 * np.hypot(5e-7, loop)
+    assert cost(hw, 65, 128 * 150, 64).fixed_s[0] - 3e-6 == pytest.approx(took)
+
+
+@pytest.mark.parametrize(("chosen_for", "turns"), [(0.0, 1 + 0.01 / 0.15), (100.0, 2.0)])
+def test_one_tile_more_than_the_processors_of_a_kernel_is_a_whole_turn(
+    chosen_for: float, turns: float
+) -> None:
+    """101 tiles of 64 x 128 on 100 processors; of a machine that it was not set up for, a little more than one."""
+    hw = told(**RULE | {"short_rows": 1e9}, chosen_for=chosen_for)
+    one = one_tile(4096, 64, 128)
+    took = one + (turns - 1) * np.hypot(2e-6, one - 1e-6)
+    assert cost(hw, 64 * 101, 128, 4096).fixed_s[0] - 3e-6 == pytest.approx(took)
 
 
 def test_results_are_written_in_16_bits_whatever_was_multiplied() -> None:
@@ -268,10 +329,15 @@ def test_batched_gemms_are_near_what_was_measured(
     assert found.expected_s[0] == pytest.approx(measured, rel=0.15)
 
 
-def test_rows_that_four_does_not_divide_cost_more() -> None:
-    hw = told()
-    assert seconds(hw, 8, 1024, 512) < seconds(hw, 9, 1024, 512)
-    assert cost(hw, 9, 1024, 512).fixed_s[0] - cost(hw, 8, 1024, 512).fixed_s[0] == pytest.approx(1e-6)
+@pytest.mark.parametrize(
+    ("m", "k", "more"),
+    [(8, 512, 0), (9, 512, 1), (1, 512, 1 / 3), (2, 512, 1), (8, 128, 0.5), (8, 129, 0), (9, 128, 1.5)],
+)
+def test_rows_that_four_does_not_divide_cost_more_and_so_do_reductions_of_one_block(
+    m: int, k: int, more: float
+) -> None:
+    padded, usual = (cost(told(misaligned_s=s), m, 1024, k).fixed_s[0] for s in (1e-6, 0.0))
+    assert padded - usual == pytest.approx(more * 1e-6)
 
 
 def test_one_more_tile_than_processors_begins_a_turn() -> None:
@@ -287,7 +353,7 @@ def test_turns_never_fall_as_tiles_grow(a: float, b: float) -> None:
 
 
 gemms = st.tuples(st.integers(1, 4096), st.integers(1, 70000), st.integers(1, 70000))
-DEEPGEMM = {"picks": 2.0, "splits": 0.0, "alone": 2.6, "uneven": 0.1, "crowd": 40.0}
+DEEPGEMM = {"picks": 2.0, "chosen_for": 132.0, "splits": 0.0, "alone": 2.6, "uneven": 0.1, "crowd": 40.0}
 FORMER = {**DEEPGEMM, "picks": 3.0}
 kernels = st.sampled_from([{}, {**RULE, "crowd": 40.0}, DEEPGEMM, FORMER])
 

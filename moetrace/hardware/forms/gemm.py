@@ -9,6 +9,9 @@ from moetrace.hardware.forms.base import BLEND, CACHED, ETA_BW, ETA_FLOPS, Param
 GEMM = Schema.of(
     "gemm",
     Parameter("t0_s", "s/launch", 0, 1e-3, 3e-6, 0, "floor of a launch, its conversions of type included"),
+    Parameter(
+        "reach_s", "s", 0, 1e-5, 5e-7, 0, "later that a launch begins whose weights come from memory", 2.0
+    ),
     replace(ETA_BW, start=0.85, spread=0.2),
     replace(ETA_FLOPS, start=0.7, spread=0.7),
     Parameter("per_k_s", "s/element", 0, 1e-7, 1e-9, 0, "serial time per element of one tile's reduction"),
@@ -80,8 +83,10 @@ GEMM = Schema.of(
             ("least_rows", "rows", 1e9, 16, "the fewest of a tile that is picked"),
             ("few_rows", "rows", 1e9, 0, "rows up to which tiles have 16 of them"),
             ("few_columns", "columns", 1e9, 0, "columns up to which tiles of 64 have 16 rows too"),
+            ("half_rows", "rows", 1e9, 0, "rows up to which tiles have 32 of them"),
             ("short_rows", "rows", 1e9, 0, "rows up to which tiles have 64 of them, 128 above"),
             ("narrow_rows", "rows", 1e9, 0, "rows up to which tiles have 64 columns, 128 above"),
+            ("narrow_columns", "columns", 1e9, 0, "columns up to which tiles of 64 rows have 64 columns too"),
             ("paired_rows", "rows", 1e9, 0, "rows above which tiles come in pairs of them (0: never)"),
             (
                 "crowd",
@@ -102,7 +107,15 @@ GEMM = Schema.of(
         "of the weights that a benchmark calls in turn (0: never warm); of the benchmark, not fitted",
         given=True,
     ),
-    Parameter("misaligned_s", "s", 0, 1e-4, 1e-7, 0, "more where four does not divide the rows"),
+    Parameter(
+        "misaligned_s",
+        "s",
+        0,
+        1e-4,
+        1e-7,
+        0,
+        "more where four does not divide the rows (a third of it for one row, half of it for k up to 128)",
+    ),
     replace(BLEND, meaning="p of the p-norm that joins memory and serial work"),
     Parameter("blend_flops", "power", 1, 32, 6, 2, "q of the one that joins arithmetic"),
     CACHED,

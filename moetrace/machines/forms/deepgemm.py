@@ -3,7 +3,9 @@
 Of 64, 128 or 256 rows and 16 to 192 columns it takes the block whose turns take the fewest cycles of reading and writing
 shared memory and L2 (github.com/deepseek-ai/DeepGEMM, csrc/jit_kernels/heuristics/sm90.hpp, get_layout_info and
 get_layout_candidates; left out: blocks of 16 and 32 rows for as few, which times do not show). Where there are several turns,
-two neighbours share what they read, which halves one side of it.
+two neighbours share what they read, which halves one side of it: the columns, where these are as many as the rows or more.
+Blocks then go in pairs of rows; the row of blocks that an odd number of them leaves over comes after all others and reads the
+weights once more (deep_gemm/include/deep_gemm/common/scheduler.cuh, get_swizzled_block_idx).
 
 Formerly, and in the copy that TensorRT-LLM keeps (get_best_gemm_config of its deep_gemm; fp8_blockscale_gemm_kernel.cuh), it
 took, with 64 rows up to 64 of them and 128 above, the columns, 16 to 128 by eights, whose blocks take the fewest turns; of
@@ -31,22 +33,27 @@ _SHARED, _STAGE_K, _OUT = (
     2,
 )  # bytes of shared memory, of a stage's reduction in FP8, of an output
 _HIGH, _WIDE, _WIDE_STEP = (64, 128, 256), 192, 16
-_LARGE = 128 * 192  # outputs of its largest blocks
+_COMMON, _LARGE = (
+    128 * 128,
+    128 * 192,
+)  # outputs of a block: from which on one alone is slow, and as slow as they get
+_STEEP = 3.0  # power of its rise between
 _TIE = 1.0 + 1e-9  # of equal cycles, those of blocks that share nothing come first
 _TURNED, _FEW, _FULL, _EIGHT = 32.0, 64.0, 128.0, 8  # of the former rule
 _AT_ONCE = 8192  # ops, as many as a processor's cache holds
 
-Blocks = tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]
+Blocks = tuple[FloatArray, FloatArray, FloatArray, npt.NDArray[np.bool_]]
 
 
 def blocks(m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, processors: float) -> Blocks:
-    """(rows, columns, whether it is one of the largest and the turn the only one) of each op's block, [ops]."""
+    """(rows, columns, how much of the slowness of the largest blocks in their only turn it has, whether pairs of rows of blocks
+    share their columns) of each op's block, [ops]."""
     if m.size <= _AT_ONCE:
         return _blocks(m, n, k, batch, processors)
     parts = (slice(at, at + _AT_ONCE) for at in range(0, m.size, _AT_ONCE))
     found = [_blocks(m[part], n[part], k[part], batch[part], processors) for part in parts]
-    rows, columns, single = (np.concatenate(part) for part in zip(*found, strict=True))
-    return rows, columns, single
+    rows, columns, slow, paired = zip(*found, strict=True)
+    return np.concatenate(rows), np.concatenate(columns), np.concatenate(slow), np.concatenate(paired)
 
 
 def former_blocks(
@@ -84,7 +91,8 @@ def _blocks(m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, proc
         np.copyto(taken, at, where=less)
         np.copyto(lone, one, where=less)
     rows, columns = np.array(_CANDIDATES, dtype=np.float64).T
-    return rows[taken], columns[taken], lone & (rows * columns >= _LARGE)[taken]
+    slow = np.clip((rows * columns - _COMMON) / (_LARGE - _COMMON), 0.0, 1.0) ** _STEEP
+    return rows[taken], columns[taken], lone * slow[taken], ~lone & (columns >= rows)[taken]
 
 
 def _cycles(high: int, wide: int, k: FloatArray, one: npt.NDArray[np.bool_], processors: float) -> FloatArray:

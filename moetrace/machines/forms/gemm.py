@@ -5,13 +5,13 @@
     loop     = k x (per_k + per_k_row x 128 x area), area = rows x columns / (128 x 128)
     serial   = per_tile x area + loop of the first turn + (per_turn x area + loop) x further turns, of kernels that persist
                (per_turn^2 + loop^2)^(1/2) x further turns; turns = tiles / processors, whole ones
+    launch   = t0 + reach where the weights come from memory + misaligned where four does not divide the rows
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs / (eta_flops x peak)
     convert  = of activations below 16 bits, convert x (2 bytes in, their own type out) / bandwidth, before the GEMM
     fill     = bytes of the rows that tiles hold and the GEMM has not, once for each tile of columns, x per_empty, and once
                x per_empty_tile: not below crowd / 2 tiles, in full from `crowd` on
     delivered = (memory^p + (serial + fill)^p)^(1/p)         waited = waits x serial + fill
-    expected = t0 + convert + (delivered^q + (compute + waited)^q - waited^q)^(1/q) + misaligned where four does not divide
-               the rows
+    expected = launch + convert + (delivered^q + (compute + waited)^q - waited^q)^(1/q)
     split-K  = if it takes less: split_s more and the reduction shared out, `serial` of turns that are not whole
                + split_tile x area
 
@@ -28,17 +28,20 @@ Engines convert activations to FP8 in a kernel of its own, which the measured mo
 reduction it takes as long as the GEMM.
 Rules: vLLM's CUTLASS FP8 kernel has 64 columns up to 64 rows (tiles of 16 rows up to 16, and up to 1,280 columns), 64 x 128
 up to 128 rows, then 128 x 128 (its scaled_mm_sm90_fp8_dispatch.cuh), with scales of blocks always 128 x 128
-(scaled_mm_blockwise_sm90_fp8_dispatch.cuh). The former's processors take two tiles of rows together (clusters of 2 x 1 above 64
-rows), so that 257 rows take as many as 512; so do SGLang's, whose times step at 64 and 128 rows too. No FP8 kernel but cuBLAS
-(TensorRT-LLM's) shows a split.
+(scaled_mm_blockwise_sm90_fp8_dispatch.cuh). The former does not persist up to 64 rows, where it is turned round (its schedules
+without Pingpong), and has its processors take two tiles of rows together beyond (clusters of 2 x 1), so that 257 rows take as
+many as 512. SGLang's does the same, but for tiles of 32 rows from 17 to 32 of them, and of 64 x 64 from 65 to 128 rows and up
+to 4,096 columns (its sgl-kernel, fp8_gemm_sm90_dispatch.cuh, pull request 25532). No FP8 kernel but cuBLAS (TensorRT-LLM's)
+shows a split. A kernel that was set up for `chosen_for` processors takes whole turns of these: 400 tiles on 132 are four.
 MLA's two absorbed projections, a matrix for each head in one launch (`batched_gemm`), have coefficients of their own where a
 profile has them, else a dense GEMM's; an op's provenance says which. A dense GEMM's are 1 us too low for up to 8 heads on
 H100, 2 on A100.
-SGLang's DeepGEMM picks by its heuristics, TensorRT-LLM's copy by their former ones (forms/deepgemm). Inferred: SGLang's
-largest blocks (128 x 192, 256 x 128), which it takes where they fill a single turn, take 3.6 times as long there (`alone`),
-with 256 rows of 16,384 columns as with 768 of 4,096, and not where several turns share what they read. Columns that do not
-divide 128 have scales of two blocks of weights, which the kernel then picks between (its kMustUseUniformedScaleB), and take a
-tenth longer (`uneven`).
+SGLang's DeepGEMM picks by its heuristics, TensorRT-LLM's copy by their former ones (forms/deepgemm). Where its blocks of rows
+are odd in number and share their columns, the last reads the weights again unless a cache holds them: 192 rows of 16,384
+columns take 1.9 times as long as the weights do. Columns that do not divide 128 have scales of two blocks of weights, which the
+kernel then picks between (its kMustUseUniformedScaleB), and take a tenth longer (`uneven`). Inferred: its largest blocks
+(128 x 192, 256 x 128), which it takes where they fill a single turn, take four times as long there (`alone`), with 256 rows of
+16,384 columns as with 768 of 4,096, 128 x 160 half as much again, and not where several turns share what they read.
 Inferred: fill. FP8 kernels take up to twice as long at 129 rows as at 256 and get faster from row to row between, cuBLAS's do
 not. What more they take is proportional to the empty rows and to k. It is the same where one tile in five is ragged as where
 half are, and grows with those that are beyond: zeros come to a processor at 120 to 200 GB/s (5 to 8 ps a byte; half of SGLang's
@@ -49,10 +52,14 @@ rows (its heuristics/sm90.hpp). Steps: in rows where a tile's rows or columns ch
 Warm cache: the benchmark of the public tables calls as many `copies` of the weights in turn (five for TensorRT-LLM, six for
 vLLM and SGLang, as its collect_gemm.py says and fits find), all on the same activations: where all of these lie in the cache,
 they cost the share `cached`, and so do the activations that are read where they lie there beside one call's weights and
-results. A benchmark of one copy leaves a call's results there too: all that it moves costs that share where all of it fits
-(64 matrices of 512 x 128 on H100: 320 rows move 35 MB in 9 us, 512 rows 50 MB in 23). Serving's lie nowhere. Not modelled:
-stream-K, clocks, scales of odd layouts, vLLM's tiles of 256 rows (from 8,192 rows and a reduction of 6,144 on), what CUTLASS
-reads again where an operand exceeds the cache (50,000 columns).
+results. Where its weights come from memory an FP8 kernel begins later (`reach`): as six copies of them come to exceed 30 MB,
+times at 1 to 256 rows step by 1.3 us (SGLang's, vLLM's block FP8) or 0.7 (vLLM's FP8, TensorRT-LLM's block FP8) whatever the
+shape, cuBLAS's hardly. A benchmark of one copy leaves a call's results there too: all that it moves costs that share where all
+of it fits (64 matrices of 512 x 128 on H100: 320 rows move 35 MB in 9 us, 512 rows 50 MB in 23). Serving's lie nowhere.
+Copies: vLLM's block FP8 pads rows that four does not divide, and their scales, in kernels that take 5 us, a third of it with
+one row; where the reduction is a single block of 128 all its calls take half of that more (10.9 us of 128 k, 8.7 of 256).
+Not modelled: stream-K, clocks, scales of odd layouts, vLLM's tiles of 256 rows (from 8,192 rows and a reduction of 6,144 on),
+what CUTLASS reads again where an operand exceeds the cache (50,000 columns).
 """
 
 from __future__ import annotations
@@ -60,11 +67,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from moetrace.hardware import SCHEMAS
 from moetrace.machines.forms import deepgemm
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
-from moetrace.machines.forms.tiles import from_memory, waves
+from moetrace.machines.forms.tiles import beyond_cache, from_memory, turns_of, waves
 from moetrace.op import FloatArray, Works
 
 _TILES = (
@@ -73,9 +81,13 @@ _TILES = (
     (128.0, 128.0),
     (128.0, 256.0),
 )  # rows, columns, of a library that picks
-_FEWEST, _SHORT, _FULL = 16.0, 64.0, 128.0
+_FEWEST, _FEW, _SHORT, _FULL = 16.0, 32.0, 64.0, 128.0
 _WIDE = 2.0  # bytes of an activation that is not converted
-_ALIGNED = 4.0
+_ALIGNED = 4.0  # rows that need no padding
+_ONE_ROW, _ONE_BLOCK = (
+    1 / 3,
+    0.5,
+)  # of what padding costs: that of one row, and what a reduction of one block costs besides
 _LIBRARY, _DEEPGEMM, _FORMER_DEEPGEMM = 1.0, 2.0, 3.0  # what `picks` may be
 
 
@@ -88,17 +100,24 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     memory_s = _from_memory(c, works, written, at) / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     compute_s = works["flops"] / (c["eta_flops"] * at.peak)
     alone_s = shared_s = np.full(m.shape, np.inf)
-    for rows, columns, drag in _tiles(c, m, n, k, batch):
+    persists = c["picks"] != _LIBRARY
+    for rows, columns, drag, twice in _tiles(c, m, n, k, batch):
         area = rows * columns / _FULL**2
         down, across = _row_tiles(c, m, rows), np.ceil(n / columns)
-        turns = batch * down * across / at.hw.multiprocessors
+        odd = twice & (down > 1.0) & (down % 2.0 == 1.0)
+        tiles = batch * down * across
+        turns = tiles / at.hw.multiprocessors
+        whole = turns_of(tiles, c["chosen_for"], at.hw.multiprocessors) if persists else waves(turns)
         loop_s = k * (c["per_k_s"] + c["per_k_row_s"] * _FULL * area)
         first_s = c["per_tile_s"] * area + loop_s
-        persists = c["picks"] != _LIBRARY
-        next_s = np.hypot(c["per_turn_s"], loop_s) if persists else c["per_turn_s"] * area + loop_s
-        alone_s = np.minimum(alone_s, _walk(waves(turns), first_s, next_s) * drag)
+        next_s = c["per_turn_s"] * (1.0 if persists else area) + loop_s
+        if persists:
+            next_s = np.where(m > c["narrow_rows"], np.hypot(c["per_turn_s"], loop_s), next_s)
+        alone_s = np.minimum(alone_s, _walk(whole, first_s, next_s) * drag)
         if c["splits"]:
             shared_s = np.minimum(shared_s, _walk(turns, first_s, next_s) * drag + c["split_tile_s"] * area)
+    again = np.where(odd, works["weight_bytes"] * beyond_cache(works["weight_bytes"], at), 0.0)
+    memory_s = memory_s + again / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     # Of the one tile, or of the largest that a library has.
     fill_s = _fill(c, batch * across, down) * (down * rows / m - 1.0) * works["act_read_bytes"] / batch
     overlapped_s = _overlapped(c, memory_s, compute_s, alone_s, fill_s)
@@ -109,13 +128,27 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         split = c["split_s"] + shared_s < alone_s
         walk_s, split_s = np.where(split, shared_s, alone_s), np.where(split, c["split_s"], 0.0)
     walk_s = walk_s + fill_s
-    launch_s = c["t0_s"] * works["launches"] + np.where(m % _ALIGNED == 0, 0.0, c["misaligned_s"])
+    launch_s = (
+        c["t0_s"] * works["launches"] + c["reach_s"] * _far(c, works, at) + c["misaligned_s"] * _padded(m, k)
+    )
     convert_s = c["convert"] * _converted(works, batch * m * k) / at.hw.memory.bytes_per_s
     terms = {
         "launch": launch_s, "memory": memory_s, "convert": convert_s, "compute": compute_s, "tiles": walk_s, "split": split_s,
     }  # fmt: skip
     fixed_s = launch_s + walk_s + split_s
     return Parts(compute_s, memory_s + convert_s, fixed_s, launch_s + convert_s + overlapped_s, terms=terms)
+
+
+def _far(c: Mapping[str, float], works: Works, at: Setting) -> FloatArray:
+    """Of the weights, [ops], the share that comes from memory: all but those whose copies lie in a warm cache."""
+    copies = c["copies"] * works["weight_bytes"]
+    return from_memory(copies, 0.0, at) if c["copies"] else np.ones_like(copies)
+
+
+def _padded(m: FloatArray, k: FloatArray) -> FloatArray:
+    """What is copied into place beside the activations, [ops], over what padding rows costs."""
+    rows = np.where(m % _ALIGNED == 0, 0.0, np.where(m == 1.0, _ONE_ROW, 1.0))
+    return np.asarray(rows + np.where(k <= _FULL, _ONE_BLOCK, 0.0))
 
 
 def _walk(turns: FloatArray, first_s: FloatArray, next_s: FloatArray) -> FloatArray:
@@ -125,23 +158,24 @@ def _walk(turns: FloatArray, first_s: FloatArray, next_s: FloatArray) -> FloatAr
 
 def _tiles(
     c: Mapping[str, float], m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray
-) -> Iterator[tuple[FloatArray, FloatArray | float, FloatArray | float]]:
-    """(rows, columns, how many times longer its walk takes) of each tile that the kernel may take, [ops]; one if it follows a
-    rule."""
+) -> Iterator[tuple[FloatArray, FloatArray | float, FloatArray | float, npt.NDArray[np.bool_] | bool]]:
+    """(rows, columns, how many times longer its walk takes, whether an odd row of them reads the weights again) of each tile
+    that the kernel may take, [ops]; one if it follows a rule."""
     if c["picks"] == _FORMER_DEEPGEMM:
         rows, columns = deepgemm.former_blocks(m, n, batch, c["chosen_for"])
-        yield rows, columns, _uneven(c, columns)
+        yield rows, columns, _uneven(c, columns), False
     elif c["picks"] == _DEEPGEMM:
-        rows, columns, alone = deepgemm.blocks(m, n, k, batch, c["chosen_for"])
-        yield rows, columns, (1.0 + c["alone"] * alone) * _uneven(c, columns)
+        rows, columns, alone, paired = deepgemm.blocks(m, n, k, batch, c["chosen_for"])
+        yield rows, columns, (1.0 + c["alone"] * alone) * _uneven(c, columns), paired
     elif c["picks"]:
         enough = np.maximum(np.exp2(np.ceil(np.log2(m))), c["least_rows"])
-        yield from ((np.minimum(enough, rows), columns, 1.0) for rows, columns in _TILES)
+        yield from ((np.minimum(enough, rows), columns, 1.0, False) for rows, columns in _TILES)
     else:
         narrow = m <= c["narrow_rows"]
         few = (m <= c["few_rows"]) | (narrow & (n <= c["few_columns"]))
-        rows = np.where(few, _FEWEST, np.where(m <= c["short_rows"], _SHORT, _FULL))
-        yield rows, np.where(narrow, _SHORT, _FULL), 1.0
+        short = m <= c["short_rows"]
+        rows = np.select([few, m <= c["half_rows"], short], [_FEWEST, _FEW, _SHORT], _FULL)
+        yield rows, np.where(narrow | (short & (n <= c["narrow_columns"])), _SHORT, _FULL), 1.0, False
 
 
 def _uneven(c: Mapping[str, float], columns: FloatArray) -> FloatArray:

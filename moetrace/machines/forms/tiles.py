@@ -42,10 +42,17 @@ def from_memory(
     nbytes: FloatArray, cached: float, at: Setting, within: tuple[float, float] = _WHOLE
 ) -> FloatArray:
     """Of the time that `nbytes` take from memory, what they take: `cached` for those that a warm cache holds, else 1."""
-    if at.cache == "cold" or not at.hw.memory.cache_bytes:
+    if at.cache == "cold":
+        return np.ones_like(nbytes)
+    return np.asarray(cached + (1.0 - cached) * beyond_cache(nbytes, at, within), dtype=np.float64)
+
+
+def beyond_cache(nbytes: FloatArray, at: Setting, within: tuple[float, float] = _WHOLE) -> FloatArray:
+    """Of `nbytes` that one call reads twice, the share that it reads from memory again: none where the cache holds them all."""
+    if not at.hw.memory.cache_bytes:
         return np.ones_like(nbytes)
     beyond = (nbytes / at.hw.memory.cache_bytes - within[0]) / (within[1] - within[0])
-    return np.asarray(cached + (1.0 - cached) * np.clip(beyond, 0.0, 1.0), dtype=np.float64)
+    return np.asarray(np.clip(beyond, 0.0, 1.0), dtype=np.float64)
 
 
 def filled(nbytes: FloatArray, at: Setting) -> FloatArray:
