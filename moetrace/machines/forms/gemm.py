@@ -5,7 +5,7 @@
     loop     = k x (per_k + per_k_row x 128 x area), area = rows x columns / (128 x 128)
     serial   = per_tile x area + loop of the first turn + (per_turn x area + loop) x further turns, of kernels that persist
                (per_turn^2 + loop^2)^(1/2) x further turns; turns = tiles / processors, whole ones
-    launch   = t0 + reach where the weights come from memory + misaligned where four does not divide the rows
+    launch   = t0 + misaligned where four does not divide the rows + reach, of the kernel, where the weights come from memory
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs / (eta_flops x peak)
     convert  = of activations below 16 bits, convert x (2 bytes in, their own type out) / bandwidth, before the GEMM
     fill     = bytes of the rows that tiles hold and the GEMM has not, once for each tile of columns, x per_empty, and once
@@ -127,16 +127,18 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         overlapped_s = np.minimum(overlapped_s, together_s)
         split = c["split_s"] + shared_s < alone_s
         walk_s, split_s = np.where(split, shared_s, alone_s), np.where(split, c["split_s"], 0.0)
-    walk_s = walk_s + fill_s
-    launch_s = (
-        c["t0_s"] * works["launches"] + c["reach_s"] * _far(c, works, at) + c["misaligned_s"] * _padded(m, k)
-    )
+    # What a kernel waits for is its own, not its launch's.
+    reach_s = c["reach_s"] * _far(c, works, at)
+    walk_s = walk_s + fill_s + reach_s
+    launch_s = c["t0_s"] * works["launches"] + c["misaligned_s"] * _padded(m, k)
     convert_s = c["convert"] * _converted(works, batch * m * k) / at.hw.memory.bytes_per_s
     terms = {
         "launch": launch_s, "memory": memory_s, "convert": convert_s, "compute": compute_s, "tiles": walk_s, "split": split_s,
     }  # fmt: skip
     fixed_s = launch_s + walk_s + split_s
-    return Parts(compute_s, memory_s + convert_s, fixed_s, launch_s + convert_s + overlapped_s, terms=terms)
+    return Parts(
+        compute_s, memory_s + convert_s, fixed_s, launch_s + reach_s + convert_s + overlapped_s, terms=terms
+    )
 
 
 def _far(c: Mapping[str, float], works: Works, at: Setting) -> FloatArray:
