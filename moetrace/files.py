@@ -27,6 +27,9 @@ RUN_FILES = (
 RANKS_SUMMARY = "ranks.json"  # what a folder with the RUNs of ranks has, once it is whole
 _OURS = frozenset({*RUN_FILES, "attribution.parquet", "timeline.json"})
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # a Path has one slash fewer
+_OTHERS = frozenset(
+    {".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".txt", ".html", ".toml"}
+)  # names of what no table is
 _STALE = re.compile(r"\.(.+)\.\d+\.part")  # what `write_whole` leaves if it is killed
 
 
@@ -160,6 +163,13 @@ def check_directory(
         raise OutputError(f"{path} is not a directory: it is not replaced, give another name")
 
 
+def check_table_output(path: Path, force: bool) -> None:
+    """`check_output` where a table is to be written: as Parquet, so that a name of another format is refused."""
+    check_output(path, force)
+    if path.suffix.lower() in _OTHERS:
+        raise OutputError(f"{path}: the table is written as Parquet: give a name such as {path.stem}.parquet")
+
+
 def check_output(
     path: Path, force: bool, ours: Iterable[str] = _OURS, whose: str = "moetrace's", folders: str = ""
 ) -> None:
@@ -229,3 +239,9 @@ def check_outside_runs(root: Path) -> None:
 def is_run(path: Path) -> bool:
     """Whether a path looks like a RUN directory, of one rank or of many."""
     return any((path / name).is_file() for name in ("run.json", RANKS_SUMMARY))
+
+
+def lone_run(folder: Path) -> Path:
+    """The RUN that is all a folder holds, as 'moetrace simulate -o' writes one; any other path as it is."""
+    found = list(folder.iterdir()) if folder.is_dir() and not is_run(folder) else []
+    return found[0] if len(found) == 1 and is_run(found[0]) else folder

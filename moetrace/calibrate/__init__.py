@@ -7,6 +7,7 @@ coefficients, `profile` writes them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -21,7 +22,10 @@ from moetrace.calibrate.fit import Fit, Problem, fit, held_out
 from moetrace.calibrate.interval import WITHIN, Coverage, Interval, interval, on_other_half
 from moetrace.calibrate.measured import Measured, family_of
 from moetrace.calibrate.tables import read_measurements
+from moetrace.cost import price
+from moetrace.cost.check import wrong_unit
 from moetrace.errors import CalibrationError
+from moetrace.given import several
 from moetrace.hardware import ANY_ENGINE, FORM_OF, SCHEMAS, Family, Hardware, load_hardware
 from moetrace.machines.forms import Cache
 from moetrace.machines.gpu import tokens_of
@@ -68,7 +72,7 @@ class Calibration:
 
 
 def calibrate(
-    measurements: Sequence[str | Path],
+    measurements: Sequence[str | Path] | str | Path,
     hw: Hardware | str,
     *,
     cache: Cache = "warm",
@@ -86,7 +90,14 @@ def calibrate(
         raise CalibrationError(
             f"{hw.name}: coefficients of the {hw.law} law are not fitted; expected a gpu profile"
         )
-    tables = [read_measurements(Path(path), hw.base or hw.name) for path in measurements]
+    paths = several(
+        measurements, (str, os.PathLike), "table of measurements", "expected its path", CalibrationError
+    )
+    tables = [read_measurements(Path(path), hw.base or hw.name) for path in paths]
+    for table, path in zip(tables, paths, strict=True):
+        law_s = price(work_of.works(table.ops), hw).expected_s
+        if Path(path).is_file() and (problem := wrong_unit(table.seconds, law_s)):
+            raise CalibrationError(f"{path}: {problem}")
     groups: list[Group] = []
     refused: dict[str, str] = {}
     for key, form, rows, beyond in groups_of(Measured.join(tables), hw, max_tokens, max_rows):

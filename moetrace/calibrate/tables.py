@@ -6,6 +6,8 @@ A table of one's own is CSV or Parquet with the columns `kind`, `dtype`, the op'
 
 from __future__ import annotations
 
+import csv
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,9 +78,18 @@ def _read(path: Path) -> pd.DataFrame:
 
     try:
         table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        names = _header(path) if path.suffix == ".csv" else list(table.columns)
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise CalibrationError(f"{path}: cannot be read as CSV or Parquet ({plainly(error)})") from error
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise CalibrationError(f"{path}: has several columns {twice[0]}: which of them is meant is not known")
     return _plain(table)
+
+
+def _header(path: Path) -> list[str]:
+    """The names of a CSV's columns as they stand there: pandas gives a second one of a name another."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return next(csv.reader(file), [])
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
@@ -186,18 +197,22 @@ def _own(table: pd.DataFrame, path: Path, hardware: str) -> Measured:
         raise CalibrationError(
             f"{path}: lacks the column {', '.join(sorted(lacking))}: expected kind, dtype, seconds and the op's dims"
         )
+    some = len(table)
     if "hardware" in table:
         table = table[table["hardware"] == hardware].reset_index(drop=True)
     if table.empty:
-        raise CalibrationError(f"{path}: no row was measured on {hardware}")
+        raise CalibrationError(
+            f"{path}: no row was measured on {hardware}" if some else f"{path}: has no rows"
+        )
     _check(table, path)
     pairs = list(zip(table["kind"].astype(str), table["dtype"].astype(str), strict=True))
     types = sorted(set(pairs))
     names = [name for name in table.columns if name not in OWN]
-    try:
-        dims = {name: table[name].to_numpy(dtype=np.float64) for name in names}
-    except (TypeError, ValueError) as error:
-        raise CalibrationError(f"{path}: a dim is no number: {error}") from error
+    dims = {name: _numbers(table, name, path) for name in names}
+    for name, values in dims.items():
+        if (values < 0).any():
+            row = int(np.flatnonzero(values < 0)[0])
+            raise CalibrationError(f"{path}, row {row + 1}: {name} is {values[row]:g}: expected 0 or more")
     ops = OpColumns(
         tuple(Op(*pair) for pair in types),
         np.array([types.index(pair) for pair in pairs], dtype=np.int64),
@@ -211,9 +226,23 @@ def _own(table: pd.DataFrame, path: Path, hardware: str) -> Measured:
     return Measured(
         ops, table["seconds"].to_numpy(dtype=np.float64), text("engine", any_engine), text("kernel", any_engine),
         text("shape", _shapes(ops)), text("hardware", [hardware] * len(table)),
-        table["weight"].to_numpy(dtype=np.float64) if "weight" in table else np.ones(len(table)),
+        _numbers(table, "weight", path) if "weight" in table else np.ones(len(table)),
         np.arange(len(table)), path.name,
     )  # fmt: skip
+
+
+def _numbers(table: pd.DataFrame, name: str, path: Path) -> FloatArray:
+    """A column of numbers, nan where it is empty. Raises CalibrationError at the first value that is none."""
+    import pandas as pd
+
+    column = table[name]
+    found = pd.to_numeric(column, errors="coerce")
+    bad = np.flatnonzero((found.isna() & column.notna()).to_numpy())
+    if bad.size:
+        raise CalibrationError(
+            f"{path}, row {int(bad[0]) + 1}: {name} is {column.iloc[bad[0]]!r}: expected a number"
+        )
+    return np.asarray(found.to_numpy(dtype=np.float64))
 
 
 def _check(table: pd.DataFrame, path: Path) -> None:
@@ -222,7 +251,7 @@ def _check(table: pd.DataFrame, path: Path) -> None:
         for row, value in enumerate(table[column].astype(str)):
             if not set(value.split("/") if column == "dtype" else [value]) <= known:
                 raise CalibrationError(f"{path}, row {row + 1}: {column} {value!r} is not known")
-    seconds = table["seconds"].to_numpy(dtype=np.float64)
+    seconds = _numbers(table, "seconds", path)
     bad = np.flatnonzero(~(np.isfinite(seconds) & (seconds > 0)))
     if bad.size:
         raise CalibrationError(

@@ -89,7 +89,7 @@ def _kept(result: Attribution, output: Path | None, run: Path | None, force: boo
     A file that holds the same already is left as it is. So is another attribution in the RUN's folder, without `force`: the
     question was what is printed, not a file.
     """
-    from moetrace.files import check_output
+    from moetrace.files import check_table_output
 
     path = output or (run / "attribution.parquet" if run else None)
     if path is None:
@@ -98,6 +98,6 @@ def _kept(result: Attribution, output: Path | None, run: Path | None, force: boo
         return f"unchanged: {path}"
     if output is None and path.is_file() and not force:
         return f"nothing written: {path} holds another attribution; give --force to replace it, or -o FILE"
-    check_output(path, force)
+    check_table_output(path, force)
     result.save(path)
     return f"written: {path}"

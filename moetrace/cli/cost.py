@@ -85,12 +85,12 @@ def cost(
     from typing import Literal
 
     from moetrace.cost import Pricing, context_for, cost_file, read_anchors
-    from moetrace.files import check_output
+    from moetrace.files import check_table_output
     from moetrace.hardware import load_hardware
     from moetrace.report import terminal
     from moetrace.routing import read_loads, save_loads
 
-    check_output(output, force)
+    check_table_output(output, force)
     state: Literal["warm", "cold"] = "warm" if cache == "warm" else "cold"
     if routing_cache is not None and routing_cache.exists():
         read_loads(routing_cache)

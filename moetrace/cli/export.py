@@ -50,7 +50,7 @@ def export(
     experts) above them.
     """
     from moetrace import attribute, load, load_hardware, replay
-    from moetrace.files import check_output, is_run, url_of
+    from moetrace.files import check_output, is_run, lone_run, url_of
     from moetrace.report import terminal
     from moetrace.report.perfetto import write_timeline
 
@@ -58,7 +58,9 @@ def export(
     run = open_source(source, **reading)
     name = hardware or run.meta.hardware
     beside = [
-        load(other) if is_run(Path(other)) or url_of(other) else replay(run, load_hardware(other)).run
+        load(other)
+        if is_run(lone_run(Path(other))) or url_of(other)
+        else replay(run, load_hardware(other)).run
         for other in predicted
     ]
     events = write_timeline(run, output, attribute(run, load_hardware(name)) if name else None, beside)

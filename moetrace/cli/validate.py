@@ -26,14 +26,14 @@ def validate(files: tuple[Path, ...], output: Path | None, force: bool, as_json:
 
     Every shipped figure has a row: measured, predicted, 80 % interval and error, or why it is not simulated.
     """
-    from moetrace.files import check_output, table_facts, write_parquet
+    from moetrace.files import check_table_output, table_facts, write_parquet
     from moetrace.report import terminal
     from moetrace.report.ledger import ledger_report
     from moetrace.validate import LEDGER_VERSION, summary
     from moetrace.validate import validate as recompute
 
     if output is not None:
-        check_output(output, force)
+        check_table_output(output, force)
     with terminal.progress("recomputing") as tell:
         ledger = recompute(files, tell)
     found = summary(ledger)

@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from moetrace import ops
 from moetrace.cost.beyond import TRANSFERRED
+from moetrace.cost.check import wrong_unit
 from moetrace.cost.price import PriceContext, price
 from moetrace.cost.reading import batches
 from moetrace.cost.table import OpTable, read_ops
@@ -130,6 +131,8 @@ def read_anchors(table: object, hw: Hardware, context: PriceContext) -> Anchors:
             else "the machine has no price for it"
         )
         raise ScenarioError(f"anchors, row {bad + 1}: {why}")
+    if problem := wrong_unit(seconds, law_s):
+        raise ScenarioError(f"anchors: {problem}")
     chips = {name: (hw if name == hw.name else load_hardware(name)).chip for name in set(machine)}
     return Anchors(
         read, seconds, law_s, np.clip(floor, 0.0, 1.0), error, tuple(chips[name] for name in machine)
@@ -250,7 +253,9 @@ def _shapes(one: OpColumns, two: OpColumns) -> IntArray:
 
 def _seconds(table: pa.Table) -> FloatArray:
     for name, unit in (("seconds", 1.0), ("latency", 1e-3)):
-        if name in table.column_names and not pa.types.is_string(table.schema.field(name).type):
+        if name in table.column_names:
+            if not (pa.types.is_floating(kind := table.schema.field(name).type) or pa.types.is_integer(kind)):
+                raise ScenarioError(f"anchors: the column {name} is {kind}: expected numbers")
             return np.asarray(table.column(name).to_numpy(), dtype=np.float64) * unit
     raise ScenarioError("anchors: expected a column seconds (or latency, in ms) with what was measured")
 

@@ -10,6 +10,7 @@ from moetrace.hardware import FORM_OF
 from moetrace.machines.forms import FORMS
 from moetrace.op import FloatArray, OpColumns
 
+_UNIT = 300.0  # units are a thousand apart; no chip is that far off its law
 _ROUNDED = 1e-6  # experts that a count read from text may be off
 # Expectations and sums over sequences or ranks of a routing, so that a fraction is right; bytes: of types below a byte.
 FRACTIONS = frozenset({"distinct", "distinct_est", "rows", "kv", "context", "pairs", "bytes"})
@@ -19,6 +20,15 @@ _PRODUCTS = frozenset({"rows", "kv", "pairs", "bytes", "elements"})
 _FLAGS = frozenset({"eager", "gated"})  # dims that are 0 or 1
 # Without the size of its group a collective has no time; all others say what they need with their work.
 _NEEDS = {kind: ("ranks",) for kind, form in FORM_OF.items() if FORMS[form].network}
+
+
+def wrong_unit(seconds: FloatArray, law_s: FloatArray) -> str:
+    """Why measured times cannot be seconds, held against what the law expects of the same ops; "" if they can."""
+    known = np.isfinite(law_s) & (law_s > 0)
+    ratio = float(np.median(seconds[known] / law_s[known])) if known.any() else 1.0
+    if 1 / _UNIT < ratio < _UNIT:
+        return ""
+    return f"times are {ratio:,.3g} x what the law expects (median): expected seconds, not ms, us or ns"
 
 
 def dims_of(kind: str) -> frozenset[str]:

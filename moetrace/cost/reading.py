@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,21 @@ def batches(table: object, progress: Callable[[float], None] = lambda share: Non
     Raises ScenarioError if it is no table, or the file cannot be read as what its name says it is.
     """
     if isinstance(table, str | Path):
-        yield from _of_file(Path(table), progress)
+        for part in _of_file(Path(table), progress):
+            yield _named_once(part)
         return
-    whole = _in_memory(table)
+    whole = _named_once(_in_memory(table))
     for at in range(0, max(1, whole.num_rows), BATCH):
         progress(at / max(1, whole.num_rows))
         yield whole.slice(at, BATCH)
+
+
+def _named_once(table: pa.Table) -> pa.Table:
+    """The table. Raises ScenarioError where two columns have one name."""
+    twice = next((name for name, times in Counter(table.column_names).items() if times > 1), None)
+    if twice is not None:
+        raise ScenarioError(f"the table has several columns {twice}: which of them is meant is not known")
+    return table
 
 
 def _in_memory(table: object) -> pa.Table:
@@ -40,7 +50,7 @@ def _in_memory(table: object) -> pa.Table:
             return pa.table(dict(table))
         frame = _frame(table)
         mixed = {
-            name: "string" for name in frame.columns if frame[name].dtype == object
+            name: "string" for name, dtype in frame.dtypes.items() if str(dtype) == "object"
         }  # words among numbers
         return pa.Table.from_pandas(frame.astype(mixed), preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError) as error:

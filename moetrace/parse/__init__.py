@@ -18,7 +18,7 @@ import orjson
 
 from moetrace import formats
 from moetrace.errors import RunError, TraceError
-from moetrace.files import is_run, url_of
+from moetrace.files import is_run, lone_run, url_of
 from moetrace.formats.where import traces_at
 from moetrace.given import misfit
 from moetrace.hardware import Hardware, load_hardware
@@ -55,7 +55,7 @@ def open_run(path: str | os.PathLike[str] | formats.Export, **options: Any) -> R
         return parse(path, **options)
     root = _path(path)
     behind = run_behind(url) if (url := url_of(root)) is not None else None
-    root = root if url is not None else _lone_run(root)
+    root = root if url is not None else lone_run(root)
     if behind is None and not is_run(root):
         return parse(root, **options)
     said = [name for name, value in options.items() if value is not None and name not in _HOW]
@@ -64,12 +64,6 @@ def open_run(path: str | os.PathLike[str] | formats.Export, **options: Any) -> R
     if behind is not None:
         return behind.load(options.get("progress"))
     return Run.load(root) if (root / "run.json").is_file() else Ranks.load(root)
-
-
-def _lone_run(folder: Path) -> Path:
-    """The RUN that is all a folder holds, as 'moetrace simulate -o' writes one; any other path as it is."""
-    found = list(folder.iterdir()) if folder.is_dir() and not is_run(folder) else []
-    return found[0] if len(found) == 1 and is_run(found[0]) else folder
 
 
 def _path(given: object) -> Path:

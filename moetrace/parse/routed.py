@@ -42,7 +42,7 @@ class Routed:
             told, self._remarks = told.routing(*sizes)
         if model is not None and model.experts and len(told) and told.experts != model.experts:
             raise RunError(
-                f"the routing given is of {told.experts} experts, {model.name} has {model.experts}"
+                f"the routing is of {told.experts} experts, {model.name} has {model.experts}: give the model that ran"
             )
         numbers = {n.recorded: i for i, n in enumerate(names) if n.recorded is not None}
         source = COUNTED

@@ -93,6 +93,10 @@ def ranged(low: float, high: float) -> Parse:
 
 def whole(name: str, text: str) -> int:
     """The whole number, 1 or more, of one knob's value. Raises ScenarioError."""
+    if text.isascii() and text.isdigit() and len(text) > 1 and text.startswith("0"):
+        raise ScenarioError(
+            f"{name}={text}: a number does not begin with 0; a comma stands between scenarios, not between thousands"
+        )
     if not (text.isascii() and text.isdigit()) or not 1 <= len(text) <= 12 or not 1 <= int(text) <= MAX_WHOLE:
         raise ScenarioError(f"{name}={text}: expected a whole number from 1 to {MAX_WHOLE}")
     return int(text)

@@ -58,6 +58,16 @@ def test_a_value_that_says_all_of_itself_goes_back(before: str, then: str) -> No
     assert back.step_s == pytest.approx(replay(made, H100).step_s, rel=1e-6)
 
 
+def test_what_is_pruned_is_named_as_it_was_asked_also_of_a_prediction_of_ranks() -> None:
+    node = Scenario.of("tp=4")
+    made = simulate("olmoe-1b-7b", Workload(4, 128, 2), "h100-sxm-x4", node).run
+    for asked in ("prune_inter=50", "prune_intra=50", "n_e=32", "ffn=512"):
+        with pytest.raises(
+            ScenarioError, match=f"^{asked}: the run is a prediction whose ranks share the model as tp=4"
+        ):
+            replay(made, "h100-sxm-x4", Scenario.of(asked))
+
+
 def test_the_models_depth_is_known_after_layers_were_left_out() -> None:
     """The first layer's norm has no residual, which its copies have not either: a third of a per cent."""
     made = simulate("olmoe-1b-7b", Workload(4, 128, 2), H100).run

@@ -120,6 +120,29 @@ def test_larger_rows_are_held_out_by_shape_and_bend_no_fit(tmp_path: Path) -> No
     assert np.abs(near[few:][large]).max() < 0.3  # no fit with the shape that is slow up to 128 tokens
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e9])
+def test_times_in_another_unit_are_refused(scale: float, tmp_path: Path) -> None:
+    rows = table()
+    rows.assign(seconds=rows["seconds"] * scale).to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(CalibrationError, match=r"mine\.csv: times are .* x what the law expects"):
+        calibrate(str(tmp_path / "mine.csv"), "h100-sxm")
+
+
+def test_a_table_has_rows_and_each_column_once(tmp_path: Path) -> None:
+    """pandas gives the second of a name another name, so that a CSV's own header says."""
+    text = table().to_csv(index=False)
+    for name, written, words in (
+        ("twice", text.replace("inter,", "tokens,", 1), "has several columns tokens"),
+        ("empty", text.splitlines()[0] + "\n", "has no rows"),
+        ("elsewhere", table().assign(hardware="b200").to_csv(index=False), "no row was measured on h100-sxm"),
+    ):
+        (tmp_path / f"{name}.csv").write_text(written)
+        with pytest.raises(CalibrationError, match=words):
+            calibrate([tmp_path / f"{name}.csv"], "h100-sxm")
+    with pytest.raises(CalibrationError, match="an int is no table of measurements: expected its path"):
+        calibrate(3, "h100-sxm")  # type: ignore[arg-type]
+
+
 def test_a_fact_of_the_kernel_is_no_coefficient(tmp_path: Path) -> None:
     """Where an engine's tiles switch is told by the profile: no fit moves it, and it is in what the fit writes."""
     table().assign(engine="vllm").to_csv(tmp_path / "mine.csv", index=False)
@@ -199,7 +222,10 @@ def test_too_little_is_not_fitted(tmp_path: Path) -> None:
         ({"seconds": 0.0}, "row 1: seconds is 0: expected above 0"),
         ({"hidden": np.nan}, "do not suffice to tell its work"),
         ({"hardware": "a100-sxm"}, "no row was measured on h100-sxm"),
-        ({"tokens": "many"}, "a dim is no number"),
+        ({"tokens": "many"}, "row 1: tokens is 'many': expected a number"),
+        ({"tokens": -4}, "row 1: tokens is -4: expected 0 or more"),
+        ({"seconds": "abc"}, "row 1: seconds is 'abc': expected a number"),
+        ({"weight": "full"}, "row 1: weight is 'full': expected a number"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, change: dict[str, object], said: str) -> None:

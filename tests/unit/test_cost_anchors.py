@@ -112,6 +112,27 @@ def test_anchors_that_cannot_be_are_one_line(change: dict[str, float], words: st
         cost(frame([16]), "h100-sxm", anchor=path)
 
 
+@pytest.mark.parametrize(
+    ("scale", "refused"), [(50.0, False), (1 / 50, False), (1e3, True), (1e6, True), (1e-3, True)]
+)
+def test_times_in_another_unit_are_no_anchors(scale: float, refused: bool) -> None:
+    """Units are a thousand apart."""
+    measured = cost(frame([1, 16, 256]), "h100-sxm").to_pandas()
+    table = frame([1, 16, 256]).assign(seconds=measured["time_s"] * scale)
+    if not refused:
+        assert cost(table, "h100-sxm", anchor=table).num_rows == 3
+        return
+    with pytest.raises(
+        ScenarioError, match=r"anchors: times are .* x what the law expects .*expected seconds, not ms"
+    ):
+        cost(table, "h100-sxm", anchor=table)
+
+
+def test_anchors_times_are_numbers() -> None:
+    with pytest.raises(ScenarioError, match=r"anchors: the column seconds is \w*string: expected numbers"):
+        cost(frame([1]), "h100-sxm", anchor=frame([1]).assign(seconds="1 ms"))
+
+
 def test_a_collective_of_one_rank_neither_anchors_nor_is_anchored() -> None:
     """It takes nothing, of which no measurement is a multiple; one beside others would have made them all unknown."""
     sends = pd.DataFrame({"kind": "all_reduce", "dtype": "bf16", "bytes": 65536.0, "ranks": [1.0, 8.0]})

@@ -294,6 +294,17 @@ def test_things_that_are_no_table() -> None:
         cost("ops.xlsx", H100)
 
 
+def test_a_column_that_is_there_twice_is_refused_in_every_form(tmp_path: Path) -> None:
+    names, row = ["kind", "dtype", "tokens", "tokens", "width"], ["norm", "bf16", 4, 5, 64]
+    (tmp_path / "ops.csv").write_text(",".join(names) + "\n" + ",".join(map(str, row)) + "\n")
+    table = pa.Table.from_arrays([pa.array([value]) for value in row], names=names)
+    for form in (tmp_path / "ops.csv", table):
+        with pytest.raises(ScenarioError, match="several columns tokens"):
+            cost(form, H100)
+    with pytest.raises(ScenarioError, match=r"Duplicate column names found: .*tokens"):
+        cost(pd.DataFrame([row], columns=names), H100)
+
+
 def test_a_wafer_prices_the_ops_of_a_model_that_shares_its_cores() -> None:
     table = {
         "op": [

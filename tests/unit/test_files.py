@@ -147,3 +147,22 @@ def test_a_failed_fill_leaves_nothing_beside(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No space left"):
         files.replace_directory(tmp_path / "run", fill, False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.JSON", "t.xlsx"])
+def test_a_table_is_not_written_under_the_name_of_another_format(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"written as Parquet: give a name such as t\.parquet"):
+        files.check_table_output(tmp_path / name, force=True)
+    files.check_table_output(tmp_path / "t.parquet", force=False)
+    files.check_table_output(tmp_path / "t", force=False)
+
+
+def test_a_folder_stands_for_the_one_run_that_is_all_it_holds(tmp_path: Path) -> None:
+    run = tmp_path / "out" / "h100-sxm.as.recorded"
+    run.mkdir(parents=True)
+    assert files.lone_run(run.parent) == run.parent
+    (run / "run.json").touch()
+    assert files.lone_run(run.parent) == files.lone_run(run) == run
+    (run.parent / "other").mkdir()
+    assert files.lone_run(run.parent) == run.parent
+    assert files.lone_run(tmp_path / "none") == tmp_path / "none"

@@ -84,7 +84,12 @@ def layers(draft: Draft, value: int | str) -> Draft:
 )
 def n_e(draft: Draft, value: Kept) -> Draft:
     """Fewer experts to choose from; n_a stays, and the tokens of pruned experts go to the kept ones."""
-    experts, asked = _experts(draft, f"n_e={value}"), f"n_e={value}"
+    return _kept(draft, value, f"n_e={value}")
+
+
+def _kept(draft: Draft, value: Kept, asked: str) -> Draft:
+    """The draft with so many experts, as `asked`."""
+    experts = _experts(draft, asked)
     if value.count > experts:
         raise ScenarioError(
             f"{asked}: there are {experts} experts per layer, so at most {experts} can be kept"
@@ -114,13 +119,17 @@ def prune_inter(draft: Draft, value: float) -> Draft:
     experts = _experts(draft, f"prune_inter={value:g}")
     if "n_e" in draft.scenario.texts():
         raise ScenarioError(f"prune_inter={value:g}: n_e says already how many experts are kept")
-    return n_e(draft, Kept(max(1, round(experts * (1 - value / 100)))))
+    return _kept(draft, Kept(max(1, round(experts * (1 - value / 100)))), f"prune_inter={value:g}")
 
 
 @knob("ffn", "width of each expert (d_e)", "a whole number", one_whole)
 def ffn(draft: Draft, value: int) -> Draft:
     """Another expert width; shared experts and dense layers keep theirs."""
-    asked = f"ffn={value}"
+    return _narrowed(draft, value, f"ffn={value}")
+
+
+def _narrowed(draft: Draft, value: int, asked: str) -> Draft:
+    """The draft with experts so wide, as `asked`."""
     _experts(draft, asked)
     check_whole(draft, asked)
     was = _width(draft, asked)
@@ -137,7 +146,7 @@ def prune_intra(draft: Draft, value: float) -> Draft:
     asked = f"prune_intra={value:g}"
     if "ffn" in draft.scenario.texts():
         raise ScenarioError(f"{asked}: ffn says already how wide the experts are")
-    return ffn(draft, max(1, round(_width(draft, asked) * (1 - value / 100))))
+    return _narrowed(draft, max(1, round(_width(draft, asked) * (1 - value / 100))), asked)
 
 
 @knob(
@@ -263,6 +272,11 @@ def _width(draft: Draft, asked: str) -> int:
 def check_whole(draft: Draft, asked: str) -> None:
     """Raises ScenarioError if the recording is one rank of several that share the model."""
     meta = draft.run.meta
+    if max(meta.tp, meta.ep, meta.pp, meta.dp) > 1 and meta.kind == "predicted":
+        raise ScenarioError(
+            f"{asked}: the run is a prediction whose ranks share the model as tp={meta.tp} ep={meta.ep}: replay what it was "
+            "made from, with all edits at once"
+        )
     if max(meta.tp, meta.ep, meta.pp, meta.dp) > 1:
         raise ScenarioError(
             f"{asked}: the recording's ranks share the model as tp={meta.tp} ep={meta.ep}, and what another sharing would "
