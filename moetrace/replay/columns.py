@@ -34,7 +34,11 @@ def column(value: Any, axis: Axis | None, size: int) -> FloatArray:
 def works_of(op: Op) -> tuple[Works, Axis | None]:
     """The works of an op in every scenario, on the axis of its dims; one row where none varies."""
     axis = axis_of(value for _, value in op.dims)
+    return works_on(op, axis), axis
+
+
+def works_on(op: Op, axis: Axis | None) -> Works:
+    """The works of an op on an axis that its dims vary on, or a wider one; one row on none."""
     size = 1 if axis is None else axis.size
     dims = {name: column(value, axis, size) for name, value in op.dims}
-    ops = OpColumns((Op(op.kind, op.dtype),), np.zeros(size, dtype=np.int64), dims)
-    return work_of.works(ops), axis
+    return work_of.works(OpColumns((Op(op.kind, op.dtype),), np.zeros(size, dtype=np.int64), dims))

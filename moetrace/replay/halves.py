@@ -14,21 +14,22 @@ behind (github.com/sgl-project/sglang, batch_overlap/operations_strategy.py). La
 What an exchange costs the compute beside it: a collective keeps the processors that it runs on, block FP8 GEMMs are kept off
 those of exchanges all the while (`deep_gemm_num_sms` there, SMControlContextManager in vLLM's ubatch_utils.py). Low-latency
 exchanges leave all processors while the network sends, and take all of them to send and to receive (LMSYS blog, 2025-05-05):
-what lies within a node their processors copy, so that only bytes to other nodes hide.
+what lies within a node their processors copy. So only what a network without delay would save of them hides.
 Not modelled: memory's bandwidth, which both share; the first and the last layer's stages, beside which nothing runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
+from moetrace.cost import PriceContext, price
 from moetrace.hardware import Hardware
-from moetrace.op import Op
+from moetrace.op import Op, Works
 from moetrace.replay.edit import COLLECTIVES, EXCHANGES
 
 FloatArray = npt.NDArray[np.float64]
@@ -87,22 +88,22 @@ def _by_library(op: Op) -> bool:
     return op.kind in COLLECTIVES - EXCHANGES
 
 
-def network_ns(op: Op, hw: Hardware) -> Any:
-    """Whole ns that the network between nodes takes for a low-latency exchange at its datasheet's rate; None for other ops.
+def low_latency(op: Op) -> bool:
+    """Whether an op is an exchange that names no processors, as DeepEP's low-latency ones."""
+    return op.kind in EXCHANGES and not op.has("sms")
 
-    Of many scenarios one for each, as the op's bytes are.
-    """
-    if op.kind not in EXCHANGES or op.has("sms"):
-        return None
-    rate = hw.link.network_bytes_per_s if hw.link is not None else None
-    nodes = op["ranks"] / hw.domain_gpus if op.has("ranks") else 1.0
-    if rate is None or nodes <= 1.0:
-        return 0.0
-    return op["bytes"] * ((1.0 - 1.0 / nodes) / rate * 1e9)
+
+def flying_share(works: Works, hw: Hardware, context: PriceContext) -> FloatArray:
+    """Of low-latency exchanges, the share of their time that a network without delay would save, which is what hides."""
+    if hw.link is None:
+        return np.zeros(len(works))
+    at_once = replace(hw, link=replace(hw.link, network_bytes_per_s=np.inf))
+    whole, own = (price(works, machine, context=context).expected_s for machine in (hw, at_once))
+    return np.asarray(np.nan_to_num(1.0 - own / whole), dtype=np.float64)
 
 
 def sums(ops: Sequence[Op], hw: Hardware, total: Summed, flying: Summed) -> Sums:
-    """A half's ns in each step by stage. `flying` sums up as `total` does, of low-latency exchanges what the network takes.
+    """A half's ns in each step by stage. `flying` sums up as `total` does, of low-latency exchanges what hides.
 
     Of a stage `limited`: what are block FP8 GEMMs; of `in` and `out` also `flying`, ns `taken` from what computes beside them,
     and of these `kept` by exchanges that name their processors.

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import ops as work_of
+from moetrace.cost import PriceContext
 from moetrace.replay import halves
 from moetrace.replay.draft import Draft
 from moetrace.replay.edit import EXCHANGES
@@ -19,8 +20,20 @@ FloatArray = npt.NDArray[np.float64]
 UNHIDDEN = 0.5
 
 
-def stretched(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray) -> IntArray:
-    """ns of each segment (step and rank) from those of its ops laid out once, `spans`; `dur` ns by row.
+def flying_share(draft: Draft, context: PriceContext) -> FloatArray:
+    """Share of each cell's time that may run beside compute where halves overlap: `halves.flying_share`, else all."""
+    found = np.ones(len(draft.ops))
+    sent = [i for i, op in enumerate(draft.ops) if halves.low_latency(op)]
+    if sent and any(share.halves for share in draft.shares):
+        works = work_of.works([draft.ops[i] for i in sent])
+        found[sent] = halves.flying_share(works, draft.hw, context)
+    return found
+
+
+def stretched(
+    draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray, flying: FloatArray
+) -> IntArray:
+    """ns of each segment (step and rank) from those of its ops laid out once, `spans`; `dur` ns by row, `flying` by cell.
 
     Two halves that overlap take turns, and what one sends hides beside a stage of the other: `halves`. A pipeline's parts
     multiply the time.
@@ -28,16 +41,18 @@ def stretched(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spa
     if not draft.shares:
         return spans
     halved, times, _ = _columns(draft)
-    both = _both(draft, segment, dur, spans)
+    both = _both(draft, segment, dur, spans, flying)
     return np.asarray(np.rint(np.where(halved, both, spans) * times), dtype=np.int64)
 
 
-def unhidden(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray) -> IntArray:
+def unhidden(
+    draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray, flying: FloatArray
+) -> IntArray:
     """ns by which each segment may take longer, as halves hide less of each other than all that they could (`UNHIDDEN`)."""
     if not draft.shares:
         return np.zeros_like(spans)
     halved, times, _ = _columns(draft)
-    more = UNHIDDEN * np.maximum(2 * spans - _both(draft, segment, dur, spans), 0.0)
+    more = UNHIDDEN * np.maximum(2 * spans - _both(draft, segment, dur, spans, flying), 0.0)
     return np.asarray(np.rint(np.where(halved, more, 0.0) * times), dtype=np.int64)
 
 
@@ -48,18 +63,18 @@ def with_unhidden(
     return np.asarray(span + np.rint(np.hypot(high - span, more)), dtype=np.float64)
 
 
-def _both(draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray) -> FloatArray:
+def _both(
+    draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray, flying: FloatArray
+) -> FloatArray:
     """ns of two halves that overlap, of each segment."""
-    size, hw, ns = spans.size, draft.hw, dur.astype(np.float64)
-    known = [halves.network_ns(op, hw) for op in draft.ops]
-    most = np.array([np.inf if ns is None else ns for ns in known], dtype=np.float64)[draft.cell]
+    size, ns = spans.size, dur.astype(np.float64)
 
     def total(taken: FloatArray) -> halves.Summed:
         return lambda weight: np.bincount(segment, taken * weight[draft.cell], size).astype(np.float64)
 
-    sums = halves.sums(draft.ops, hw, total(ns), total(np.minimum(ns, most)))
+    sums = halves.sums(draft.ops, draft.hw, total(ns), total(ns * flying[draft.cell]))
     computing = spans - communication(draft, segment, ns, size)
-    return halves.together(sums, computing, in_five(draft)[_steps(draft)], hw)
+    return halves.together(sums, computing, in_five(draft)[_steps(draft)], draft.hw)
 
 
 def in_five(draft: Draft) -> npt.NDArray[np.bool_]:

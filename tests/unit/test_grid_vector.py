@@ -100,6 +100,8 @@ GRIDS = [
     (("olmoe-1b-7b", "h100-sxm-x4", "tp=2", "pp=2", "overlap=two_batch"), of([1, 3, 64], [300, 9000], [40])),
     (("mixtral-8x7b", "h100-sxm-x4", "dp=4", "ep=4", "overlap=two_batch"), of([1, 64], [300, 3000], [40])),
     (("mixtral-8x7b", "h100-sxm-x4", "dp=4", "ep=4", "overlap=two_batch", "serving=continuous"), of([1, 64], [9000], [40])),
+    (("qwen3-30b-a3b", "h100-sxm-x16", "dp=16", "ep=16", "overlap=two_batch"), of([1, 170, 5000], [300, 900], [1, 40])),
+    (("qwen3-30b-a3b", "h100-sxm-x16", "dp=16", "ep=16", "overlap=two_batch", "engine=vllm"), of([70, 5000], [300], [40])),
     (("olmoe-1b-7b", "cs3", "placement=own"), of([1, 8], [300], [1, 40], n_a=[2, 8])),
     (("deepseek-v3", "cs3", "placement=spread"), of([1, 64], [300, 60000], [1, 40])),
     (("qwen3-8b", "h100-sxm", *DRAFT), of([1, 8], [300], [1, 40])),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from moetrace.hardware import load_hardware
+from moetrace import ops
+from moetrace.cost import PriceContext, price
+from moetrace.hardware import Hardware, load_hardware
 from moetrace.op import Op
 from moetrace.replay import halves, shares
 from moetrace.replay.parallel import Share
@@ -163,14 +166,26 @@ def test_each_op_has_its_stage() -> None:
 
 
 def test_only_what_crosses_the_network_hides_of_a_low_latency_exchange() -> None:
-    def ns(**dims: float) -> object:
-        return halves.network_ns(Op.of("moe_dispatch", "bf16", bytes=9_000_000, **dims), HW)
+    def parts(hw: Hardware, ranks: int) -> tuple[float, float]:
+        """Seconds that hide and that do not."""
+        op = Op.of(
+            "moe_dispatch", "bf16", bytes=7_340_032, ranks=ranks, experts=256, topk=8, tokens=128, hidden=7168
+        )
+        works = ops.works([op])
+        whole, share = price(works, hw).expected_s[0], halves.flying_share(works, hw, PriceContext())[0]
+        return whole * share, whole * (1 - share)
 
-    rate = HW.link.network_bytes_per_s if HW.link else None
-    assert rate
-    assert ns(ranks=72) == pytest.approx(8_000_000 / rate * 1e9)  # of nine nodes' bytes one's stay
-    assert ns(ranks=8) == ns(ranks=4) == 0  # within a node processors copy
-    assert ns(ranks=16, sms=24) is None and halves.network_ns(Op.of("all_gather", bytes=9), HW) is None
+    link = HW.link
+    assert link and link.network_bytes_per_s
+    hidden, own = parts(HW, 72)
+    assert hidden == pytest.approx(
+        8 / 9 * 7_340_032 / link.network_bytes_per_s, rel=0.1
+    )  # of nine nodes' bytes one's stay
+    faster = replace(HW, link=replace(link, network_bytes_per_s=2 * link.network_bytes_per_s))
+    assert parts(faster, 72) == (pytest.approx(hidden / 2, rel=0.05), pytest.approx(own))
+    assert parts(HW, 8)[0] == parts(HW, 4)[0] == 0  # within a node processors copy
+    kinds = Op.of("moe_collect", bytes=9), Op.of("moe_collect", bytes=9, sms=24), Op.of("all_gather", bytes=9)
+    assert [halves.low_latency(op) for op in kinds] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +214,7 @@ def test_a_step_of_two_halves_is_told_with_what_may_not_hide() -> None:
         cell=np.array([0, 2, 1, 2]), hw=HW, steps=(SimpleNamespace(phase="decode"),), stated=lambda name, default="": default,
     )  # fmt: skip
     dur, segment = np.array([100, 66, 300, 66]), np.zeros(4, int)
-    span = shares.stretched(draft, segment, dur, np.array([532]))  # type: ignore[arg-type]
+    span = shares.stretched(draft, segment, dur, np.array([532]), np.ones(3))  # type: ignore[arg-type]
     assert span.tolist() == [2 * (100 + 12) + 2 * (300 + 12)]
-    more = shares.unhidden(draft, segment, dur, np.array([532]))  # type: ignore[arg-type]
+    more = shares.unhidden(draft, segment, dur, np.array([532]), np.ones(3))  # type: ignore[arg-type]
     assert more.tolist() == [(2 * 532 - 848) // 2]  # half of what the halves hide from each other

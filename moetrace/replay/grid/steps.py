@@ -11,7 +11,7 @@ import numpy.typing as npt
 from moetrace.cost.beyond import with_phase
 from moetrace.replay import halves, memory
 from moetrace.replay.anchor import LONGEST_NS
-from moetrace.replay.columns import column
+from moetrace.replay.columns import column, works_on
 from moetrace.replay.grid.eager import spans
 from moetrace.replay.grid.load import spread
 from moetrace.replay.grid.shape import Shape
@@ -66,16 +66,14 @@ class Steps:
         self.ns = self.ns + np.stack([spread(ns, self.space) for ns in crossing])[:, None]
 
     def _flying(self) -> FloatArray:
-        """The times of all rows [3, rows], those of low-latency exchanges no longer than the network between nodes takes."""
-        out = self.times.ns
+        """The times of all rows [3, rows], of low-latency exchanges those that may run beside compute."""
+        out, ops = self.times.ns.copy(), self.shape.counted.ops
         for axis, members in self.placed.axes.values():
             for i in members.tolist():
-                ns = halves.network_ns(self.shape.counted.ops[i], self.shape.draft.hw)
-                if ns is not None:
-                    size = 1 if axis is None else axis.size
-                    rows = slice(int(self.placed.begin[i]), int(self.placed.begin[i]) + size)
-                    out = out.copy() if out is self.times.ns else out
-                    out[:, rows] = np.minimum(out[:, rows], column(ns, axis, size))
+                if halves.low_latency(ops[i]):
+                    rows = int(self.placed.begin[i]) + np.arange(1 if axis is None else axis.size)
+                    works = works_on(ops[i], axis)
+                    out[:, rows] *= halves.flying_share(works, self.shape.draft.hw, self.context)
         return out
 
     def _summed(
