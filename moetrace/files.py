@@ -24,6 +24,7 @@ RUN_FILES = (
     "routing.parquet",
     "routing_tokens.parquet",
 )  # a RUN's facts, which only writing a RUN may replace
+GRID_SUMMARY = "grid.json"  # what the folder of a grid has
 RANKS_SUMMARY = "ranks.json"  # what a folder with the RUNs of ranks has, once it is whole
 _OURS = frozenset({*RUN_FILES, "attribution.parquet", "timeline.json"})
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # a Path has one slash fewer

@@ -290,6 +290,11 @@ def _notes(before: Run, after: Run, a: Samples, b: Samples, paired: bool) -> lis
         notes.append(
             "the steps do the same work one by one (batch, tokens and KV tokens): they are compared in pairs"
         )
+    if before.meta.kind == after.meta.kind != "measured":
+        notes.append(
+            f"both runs are {before.meta.kind}: the intervals hold the spread of their steps, not their own error"
+        )
+        return notes
     for name, run in (("before", before), ("after", after)):
         if run.meta.kind != "measured":
             notes.append(

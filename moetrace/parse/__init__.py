@@ -18,7 +18,7 @@ import orjson
 
 from moetrace import formats
 from moetrace.errors import RunError, TraceError
-from moetrace.files import is_run, lone_run, url_of
+from moetrace.files import GRID_SUMMARY, is_run, lone_run, url_of
 from moetrace.formats.where import traces_at
 from moetrace.given import misfit
 from moetrace.hardware import Hardware, load_hardware
@@ -151,6 +151,11 @@ def _locate(
         if runs := sorted(p.name for p in path.iterdir() if is_run(p)):
             raise TraceError(
                 f"{path} holds the runs {', '.join(runs[:3])}{', ...' if runs[3:] else ''}: give one of them, or a trace"
+            )
+        if (path / GRID_SUMMARY).is_file():
+            raise TraceError(
+                f"{path} is a grid, whose scenarios are tables and no run: read {path / 'scenarios'} ('moetrace schema "
+                "scenarios' lists their columns)"
             )
         return formats.trace_in(path), {}, None
     return traces[0], *_facts_in(path)

@@ -8,6 +8,7 @@ from typing import Any
 from moetrace.report import tables
 from moetrace.report.tables import DASH, Block, Facts, Table, clean, plural, seconds, shorten
 
+_COLUMNS = {"family": ("family",), "op": ("family", "op"), "layer": ("layer",), "op-layer": ("op", "layer")}
 TABLES = {"family": "families", "op": "ops", "layer": "layers", "op-layer": "op_layers"}
 
 
@@ -16,8 +17,7 @@ def diff_report(facts: Facts, by: str, top: int, everything: bool = False) -> li
     runs = facts["runs"]
     blocks: list[Block] = [f"{side}: {tables.identity(runs[side])}" for side in ("before", "after")]
     blocks += [
-        f"differs: {d['what']} {clean(str(d['before']))} -> {clean(str(d['after']))}"
-        for d in facts["differences"]
+        f"differs: {d['what']} {_said(d['before'])} -> {_said(d['after'])}" for d in facts["differences"]
     ]
     blocks.append(headline(facts))
     rows = facts[TABLES[by]]
@@ -25,9 +25,10 @@ def diff_report(facts: Facts, by: str, top: int, everything: bool = False) -> li
         row["low_s"] is None for row in rows
     )  # too few steps to tell noise: then every row is worth a look
     shown = [row for row in rows if row["sure"] or everything or (blind and row["change_s"])]
-    if shown:
-        blocks.append(_table(facts, by, shown[:top]))
-    blocks += _left_out(facts, rows, shown, top, everything)
+    lines = _lines(by, shown)
+    if lines:
+        blocks.append(_table(facts, by, lines[:top]))
+    blocks += _left_out(facts, rows, lines, top, everything)
     blocks += [gate_line(gate, facts["confidence"]) for gate in facts["gates"]]
     return blocks + tables.notes(facts)
 
@@ -53,12 +54,16 @@ def beside(change: Facts) -> str:
     return ": within noise" if change["low_s"] is not None else ""
 
 
-def _table(facts: Facts, by: str, rows: Sequence[Facts]) -> Table:
-    names = {"family": ("family",), "op": ("family", "op"), "layer": ("layer",), "op-layer": ("op", "layer")}
-    header = (*names[by], "before", "after", "change", "interval", "relative", "bytes", "bytes/s")
-    body = tuple(
-        (
-            *(cell(row, name) for name in names[by]),
+def _said(value: object) -> str:
+    """What a run is said to be; a mean that is whole without its decimals."""
+    return f"{value:,.6g}" if isinstance(value, float) else clean(str(value))
+
+
+def _lines(by: str, rows: Sequence[Facts]) -> list[tuple[str, ...]]:
+    """The lines of a table: a row each, but one for all layers of an op in which the same is read, as in predictions."""
+    alike: dict[tuple[str, ...], list[Facts]] = {}
+    for i, row in enumerate(rows):
+        figures = (
             seconds(row["before_s"]),
             seconds(row["after_s"]),
             signed(row["change_s"]),
@@ -67,10 +72,27 @@ def _table(facts: Facts, by: str, rows: Sequence[Facts]) -> Table:
             _ratio(row["bytes_before"], row["bytes_after"]),
             _ratio(row["bytes_per_s_before"], row["bytes_per_s_after"]),
         )
-        for row in rows
-    )
+        one = (cell(row, "op"), "") if by == "op-layer" and row["layer"] is not None else ("", str(i))
+        alike.setdefault((*one, *figures), []).append(row)
+    return [(*_names(by, some), *figures) for (_, _, *figures), some in alike.items()]
+
+
+def _names(by: str, rows: Sequence[Facts]) -> list[str]:
+    """The first cells of a line."""
+    names = [cell(rows[0], name) for name in _COLUMNS[by]]
+    if len(rows) > 1:
+        layers = sorted(row["layer"] for row in rows)
+        whole = layers[-1] - layers[0] == len(layers) - 1
+        names[-1] = (
+            f"{'each of layers' if whole else f'each of {len(layers)} layers,'} {layers[0]} to {layers[-1]}"
+        )
+    return names
+
+
+def _table(facts: Facts, by: str, lines: Sequence[tuple[str, ...]]) -> Table:
+    header = (*_COLUMNS[by], "before", "after", "change", "interval", "relative", "bytes", "bytes/s")
     title = f"Time of a mean {clean(step_of(facts))} by {by.replace('-', ' and ')}, largest change first"
-    return Table(title, header, body, left=len(names[by]))
+    return Table(title, header, tuple(lines), left=len(_COLUMNS[by]))
 
 
 def cell(row: Facts, name: str) -> str:
@@ -82,7 +104,7 @@ def cell(row: Facts, name: str) -> str:
 
 
 def _left_out(
-    facts: Facts, rows: Sequence[Facts], shown: Sequence[Facts], top: int, everything: bool
+    facts: Facts, rows: Sequence[Facts], shown: Sequence[tuple[str, ...]], top: int, everything: bool
 ) -> list[Block]:
     out: list[Block] = []
     if len(shown) > top:

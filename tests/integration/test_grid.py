@@ -43,6 +43,11 @@ def test_a_grid_is_written_and_its_front_shown(call: Callable[..., Answer], tmp_
     front = pq.read_table(grid / "pareto.parquet").to_pylist()
     speeds = [row["user_speed_per_s"] for row in front]
     assert speeds == sorted(speeds, reverse=True) and len(front) == done.out.count("h100-sxm ")
+    shown = call("show", str(grid))
+    assert (
+        shown.status == 2
+        and f"is a grid, whose scenarios are tables and no run: read {grid / 'scenarios'}" in shown.err
+    )
     again = call(*ARGUMENTS, "--grid", str(grid), "--json")
     assert (json.loads(again.out)["done_before"], json.loads(again.out)["met"]) == (8, 8)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +16,12 @@ from moetrace.diff.gates import Gate
 from moetrace.diff.intervals import Mean, difference, t_quantile
 from moetrace.diff.samples import MOST, collect
 from moetrace.errors import RunError, ScenarioError
+from moetrace.replay import simulate
 from moetrace.report.diff import diff_report
 from moetrace.report.html.diff import render_diff
 from moetrace.report.terminal import plain
 from moetrace.run import Meta, Run, Step, ops_table
+from moetrace.synthesize import Workload
 from tests.reports import SCRIPT, facts_of
 
 # family, kind, layer, ns
@@ -135,6 +138,30 @@ def test_one_step_shows_its_rows_and_is_not_called_noise() -> None:
     assert "within noise" not in text and "experts" in text and "nothing can be said of noise" in text
     few = plain(diff_report(diff(_run(seed=1, noise=0.3), _run(seed=2, noise=0.3)).facts, "family", 5))
     assert "within noise" in few
+
+
+def test_layers_in_which_the_same_is_read_are_one_line() -> None:
+    """As of a prediction, whose layers are alike; where one of them differs it stands by itself."""
+    load, predicted = Workload(1, 64, 4), []
+    for batch in (1, 16):
+        predicted.append(simulate("olmoe-1b-7b", replace(load, batch=batch), "h100-sxm").run)
+    found = diff(*predicted)
+    assert sum(row["op"] == "moe_down" for row in found.facts["op_layers"]) == 16
+    text = plain(diff_report(found.facts, "op-layer", 200, everything=True))
+    (line,) = (line for line in text.splitlines() if line.startswith("moe_down"))
+    assert line.split()[1:6] == ["each", "of", "layers", "0", "to"] and "15" in line
+    assert "differs: batch 1 -> 16" in text and text.count("both runs are predicted") == 1
+    assert "the run before is" not in text
+    rows = [dict(row) for row in found.facts["op_layers"]]
+    for row in rows:
+        if row["op"] == "moe_down" and row["layer"] == 3:
+            row["after_s"] *= 2
+    lines = plain(
+        diff_report({**found.facts, "op_layers": rows}, "op-layer", 200, everything=True)
+    ).splitlines()
+    assert [re.split(r" {2,}", line)[1] for line in lines if line.startswith("moe_down")] == [
+        "each of 15 layers, 0 to 15", "layer 3",
+    ]  # fmt: skip
 
 
 def test_steps_of_no_known_phase_are_called_steps() -> None:

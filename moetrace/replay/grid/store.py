@@ -16,14 +16,14 @@ import orjson
 import pyarrow as pa
 
 from moetrace.errors import OutputError
-from moetrace.files import read_parquet, table_facts, write_parquet, write_whole
+from moetrace.files import GRID_SUMMARY, read_parquet, table_facts, write_parquet, write_whole
 from moetrace.replay.grid.plan import Ask, Plan, Task, plan_of
 from moetrace.replay.grid.recorded import Replays
 from moetrace.replay.grid.rows import MINOR, tables
 
 SCHEMA = "moetrace.grid/1"
 BYTES = 215.0  # of a scenario's rows in both tables, as measured (docs/grid.md)
-FILES = ("grid.json", "scenarios", "breakdown", "pareto.parquet")
+FILES = (GRID_SUMMARY, "scenarios", "breakdown", "pareto.parquet")
 Made = tuple[int, pa.Table, pa.Table]  # place of the task, its tables
 
 
@@ -68,7 +68,7 @@ def open_grid(root: Path, asked: Ask | Replays, force: bool = False) -> Grid:
     """
     plan = asked if isinstance(asked, Replays) else plan_of(asked)
     said = orjson.dumps(_facts(plan), option=orjson.OPT_INDENT_2)
-    facts = root / "grid.json"
+    facts = root / GRID_SUMMARY
     if facts.is_file() and facts.read_bytes() == said and not force:
         return Grid(root, plan)
     if root.exists() and not root.is_dir():
