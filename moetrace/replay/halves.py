@@ -34,7 +34,7 @@ from moetrace.replay.edit import COLLECTIVES, EXCHANGES
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
-Sums = dict[str, FloatArray]  # ns of a half in a step, by what they are
+Sums = dict[str, FloatArray]  # ns of a half in a step, or a share of each op, by what they are
 Summed = Callable[[FloatArray], FloatArray]  # weights [ops] -> ns of all ops by step, each with its weight
 # Processors that a collective of NCCL runs on: a thread block for each channel (its user guide, NCCL_MAX_CTAS), of which eight
 # H100s or A100s on NVLink have 24 for rings (16 in the switch, 32 between peers: the "coll channels" of its own log). Small
@@ -46,8 +46,10 @@ _CORE = frozenset({"o_proj", "router", "topk"})
 _PROJECTED = frozenset({"rope", "kv_write"})
 _DENSE = frozenset({"dense_gate_up", "dense_down", "activation"})
 _ALONE = frozenset({"embedding", "lm_head", "sampling"})
-_APART = frozenset({"send_recv", "broadcast"})
-_BEFORE, _AFTER = frozenset({"moe_dispatch", "all_gather"}), frozenset({"moe_collect", "reduce_scatter"})
+_SENT = {
+    "moe_dispatch": "in", "all_gather": "in", "moe_collect": "out", "reduce_scatter": "out", "send_recv": "apart",
+    "broadcast": "apart",
+}  # fmt: skip
 _STAGES = ("before", "core", "shared", "experts")  # of a layer
 
 
@@ -59,12 +61,7 @@ def stage_of(op: Op, has_experts: bool) -> str:
     """
     family = work_of.family(op.kind)
     if op.kind in COLLECTIVES:
-        known = {
-            **dict.fromkeys(_BEFORE, "in"),
-            **dict.fromkeys(_AFTER, "out"),
-            **dict.fromkeys(_APART, "apart"),
-        }
-        return known.get(op.kind, "either")
+        return _SENT.get(op.kind, "either")
     if op.kind in _ALONE or (op.kind in _DENSE and has_experts):
         return "alone"
     if family == "experts" or op.kind == "moe_align" or op.kind in _DENSE:
@@ -80,12 +77,9 @@ def processors(ops: Sequence[Op], hw: Hardware) -> FloatArray:
 
     DeepEP's normal kernels, which prefills take, name theirs (dim `sms`); its low-latency ones need none (its README).
     """
-    sms = [float(op["sms"]) if op.has("sms") else NCCL_SMS * _by_library(op) for op in ops]
+    library = COLLECTIVES - EXCHANGES
+    sms = [op["sms"] if op.has("sms") else NCCL_SMS * (op.kind in library) for op in ops]
     return np.minimum(1.0, np.array(sms, dtype=np.float64) / hw.multiprocessors)
-
-
-def _by_library(op: Op) -> bool:
-    return op.kind in COLLECTIVES - EXCHANGES
 
 
 def low_latency(op: Op) -> bool:
@@ -102,23 +96,26 @@ def flying_share(works: Works, hw: Hardware, context: PriceContext) -> FloatArra
     return np.asarray(np.nan_to_num(1.0 - own / whole), dtype=np.float64)
 
 
-def sums(ops: Sequence[Op], hw: Hardware, total: Summed, flying: Summed) -> Sums:
-    """A half's ns in each step by stage. `flying` sums up as `total` does, of low-latency exchanges what hides.
-
-    Of a stage `limited`: what are block FP8 GEMMs; of `in` and `out` also `flying`, ns `taken` from what computes beside them,
-    and of these `kept` by exchanges that name their processors.
-    """
+def weights(ops: Sequence[Op], hw: Hardware) -> Sums:
+    """Which share of each op's time, [ops], is in what `together` takes: by stage, and of a stage `limited`, block FP8 GEMMs;
+    of `in` and `out` also `flying`, what may hide, what is `taken` from compute beside them, and of that `kept` by exchanges
+    that name their processors."""
     has_experts = any(work_of.family(op.kind) == "experts" for op in ops)
     stage = np.array([stage_of(op, has_experts) for op in ops])
     limited = np.array([op.dtype.startswith("fp8_block") for op in ops])
     share, named = processors(ops, hw), np.array([op.has("sms") for op in ops])
-    out = {name: total(np.where(stage == name, 1.0, 0.0)) for name in (*_STAGES, "alone", "apart")}
-    out |= {f"limited {name}": total(np.where((stage == name) & limited, 1.0, 0.0)) for name in _STAGES}
+    out = {name: np.where(stage == name, 1.0, 0.0) for name in (*_STAGES, "alone", "apart")}
+    out |= {f"limited {name}": out[name] * limited for name in _STAGES}
     for name in ("in", "out"):
-        part = np.where(stage == name, 1.0, np.where(stage == "either", 0.5, 0.0))
-        out[name], out[f"flying {name}"] = total(part), flying(part)
-        out[f"taken {name}"], out[f"kept {name}"] = total(part * share), total(part * share * named)
+        out[name] = np.where(stage == name, 1.0, np.where(stage == "either", 0.5, 0.0))
+        out[f"flying {name}"] = out[name]
+        out[f"taken {name}"], out[f"kept {name}"] = out[name] * share, out[name] * share * named
     return out
+
+
+def sums(weighed: Sums, total: Summed, flying: Summed) -> Sums:
+    """A half's ns in each step by stage, from `weights`; `flying` sums up as `total` does, of each op what may hide."""
+    return {name: (flying if name.startswith("flying") else total)(by_op) for name, by_op in weighed.items()}
 
 
 def together(s: Sums, computing: FloatArray, five: BoolArray, hw: Hardware) -> FloatArray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,20 +22,32 @@ FloatArray = npt.NDArray[np.float64]
 UNHIDDEN = 0.5
 
 
-def flying_share(draft: Draft, context: PriceContext) -> FloatArray:
-    """Share of each cell's time that may run beside compute where halves overlap: `halves.flying_share`, else all."""
-    found = np.ones(len(draft.ops))
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How two halves take turns: `halves.weights`, by cell, the share of each cell's time that may run beside compute, and of
+    each segment whether it goes in five stages."""
+
+    weights: halves.Sums
+    flying: FloatArray
+    five: npt.NDArray[np.bool_]
+
+
+def turns_of(draft: Draft, context: PriceContext) -> Turns | None:
+    """How the draft's halves take turns; None where none overlap."""
+    if not any(share.halves for share in draft.shares):
+        return None
+    flying = np.ones(len(draft.ops))
     sent = [i for i, op in enumerate(draft.ops) if halves.low_latency(op)]
-    if sent and any(share.halves for share in draft.shares):
+    if sent:
         works = work_of.works([draft.ops[i] for i in sent])
-        found[sent] = halves.flying_share(works, draft.hw, context)
-    return found
+        flying[sent] = halves.flying_share(works, draft.hw, context)
+    return Turns(halves.weights(draft.ops, draft.hw), flying, in_five(draft)[_steps(draft)])
 
 
 def stretched(
-    draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray, flying: FloatArray
+    draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray, turns: Turns | None
 ) -> IntArray:
-    """ns of each segment (step and rank) from those of its ops laid out once, `spans`; `dur` ns by row, `flying` by cell.
+    """ns of each segment (step and rank) from those of its ops laid out once, `spans`; `dur` ns by row.
 
     Two halves that overlap take turns, and what one sends hides beside a stage of the other: `halves`. A pipeline's parts
     multiply the time.
@@ -41,18 +55,18 @@ def stretched(
     if not draft.shares:
         return spans
     halved, times, _ = _columns(draft)
-    both = _both(draft, segment, dur, spans, flying)
+    both = _both(draft, segment, dur, spans, turns)
     return np.asarray(np.rint(np.where(halved, both, spans) * times), dtype=np.int64)
 
 
 def unhidden(
-    draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray, flying: FloatArray
+    draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray, turns: Turns | None
 ) -> IntArray:
     """ns by which each segment may take longer, as halves hide less of each other than all that they could (`UNHIDDEN`)."""
     if not draft.shares:
         return np.zeros_like(spans)
     halved, times, _ = _columns(draft)
-    more = UNHIDDEN * np.maximum(2 * spans - _both(draft, segment, dur, spans, flying), 0.0)
+    more = UNHIDDEN * np.maximum(2 * spans - _both(draft, segment, dur, spans, turns), 0.0)
     return np.asarray(np.rint(np.where(halved, more, 0.0) * times), dtype=np.int64)
 
 
@@ -64,17 +78,18 @@ def with_unhidden(
 
 
 def _both(
-    draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray, flying: FloatArray
+    draft: Draft, segment: IntArray, dur: npt.NDArray[np.generic], spans: IntArray, turns: Turns | None
 ) -> FloatArray:
     """ns of two halves that overlap, of each segment."""
+    if turns is None:
+        return spans.astype(np.float64)
     size, ns = spans.size, dur.astype(np.float64)
 
     def total(taken: FloatArray) -> halves.Summed:
         return lambda weight: np.bincount(segment, taken * weight[draft.cell], size).astype(np.float64)
 
-    sums = halves.sums(draft.ops, draft.hw, total(ns), total(ns * flying[draft.cell]))
-    computing = spans - communication(draft, segment, ns, size)
-    return halves.together(sums, computing, in_five(draft)[_steps(draft)], draft.hw)
+    sums = halves.sums(turns.weights, total(ns), total(ns * turns.flying[draft.cell]))
+    return halves.together(sums, spans - communication(draft, segment, ns, size), turns.five, draft.hw)
 
 
 def in_five(draft: Draft) -> npt.NDArray[np.bool_]:

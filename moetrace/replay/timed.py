@@ -77,14 +77,14 @@ def timed(
     segment = line.segment[draft.rows]
     alone = exposed_by(segment, start, start + dur)[0]
     of_step = draft.base.step[first_rows(draft)]
-    flying = shares.flying_share(draft, context)
+    turns = shares.turns_of(draft, context)
 
     def spans_of(laid: list[tuple[IntArray, IntArray, IntArray]]) -> list[IntArray]:
-        return [shares.stretched(draft, segment, d, span, flying) + crossing[of_step] for _, span, d in laid]
+        return [shares.stretched(draft, segment, d, span, turns) + crossing[of_step] for _, span, d in laid]
 
     expected, fast, slow = spans_of(laid)
     spans, low, high = narrowed(draft, segment, ends, (expected, fast, slow))
-    more = shares.unhidden(draft, segment, laid[0][2], laid[0][1], flying)
+    more = shares.unhidden(draft, segment, laid[0][2], laid[0][1], turns)
     high = shares.with_unhidden(spans, high, more).astype(np.int64)
     if gaps and source is not None and source.chip != draft.hw.chip and line.launched.any():
         by_host = spans_of([lay_out(ends[0], 0.0, factor) for factor in (1 / off, off)])

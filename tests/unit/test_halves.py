@@ -214,7 +214,8 @@ def test_a_step_of_two_halves_is_told_with_what_may_not_hide() -> None:
         cell=np.array([0, 2, 1, 2]), hw=HW, steps=(SimpleNamespace(phase="decode"),), stated=lambda name, default="": default,
     )  # fmt: skip
     dur, segment = np.array([100, 66, 300, 66]), np.zeros(4, int)
-    span = shares.stretched(draft, segment, dur, np.array([532]), np.ones(3))  # type: ignore[arg-type]
+    turns = shares.turns_of(draft, PriceContext())  # type: ignore[arg-type]
+    span = shares.stretched(draft, segment, dur, np.array([532]), turns)  # type: ignore[arg-type]
     assert span.tolist() == [2 * (100 + 12) + 2 * (300 + 12)]
-    more = shares.unhidden(draft, segment, dur, np.array([532]), np.ones(3))  # type: ignore[arg-type]
+    more = shares.unhidden(draft, segment, dur, np.array([532]), turns)  # type: ignore[arg-type]
     assert more.tolist() == [(2 * 532 - 848) // 2]  # half of what the halves hide from each other

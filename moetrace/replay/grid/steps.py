@@ -129,7 +129,8 @@ class Steps:
             place = np.zeros(self.family.size, dtype=np.int64)
             return lambda weight: self._summed(place, 1, self.count * weight, ns)[:, 0]
 
-        sums = halves.sums(self.shape.counted.ops, draft.hw, total(self.times.ns), total(flying))
+        weights = halves.weights(self.shape.counted.ops, draft.hw)
+        sums = halves.sums(weights, total(self.times.ns), total(flying))
         sent = self.of_family.get(_SENT, np.zeros((1, 3, 1))).transpose(1, 0, 2)
         computing = self.ns.transpose(1, 0, 2) - sent
         both = halves.together(sums, computing, in_five(draft)[:, None], draft.hw).transpose(1, 0, 2)
