@@ -28,7 +28,7 @@ TOLD = {
     "eager": 0.0, "least_s": 0.0, "set_for": 0.0, "query_s": 0.0, "idle_s": 0.0, "merge_s": 0.0,
     "recast_least_s": 0.0, "merged_rows": 0.0,
     "flash3": 0.0, "tile_wide_s": 0.0, "several_s": 0.0, "narrow_s": 0.0, "writes": 0.0, "write_s": 0.0, "skips": 0.0,
-    "narrow_at_once": 0.0, "alone_beside": 1.0,
+    "narrow_at_once": 0.0, "alone_beside": 1.0, "alone_split_s": 0.0, "shared_s": 0.0,
     "prompt_flops": 0.0,
 }  # fmt: skip
 
@@ -273,12 +273,13 @@ def test_a_part_begins_with_its_last_token(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("skips", [0.0, 1.0])
-def test_parts_that_lie_beyond_a_window_start_too_but_are_not_merged(skips: float) -> None:
-    """A window of 128 tokens, three blocks, begins in the last part but one of four of two blocks each: 1.5 lie inside."""
+def test_parts_that_lie_beyond_a_window_start_too_and_are_passed_over(skips: float) -> None:
+    """A window of 128 tokens, three blocks, begins in the last part but one of four of two blocks each: 1.5 lie inside.
+    Merging takes half as long of the others, or nothing where they end at once."""
     cut, hw = decode(50, 128, window=128), told(**CUTS, skips=skips)
     inside, beyond = (cost(hw, op).fixed_s[0] for op in (cut, cut.with_dims(context=512)))
-    started = 4 if not skips else 2
-    assert beyond - inside == pytest.approx(3e-6 + 1.5 * 1e-7 + (started - 1) * 4e-6 + (2 * 2 - 2) * 1e-6)
+    started, merged = (4, 1.5 + 2.5 / 2) if not skips else (2, 1.5)
+    assert beyond - inside == pytest.approx(3e-6 + merged * 1e-7 + (started - 1) * 4e-6 + (2 * 2 - 2) * 1e-6)
     assert cost(told(), cut).fixed_s[0] == cost(told(), cut.with_dims(context=512)).fixed_s[0]
 
 
@@ -296,8 +297,33 @@ def test_parts_that_a_window_begins_in_walk_what_is_in_it() -> None:
     """400 tiles in two parts of 16 blocks, a window of 17: 425 whole parts in five turns, where both walked eight."""
     cut = decode(200, 1024, window=1024).with_dims(context=2048)
     assert cost(told(**CUTS), cut).fixed_s[0] == pytest.approx(
-        7e-6 + 3e-6 + 17 / 16 * 1e-7 + 8 * 4e-6 + 5 * 16 * 1e-6
+        7e-6 + 3e-6 + (17 / 16 + 15 / 32) * 1e-7 + 8 * 4e-6 + 5 * 16 * 1e-6
     )
+
+
+@pytest.mark.parametrize(("group", "more"), [(2, 0), (16, 0), (17, 1), (32, 1)])
+def test_tiles_of_parts_are_filled_to_sixteen_rows(group: int, more: int) -> None:
+    """Two turns of heads 64 wide."""
+    op = decode(200, 100, group, 1, 64)
+    one, other = (cost(told(**CUTS, several_s=v), op).fixed_s[0] for v in (0.0, 2e-6))
+    assert other - one == pytest.approx(2 * more * 1e-6)
+
+
+def test_parts_that_start_anew_come_after_a_kernel_of_their_own() -> None:
+    for heads, more in ((4, 1), (1, 0)):
+        one, other = (
+            cost(told(**CUTS, shared_s=v), decode(200, 100, heads, 1)).fixed_s[0] for v in (0.0, 2e-6)
+        )
+        assert other - one == pytest.approx(more * 2e-6)
+
+
+def test_parts_are_walked_while_memory_gives_others() -> None:
+    """The longer of the two, not their sum: 600 tiles that are not cut take six turns of seven blocks."""
+    op, value = decode(600, 400, 4, 1), {**CUTS, "per_block_s": 1e-5}
+    serial_s, memory_s = 6 * (4e-6 + 7 * 1e-5), cost(told(**value), op).memory_s[0]
+    assert 1e-5 < memory_s < serial_s
+    found = cost(told(**value), op).expected_s[0]
+    assert found == pytest.approx(7e-6 + (serial_s**8 + memory_s**8) ** 0.125, rel=1e-3)
 
 
 @pytest.mark.parametrize(("tiles", "parts"), [(100, 7), (114, 7), (115, 6), (400, 2), (401, 1)])
@@ -314,6 +340,8 @@ ALONE = {
     "set_for": 100.0,
     "least_s": 2e-6,
     "block_tokens": 128.0,
+    "alone_split_s": 3e-6,
+    "split_s": 1.0,
 }
 
 
@@ -340,6 +368,17 @@ def test_few_heads_alone_are_cut_by_512_tokens_though_their_parts_take_another_t
     found = cost(told(**ALONE, eta_bw=1e3), decode(tiles, context, 1, 1))
     walk_s = max(2e-6, context / parts * 1e-6 / 128)
     assert found.fixed_s[0] == pytest.approx(7e-6 + turns * (2e-6 + walk_s + 3e-6 * (parts > 1)))
+
+
+@pytest.mark.parametrize(
+    ("tiles", "dim", "share"),
+    [(100, 64, 0.5), (101, 64, 1.0), (100, 128, 1.0), (100, 256, 1.0)],
+)
+def test_most_threads_add_up_narrow_heads_sooner(tiles: int, dim: int, share: float) -> None:
+    """What a tile takes at least, and its start and end: by the width, up to 128, of each of the tiles on a processor."""
+    value = {**ALONE, "least_s": 9e-5, "tile_wide_s": 1e-6}
+    found = cost(told(**value, eta_bw=1e3), decode(tiles, 500, 1, 1, dim)).fixed_s[0]
+    assert found == pytest.approx(7e-6 + 2e-6 + share * (9e-5 + 1e-6))
 
 
 def test_values_of_heads_alone_come_from_the_cache_while_the_keys_under_way_fit() -> None:
@@ -587,8 +626,10 @@ FLASH3 = {
 KERNELS = st.sampled_from([
     ALL,
     {**ALL, "alone_whole": 1.0, "turn_s": 6e-6, "grouped_rows": 1020.0, "block_s": 1.5e-6},
-    {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02, "set_for": 100.0},
+    {**ALL, "grouped_tiles": 33.0, "split_turns": 8.0, "per_part_s": 3e-6, "at_once": 8.0, "beside": 0.02, "set_for": 100.0,
+     "several_s": 1e-6, "shared_s": 1e-6},
     {**ALL, "grouped_tiles": 25.0, "split_turns": 8.0, "set_for": 100.0, "even_blocks": 1.0, "least_s": 2e-6,
+     "tile_wide_s": 2e-6, "alone_split_s": 4e-6, "several_s": 1e-6,
      "query_s": 1e-7, "at_once": 3.0, "beside": 0.3},
     {**ALL, **EVERY, "per_tile_s": 2e-6, "per_wide_s": 5e-7, "beside": 0.02},
     {**ALL, **EVERY, "most_parts": 4.0, "split_turns": 1000.0, "beside": 1.0},

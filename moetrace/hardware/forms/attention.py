@@ -282,6 +282,24 @@ ATTENTION = Schema.of(
         "alone_s", "s", 0, 1e-3, 1e-7, 0, "floor of the kernel for heads that are alone, beyond the other's"
     ),
     Parameter(
+        "alone_split_s",
+        "s",
+        0,
+        1e-3,
+        4e-6,
+        0,
+        "cutting a sequence of heads that are alone, where they have such a kernel",
+    ),
+    Parameter(
+        "shared_s",
+        "s",
+        0,
+        1e-3,
+        1e-7,
+        0,
+        "the kernel before one that starts each part anew: keys and queries made ready",
+    ),
+    Parameter(
         "recasts",
         "flag",
         0,

@@ -22,8 +22,7 @@ the bandwidth. A walk is latency: tiles of one processor hide each other's (`bes
 takes 1.00, 1.36, 2.36, 3.7 and 6.9 of one tile's time with 1, 2, 3, 5 and 10 on a processor, at every context). In decode a
 walk, memory and padded arithmetic are all in proportion to the bytes, and one chip's rows cannot tell which of them it is;
 another chip's can. So what is known of a kernel is given: `block_s`, since H100's times of one, two and four blocks, whose
-bytes lie in cache, rise by 1.1 us a block in FlashAttention-3 (1.4 here, nearer to the best fit, 1.7) and 1.7 in MLA, and
-0.9 in TensorRT-LLM's, whose times on A100 leave no more than 0.6 for a block of 128 tokens;
+bytes lie in cache, rise by 1.1 us a block in FlashAttention-3 (1.4 here, nearer to the best fit, 1.7) and 1.7 in MLA;
 `eta_flops`, 0.67 as FlashMLA reaches (660 of 989 TFLOP/s: github.com/deepseek-ai/FlashMLA). Then memory limits what reached
 0.9 of its bandwidth. The parts of a sequence leave rows x width of values in float32, which merging reads: partial_s of these
 bytes per processor, most where MLA has many heads.
@@ -36,7 +35,10 @@ other has a form of its own where `set_for` is told (machines/forms/masked), els
 TensorRT-LLM's first kernel cuts a sequence whatever that costs, into parts of 128 tokens until `split_turns` turns of
 `set_for` processors are full (eight), no more than the root of eight times their number, rounded down, and each part starts
 anew (`per_part`): more sequences may take less time. It cuts all the context; parts that lie beyond a window start too, but
-walk nothing and are not merged. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
+walk nothing and take half of the others' time in merging (inferred). Its tiles are filled to 16 rows, 16 more take `several`
+(warpTile in xqa/mha.cu). While a processor starts a part, memory gives others their bytes: the longer of memory and all turns,
+starts and walks, and no ramp. A kernel before it makes queries and keys ready (`shared`), which the other one does itself.
+(github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
 Over an fp8 cache, where there is no other kernel, `at_once` of its parts start beside each other on a processor (three,
 inferred: 256, 512, 1,024 and 2,048 of them take 1, 2, 3 and 6 times 3.4 us; of heads 64 wide four, `narrow_at_once`: 512 in
 one turn), a block takes `query_s` longer for each query head, and parts beyond a window end at once (`skips`, inferred: a
@@ -111,6 +113,8 @@ from moetrace.op import FloatArray, Works
 # processors, the share (0.8 of these) from which on it is not launched.
 _HELD, _BESIDE, _FILLED = (32.0, 128.0, 0.85), 3.0, 0.88
 _NARROW = 64.0  # width up to which a head is narrow
+_PADDED = 16.0  # rows that tiles of parts that start anew are filled to
+_PASSED = 0.5  # of a part's share of merging, what one that lies beyond a window takes
 _LATENCY = 3.0  # p of an element's way through a kernel and of how many there are
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
@@ -157,16 +161,24 @@ def _tiled(
     # What is dealt out is all that a processor walks, in however many pieces.
     walks = np.where(cut.dealt, 1.0, together(walking, c["at_once"], c["beside"]))
     walk_s = walks * cut.walked * block_s
-    row_s = tile.rows * (turns * c["per_row_s"] * np.where(anew, 1.0, wide) + whole * c["tile_row_s"] * wide)
+    row_s = tile.rows * wide * (turns * c["per_row_s"] + whole * c["tile_row_s"])
     under = (works.dim("window", 0.0) > 0) * wide**-2.0
-    tile_s = np.where(anew, c["per_part_s"], share * c["per_tile_s"] * wide)
+    tile_s = np.where(
+        anew,
+        c["per_part_s"] + c["several_s"] * wide * (np.ceil(tile.rows / _PADDED) - 1.0),
+        share * c["per_tile_s"] * wide,
+    )
     cleared_s = 0.0 if c["whole_blocks"] else c["empty_s"]
     start_s = whole * (tile_s + c["window_s"] * under + cleared_s * tile.empty)
-    start_s = start_s + row_s + c["ramp_s"] * far * filled(works["bytes"], at)
+    start_s = start_s + row_s + np.where(anew, 0.0, c["ramp_s"] * far * filled(works["bytes"], at))
     merge_s = _merge(c, works, tile, cut, anew, processors)
     cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + c["partial_s"] * tile.left / processors)
-    fixed_s = _fixed(c, works, tile, processors)
-    one_s = merge_s + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, walk_s, block_s))
+    fixed_s = _fixed(c, works, tile, processors) + np.where(anew, c["shared_s"], 0.0)
+    one_s = merge_s + np.where(
+        anew,
+        smoothmax(_SHARP, memory_s, compute_s, start_s + walk_s),
+        smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, walk_s, block_s)),
+    )
     split_s = c["split_s"] + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
     # Whether it is cut is no matter of what that costs.
     settled = anew | every | (tile.alone & (c["alone_whole"] > 0))
@@ -200,7 +212,8 @@ def _merge(
     processors: float,
 ) -> FloatArray:  # fmt: skip
     """Merging the parts of sequences, of a kernel that cuts them whatever it costs."""
-    parts = np.where(anew, cut.inside, cut.count if c["whole_tiles"] else tile.parts)
+    passed = 0.0 if c["skips"] else _PASSED * (cut.count - cut.inside)
+    parts = np.where(anew, cut.inside + passed, cut.count if c["whole_tiles"] else tile.parts)
     walk_s, tile_s = c["per_split_s"] * parts, np.zeros_like(parts)
     if c["merged_rows"]:
         walk_s = walk_s + _idle(c, works, tile, parts, processors)

@@ -3,16 +3,19 @@
     tiles    = sequences x query heads; told = set_for, the processors that the kernel was set up for
     slots    = tiles of a processor at once: 1, 2 or 4, so that 4 x told / tiles is filled, of 1024, 512 or 256 threads
     parts    = below `told` tiles: told / tiles, rounded up, of no fewer tokens than 512 x 128 / width
-    walk     = slots x tokens of a part x width / 128 at block_tokens in per_block x alone, at least least_s once every
-               thread has a token
+    walk     = slots x tokens of a part x width / 128 at block_tokens in per_block x alone, at least least_s x wide once
+               every thread has a token; wide = slots x width / 128, at most 1
     memory   = bytes / (eta_bw x bandwidth): all keys, then all values of a tile
-    expected = t0 + max(memory + what a last, partial turn walks longer, turns x (per_tile + walk + split where cut))
+    expected = t0 + max(memory + what a last, partial turn walks longer, turns x (per_tile + tile_wide x wide + walk
+               + alone_split where cut))
 
 The rule is that of decoderMaskedMultiheadAttentionLaunch.h (multi_block_grid_setup; 32 warps on a processor) and
 AttentionOp::getMaxNumSeqLenTile (github.com/NVIDIA/TensorRT-LLM). So 128 tiles cut in two fill 132 processors twice and take
 longer than 256 that are not cut; the public tables have these steps in tiles and in context. Rounding up to processors is by
-the `told` ones: a processor more never makes a cut due. Where a benchmark keeps keys and values in one place (`fetched` below
-1), values come from the cache as far as the keys of the tiles under way fit it.
+the `told` ones: a processor more never makes a cut due. Inferred: that 1024 threads take less time of heads 64 wide than of
+heads 128 wide, and 512 do not (on H100 a tile alone on a processor takes 7.6 and 8.5 us, from 64 tokens on 8.7 and 11; one of
+two 8.4 and 11, both). Where a benchmark keeps keys and values in one place (`fetched` below 1), values come from the cache as
+far as the keys of the tiles under way fit it.
 """
 
 from __future__ import annotations
@@ -56,9 +59,12 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting, token_s: FloatArr
     tokens = context / parts
     turns = tiles * parts / slots
     whole = turns_of(turns, told, at.hw.multiprocessors)
-    least_s = c["least_s"] * np.minimum(1.0, tokens * width / (128.0 * _FIRST / _WARPS * threads))
+    # Of heads 64 wide 1024 threads add up as many rows at once as there are at all.
+    wide = np.minimum(1.0, slots * width / 128.0)
+    least_s = c["least_s"] * np.minimum(wide, tokens * width / (128.0 * _FIRST / _WARPS * threads))
     walk_s = np.maximum(least_s, slots * tokens * token_s)
-    turn_s = c["per_tile_s"] + c["split_s"] * (parts > 1.0)
+    tile_s = c["per_tile_s"] + c["tile_wide_s"] * wide
+    turn_s = tile_s + c["alone_split_s"] * (parts > 1.0)
     # Where keys and values lie in one place: the keys of the tiles under way wait in the cache for their values' turn.
     share = c["fetched"] if at.cache == "warm" else 1.0
     under_way = works["kv_bytes"] * share * np.minimum(1.0, told / turns)
@@ -71,6 +77,4 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting, token_s: FloatArr
     serial_s = whole * (turn_s + walk_s)
     # The tail is a walk's, which serial_s has too: no more than memory and all that is serial.
     overlapped_s = np.minimum(smoothmax(_SHARP, memory_s + tail_s, serial_s), memory_s + serial_s)
-    return Alone(
-        memory_s, whole * c["per_tile_s"], whole * walk_s, whole * (turn_s - c["per_tile_s"]), overlapped_s
-    )
+    return Alone(memory_s, whole * tile_s, whole * walk_s, whole * (turn_s - tile_s), overlapped_s)
