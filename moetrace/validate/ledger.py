@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,9 @@ import pyarrow as pa
 from moetrace.calibrate.interval import coverage
 from moetrace.machines.gpu import decade_of
 from moetrace.validate.entry import NOT_SIMULATED, PREDICTED, STATEMENTS, Entry
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = "moetrace.ledger/1"
 _TEXT, _NUMBER = pa.string(), pa.float64()
@@ -93,7 +96,7 @@ def summary(ledger: pa.Table) -> dict[str, Any]:
     )
     rows = rows.to_pandas()
     rows["marked"] = rows["note"].str.startswith("marked ")
-    title = rows.groupby("kind")["source"].first()
+    title = rows.groupby("kind")["source"].agg(_title)
     ratio = np.where(rows["unit"] == RATIO, ", as ratios", "")
     rows["source"] = rows["kind"] + ": " + rows["kind"].map(title) + ratio
     groups = {
@@ -109,6 +112,12 @@ def summary(ledger: pa.Table) -> dict[str, Any]:
         "intervals": _intervals(ledger),
         "beaten": _beaten(ledger),
     }
+
+
+def _title(sources: pd.Series[str]) -> str:
+    """What the rows of one kind stand in: the first of its papers and pages, and how many more there are."""
+    found = sources.unique()
+    return str(found[0]) + (f" and {len(found) - 1} more" if len(found) > 1 else "")
 
 
 def _intervals(ledger: pa.Table) -> list[dict[str, Any]]:

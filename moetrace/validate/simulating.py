@@ -25,6 +25,7 @@ MACHINES = (
     (r"GB200", "gb200"),
     (r"B200", "b200"),
     (r"H20(-|$)", "h20"),
+    (r"A100 80GB PCIe", "a800-pcie"),  # the same chip and memory; its link to others is narrower
     (r"A100-(SXM|80GB)", "a100-sxm"),
     (r"MI300X", "mi300x"),
     (r"MI325X", "mi325x"),

@@ -16,6 +16,7 @@ from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.op import Op
 from moetrace.ops import works
+from moetrace.routing import uniform_distinct
 from moetrace.validate import entries, summary
 from moetrace.validate.entry import (
     CONTRADICTED,
@@ -374,3 +375,49 @@ def test_a_kernel_whose_sizes_are_not_stated_is_refused(name: str, change: dict[
     figure = replace(next(f for f in shipped() if f.id == name), **change)
     found = list(entries([figure]))
     assert [e.verdict for e in found] == [NOT_SIMULATED] and why in found[0].note
+
+
+def stated_kernel(
+    text: str = "moe_module bf16 tokens=64 hidden=2816 inter=704 experts=128 topk=8", **given: str
+) -> Figure:
+    told = {"id": "PRK-1", "hw": "H200", "value": "384.1", "unit": "us", "metric": "kernel_latency"}
+    return figure(**{**told, "other_knob": f"engine=vllm; cache=warm; op={text}", **given})
+
+
+def test_a_kernel_that_is_written_out_is_priced_as_its_row_says() -> None:
+    (found,) = entries([stated_kernel()])
+    hw = load_hardware("h200-sxm")
+    distinct = uniform_distinct(128, 8, 64)
+    op = Op.parse(f"moe_module bf16 tokens=64 hidden=2816 inter=704 experts=128 topk=8 distinct={distinct}")
+    seconds = price(works([op]), hw, context=PriceContext(engine="vllm", cache="warm"))[0].expected_s
+    assert found.estimate and found.estimate.value == pytest.approx(1e6 * seconds, rel=1e-6)
+    assert "experts@vllm" in found.note and "uniform routing" in found.note
+
+
+def test_a_kernels_time_and_its_speed_are_one_prediction() -> None:
+    (time,) = entries([stated_kernel("gemm bf16 m=16 n=8192 k=8192", value="50")])
+    (speed,) = entries([stated_kernel("gemm bf16 m=16 n=8192 k=8192", value="40", unit="TFLOP/s")])
+    assert time.estimate and speed.estimate and speed.estimate.low and time.estimate.high
+    flops = 2 * 16 * 8192 * 8192
+    assert speed.estimate.value == pytest.approx(flops / time.estimate.value * 1e-6)
+    assert speed.estimate.low == pytest.approx(flops / time.estimate.high * 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"other_knob": "op=gemm bf16 m=1 n=8 k=8"}, "not stated: engine"),
+        ({"unit": "GB/s"}, "its unit, 'GB/s'"),
+        ({"other_knob": "engine=vllm; op=gemm bf16 m=1 n=8"}, "lacks the dim k"),
+        ({"hw": "GTX 480"}, "no profile of 'GTX 480'"),
+    ],
+)
+def test_a_kernel_that_is_not_all_stated_is_refused(given: dict[str, str], why: str) -> None:
+    (found,) = entries([stated_kernel(**given)])
+    assert found.verdict == NOT_SIMULATED and why in found.note
+
+
+def test_a_kind_of_several_sources_says_how_many_there_are() -> None:
+    several = [stated_kernel(id=f"PRK-{i}", source=f"engine#{i // 2}") for i in range(4)]
+    names = [group["name"] for group in summary(table_of(list(entries(several))))["groups"]["source"]]
+    assert names == ["PRK: engine#0 and 1 more"]

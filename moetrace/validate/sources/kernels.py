@@ -1,8 +1,9 @@
-"""FA3, DGM: speeds of single kernels on one GPU that their authors published, beside the tables that coefficients come from.
+"""FA3, DGM, PRK: single kernels on one GPU as others measured them, beside the tables that coefficients come from.
 
 FA3: FlashAttention-3 of prompts on H100, whose law nothing was fitted to. Of attention under a causal mask half of the FLOPs
 count. DGM: DeepGEMM's first release on H800, block FP8 at 64 to 4,096 rows: the kernel alone, without launch and conversion of
-the activations, by the coefficients of TensorRT-LLM, whose copy chooses blocks as that release did.
+the activations, by the coefficients of TensorRT-LLM, whose copy chooses blocks as that release did. PRK: times that engines'
+developers printed in pull requests; `other_knob` is "engine=vllm; cache=warm; op=" and the op's text, routing uniform.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moetrace.cost import price
+from moetrace.cost import cost, price
 from moetrace.cost.price import PriceContext
-from moetrace.machines.forms import FORMS, Setting
+from moetrace.machines.forms import FORMS, Cache, Setting
 from moetrace.op import Op, OpColumns
 from moetrace.ops import works
+from moetrace.units import SECONDS
 from moetrace.validate.entry import Entry, Estimate, RefusalError, scored
 from moetrace.validate.figure import Figure
 from moetrace.validate.simulating import machine_of, need
 
-KINDS = ("FA3", "DGM")
+KINDS = ("FA3", "DGM", "PRK")
 _HEADS = re.compile(r"(\d+) heads (\d+) wide(, causal)?")
 _MATRIX = re.compile(r"n=(\d+) k=(\d+)")
 # Whose coefficients: FlashAttention-3 without a store of keys before it; DeepGEMM of that time.
@@ -31,6 +33,9 @@ _BESIDE = ("launch", "convert")  # terms of a GEMM's law that are not its kernel
 
 def entries(figure: Figure, among: Sequence[Figure]) -> list[Entry]:
     """The entry of a kernel's speed, in TFLOP/s."""
+    if figure.kind == "PRK":
+        estimate, note, per = _stated(figure)
+        return [scored(figure, estimate, note, per=per)]
     if figure.kind == "FA3":
         return [
             scored(
@@ -77,6 +82,30 @@ def _gemm(figure: Figure) -> Estimate:
     alone = cost.expected_s - float(sum(terms[name][0] for name in _BESIDE))
     return _speed(
         2.0 * rows * int(told[1]) * int(told[2]), alone, cost.error, hw.name, f"{op}, its kernel alone"
+    )
+
+
+def _stated(figure: Figure) -> tuple[Estimate, str, float]:
+    """The estimate of an op that the row writes out, what its provenance says, and the seconds (or FLOP/s) of its unit."""
+    told = dict(part.partition("=")[::2] for part in figure.other_knob.split("; "))
+    if missing := {"engine", "op"} - set(told):
+        raise RefusalError(f"not stated: {', '.join(sorted(missing))}")
+    hw, table = machine_of(figure.hw), {"op": [told["op"]]}
+    cache: Cache = "cold" if told.get("cache") == "cold" else "warm"
+    if told["op"].startswith("moe"):
+        table["routing"] = ["uniform"]
+    row = cost(table, hw, engine=told["engine"], cache=cache).to_pylist()[0]
+    low, high, setting = row["low_s"], row["high_s"], f"{told['op']}, engine {told['engine']}, cache {cache}"
+    if figure.unit in SECONDS:
+        per = SECONDS[figure.unit]
+        return Estimate(row["time_s"], low, high, hw.name, setting), row["provenance"], per
+    if figure.unit != "TFLOP/s":
+        raise RefusalError(f"its unit, {figure.unit!r}, is none of {', '.join(SECONDS)}, TFLOP/s")
+    flops = float(works([Op.parse(told["op"])])["flops"][0])
+    return (
+        Estimate(flops / row["time_s"], flops / high, flops / low, hw.name, setting),
+        row["provenance"],
+        1e12,
     )
 
 
