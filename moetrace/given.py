@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from moetrace.errors import MoetraceError
+from moetrace.errors import MoetraceError, unknown
 
 
 def misfit(given: object, wanted: str, how: str) -> str:
@@ -35,4 +35,17 @@ def several(
     return found
 
 
-__all__ = ["misfit", "several"]
+def columns_of(
+    given: Sequence[str] | str | None, known: Sequence[str], error: type[MoetraceError]
+) -> list[str] | None:
+    """The names of columns, one alone as a list of one; None for all. Raises `error` for one that is not known."""
+    if given is None or not len(given):
+        return None
+    names = [given] if isinstance(given, str) else list(given)
+    for name in names:
+        if name not in known:
+            raise error(unknown("column", str(name), known))
+    return names
+
+
+__all__ = ["columns_of", "misfit", "several"]

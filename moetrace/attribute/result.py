@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from moetrace import markup
 from moetrace.errors import RunError
 from moetrace.files import table_facts, write_parquet, write_whole
-from moetrace.given import misfit
-from moetrace.run import TEXT
+from moetrace.given import columns_of, misfit
+from moetrace.run import TEXT, Run
 from moetrace.units import percent, seconds
 
 if TYPE_CHECKING:
@@ -92,9 +92,9 @@ class Attribution:
         self.rows.seek(0)
         return pq.read_table(self.rows)
 
-    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    def parts(self, columns: Sequence[str] | str | None = None) -> Iterator[pa.Table]:
         """The table, or some columns of it, in the parts in which the run comes (`Run.parts`)."""
-        names = list(columns) if columns else None
+        names = columns_of(columns, ATTRIBUTION_SCHEMA.names, RunError)
         if isinstance(self.rows, pa.Table):
             yield self.rows.select(names) if names else self.rows
             return
@@ -103,7 +103,7 @@ class Attribution:
         for i in range(file.num_row_groups):
             yield file.read_row_group(i, columns=names)
 
-    def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def to_pandas(self, columns: Sequence[str] | str | None = None) -> pd.DataFrame:
         """The table, or some columns of it, as a DataFrame: a row per op of the run, in its order."""
         frame: pd.DataFrame = pa.concat_tables(self.parts(columns)).to_pandas()
         return frame
@@ -134,10 +134,12 @@ class Attribution:
             return False
 
 
-def check_attribution(given: object) -> None:
-    """Raises RunError where a caller gave something else in the place of an Attribution, such as the run."""
+def check_attribution(given: object, run: Run | None = None) -> None:
+    """Raises RunError where a caller gave something else in the place of an Attribution, or one of another run than `run`."""
     if not isinstance(given, Attribution):
         raise RunError(misfit(given, "Attribution", "moetrace.attribute makes one of a run"))
+    if run is not None and (rows := sum(part.num_rows for part in given.parts(["bound"]))) != run.num_rows:
+        raise RunError(f"the attribution is of another run: it has {rows:,} ops, the run {run.num_rows:,}")
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:

@@ -12,8 +12,11 @@ from moetrace.op import FloatArray, OpColumns
 
 _UNIT = 300.0  # units are a thousand apart; no chip is that far off its law
 _ROUNDED = 1e-6  # experts that a count read from text may be off
-# Expectations and sums over sequences or ranks of a routing, so that a fraction is right; bytes: of types below a byte.
-FRACTIONS = frozenset({"distinct", "distinct_est", "rows", "kv", "context", "pairs", "bytes"})
+# Expectations and sums over sequences or ranks of a routing, and passes over operands of which some are smaller, so that a
+# fraction is right; bytes: of types below a byte.
+FRACTIONS = frozenset(
+    {"distinct", "distinct_est", "rows", "kv", "context", "pairs", "bytes", "reads", "writes"}
+)
 _MOST = float(2**31)  # of a dim: kernels count with 32 bits
 _MOST_OF_ALL = 1e18  # of what is a product of dims
 _PRODUCTS = frozenset({"rows", "kv", "pairs", "bytes", "elements"})

@@ -47,6 +47,14 @@ def _in_memory(table: object) -> pa.Table:
         return pa.Table.from_batches([table])
     try:
         if isinstance(table, Mapping):
+            lone = next(
+                (name for name, one in table.items() if isinstance(one, str) or not hasattr(one, "__len__")),
+                None,
+            )
+            if lone is not None:
+                raise ScenarioError(
+                    f"the column {lone} is {table[lone]!r}: expected a list of values, one for each row"
+                )
             return pa.table(dict(table))
         frame = _frame(table)
         mixed = {

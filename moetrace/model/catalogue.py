@@ -78,6 +78,8 @@ def load_model(name_or_path: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
         raise ModelError(
             misfit(name_or_path, "model", "expected a name, a config.json's path or a ModelSpec")
         )
+    if not os.fspath(name_or_path).strip():
+        raise ModelError("no model is named: expected a name of 'moetrace models' or a config.json's path")
     config, where, name = _read(os.fspath(name_or_path))
     return ModelSpec.from_config(config, name, where)
 

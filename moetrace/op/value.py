@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from moetrace.errors import MoetraceError
+from moetrace.given import misfit
 
 # Bytes per element, and bytes of scales per element that travel with it (block size in the comment).
 _DTYPE_BYTES: dict[str, tuple[float, float]] = {
@@ -115,6 +116,8 @@ class Op(Typed):
     @classmethod
     def parse(cls, text: str) -> Op:
         """The Op of a text form. Raises MoetraceError naming the part that is not understood."""
+        if not isinstance(text, str):
+            raise MoetraceError(misfit(text, "op", "expected text such as 'norm bf16 tokens=4 width=2048'"))
         kind, _, rest = text.partition(" ")
         dtype, _, dims = rest.partition(" ")
         pairs: list[tuple[str, float]] = []

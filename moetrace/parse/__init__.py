@@ -105,6 +105,8 @@ def parse(
     for option, number in (("kv_len", kv_len), ("ran_tp", ran_tp), ("ran_ep", ran_ep)):
         if number is not None and not is_whole(number, 1):
             raise TraceError(f"{option} is {number}: expected a whole number from 1 that a run could have")
+    if isinstance(trace, str | os.PathLike) and is_run(Path(trace)):
+        raise TraceError(f"{os.fspath(trace)} is a RUN, which is parsed already: moetrace.load reads it")
     located = trace if isinstance(trace, formats.Export) else formats.located(_path(trace))
     file, recording, recorded = _locate(located)
     if capture_trace is None and recording and isinstance(file, Path) and file.with_name(_CAPTURE).is_file():

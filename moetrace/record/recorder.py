@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from moetrace.errors import MoetraceError, OutputError, unknown
+from moetrace.given import misfit
 from moetrace.record import facts
 from moetrace.record.counted import Counted
 from moetrace.record.facts import StepFacts
@@ -84,6 +85,10 @@ class Recorder:
         settings = self._settings
         if settings.parts and settings.model is None and not settings.experts_only:
             raise MoetraceError("record(parts=...) needs model= too, whose module names the patterns match")
+        if self._model is not None and not hasattr(self._model, "modules"):
+            raise MoetraceError(
+                misfit(self._model, "model", "expected the torch.nn.Module that runs, or none to find it")
+            )
         check_output(self.out, settings.force)
         self._staging = staging(self.out)
         self._window = Window(settings, self._recorded)

@@ -37,6 +37,12 @@ class Scenario:
     settings: tuple[Setting, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.settings, tuple):
+            raise ScenarioError(
+                misfit(self.settings, "tuple of settings", "Scenario.of('n_a=4') reads them from text")
+            )
+
     @classmethod
     def of(cls, *sets: str) -> Scenario:
         """The one scenario of texts such as ``"n_a=4"``. Raises ScenarioError if they say several, or none that is known."""

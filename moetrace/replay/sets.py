@@ -49,8 +49,9 @@ def read_sets(sets: Sequence[str] | str) -> dict[str, tuple[Setting, ...]]:
 
 def values_of(name: str, text: str) -> tuple[Setting, ...]:
     """The values of one knob, with commas between. Raises ScenarioError as `read_sets`."""
+    name = knob_name(name)
     knob = KNOBS[name]
-    parts = [part.strip() for part in text.split(",")]
+    parts = [part.strip() for part in str(text).split(",")]
     if "" in parts:
         raise ScenarioError(f"{name}={text}: a value is missing (expected {knob.grammar})")
     settings = tuple(Setting(name, part, knob.parse(name, part)) for part in parts)

@@ -52,7 +52,7 @@ def write_timeline(
     check_runs(run)
     others = runs_of(beside)
     if attribution is not None:
-        check_attribution(attribution)
+        check_attribution(attribution, run)
     target, count = Path(path), 0
 
     def write(part: Path) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from moetrace import markup
 from moetrace.errors import ModelError, RunError
 from moetrace.files import read_parquet, replace_directory, write_parquet
-from moetrace.given import misfit
+from moetrace.given import columns_of, misfit
 from moetrace.op import Op
 from moetrace.routing import Routing
 from moetrace.run.columns import (
@@ -74,14 +74,14 @@ class Run:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of the op table, reading only it from disk."""
-        if self._ops is not None:
-            return self._ops.column(name)
         return self.table([name]).column(name)
 
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The op table, or only some columns of it."""
+    def table(self, columns: Sequence[str] | str | None = None) -> pa.Table:
+        """The op table, or only some columns of it. Raises RunError for a column that there is not."""
+        known = [*OPS_SCHEMA.names, *self._schema.names] if self._ops is None else self._ops.column_names
+        columns = columns_of(columns, known, RunError)
         if self._ops is not None:
-            return self._ops.select(list(columns)) if columns else self._ops
+            return self._ops.select(columns) if columns else self._ops
         file = self._parquet()
         try:
             if problem := self._schema_problem(columns):
@@ -198,7 +198,7 @@ class Run:
         path = self.path / "routing.parquet" if self.path is not None else None
         return path if path is not None and path.is_file() else None
 
-    def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def to_pandas(self, columns: Sequence[str] | str | None = None) -> pd.DataFrame:
         """The op table as a DataFrame."""
         frame: pd.DataFrame = self.table(columns).to_pandas()
         return frame

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetrace import cost, ops
+from moetrace import cost, load, ops
 from moetrace.cost import PriceContext, bulk, price
 from moetrace.cost.table import read_ops
 from moetrace.errors import ScenarioError
@@ -292,6 +292,16 @@ def test_things_that_are_no_table() -> None:
         cost(3, H100)  # type: ignore[arg-type]
     with pytest.raises(ScenarioError, match="ends in"):
         cost("ops.xlsx", H100)
+
+
+def test_every_op_of_a_run_is_taken_as_it_is_written(shipped: Path) -> None:
+    """Also those that read operands of unlike sizes; what the recording does not say stays a bad row."""
+    run = load(shipped)
+    table = pa.table({"op": sorted({str(op) for op in run.distinct_ops[1]})})
+    priced = cost(table, H100, keep_going=True)
+    problems = {p for p in priced.column("problem").to_pylist() if p}
+    assert problems <= {"elementwise lacks the dim elements"}
+    assert any("reads=1.0" in text for text in table.column("op").to_pylist())
 
 
 def test_a_column_that_is_there_twice_is_refused_in_every_form(tmp_path: Path) -> None:

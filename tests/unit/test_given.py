@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from moetrace.errors import RunError
-from moetrace.given import misfit, several
+from moetrace.given import columns_of, misfit, several
 
 
 def test_a_value_is_named_by_its_type() -> None:
@@ -24,3 +24,12 @@ def test_one_alone_is_a_list_of_one(given: Any, found: list[str]) -> None:
 def test_other_types_are_refused_alone_and_among_others(given: Any) -> None:
     with pytest.raises(RunError, match=r"^(None|an? \w+) is no name: write one$"):
         several(given, str, "name", "write one", RunError)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [(None, None), ([], None), ("op", ["op"]), (("op", "kind"), ["op", "kind"])]
+)
+def test_one_column_is_a_list_of_one_and_none_is_all(given: Any, found: list[str] | None) -> None:
+    assert columns_of(given, ["op", "kind"], RunError) == found
+    with pytest.raises(RunError, match="unknown column 'kinds': did you mean 'kind'"):
+        columns_of("kinds", ["op", "kind"], RunError)

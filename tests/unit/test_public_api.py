@@ -176,6 +176,10 @@ def test_values_that_are_no_list_and_no_number_are_refused(shipped: Path) -> Non
         (lambda: moetrace.scenarios(["n_a=4"], [3], run), "an int is no machine"),
         (lambda: moetrace.make_report(run, machines=3), "an int is no machine"),
         (lambda: moetrace.validate(3), "an int is no file"),
+        (lambda: moetrace.Op.parse(3), "an int is no op: expected text such as"),
+        (lambda: moetrace.load_model(" "), "no model is named"),
+        (lambda: moetrace.Scenario({"n_a": 4}), r"a dict is no tuple of settings: Scenario\.of"),
+        (lambda: moetrace.cost({"kind": "norm"}, "cpu"), "the column kind is 'norm': expected a list of values"),
         (lambda: moetrace.cost({"kind": ["norm"]}, "cpu", engine=None), "unknown value of engine 'None'"),
         (
             lambda: moetrace.simulate("olmoe-1b-7b", moetrace.Workload(1, 8, 2), "cpu", price_per_hour="2"),
@@ -184,6 +188,21 @@ def test_values_that_are_no_list_and_no_number_are_refused(shipped: Path) -> Non
     ):  # fmt: skip
         with pytest.raises(moetrace.MoetraceError, match=words):
             call()
+
+
+def test_an_attribution_of_another_run_is_no_part_of_a_timeline(shipped: Path, tmp_path: Path) -> None:
+    run = moetrace.load(shipped)
+    other = moetrace.attribute(moetrace.replay(run, "cs3", moetrace.Scenario.of("layers=4")).run)
+    with pytest.raises(moetrace.MoetraceError, match=r"of another run: it has .* ops, the run 839"):
+        moetrace.write_timeline(run, tmp_path / "t.json", other)
+
+
+def test_a_run_that_is_saved_is_loaded_and_not_parsed(shipped: Path, tmp_path: Path) -> None:
+    moetrace.load(shipped).save(tmp_path / "run")
+    with pytest.raises(
+        moetrace.MoetraceError, match=r"run is a RUN, which is parsed already: moetrace\.load reads it"
+    ):
+        moetrace.parse(tmp_path / "run")
 
 
 def test_paths_may_be_text_or_paths_and_what_is_made_may_stand_for_its_name(
@@ -206,6 +225,10 @@ def test_tables_come_as_data_frames(shipped: Path) -> None:
     held = moetrace.attribute(run, "cpu")
     assert held.to_pandas().equals(held.table.to_pandas()) and len(held.to_pandas()) == run.num_rows
     assert list(held.to_pandas(["family", "bound"])) == ["family", "bound"]
+    assert list(held.to_pandas("bound")) == ["bound"] and list(run.to_pandas("op")) == ["op"]
+    for table in (run, held, moetrace.replay(run, "cs3").run):
+        with pytest.raises(moetrace.MoetraceError, match="unknown column 'familly': did you mean 'family'"):
+            table.to_pandas(["op", "familly"])
     diff = moetrace.diff(run, run)
     assert diff.to_pandas()["family"].tolist() == [row["family"] for row in diff.facts["families"]]
     assert len(diff.to_pandas("op_layers")) == len(diff.facts["op_layers"])

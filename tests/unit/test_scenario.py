@@ -25,6 +25,9 @@ def test_settings_stand_in_the_order_of_the_knobs_whatever_the_order_of_the_text
     scenario = Scenario.of("batch=4", "n_a=2")
     assert scenario == Scenario.of("n_a=2", "batch=4") == Scenario.of("batch=4").adding("n_a", "2")
     assert scenario.label == "n_a=2 batch=4" and scenario.texts() == {"n_a": "2", "batch": "4"}
+    assert Scenario().adding("n-a", 4) == Scenario.of("n_a=4")  # type: ignore[arg-type]
+    with pytest.raises(ScenarioError, match="unknown knob 'n_aa': did you mean 'n_a'"):
+        Scenario().adding("n_aa", "4")
     assert Scenario().label == "as recorded" and Scenario().get("n_a", 8) == 8
 
 
