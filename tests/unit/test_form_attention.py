@@ -29,7 +29,7 @@ TOLD = {
     "recast_least_s": 0.0, "merged_rows": 0.0,
     "flash3": 0.0, "tile_wide_s": 0.0, "several_s": 0.0, "narrow_s": 0.0, "writes": 0.0, "write_s": 0.0, "skips": 0.0,
     "narrow_at_once": 0.0, "alone_beside": 1.0, "alone_split_s": 0.0, "shared_s": 0.0,
-    "prompt_flops": 0.0,
+    "prompt_flops": 0.0, "later_s": 0.0, "crowd_s": 0.0,
 }  # fmt: skip
 
 
@@ -472,15 +472,48 @@ def test_blocks_dealt_out_in_parts_of_one_length(batch: int, blocks: int, walked
 
 
 def test_parts_that_are_dealt_take_room_in_the_cache() -> None:
-    """16 sequences of 64 blocks x 32 tokens, 33.5 MB of keys and values: 8 heads x 128 x 4 bytes of each part beside them."""
+    """16 sequences of 64 blocks x 32 tokens, 33.5 MB of keys and values: 8 heads x 128 x 4 bytes of each part beside them, half
+    of which goes to memory as far as the others come from it."""
     op = decode(16, 2048)
     dealt, whole = told(**IN_TURN), told(**{**DEALT, "most_parts": 1.0, "whole_tiles": 0.0})
     some, none = (cost(hw, op, "warm").memory_s[0] for hw in (dealt, whole))
     assert 0.0 < none < some
     parts = -(-64 // -(-32 * 69 // 100))
-    assert some / none == pytest.approx(
-        1 + 16 * parts * 8 * 128 * 4 / (16 * 2048 * 1024 + 16 * 8 * 512 - 0.6 * 50e6)
-    )
+    left, keys, queries = 16 * parts * 8 * 128 * 4, 16 * 2048 * 1024, 16 * 8 * 256
+    more_far = 1 + left / (keys + 2 * queries - 0.6 * 50e6)
+    assert some / none == pytest.approx(more_far * (keys + queries + left / 2) / (keys + queries))
+    cold = cost(dealt, op).memory_s[0] - cost(whole, op).memory_s[0]
+    assert cold == pytest.approx(left / 2 / (0.5 * 2e12))
+
+
+@pytest.mark.parametrize(
+    ("batch", "context", "rows", "tiles"),
+    [
+        (8, 32, 8, 16),  # as many tiles as load at once
+        (9, 32, 8, 18),
+        (32, 32, 8, 64),
+        (32, 24, 0, 64),  # rows that load while a tile starts
+        (32, 25, 1, 64),
+        (32, 64, 8, 64),  # of the first block alone
+        (20, 512, 8, 80),  # in two parts of eight blocks
+    ],
+)
+def test_what_tiles_load_first_comes_later_the_more_of_them_there_are(
+    batch: int, context: int, rows: int, tiles: int
+) -> None:
+    """Two KV heads of 16 query heads each, blocks of 32 tokens: rows beyond 40, tiles and parts beyond 16."""
+    op = decode(batch, context, 32)
+    without, crowded = (cost(told(**IN_PARTS, crowd_s=s), op).fixed_s[0] for s in (0.0, 1e-6))
+    assert crowded - without == pytest.approx(1e-6 * rows / 40 * np.log2(tiles / 16))
+    assert cost(told(**EVERY, crowd_s=1e-6), op).fixed_s[0] == cost(told(**EVERY), op).fixed_s[0]
+
+
+@pytest.mark.parametrize(("context", "later"), [(32, 0.0), (33, 1.0), (64, 1.0), (128, 1.0), (512, 1.0)])
+def test_further_blocks_run_code_that_the_first_did_not(context: int, later: float) -> None:
+    op = decode(45, context)
+    without, more = (cost(told(**IN_PARTS, later_s=s), op).fixed_s[0] for s in (0.0, 1e-6))
+    assert more - without == pytest.approx(later * 1e-6)
+    assert cost(told(**EVERY, later_s=1e-6), op).fixed_s[0] == cost(told(**EVERY), op).fixed_s[0]
 
 
 def test_a_merge_waits_and_reads() -> None:
@@ -618,7 +651,7 @@ def test_a_head_alone_has_its_own_floor(heads: int, alone: bool) -> None:
 ALL = {"per_row_s": 1e-8, "grouped_rows": 32.0, "alone": 0.3, "fetched": 0.5}
 ALL |= {"ramp_s": 3e-6, "window_s": 1e-6, "cached": 0.8}
 ALL |= {"at_once": 2.0, "beside": 0.3, "partial_s": 1e-10, "alone_s": 1e-6, "recasts": 1.0, "recast_s": 4e-10}
-ALL |= {"recast_least_s": 1e-6}
+ALL |= {"recast_least_s": 1e-6, "later_s": 5e-7, "crowd_s": 3e-7}
 FLASH3 = {
     "flash3": 2.0, "set_for": 100.0, "tile_wide_s": 1e-6, "several_s": 1e-6, "narrow_s": 2e-6, "merge_s": 2e-7,
     "write_s": 5e-11, "tile_row_s": 2e-8, "per_sequence_s": 1e-8, "per_wide_s": 5e-7,

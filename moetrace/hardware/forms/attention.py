@@ -267,6 +267,26 @@ ATTENTION = Schema.of(
         given=True,
     ),
     Parameter(
+        "later_s",
+        "s/wave",
+        0,
+        1e-4,
+        5e-7,
+        0,
+        "a walk's more from a second block on, whose code is another",
+        2.0,
+    ),
+    Parameter(
+        "crowd_s",
+        "s/doubling",
+        0,
+        1e-5,
+        3e-7,
+        0,
+        "waiting for what all tiles load first, for each 40 rows and doubling of tiles",
+        2.0,
+    ),
+    Parameter(
         "idle_s", "s/part", 0, 1e-6, 3e-8, 0, "a merge's walk of a part in rows of its tile that are empty"
     ),
     Parameter(

@@ -7,9 +7,10 @@
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs of whole tiles and blocks / (eta_flops x peak)
     start    = (turns x (per_tile + rows of a tile x tile_row) + tiles / processors x rows of a tile x per_row) x width / 128
                + ramp, turns = tiles / processors; turns x empty x empty part of the last block; and window x turns x
-               (128 / width)^2 where a window cuts sequences
+               (128 / width)^2 where a window cuts sequences; and `crowd`
     walks    = turns, up to at_once of a processor's tiles beside each other: all but the first add `beside` of a walk
-    stream   = one block + max of memory, the other blocks' compute and their serial walk: walks x blocks x per_block
+    stream   = one block + max of memory, the other blocks' compute and their serial walk: walks x blocks x per_block,
+               and `later` from a second block on
     expected = t0 + per_sequence x sequences + (start^p + stream^p)^(1/p) + odd_head where a head is no power of two wide
                + recast of the cache
     split    = if it takes less: split_s + per_split and partial_s x parts more, and a sequence's KV cut so that idle
@@ -22,7 +23,8 @@ the bandwidth. A walk is latency: tiles of one processor hide each other's (`bes
 takes 1.00, 1.36, 2.36, 3.7 and 6.9 of one tile's time with 1, 2, 3, 5 and 10 on a processor, at every context). In decode a
 walk, memory and padded arithmetic are all in proportion to the bytes, and one chip's rows cannot tell which of them it is;
 another chip's can. So what is known of a kernel is given: `block_s`, since H100's times of one, two and four blocks, whose
-bytes lie in cache, rise by 1.1 us a block in FlashAttention-3 (1.4 here, nearer to the best fit, 1.7) and 1.7 in MLA;
+bytes lie in cache, rise by 1.1 us a block in FlashAttention-3 (1.4 here, nearer to the best fit, 1.7) and 1.6 in its MLA
+(2.4 from memory: the fourth and the fifth block of 38 MB, of which memory gives a part, take 2.3 to 2.7);
 `eta_flops`, 0.67 as FlashMLA reaches (660 of 989 TFLOP/s: github.com/deepseek-ai/FlashMLA). Then memory limits what reached
 0.9 of its bandwidth. The parts of a sequence leave rows x width of values in float32, which merging reads: partial_s of these
 bytes per processor, most where MLA has many heads.
@@ -73,6 +75,12 @@ once where nothing was cut (`merge_s`). Rows that eight heads lack walk as many 
 that for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template: `merged_rows`). So one
 head takes longer than eight: 64 sequences of 8,192 tokens 230 us, not 217. The same holds of MHA and GQA, in
 SGLang and in vLLM (machines/forms/flash3).
+Kernels that deal blocks out have one tile on a processor, and the more of them start together, the later comes what each loads
+first, its queries and a block (`crowd`, for each 40 rows beyond 40 and each doubling of tiles and parts beyond 16; inferred:
+SGLang's times of 64 tokens grow by 0.5 us more than those of 32 from 16 sequences to 32, and by 0.9 to 128, those of 64 heads
+as much more than those of eight). From a second block on a walk runs code that the first, which alone is masked, did not
+(`later`; inferred: FlashMLA's second block takes 2.7 us, the next ones 2). What parts leave costs 0.3 us a MB in the cache and
+up to 0.5 beyond it: half of it is written to memory as far as that gives the bytes (inferred).
 Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
 per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
 TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA, unlike FlashAttention-3, clears the values of a last
@@ -112,6 +120,9 @@ from moetrace.op import FloatArray, Works
 # parts, and the share of them that is enough; p of idle rows that are on a processor together; and of the tiles that fill the
 # processors, the share (0.8 of these) from which on it is not launched.
 _HELD, _BESIDE, _FILLED = (32.0, 128.0, 0.85), 3.0, 0.88
+# Inferred of kernels that deal out blocks: rows, of queries and keys, that load while a tile starts; tiles that load at once
+# without delay; of what parts leave and memory gave back, the share that is written there.
+_UNSEEN, _FREE, _BACK = 40.0, 16.0, 0.5
 _NARROW = 64.0  # width up to which a head is narrow
 _PADDED = 16.0  # rows that tiles of parts that start anew are filled to
 _PASSED = 0.5  # of a part's share of merging, what one that lies beyond a window takes
@@ -160,7 +171,8 @@ def _tiled(
     walking = turns_of(tile.count * cut.inside, c["set_for"], processors)
     # What is dealt out is all that a processor walks, in however many pieces.
     walks = np.where(cut.dealt, 1.0, together(walking, c["at_once"], c["beside"]))
-    walk_s = walks * cut.walked * block_s
+    later_s = c["later_s"] * np.minimum(1.0, cut.walked - 1.0) if c["whole_tiles"] else 0.0
+    walk_s = walks * (cut.walked * block_s + later_s)
     row_s = tile.rows * wide * (turns * c["per_row_s"] + whole * c["tile_row_s"])
     under = (works.dim("window", 0.0) > 0) * wide**-2.0
     tile_s = np.where(
@@ -170,7 +182,8 @@ def _tiled(
     )
     cleared_s = 0.0 if c["whole_blocks"] else c["empty_s"]
     start_s = whole * (tile_s + c["window_s"] * under + cleared_s * tile.empty)
-    start_s = start_s + row_s + np.where(anew, 0.0, c["ramp_s"] * far * filled(works["bytes"], at))
+    ramp_s = np.where(anew, 0.0, c["ramp_s"] * far * filled(works["bytes"], at))
+    start_s = start_s + row_s + _crowded(c, works, tile, cut) + ramp_s
     merge_s = _merge(c, works, tile, cut, anew, processors)
     cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + c["partial_s"] * tile.left / processors)
     fixed_s = _fixed(c, works, tile, processors) + np.where(anew, c["shared_s"], 0.0)
@@ -203,8 +216,22 @@ def _memory(
     copied = c["recasts"] * 2.0 * works["kv_bytes"]
     far = from_memory(works["bytes"] * c["fetched"] + cut.left + copied, 0.0, at, PAGED)
     fetched = np.where(tile.alone | (at.cache == "cold"), 1.0, c["fetched"])
-    moved = works["bytes"] + copied / 2.0 - (0.0 if at.cache == "cold" else works["act_write_bytes"])
+    moved = (
+        works["bytes"]
+        + _BACK * cut.left
+        + copied / 2.0
+        - (0.0 if at.cache == "cold" else works["act_write_bytes"])
+    )
     return moved * fetched * far / (c["eta_bw"] * at.hw.memory.bytes_per_s), far
+
+
+def _crowded(c: Mapping[str, float], works: Works, tile: Tiles, cut: Cut) -> FloatArray:
+    """What tiles and parts that start together wait for what they load first, of a kernel that deals out blocks."""
+    if not c["whole_tiles"]:
+        return np.zeros_like(tile.count)
+    tokens = np.minimum(works.dim("kv") / np.maximum(works.dim("batch"), 1.0), c["block_tokens"])
+    seen = np.maximum(0.0, tile.rows + tokens - _UNSEEN) / _UNSEEN
+    return np.asarray(c["crowd_s"] * seen * np.log2(np.maximum(1.0, tile.count * cut.count / _FREE)))
 
 
 def _merge(
