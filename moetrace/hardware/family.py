@@ -75,7 +75,9 @@ class Family:
         """The same coefficients where they err by a further `by`."""
         return replace(self, error=combined_error(self.error, by), carried=combined_error(self.carried, by))
 
-    def on_another(self, name: str, paces: tuple[Pace, Pace], widen: Widen) -> Family:
+    def on_another(
+        self, name: str, paces: tuple[Pace, Pace], widen: Widen, same_processors: bool = False
+    ) -> Family:
         """The same on another chip than `name`, whose they are; `paces` of that one and of this (`at_pace`).
 
         The transfer's error is added (`combined_error`); what did not carry over once does not for the next chip either.
@@ -83,14 +85,17 @@ class Family:
         foreign = widen.foreign or FOREIGN in self.provenance
         label = f"transferred from {name}"
         return replace(
-            self.at_pace(*paces).widened(widen.by),
+            self.at_pace(*paces, same_processors).widened(widen.by),
             provenance=f"{label} {FOREIGN}" if foreign else label,
         )
 
-    def at_pace(self, one: Pace, other: Pace) -> Family:
+    def at_pace(self, one: Pace, other: Pace, same_processors: bool = False) -> Family:
         """The same on a chip of another pace: launches, loops and latencies take as many cycles, whatever the memory's rate,
         and arithmetic of one processor goes by its peak (`Parameter.pace`). A kernel whose arithmetic waits for something else
         than matrix units (`by_cycles`) does as much in a cycle, so that it reaches another share of another peak, at most all.
+        On the `same_processors` with other matrix units the same kernels run, and what keeps MoE modules' from a peak takes as
+        many cycles: (1 / share - 1) goes with the clock, the peak's part with the peak. Other chips have kernels of their own
+        (between H100 and A100 this was no better), other forms a term for what a tile's arithmetic waits for.
 
         Scored between H100 and A100, in both directions, it is better than seconds that stay (docs/accuracy.md). Unchanged
         where either clock is not known.
@@ -105,6 +110,10 @@ class Family:
         if value.get("by_cycles"):
             share = value["eta_flops"] * times["arithmetic"] / times["clock"]
             value["eta_flops"] = min(parameters["eta_flops"].high, share)
+        elif same_processors and self.form == "experts":
+            slower = times["arithmetic"] / times["clock"]
+            for name in (n for n in ("eta_flops", "tuned_flops") if value[n]):
+                value[name] = 1.0 / (1.0 + (1.0 / value[name] - 1.0) / slower)
         return replace(self, value=MappingProxyType(value))
 
     def with_fixed_times(self, factor: float) -> Family:

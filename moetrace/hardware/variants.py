@@ -64,7 +64,8 @@ def variant_of(
     reader: Reader, table: Mapping[str, Any], one: Hardware, bounds: Mapping[str, Any]
 ) -> Hardware:
     """`one` with another datasheet, its fixed times at that pace, with the transfer's error beside their own."""
-    reader.keys(table, "", {"like", "title", "datasheet", "widen", "source"}, {"match", "widen_family"})
+    more = {"match", "widen_family", "same_processors"}
+    reader.keys(table, "", {"like", "title", "datasheet", "widen", "source"}, more)
     sheet = reader.keys(
         table["datasheet"],
         "datasheet",
@@ -78,8 +79,9 @@ def variant_of(
     clock_hz = value.get("clock_hz", one.clock_hz)
     processors = value.get("multiprocessors", one.multiprocessors)
     paces = one.pace, Pace.of(clock_hz, flops or one.peaks, processors)
+    same = "same_processors" in table and reader.number(table, "", "same_processors", 0, 1) > 0
     families = {
-        name: f if f.provenance == "assumed" else f.on_another(one.name, paces, widens[name])
+        name: f if f.provenance == "assumed" else f.on_another(one.name, paces, widens[name], same)
         for name, f in one.families.items()
     }
     told = {

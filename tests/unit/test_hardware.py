@@ -12,6 +12,7 @@ from moetrace.hardware import (
     BEYOND_ENGINES,
     OTHER_ENGINE,
     OTHER_VERSION,
+    Hardware,
     combined_error,
     files,
     load_hardware,
@@ -103,7 +104,7 @@ def test_a_variant_borrows_coefficients_with_a_wider_error(name: str) -> None:
     for key, family in hw.families.items():
         own = other.families[key]
         if family.provenance != "assumed":
-            own = own.at_pace(other.pace, hw.pace)
+            own = own.at_pace(other.pace, hw.pace, same_processors=name == "h20")
         assert family.value == own.value and family.error >= own.error
         assert family.provenance == own.provenance == "assumed" or other.name in family.provenance
     assert "not measured on this machine" in hw.sources["transferred"] or name in ("wse2", "l40s")
@@ -497,3 +498,21 @@ def test_arithmetic_by_cycles_reaches_another_share_of_another_peak() -> None:
     assert whole.at_pace(h100.pace, a100.pace)["eta_flops"] == 1.0
     other = h100.families["experts@vllm"]
     assert other.at_pace(h100.pace, a100.pace)["eta_flops"] == other["eta_flops"]
+
+
+def test_on_the_same_processors_with_slower_units_what_is_not_theirs_takes_as_many_cycles() -> None:
+    """H20, whose processors have a quarter of H100's peak: MoE kernels reach more of it; other chips' share and forms' stay."""
+    h100, h20 = (load_hardware(name) for name in ("h100-sxm", "h20"))
+    own, there = (hw.families["experts:fp8_block@sglang"] for hw in (h100, h20))
+
+    def seconds(hw: Hardware, share: float) -> tuple[float, float]:
+        """Of a processor's FLOP: at the peak, and beside it."""
+        peak = hw.peaks["fp8"] / (hw.multiprocessors or 1)
+        return 1 / peak, (1 / share - 1) / peak
+
+    (units, beside), (slower, still) = seconds(h100, own["eta_flops"]), seconds(h20, there["eta_flops"])
+    assert still == pytest.approx(beside, rel=0.01) and slower > 3.9 * units
+    assert own.at_pace(h100.pace, h20.pace)["eta_flops"] == own["eta_flops"]
+    assert h20.families["dense_gemm"]["eta_flops"] == h100.families["dense_gemm"]["eta_flops"]
+    cycles, moved = (hw.families["experts@sglang"] for hw in (h100, h20))
+    assert moved["eta_flops"] == cycles.at_pace(h100.pace, h20.pace)["eta_flops"]
