@@ -88,3 +88,8 @@ def test_the_blocks_of_a_batch_count_together() -> None:
         for batch in (1, 8)
     )
     assert (one[1][0], eight[1][0]) == (16, 64)
+
+
+def test_few_rows_are_read_in_blocks_of_as_few() -> None:
+    read = deepgemm.loaded(np.array([1.0, 16, 17, 32, 33, 65]), np.array([64.0, 64, 64, 64, 64, 128]))
+    assert read.tolist() == [16, 16, 32, 32, 64, 128]

@@ -2,8 +2,9 @@
 
 Of 64, 128 or 256 rows and 16 to 192 columns it takes the block whose turns take the fewest cycles of reading and writing
 shared memory and L2 (github.com/deepseek-ai/DeepGEMM, csrc/jit_kernels/heuristics/sm90.hpp, get_layout_info and
-get_layout_candidates; left out: blocks of 16 and 32 rows for as few, which times do not show). Where there are several turns,
-two neighbours share what they read, which halves one side of it: the columns, where these are as many as the rows or more.
+get_layout_candidates). Blocks of 16 and 32 rows, for as few, do the arithmetic of 64 in its time, but read no more (`loaded`).
+Where there are several turns, two neighbours share what they read, which halves one side of it: the columns, where these are
+as many as the rows or more.
 Blocks then go in pairs of rows; the row of blocks that an odd number of them leaves over comes after all others and reads the
 weights once more (deep_gemm/include/deep_gemm/common/scheduler.cuh, get_swizzled_block_idx).
 
@@ -54,6 +55,11 @@ def blocks(m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, proce
     found = [_blocks(m[part], n[part], k[part], batch[part], processors) for part in parts]
     rows, columns, slow, paired = zip(*found, strict=True)
     return np.concatenate(rows), np.concatenate(columns), np.concatenate(slow), np.concatenate(paired)
+
+
+def loaded(m: FloatArray, held: FloatArray) -> FloatArray:
+    """Rows that blocks read, [ops], of those that blocks of at least 64 rows would hold."""
+    return np.asarray(np.select([m <= 16, m <= 32], [16.0, 32.0], held), dtype=np.float64)
 
 
 def former_blocks(

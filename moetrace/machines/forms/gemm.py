@@ -29,10 +29,11 @@ reduction it takes as long as the GEMM.
 Rules: vLLM's CUTLASS FP8 kernel has 64 columns up to 64 rows (tiles of 16 rows up to 16, and up to 1,280 columns), 64 x 128
 up to 128 rows, then 128 x 128 (its scaled_mm_sm90_fp8_dispatch.cuh), with scales of blocks always 128 x 128
 (scaled_mm_blockwise_sm90_fp8_dispatch.cuh). The former does not persist up to 64 rows, where it is turned round (its schedules
-without Pingpong), and has its processors take two tiles of rows together beyond (clusters of 2 x 1), so that 257 rows take as
-many as 512. SGLang's does the same, but for tiles of 32 rows from 17 to 32 of them, and of 64 x 64 from 65 to 128 rows and up
-to 4,096 columns (its sgl-kernel, fp8_gemm_sm90_dispatch.cuh, pull request 25532). No FP8 kernel but cuBLAS (TensorRT-LLM's)
-shows a split. A kernel that was set up for `chosen_for` processors takes whole turns of these: 400 tiles on 132 are four.
+without Pingpong); beyond it takes a quarter of a tile's start longer to set up, and its processors take two tiles of rows
+together (clusters of 2 x 1), so that 257 rows take as many as 512. SGLang's does the same, but for tiles of 32 rows from 17 to
+32 of them, and of 64 x 64 from 65 to 128 rows and up to 4,096 columns (its sgl-kernel, fp8_gemm_sm90_dispatch.cuh, pull request
+25532). No FP8 kernel but cuBLAS (TensorRT-LLM's) shows a split. A kernel set up for `chosen_for` processors takes whole
+turns of these: 400 tiles on 132 are four.
 MLA's two absorbed projections, a matrix for each head in one launch (`batched_gemm`), have coefficients of their own where a
 profile has them, else a dense GEMM's; an op's provenance says which. A dense GEMM's are 1 us too low for up to 8 heads on
 H100, 2 on A100.
@@ -48,7 +49,8 @@ half are, and grows with those that are beyond: zeros come to a processor at 120
 and vLLM's FP8 kernels') and to all at 5 to 6 TB/s, the rate of L2 (TensorRT-LLM's block FP8: 20 ps a byte of one row with 64
 ragged tiles, 120 with 460). Below 40 tiles on 132 processors there is none, from 90 on all (65 rows in 32, 48 and 64 tiles of
 TensorRT-LLM's block FP8, 129 in 48, 56 and 80 of vLLM's FP8). DeepGEMM notes a limit of loads beyond the
-rows (its heuristics/sm90.hpp). Steps: in rows where a tile's rows or columns change, and wherever a further tile begins.
+rows (its heuristics/sm90.hpp), and reads few rows in blocks of 16 or 32. Steps: in rows where a tile's rows or columns change,
+and wherever a further tile begins.
 Warm cache: the benchmark of the public tables calls as many `copies` of the weights in turn (five for TensorRT-LLM, six for
 vLLM and SGLang, as its collect_gemm.py says and fits find), all on the same activations: where all of these lie in the cache,
 they cost the share `cached`, and so do the activations that are read where they lie there beside one call's weights and
@@ -82,6 +84,7 @@ _TILES = (
     (128.0, 256.0),
 )  # rows, columns, of a library that picks
 _FEWEST, _FEW, _SHORT, _FULL = 16.0, 32.0, 64.0, 128.0
+_LATER = 0.25  # of a tile of 128 x 128: two groups of warps that take turns are set up
 _WIDE = 2.0  # bytes of an activation that is not converted
 _ALIGNED = 4.0  # rows that need no padding
 _ONE_ROW, _ONE_BLOCK = (
@@ -109,7 +112,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         turns = tiles / at.hw.multiprocessors
         whole = turns_of(tiles, c["chosen_for"], at.hw.multiprocessors) if persists else waves(turns)
         loop_s = k * (c["per_k_s"] + c["per_k_row_s"] * _FULL * area)
-        first_s = c["per_tile_s"] * area + loop_s
+        first_s = c["per_tile_s"] * (area + _set_up(c, m)) + loop_s
         next_s = c["per_turn_s"] * (1.0 if persists else area) + loop_s
         if persists:
             next_s = np.where(m > c["narrow_rows"], np.hypot(c["per_turn_s"], loop_s), next_s)
@@ -119,7 +122,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     again = np.where(odd, works["weight_bytes"] * beyond_cache(works["weight_bytes"], at), 0.0)
     memory_s = memory_s + again / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     # Of the one tile, or of the largest that a library has.
-    fill_s = _fill(c, batch * across, down) * (down * rows / m - 1.0) * works["act_read_bytes"] / batch
+    held = deepgemm.loaded(m, down * rows) if c["picks"] == _DEEPGEMM else down * rows
+    fill_s = _fill(c, batch * across, down) * (held / m - 1.0) * works["act_read_bytes"] / batch
     overlapped_s = _overlapped(c, memory_s, compute_s, alone_s, fill_s)
     walk_s, split_s = alone_s, np.zeros_like(alone_s)
     if c["splits"]:
@@ -178,6 +182,11 @@ def _tiles(
         short = m <= c["short_rows"]
         rows = np.select([few, m <= c["half_rows"], short], [_FEWEST, _FEW, _SHORT], _FULL)
         yield rows, np.where(narrow | (short & (n <= c["narrow_columns"])), _SHORT, _FULL), 1.0, False
+
+
+def _set_up(c: Mapping[str, float], m: FloatArray) -> FloatArray | float:
+    """What a kernel that persists only from some rows on takes more to begin with, [ops], as a share of a tile of 128 x 128."""
+    return np.where(m > c["narrow_rows"], _LATER, 0.0) if c["narrow_rows"] else 0.0
 
 
 def _uneven(c: Mapping[str, float], columns: FloatArray) -> FloatArray:
