@@ -2,8 +2,8 @@
 
     tile     = up to tile_rows rows (queries x heads) of one sequence and KV head, all heads of MLA (value_tiles of it)
     blocks   = KV tokens of a sequence / (block_tokens x 128 / width, at most 160 where more than a block 128 wide has), rounded
-               up: kernels size a block to what a processor holds; one more where a window cuts a sequence inside a block; as
-               many tokens at any width in even_blocks
+               up: kernels size a block to what a processor holds; those that a window touches; as many tokens at any width in
+               even_blocks
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs of whole tiles and blocks / (eta_flops x peak)
     start    = (turns x (per_tile + rows of a tile x tile_row) + tiles / processors x rows of a tile x per_row) x width / 128
                + ramp, turns = tiles / processors; turns x empty x empty part of the last block; and window x turns x
@@ -43,8 +43,9 @@ starts and walks, and no ramp. A kernel before it makes queries and keys ready (
 (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
 Over an fp8 cache, where there is no other kernel, `at_once` of its parts start beside each other on a processor (three,
 inferred: 256, 512, 1,024 and 2,048 of them take 1, 2, 3 and 6 times 3.4 us; of heads 64 wide four, `narrow_at_once`: 512 in
-one turn), a block takes `query_s` longer for each query head, and parts beyond a window end at once (`skips`, inferred: a
-window of 128 tokens takes 7 us whether its context has one part or 90).
+one turn; one less where a tile has more than 16 rows: 32 heads 128 wide take four turns of 1,024 parts), a block takes
+`query_s` longer for each query head, and parts beyond a window end at once, in a tenth of the time (`skips`, inferred: a
+window of 128 tokens takes 8 us whether its context has two parts or 90, and 512 of them take the second turn of 1,024 parts).
 Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). A few queries more
 than a tile holds, which is priced by that kernel, may take half as long as the tile that is full.
 Where `prompt_flops` is told, several queries that fill more than a tile of decoding keep matrix units and exponentials busy
@@ -125,6 +126,9 @@ _HELD, _BESIDE, _FILLED = (32.0, 128.0, 0.85), 3.0, 0.88
 _UNSEEN, _FREE, _BACK = 40.0, 16.0, 0.5
 _NARROW = 64.0  # width up to which a head is narrow
 _PADDED = 16.0  # rows that tiles of parts that start anew are filled to
+_ENDED = (
+    0.1  # of the time that a part holds its place, what one that lies beyond a window and ends at once does
+)
 _PASSED = 0.5  # of a part's share of merging, what one that lies beyond a window takes
 _LATENCY = 3.0  # p of an element's way through a kernel and of how many there are
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
@@ -164,9 +168,10 @@ def _tiled(
     block_s = block_s + np.where(anew, c["query_s"], 0.0) * tile.rows * wide
     block_s = block_s * (c["cached"] + (1.0 - c["cached"]) * far)
     # A kernel that starts each part anew has at_once of them on a processor from the start.
-    narrow = np.where(tile.wide <= _NARROW, c["narrow_at_once"] or c["at_once"], c["at_once"])
-    slots = np.where(anew, narrow, 1.0)
-    begun = cut.inside if c["skips"] else cut.count
+    held = np.where(tile.wide <= _NARROW, c["narrow_at_once"] or c["at_once"], c["at_once"])
+    held = np.maximum(1.0, held - (tile.rows > _PADDED))
+    slots = np.where(anew, held, 1.0)
+    begun = cut.inside + (_ENDED if c["skips"] else 1.0) * (cut.count - cut.inside)
     whole = turns_of(tile.count * begun / slots, c["set_for"], processors)
     walking = turns_of(tile.count * cut.inside, c["set_for"], processors)
     # What is dealt out is all that a processor walks, in however many pieces.

@@ -77,7 +77,7 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
     shown = np.where(mla, WIDTH, np.maximum(wide, 1.0))
     most = max(_MOST, c["block_tokens"])
     block = c["block_tokens"] if c["even_blocks"] else np.minimum(most, c["block_tokens"] * WIDTH / shown)
-    blocks = np.ceil(context / block) + (works.dim("window", 0.0) > 0)
+    blocks = np.ceil(uncut / block) - np.floor((uncut - context) / block)
     # Under a causal mask a tile of a prefill walks half of the blocks.
     asked = 2.0 * heads * (wide + value) * queries * context
     seen = np.minimum(1.0, np.divide(works["flops"], asked, out=np.ones_like(asked), where=asked > 0))
