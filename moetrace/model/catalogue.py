@@ -94,6 +94,11 @@ def _read(name_or_path: str) -> tuple[dict[str, Any], str, str]:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
+        listed = path.name.casefold()  # of a Hugging Face name, such as Qwen/Qwen3-30B-A3B
+        if "/" in name_or_path and listed in model_names():
+            raise ModelError(
+                f"no model config at {path}: expected a config.json, or the name {listed!r} of the catalogue"
+            )
         if path.suffix == ".json" or "/" in name_or_path:
             raise ModelError(
                 f"no model config at {path}: expected a config.json, or one of {', '.join(model_names())}"

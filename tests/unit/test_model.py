@@ -621,3 +621,13 @@ def test_any_json_gives_a_sound_spec_or_a_model_error(fields: dict[str, Any]) ->
         return
     assert spec.params() >= spec.active_params() > 0
     assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_a_hugging_face_name_leads_to_the_catalogues() -> None:
+    with pytest.raises(
+        ModelError,
+        match=r"no model config at Qwen/Qwen3-30B-A3B: .* the name 'qwen3-30b-a3b' of the catalogue",
+    ):
+        load_model("Qwen/Qwen3-30B-A3B")
+    with pytest.raises(ModelError, match=r"expected a config\.json, or one of deepseek"):
+        load_model("Nobody/Nothing-7B")
