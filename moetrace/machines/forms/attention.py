@@ -108,19 +108,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from moetrace.hardware import SCHEMAS
 from moetrace.machines.forms import flash3, masked, prompts, triton
+from moetrace.machines.forms.attention_merge import merging
 from moetrace.machines.forms.attention_tiles import WIDTH, Cut, Tiles, cuts, shapes
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
 from moetrace.machines.forms.tiles import PAGED, filled, from_memory, together, turns_of
 from moetrace.op import FloatArray, Works
 
-# Of FlashAttention-3's kernel that merges: the least parts that it is compiled for, the most of a sequence's tiles that are
-# parts, and the share of them that is enough; p of idle rows that are on a processor together; and of the tiles that fill the
-# processors, the share (0.8 of these) from which on it is not launched.
-_HELD, _BESIDE, _FILLED = (32.0, 128.0, 0.85), 3.0, 0.88
 # Inferred of kernels that deal out blocks: rows, of queries and keys, that load while a tile starts; tiles that load at once
 # without delay; of what parts leave and memory gave back, the share that is written there.
 _UNSEEN, _FREE, _BACK = 40.0, 16.0, 0.5
@@ -129,7 +125,6 @@ _PADDED = 16.0  # rows that tiles of parts that start anew are filled to
 _ENDED = (
     0.1  # of the time that a part holds its place, what one that lies beyond a window and ends at once does
 )
-_PASSED = 0.5  # of a part's share of merging, what one that lies beyond a window takes
 _LATENCY = 3.0  # p of an element's way through a kernel and of how many there are
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
@@ -189,7 +184,7 @@ def _tiled(
     start_s = whole * (tile_s + c["window_s"] * under + cleared_s * tile.empty)
     ramp_s = np.where(anew, 0.0, c["ramp_s"] * far * filled(works["bytes"], at))
     start_s = start_s + row_s + _crowded(c, works, tile, cut) + ramp_s
-    merge_s = _merge(c, works, tile, cut, anew, processors)
+    merge_s = merging(c, works, tile, cut, anew, processors)
     cut_s = _cut(c, tile, turns, block_s, c["per_split_s"] + c["partial_s"] * tile.left / processors)
     fixed_s = _fixed(c, works, tile, processors) + np.where(anew, c["shared_s"], 0.0)
     one_s = merge_s + np.where(
@@ -237,47 +232,6 @@ def _crowded(c: Mapping[str, float], works: Works, tile: Tiles, cut: Cut) -> Flo
     tokens = np.minimum(works.dim("kv") / np.maximum(works.dim("batch"), 1.0), c["block_tokens"])
     seen = np.maximum(0.0, tile.rows + tokens - _UNSEEN) / _UNSEEN
     return np.asarray(c["crowd_s"] * seen * np.log2(np.maximum(1.0, tile.count * cut.count / _FREE)))
-
-
-def _merge(
-    c: Mapping[str, float], works: Works, tile: Tiles, cut: Cut, anew: npt.NDArray[np.bool_],
-    processors: float,
-) -> FloatArray:  # fmt: skip
-    """Merging the parts of sequences, of a kernel that cuts them whatever it costs."""
-    passed = 0.0 if c["skips"] else _PASSED * (cut.count - cut.inside)
-    parts = np.where(anew, cut.inside + passed, cut.count if c["whole_tiles"] else tile.parts)
-    walk_s, tile_s = c["per_split_s"] * parts, np.zeros_like(parts)
-    if c["merged_rows"]:
-        walk_s = walk_s + _idle(c, works, tile, parts, processors)
-        launched = (tile.blocks > c["whole_blocks"]) & (_own(works, tile) < _FILLED * c["whole_tiles"])
-        tile_s = np.where(launched, c["merge_s"] * _merged(c, works)[0] / processors, 0.0)
-    wait_s = np.where(anew | cut.dealt, c["split_s"], 0.0) + walk_s
-    left_s = c["partial_s"] * (cut.left if c["whole_tiles"] else tile.left * cut.count) / processors
-    return np.asarray(np.where(cut.any & (tile.parts > 1.0), wait_s + left_s, 0.0) + tile_s)
-
-
-def _own(works: Works, tile: Tiles) -> FloatArray:
-    """Tiles of one sequence."""
-    return np.asarray(tile.count / np.maximum(works.dim("batch"), 1.0))
-
-
-def _merged(c: Mapping[str, float], works: Works) -> tuple[FloatArray, FloatArray]:
-    """(tiles of rows that FlashAttention-3's kernel merges, rows of these that are empty)."""
-    batch = np.maximum(works.dim("batch"), 1.0)
-    rows = works.dim("heads") * np.maximum(works.dim("q", 0.0), batch) / batch
-    tiles = batch * np.ceil(rows / c["merged_rows"])
-    return tiles, tiles * c["merged_rows"] - rows * batch
-
-
-def _idle(
-    c: Mapping[str, float], works: Works, tile: Tiles, there: FloatArray, processors: float
-) -> FloatArray:
-    """What empty rows walk longer than full ones: as many parts as a merge was compiled for, not those there are."""
-    _, empty = _merged(c, works)
-    most = _HELD[2] * np.minimum(_HELD[1] / _own(works, tile), tile.blocks)
-    held = 2.0 ** np.ceil(np.log2(np.maximum(_HELD[0], most)))
-    together = smoothmax(_BESIDE, np.ones_like(empty), empty / processors)
-    return np.asarray(np.where(empty > 0, c["idle_s"] * np.maximum(0.0, held - there) * together, 0.0))
 
 
 def _fixed(c: Mapping[str, float], works: Works, tile: Tiles, processors: float) -> FloatArray:
