@@ -11,6 +11,8 @@ _ONCE = "replay what it was made from, with all edits at once"
 # Knobs whose per cent is of the experts, or of their width, that there are: knobs that may have changed these, the last of
 # which says the number itself.
 _SHARES = {"prune_inter": ("prune_inter", "n_e"), "prune_intra": ("prune_intra", "ffn")}
+# Knobs of what each expert does, which follows from them no more once the experts run one by one.
+_OF_EXPERTS = frozenset({*_SHARES, "n_e", "ffn", "dtype", "act", "n_a", "batch", "routing", "eplb"})
 # Values that ask for what was recorded.
 _BACK = {"n_a": "native", "routing": "recorded", "fusion": "recorded", "experts": "fused"}
 
@@ -26,6 +28,10 @@ def check_again(draft: Draft) -> None:
             raise ScenarioError(
                 f"{setting}: the run is a prediction with {before}, and a per cent would be of what that left: say the number "
                 f"with {_SHARES[name][-1]}, or {_ONCE}"
+            )
+        if name in _OF_EXPERTS and said.get("experts") == "unfused":
+            raise ScenarioError(
+                f"{setting}: the run is a prediction with experts=unfused, whose experts stay as they are: {_ONCE}"
             )
         was = "runs" if name == "fusion" and was_fused(draft) else said.get(name, setting.text)
         if setting.value == _BACK.get(name) and was != setting.text:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moetrace.errors import ScenarioError
 from moetrace.replay import Scenario, replay, simulate
@@ -32,6 +36,9 @@ def predicted(run: Run, *sets: str) -> Run:
         ("n_a=4", "n_a=native", "prediction with n_a=4 and no longer holds what was recorded"),
         ("routing=uniform", "routing=recorded", "prediction with routing=uniform and no longer"),
         ("experts=unfused", "experts=fused", "prediction with experts=unfused and no longer"),
+        ("experts=unfused", "dtype=fp8", "prediction with experts=unfused, whose experts stay as they are"),
+        ("experts=unfused", "batch=32", "prediction with experts=unfused, whose experts stay as they are"),
+        ("experts=unfused", "n_a=4", "prediction with experts=unfused, whose experts stay as they are"),
     ],
 )
 def test_what_a_prediction_no_longer_holds_is_refused(before: str, then: str, words: str, run: Run) -> None:
@@ -100,3 +107,28 @@ def test_a_fusion_that_nobody_asked_for_is_not_undone_in_silence(run: Run) -> No
     kept = predicted(own, "fusion=recorded")
     with pytest.raises(ScenarioError, match="fusion=runs: the run is a prediction, which keeps its kernels"):
         replay(kept, H100, Scenario.of("fusion=runs"))
+
+
+EDITS = (
+    "layers=4", "n_e=32", "prune_inter=50", "ffn=512", "prune_intra=50", "dtype=fp8", "act=bf16", "kv=fp8", "n_a=4",
+    "batch=32", "context=900", "routing=skewed", "engine=vllm", "experts=unfused", "graph=off",
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.permutations(EDITS).map(lambda some: some[:3]))
+def test_edits_one_after_the_other_are_what_they_are_at_once_or_refused(edits: list[str]) -> None:
+    """But a count of experts may follow their per cent, which at once would say two things."""
+    run = simulated()
+    try:
+        both = replay(run, H100, Scenario.of(*edits))
+        for edit in edits:
+            run = predicted(run, edit)
+    except ScenarioError:
+        return
+    assert replay(run, H100).step_s[:, 0] == pytest.approx(both.step_s[:, 0], rel=0.01)
+
+
+@cache
+def simulated() -> Run:
+    return simulate("olmoe-1b-7b", Workload(16, 512, 3), H100).run
