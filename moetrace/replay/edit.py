@@ -61,6 +61,18 @@ def retyped(op: Op, weights: str, act: str, in_layer: bool) -> Op:
     return op
 
 
+def dispatched_narrow(experts: str) -> bool:
+    """Whether tokens go to experts of this type in one byte a value, as they are quantised before they are multiplied."""
+    return experts.startswith(("fp8", "mxfp8", "nvfp4"))
+
+
+def redispatched(op: Op, old: str, new: str) -> Op:
+    """A dispatch of tokens to experts of type `new` instead of `old`; any other op as it was."""
+    if op.kind != "moe_dispatch" or not op.has("bytes") or dispatched_narrow(old) == dispatched_narrow(new):
+        return op
+    return op.with_dims(bytes=op["bytes"] // 2 if dispatched_narrow(new) else op["bytes"] * 2)
+
+
 def with_cache(op: Op, dtype: str) -> Op:
     """An attention op or cache write with the KV cache in another type."""
     if op.kind not in CACHED:

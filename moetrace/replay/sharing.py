@@ -204,7 +204,7 @@ class _Exchange:
             return edit.collective(op, "all_gather", self._gathered(op, at), self.width, p.dp)
         sent = edit.collective(op, "moe_dispatch", op["tokens"] * op["topk"] / p.tp, self.width, p.ep)
         model = self.draft.model
-        if model is not None and model.expert_dtype.startswith(("fp8", "mxfp8", "nvfp4")):
+        if model is not None and edit.dispatched_narrow(model.expert_dtype):
             sent = sent.with_dims(bytes=sent["bytes"] // 2)
         return sent.with_dims(**self._dims(op, at, op["tokens"]))
 

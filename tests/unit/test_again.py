@@ -109,6 +109,17 @@ def test_a_fusion_that_nobody_asked_for_is_not_undone_in_silence(run: Run) -> No
         replay(kept, H100, Scenario.of("fusion=runs"))
 
 
+@pytest.mark.parametrize(
+    ("before", "then"), [((), "fp8"), (("dtype=fp8",), "bf16"), (("dtype=fp8",), "fp8_block")]
+)
+def test_tokens_are_dispatched_in_the_type_that_experts_get_later(before: tuple[str, ...], then: str) -> None:
+    load, node, groups = Workload(16, 512, 3), "h200-sxm-x4", ("dp=4", "ep=4")
+    both = simulate("olmoe-1b-7b", load, node, Scenario.of(*groups, f"dtype={then}")).prediction
+    made = simulate("olmoe-1b-7b", load, node, Scenario.of(*groups, *before)).run
+    again = replay(made, node, Scenario.of(f"dtype={then}"))
+    assert again.step_s[:, 0] == pytest.approx(both.step_s[:, 0], rel=1e-3)
+
+
 EDITS = (
     "layers=4", "n_e=32", "prune_inter=50", "ffn=512", "prune_intra=50", "dtype=fp8", "act=bf16", "kv=fp8", "n_a=4",
     "batch=32", "context=900", "routing=skewed", "engine=vllm", "experts=unfused", "graph=off",

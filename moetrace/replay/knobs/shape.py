@@ -159,8 +159,10 @@ def dtype(draft: Draft, value: str) -> Draft:
     """Weights in another type; lm_head, router and norms keep theirs. The kernel is taken to be as good as the present one."""
     act = draft.made_with.get("act") or edit.activation_dtype(value)  # stated before, it stays stated
 
+    was = draft.model.expert_dtype if draft.model is not None else value
+
     def change(op: Op, at: At) -> Op:
-        return edit.retyped(op, value, act, at.layer >= 0)
+        return edit.redispatched(edit.retyped(op, value, act, at.layer >= 0), was, value)
 
     note = (
         f"dtype={value}: weights of experts and dense GEMMs in {value}, their activations in {act}; lm_head, router, norms and "
