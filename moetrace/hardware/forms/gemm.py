@@ -10,7 +10,7 @@ GEMM = Schema.of(
     "gemm",
     Parameter("t0_s", "s/launch", 0, 1e-3, 3e-6, 0, "floor of a launch, its conversions of type included"),
     Parameter(
-        "reach_s", "s", 0, 1e-5, 5e-7, 0, "later that a launch begins whose weights come from memory", 2.0
+        "reach_s", "s", 0, 1e-5, 1e-7, 0, "later that a launch begins whose weights come from memory", 2.0
     ),
     replace(ETA_BW, start=0.85, spread=0.2),
     replace(ETA_FLOPS, start=0.7, spread=0.7),
