@@ -353,16 +353,17 @@ ALONE = {
 
 
 @pytest.mark.parametrize(
-    ("tiles", "context", "turns", "tokens"),
-    [(100, 511, 1, 511), (100, 100, 1, 100), (101, 100, 1, 200), (200, 100, 1, 200), (201, 100, 2, 200), (399, 100, 2, 200),
-     (400, 100, 1, 400), (401, 100, 2, 400)],
+    ("tiles", "context", "turns", "walks", "tokens"),
+    [(100, 511, 1, 1, 511), (100, 100, 1, 1, 100), (101, 100, 1, 1, 200), (200, 100, 1, 1, 200), (201, 100, 2, 1.5, 200),
+     (300, 100, 2, 1.5, 200), (301, 100, 2, 2, 200), (399, 100, 2, 2, 200), (400, 100, 1, 1, 400), (401, 100, 2, 1.25, 400)],
 )  # fmt: skip
 def test_a_head_alone_has_a_thread_block_of_as_many_threads_as_fill_a_processor(
-    tiles: int, context: int, turns: int, tokens: int
+    tiles: int, context: int, turns: int, walks: float, tokens: int
 ) -> None:
-    """100 processors: one tile each up to 100 tiles, two below 400, then four; a token takes 1 us / 128."""
+    """100 processors: one tile each up to 100 tiles, two below 400, then four; a token takes 1 us / 128. Those of a last turn
+    walk as fast as they are few."""
     found = cost(told(**ALONE, eta_bw=1e3), decode(tiles, context, 1, 1))
-    assert found.fixed_s[0] == pytest.approx(7e-6 + turns * (2e-6 + max(2e-6, tokens * 1e-6 / 128)))
+    assert found.fixed_s[0] == pytest.approx(7e-6 + turns * 2e-6 + walks * max(2e-6, tokens * 1e-6 / 128))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
     slots    = tiles of a processor at once: 1, 2 or 4, so that 4 x told / tiles is filled, of 1024, 512 or 256 threads
     parts    = below `told` tiles: told / tiles, rounded up, of no fewer tokens than 512 x 128 / width
     walk     = slots x tokens of a part x width / 128 at block_tokens in per_block x alone, at least least_s x wide once
-               every thread has a token; wide = slots x width / 128, at most 1
+               every thread has a token; wide = slots x width / 128, at most 1; of a last turn less, as processors have fewer
     memory   = bytes / (eta_bw x bandwidth): all keys, then all values of a tile
     expected = t0 + max(memory + what a last, partial turn walks longer, turns x (per_tile + tile_wide x wide + walk
                + alone_split where cut))
@@ -33,6 +33,7 @@ _WARPS = 4.0  # thread blocks of the fewest threads, 256, that the registers of 
 _LOOP = 512.0  # tokens, of heads 128 wide, that the most threads, 1024, take in a round: of a part at least
 _FIRST = 64.0  # the same of one step of the round, which values are read in
 _SHARP = 8.0
+_EDGE = 1e-9  # rounding of tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +67,18 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting, token_s: FloatArr
     tile_s = c["per_tile_s"] + c["tile_wide_s"] * wide
     turn_s = tile_s + c["alone_split_s"] * (parts > 1.0)
     # Where keys and values lie in one place: the keys of the tiles under way wait in the cache for their values' turn.
-    share = c["fetched"] if at.cache == "warm" else 1.0
-    under_way = works["kv_bytes"] * share * np.minimum(1.0, told / turns)
-    read = share + (1.0 - share) * from_memory(under_way, 0.0, at, PAGED)
+    kept = c["fetched"] if at.cache == "warm" else 1.0
+    under_way = works["kv_bytes"] * kept * np.minimum(1.0, told / turns)
+    read = kept + (1.0 - kept) * from_memory(under_way, 0.0, at, PAGED)
     far = from_memory(works["bytes"] * c["fetched"], 0.0, at, PAGED)
     memory_s = works["bytes"] * read * far / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     full = np.floor(turns / told)
     rest = np.where(full > 0, turns / told - full, 0.0)
-    tail_s = np.where(rest > 0, np.maximum(0.0, walk_s - memory_s * rest * told / turns), 0.0)
-    serial_s = whole * (turn_s + walk_s)
+    # A last turn of fewer tiles: each processor shares its rate out over those it has.
+    share = np.where(rest > 0, np.ceil(rest * slots - _EDGE) / slots, full < 1.0)
+    tail_s = np.where(rest > 0, np.maximum(0.0, walk_s * share - memory_s * rest * told / turns), 0.0)
+    walks = whole * (full + share) / np.ceil(turns / told)
+    serial_s = whole * turn_s + walks * walk_s
     # The tail is a walk's, which serial_s has too: no more than memory and all that is serial.
     overlapped_s = np.minimum(smoothmax(_SHARP, memory_s + tail_s, serial_s), memory_s + serial_s)
-    return Alone(memory_s, whole * tile_s, whole * walk_s, whole * (turn_s - tile_s), overlapped_s)
+    return Alone(memory_s, whole * tile_s, walks * walk_s, whole * (turn_s - tile_s), overlapped_s)
