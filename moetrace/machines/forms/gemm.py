@@ -104,10 +104,9 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     compute_s = works["flops"] / (c["eta_flops"] * at.peak)
     alone_s = shared_s = np.full(m.shape, np.inf)
     persists = c["picks"] != _LIBRARY
-    for rows, columns, drag, twice in _tiles(c, m, n, k, batch):
+    for rows, columns, drag, pairs in _tiles(c, m, n, k, batch):
         area = rows * columns / _FULL**2
-        down, across = _row_tiles(c, m, rows), np.ceil(n / columns)
-        odd = twice & (down > 1.0) & (down % 2.0 == 1.0)
+        down, across, paired = _row_tiles(c, m, rows), np.ceil(n / columns), pairs
         tiles = batch * down * across
         turns = tiles / at.hw.multiprocessors
         whole = turns_of(tiles, c["chosen_for"], at.hw.multiprocessors) if persists else waves(turns)
@@ -119,8 +118,10 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         alone_s = np.minimum(alone_s, _walk(whole, first_s, next_s) * drag)
         if c["splits"]:
             shared_s = np.minimum(shared_s, _walk(turns, first_s, next_s) * drag + c["split_tile_s"] * area)
-    again = np.where(odd, works["weight_bytes"] * beyond_cache(works["weight_bytes"], at), 0.0)
-    memory_s = memory_s + again / (c["eta_bw"] * at.hw.memory.bytes_per_s)
+    if c["picks"] == _DEEPGEMM:
+        again = paired & (down > 1.0) & (down % 2.0 == 1.0)
+        weights = works["weight_bytes"] * beyond_cache(works["weight_bytes"], at)
+        memory_s = memory_s + np.where(again, weights, 0.0) / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     # Of the one tile, or of the largest that a library has.
     held = deepgemm.loaded(m, down * rows) if c["picks"] == _DEEPGEMM else down * rows
     fill_s = _fill(c, batch * across, down) * (held / m - 1.0) * works["act_read_bytes"] / batch
