@@ -104,7 +104,7 @@ def test_hostile_figures_and_ops_are_refused_or_scored_in_words(tmp_path: Path, 
     head += "metric,value,unit,how_read"
     named = [bad.replace('"', '""').replace("\r\n", " ") for bad in HOSTILE]
     text = "\n".join(
-        [head, *(f'X-{i},"{bad}","{bad}",h100,1,,,1,1,1,,,,"{bad}",1,s,' for i, bad in enumerate(named))]
+        [head, *(f'X{i}-1,"{bad}","{bad}",h100,1,,,1,1,1,,,,"{bad}",1,s,' for i, bad in enumerate(named))]
     )
     (tmp_path / "figures.csv").write_text(text)
     from moetrace.report.ledger import ledger_report

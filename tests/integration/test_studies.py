@@ -83,7 +83,7 @@ def held_out(machine: str) -> dict[str, tuple[float, float]]:
 # By row of the page: the keys that its error is the median of, and the one that it calls the worst.
 H100_ROWS = {
     "dense GEMMs": (r"dense_gemm.*@.*", "dense_gemm:fp8_block@sglang"),
-    "attention, decode": (r"attention.*@.*", "attention@sglang_triton"),
+    "attention, decode": (r"attention.*@.*", "attention:fp8@sglang_triton"),
     "MLA, decode": (r"mla_attention.*@.*", "mla_attention:fp8@trtllm"),
     "NCCL's collectives, one node": (r".*@nccl", "all_to_all@nccl"),
     "engines' own all-reduce, in a graph and eager": (

@@ -30,7 +30,7 @@ from moetrace.op import FloatArray, Works
 ROWS = BLOCK = 128.0  # rows of a tile and tokens of a block where nothing else is known
 _EXPONENTIALS = 16.0  # of a processor in a cycle
 _CLOCK = 1.5e9  # of a machine whose clock no profile says
-# The error of prompts beside that of the decoding which coefficients were fitted on: with it an interval holds 24 of the 30
+# The error of prompts beside that of the decoding which coefficients were fitted on: with it an interval holds 23 of the 30
 # speeds that FlashAttention-3's authors published; of other kernels, whose speeds gave their share, it is an assumption.
 FURTHER, FURTHER_OTHERS = 0.15, 0.3
 # Where a kernel's coefficients do not tell them: between the 108 and the 132 of those measured.
