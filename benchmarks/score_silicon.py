@@ -13,8 +13,9 @@ FOLDER holds NVIDIA AIConfigurator's public performance tables (Apache-2.0) as P
   on a rank) and the one pair of shapes of equal expert width, 256 against 128 experts, whose hidden sizes differ too (3072
   and 4096).
 * intervals (asked for alone, --tables NAME... for some of them): how many held-out rows the 80 % intervals hold that were drawn
-  from the other half of the shapes, their median half-width and the median error, as shares of the measured time: first by op
-  family and decade of tokens, all engines, types and kernels together, then by key of the profile.
+  from the other half of the shapes, their median half-width and the median error, as shares of the measured time, and the one
+  over the other with its standard error (shapes drawn again and again): first by op family and decade of tokens, all engines,
+  types and kernels together, then by key of the profile.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ FIT_ROWS = 1500
 INTERVAL_TABLES = [*(name for names in make_profiles.TABLES for name in names)]
 SETTING = ["tokens", "hidden", "inter", "experts", "topk", "tp", "ep", "routing"]
 LEAST_HELD, MOST_HELD, WIDEST = 0.75, 0.85, 2.0  # of an 80 % interval; the last over the median error
+RESAMPLES = 60  # of shapes, for a standard error
 FEW_RANKS = 8  # of EP 1: what the bars are for
 
 
@@ -138,11 +140,23 @@ def intervals(path: Path, hw: Hardware) -> Iterator[pd.DataFrame]:
         at, stated = stated_by_other_half(off, problem.works, parts, rows.shape)
         decade = decade_of(tokens_of(problem.works))[at]
         yield pd.DataFrame({"key": key, "family": key.split("@")[0].split(":")[0], "decade": decade, "off": off[at],
-                            "error": stated})  # fmt: skip
+                            "error": stated, "shape": rows.shape[at]})  # fmt: skip
+
+
+def width_error(rows: pd.DataFrame) -> float:
+    """The standard error of the median half-width over the median error, by shapes of a key drawn with replacement."""
+    half = (1.0 + rows["error"] - 1.0 / (1.0 + rows["error"])).to_numpy() / 2.0
+    miss = np.abs(np.expm1(rows["off"].to_numpy()))
+    groups = list(rows.groupby(["key", "shape"], observed=True).indices.values())
+    draw, found = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        some = np.concatenate([groups[i] for i in draw.integers(0, len(groups), len(groups))])
+        found.append(np.median(half[some]) / max(float(np.median(miss[some])), 1e-9))
+    return float(np.std(found))
 
 
 def print_intervals(found: pd.DataFrame, by: str) -> None:
-    print(f"{by:28} {'tokens from':>11} {'rows':>6}  held  half-width  error  over each other  normal")
+    print(f"{by:28} {'tokens from':>11} {'rows':>6}  held  half-width  error  over each other   +-  normal")
     cells = held = both = 0
     for name, part in found.groupby(by):
         for one in coverage(*(part[c].to_numpy() for c in ("decade", "off", "error")), DRAWS):
@@ -150,10 +164,11 @@ def print_intervals(found: pd.DataFrame, by: str) -> None:
             if one.decade is not None:
                 cells, held, both = cells + 1, held + good, both + (good and one.width <= WIDEST)
             start = "all" if one.decade is None else f"{10**one.decade}"
+            rows = part if one.decade is None else part[part["decade"] == one.decade]
             marks = ("" if good else "  holds another share") + ("  wide" if one.width > WIDEST else "")
             print(
                 f"{name:28} {start:>11} {one.rows:6} {one.covered:5.0%} {one.width * one.median:11.1%} "
-                f"{one.median:6.1%} {one.width:16.2f} {one.normal:7.2f}{marks}"
+                f"{one.median:6.1%} {one.width:16.2f} {width_error(rows):4.2f} {one.normal:7.2f}{marks}"
             )
     print(
         f"{by} and decade: of {cells} {held} hold 75-85 %, {both} of them no wider than {WIDEST:g} median errors\n"
