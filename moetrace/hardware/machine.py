@@ -18,7 +18,7 @@ OTHER_VERSION = 0.42
 
 # The engines that are told apart, and what one that was not measured errs by beside the coefficients' own error, or where it is
 # not said which and only one was: with it an engine's own interval holds 79 % of another's rows in the public tables, without
-# it 33 %. Where two or more were measured, the law of all has their spread in its error: of an engine left out it holds 63 %,
+# it 30 %. Where two or more were measured, the law of all has their spread in its error: of an engine left out it holds 62 %,
 # with this error beside it 80 % (benchmarks/score_engines.py).
 ENGINES = ("vllm", "sglang", "trtllm")
 OTHER_ENGINE = 0.6
