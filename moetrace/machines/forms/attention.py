@@ -20,85 +20,96 @@ Why: many short sequences cost per tile, and per row where many query heads shar
 decoding), long batches stream at the memory's rate. Nothing hides the first block of a tile, and `ramp` is what memory takes
 to stream: in the public tables 64 MB and 1 GB both take FlashAttention-3 on H100 12 to 15 us more than their bytes at 0.93 of
 the bandwidth. A walk is latency: tiles of one processor hide each other's (`beside`; inferred: TensorRT-LLM's MLA on A100
-takes 1.00, 1.36, 2.36, 3.7 and 6.9 of one tile's time with 1, 2, 3, 5 and 10 on a processor, at every context). In decode a
-walk, memory and padded arithmetic are all in proportion to the bytes, and one chip's rows cannot tell which of them it is;
-another chip's can. So what is known of a kernel is given: `block_s`, since H100's times of one, two and four blocks, whose
-bytes lie in cache, rise by 1.1 us a block in FlashAttention-3 (1.4 here, nearer to the best fit, 1.7) and 1.6 in its MLA
-(2.4 from memory: the fourth and the fifth block of 38 MB, of which memory gives a part, take 2.3 to 2.7);
-`eta_flops`, 0.67 as FlashMLA reaches (660 of 989 TFLOP/s: github.com/deepseek-ai/FlashMLA). Then memory limits what reached
-0.9 of its bandwidth. The parts of a sequence leave rows x width of values in float32, which merging reads: partial_s of these
-bytes per processor, most where MLA has many heads.
+takes 1.00, 1.36, 2.36, 3.7 and 6.9 of one tile's time with 1, 2, 3, 5 and 10 on a processor, at every context).
 
-Some libraries have two kernels: one for query heads that share a KV
-head, and one with each query head alone, taken where nothing is shared and where more share than the first holds
-(`grouped_rows`; 32 in TensorRT-LLM: at 64 its time jumps to that of as many heads alone), or where the first would have fewer
-than `grouped_tiles` tiles and parts of 128 tokens (a quarter of the processors in TensorRT-LLM, whose times jump there). The
-other has a form of its own where `set_for` is told (machines/forms/masked), else its tiles are `alone` times as long.
-TensorRT-LLM's first kernel cuts a sequence whatever that costs, into parts of 128 tokens until `split_turns` turns of
-`set_for` processors are full (eight), no more than the root of eight times their number, rounded down, and each part starts
-anew (`per_part`): more sequences may take less time. It cuts all the context; parts that lie beyond a window start too, but
-walk nothing and take half of the others' time in merging (inferred). Its tiles are filled to 16 rows, 16 more take `several`
-(warpTile in xqa/mha.cu). While a processor starts a part, memory gives others their bytes: the longer of memory and all turns,
-starts and walks, and no ramp. A kernel before it makes queries and keys ready (`shared`), which the other one does itself.
-(github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.)
-Over an fp8 cache, where there is no other kernel, `at_once` of its parts start beside each other on a processor (three,
-inferred: 256, 512, 1,024 and 2,048 of them take 1, 2, 3 and 6 times 3.4 us; of heads 64 wide four, `narrow_at_once`: 512 in
-one turn; one less where a tile has more than 16 rows: 32 heads 128 wide take four turns of 1,024 parts), a block takes
-`query_s` longer for each query head, and parts beyond a window end at once, in a tenth of the time (`skips`, inferred: a
-window of 128 tokens takes 8 us whether its context has two parts or 90, and 512 of them take the second turn of 1,024 parts).
-Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). A few queries more
-than a tile holds, which is priced by that kernel, may take half as long as the tile that is full.
-Where `prompt_flops` is told, several queries that fill more than a tile of decoding keep matrix units and exponentials busy
-(machines/forms/prompts), and begin a tile as decoding does. The shares are of published speeds, not fitted: 0.89 of
-FlashAttention-2 on A100 (73 % of the peak, arXiv 2307.08691; taken for FlashInfer and TensorRT-LLM there too), 0.49 of Triton
-and 0.87 of cuDNN on H100 (395 and 617 TFLOP/s of heads 128 wide, arXiv 2407.08608, figure 5), the latter for TensorRT-LLM.
-FlashAttention-2 cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100).
-There it takes their queries for as many tokens of one head, which copies queries and results into another order where there are
-several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one sequence to two, but not with one
-KV head).
-vLLM's Triton kernel of MLA cuts every sequence (`most_parts`) in four parts (num_kv_splits in triton_mla.py), none of less
-than a block. That number of parts is not rounded here, so that a processor more never costs. most_parts of 1: a kernel that
-never cuts. SGLang's Triton kernels have a form of their own where `triton` is told (machines/forms/triton).
-Others deal blocks out (`whole_tiles`), so many to each processor, rounded up, that a sequence of n is cut in ceil(n / each)
-parts, and in none where that is one. FlashMLA (TensorRT-LLM's MLA on H100) counts five more for the start of each sequence
-(`start_blocks`; payload in its get_mla_metadata): each = ceil(tiles (n + 5) / processors), one sequence after another, the next
-with what is left of a processor's share.
-FlashAttention-3 (SGLang's MLA on H100) leaves a tenth of the processors spare and makes a sequence's parts of one length
-(flash_prepare_scheduler.cu: each = ceil(1.1 tiles n / processors)), of more than four blocks, in no more parts than fill
-0.85 of what 128 would (num_splits_heuristic in its heuristics.h). Into how many parts is told by the processors measured, as
-a fact, so that a processor more never makes a merge due; how far each walks, by the machine's own. What parts leave lies in
-the cache beside the keys, which therefore leave it sooner: 128 parts of 64 heads are 17 MB. Where a
-processor's share becomes a whole sequence nothing is merged, so that a few more sequences or queries take less time, with 128
-heads up to a half less (64 were measured). FlashAttention-3 launches the kernel that merges wherever sequences have more than
-those four blocks and fewer tiles of queries than fill 0.8 of the processors: for every eight rows of all of them, which end at
-once where nothing was cut (`merge_s`). Rows that eight heads lack walk as many parts as the kernel was compiled for (32, 64 or
-128, whichever holds 0.85 of the blocks), not those that there are, since it leaves their shared memory as it was and takes
-that for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template: `merged_rows`). So one
-head takes longer than eight: 64 sequences of 8,192 tokens 230 us, not 217. The same holds of MHA and GQA, in
-SGLang and in vLLM (machines/forms/flash3).
-Kernels that deal blocks out have one tile on a processor, and the more of them start together, the later comes what each loads
-first, its queries and a block (`crowd`, for each 40 rows beyond 40 and each doubling of tiles and parts beyond 16; inferred:
-SGLang's times of 64 tokens grow by 0.5 us more than those of 32 from 16 sequences to 32, and by 0.9 to 128, those of 64 heads
-as much more than those of eight). From a second block on a walk runs code that the first, which alone is masked, did not
-(`later`; inferred: FlashMLA's second block takes 2.7 us, the next ones 2). What parts leave costs 0.3 us a MB in the cache and
-up to 0.5 beyond it: half of it is written to memory as far as that gives the bytes (inferred).
-Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all sequences cost
-per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's tile_scheduler.hpp);
-TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA, unlike FlashAttention-3, clears the values of a last
-block's empty rows, which might be no numbers (`empty`; fill_oob_V in its splitkv_mla.cuh). So within a block a longer context
-takes less, by up to empty for each turn; of a prompt's tiles only those that reach the last block clear it.
-vLLM's rows of MLA on A100 take 0.33 ms at any context until kernels take longer: launched one by one (`eager`), t0 is the
-host's, and the longer of the two shows (a norm of p = 8). A turn of its kernel is a tile a processor: times go in whole ones.
-SGLang reads MLA's fp8 cache by FlashAttention-3 in bf16: it converts all of it before each call (get_key_buffer(..).to(q.dtype)
-in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`, recast_s), and no sooner than one
-element takes to pass (recast_least_s); what is read then is the copy, and both take room in the cache.
-Blocks and splits: flash decoding (pytorch.org/blog/flash-decoding); FlashAttention-3 (arXiv 2407.08608) has a form of its own
-where `flash3` is told (machines/forms/flash3). Steps: in context where a block or a part begins, in tiles where a turn does or
-a processor's share of blocks, in heads per KV head, queries and tiles where the kernel changes, from one sequence to two
-where queries are turned round.
-Warm cache: memory gives nothing of what lies in it and waits for no results (their writing back goes on beside the next
-call's start), and a kernel that waits for each block takes `cached` of its time. Where a benchmark keeps keys and values in
-one place, memory gives the share `fetched` of the bytes, a half: the public tables of TensorRT-LLM are of a cache of type
+Given, not fitted. In decode a walk, memory and padded arithmetic are all in proportion to the bytes, and one chip's rows
+cannot tell which of them it is; another chip's can. So what is known of a kernel is given: `block_s`, since H100's times of
+one, two and four blocks, whose bytes lie in cache, rise by 1.1 us a block in FlashAttention-3 (1.4 here, nearer to the best
+fit, 1.7) and 1.6 in its MLA (2.4 from memory: the fourth and the fifth block of 38 MB, of which memory gives a part, take 2.3
+to 2.7); `eta_flops`, 0.67 as FlashMLA reaches (660 of 989 TFLOP/s: github.com/deepseek-ai/FlashMLA). Then memory limits what
+reached 0.9 of its bandwidth. The parts of a sequence leave rows x width of values in float32, which merging reads: partial_s
+of these bytes per processor, most where MLA has many heads.
+
+Two kernels. Some libraries have one for query heads that share a KV head, and one with each query head alone, taken where
+nothing is shared and where more share than the first holds (`grouped_rows`; 32 in TensorRT-LLM: at 64 its time jumps to that
+of as many heads alone), or where the first would have fewer than `grouped_tiles` tiles and parts of 128 tokens (a quarter of
+the processors in TensorRT-LLM, whose times jump there). The other has a form of its own where `set_for` is told
+(machines/forms/masked), else its tiles are `alone` times as long.
+
+Cut whatever it costs. TensorRT-LLM's first kernel cuts a sequence whatever that costs, into parts of 128 tokens until
+`split_turns` turns of `set_for` processors are full (eight), no more than the root of eight times their number, rounded down,
+and each part starts anew (`per_part`): more sequences may take less time. It cuts all the context; parts that lie beyond a
+window start too, but walk nothing and take half of the others' time in merging (inferred). Its tiles are filled to 16 rows, 16
+more take `several` (warpTile in xqa/mha.cu). While a processor starts a part, memory gives others their bytes: the longer of
+memory and all turns, starts and walks, and no ramp. A kernel before it makes queries and keys ready (`shared`), which the
+other one does itself. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.) Over an fp8 cache,
+where there is no other kernel, `at_once` of its parts start beside each other on a processor (three, inferred: 256, 512, 1,024
+and 2,048 of them take 1, 2, 3 and 6 times 3.4 us; of heads 64 wide four, `narrow_at_once`: 512 in one turn; one less where a
+tile has more than 16 rows: 32 heads 128 wide take four turns of 1,024 parts), a block takes `query_s` longer for each query
+head, and parts beyond a window end at once, in a tenth of the time (`skips`, inferred: a window of 128 tokens takes 8 us
+whether its context has two parts or 90, and 512 of them take the second turn of 1,024 parts).
+
+Prompts. Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). A few queries
+more than a tile holds, which is priced by that kernel, may take half as long as the tile that is full. Where `prompt_flops` is
+told, several queries that fill more than a tile of decoding keep matrix units and exponentials busy (machines/forms/prompts),
+and begin a tile as decoding does. The shares are of published speeds, not fitted: 0.89 of FlashAttention-2 on A100 (73 % of
+the peak, arXiv 2307.08691; taken for FlashInfer and TensorRT-LLM there too), 0.49 of Triton and 0.87 of cuDNN on H100 (395 and
+617 TFLOP/s of heads 128 wide, arXiv 2407.08608, figure 5), the latter for TensorRT-LLM.
+
+FlashAttention-2 and Triton. The former cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its
+flash_api.cpp: vLLM on A100). There it takes their queries for as many tokens of one head, which copies queries and results
+into another order where there are several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one
+sequence to two, but not with one KV head). vLLM's Triton kernel of MLA cuts every sequence (`most_parts`) in four parts
+(num_kv_splits in triton_mla.py), none of less than a block. That number of parts is not rounded here, so that a processor more
+never costs. most_parts of 1: a kernel that never cuts. SGLang's Triton kernels have a form of their own where `triton` is told
+(machines/forms/triton).
+
+Blocks dealt out. Others deal blocks out (`whole_tiles`), so many to each processor, rounded up, that a sequence of n is cut in
+ceil(n / each) parts, and in none where that is one. FlashMLA (TensorRT-LLM's MLA on H100) counts five more for the start of
+each sequence (`start_blocks`; payload in its get_mla_metadata): each = ceil(tiles (n + 5) / processors), one sequence after
+another, the next with what is left of a processor's share. FlashAttention-3 (SGLang's MLA on H100) leaves a tenth of the
+processors spare and makes a sequence's parts of one length (flash_prepare_scheduler.cu: each = ceil(1.1 tiles n /
+processors)), of more than four blocks, in no more parts than fill 0.85 of what 128 would (num_splits_heuristic in its
+heuristics.h). Into how many parts is told by the processors measured, as a fact, so that a processor more never makes a merge
+due; how far each walks, by the machine's own. What parts leave lies in the cache beside the keys, which therefore leave it
+sooner: 128 parts of 64 heads are 17 MB. Where a processor's share becomes a whole sequence nothing is merged, so that a few
+more sequences or queries take less time, with 128 heads up to a half less (64 were measured). FlashAttention-3 launches the
+kernel that merges wherever sequences have more than those four blocks and fewer tiles of queries than fill 0.8 of the
+processors: for every eight rows of all of them, which end at once where nothing was cut (`merge_s`). Rows that eight heads
+lack walk as many parts as the kernel was compiled for (32, 64 or 128, whichever holds 0.85 of the blocks), not those that
+there are, since it leaves their shared memory as it was and takes that for parts (`idle_s`; flash_fwd_combine_kernel.h, and
+kBlockM in its launch template: `merged_rows`). So one head takes longer than eight: 64 sequences of 8,192 tokens 230 us, not
+217. The same holds of MHA and GQA, in SGLang and in vLLM (machines/forms/flash3).
+
+Starting together. Kernels that deal blocks out have one tile on a processor, and the more of them start together, the later
+comes what each loads first, its queries and a block (`crowd`, for each 40 rows beyond 40 and each doubling of tiles and parts
+beyond 16; inferred: SGLang's times of 64 tokens grow by 0.5 us more than those of 32 from 16 sequences to 32, and by 0.9 to
+128, those of 64 heads as much more than those of eight). From a second block on a walk runs code that the first, which alone
+is masked, did not (`later`; inferred: FlashMLA's second block takes 2.7 us, the next ones 2). What parts leave costs 0.3 us a
+MB in the cache and up to 0.5 beyond it: half of it is written to memory as far as that gives the bytes (inferred).
+
+Rows, sequences, ends. Inferred too: a tile's rows cost where there are few tiles (tile_row), since no other hides them; all
+sequences cost per_sequence, which a scheduler that looks through them in groups explains (FlashAttention-3's
+tile_scheduler.hpp); TensorRT-LLM's MLA takes 1.7 us less of 64 tokens than of two: FlashMLA, unlike FlashAttention-3, clears
+the values of a last block's empty rows, which might be no numbers (`empty`; fill_oob_V in its splitkv_mla.cuh). So within a
+block a longer context takes less, by up to empty for each turn; of a prompt's tiles only those that reach the last block clear
+it.
+
+Other costs of a call. vLLM's rows of MLA on A100 take 0.33 ms at any context until kernels take longer: launched one by one
+(`eager`), t0 is the host's, and the longer of the two shows (a norm of p = 8). A turn of its kernel is a tile a processor:
+times go in whole ones. SGLang reads MLA's fp8 cache by FlashAttention-3 in bf16: it converts all of it before each call
+(get_key_buffer(..).to(q.dtype) in its flashattention_backend.py), at a rate that a cache in L2 does not raise (`recasts`,
+recast_s), and no sooner than one element takes to pass (recast_least_s); what is read then is the copy, and both take room in
+the cache.
+
+Sources and steps. Blocks and splits: flash decoding (pytorch.org/blog/flash-decoding); FlashAttention-3 (arXiv 2407.08608) has
+a form of its own where `flash3` is told (machines/forms/flash3). Steps: in context where a block or a part begins, in tiles
+where a turn does or a processor's share of blocks, in heads per KV head, queries and tiles where the kernel changes, from one
+sequence to two where queries are turned round.
+
+Warm cache. Memory gives nothing of what lies in it and waits for no results (their writing back goes on beside the next call's
+start), and a kernel that waits for each block takes `cached` of its time. Where a benchmark keeps keys and values in one
+place, memory gives the share `fetched` of the bytes, a half: the public tables of TensorRT-LLM are of a cache of type
 SELFKONLY, whose blocks of values are those of the keys (WindowBlockManager::setOffsets in its kvCacheManager.cpp). Not
 modelled: a last turn of few tiles, paged layouts' own cost.
 """
