@@ -39,13 +39,13 @@ def columns_of(
     given: Sequence[str] | str | None, known: Sequence[str], error: type[MoetraceError]
 ) -> list[str] | None:
     """The names of columns, one alone as a list of one; None for all. Raises `error` for one that is not known."""
-    if given is None or not len(given):
+    if given is None:
         return None
-    names = [given] if isinstance(given, str) else list(given)
+    names = several(given, str, "column", "expected its name", error)
     for name in names:
         if name not in known:
-            raise error(unknown("column", str(name), known))
-    return names
+            raise error(unknown("column", name, known))
+    return names or None
 
 
 __all__ = ["columns_of", "misfit", "several"]

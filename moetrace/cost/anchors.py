@@ -106,6 +106,8 @@ def read_anchors(table: object, hw: Hardware, context: PriceContext) -> Anchors:
     """The anchors of a table: its ops as `cost` reads them, `seconds` (or `latency`, in ms, as public tables have it), and
     `hardware` where they were measured elsewhere than on `hw`. Raises ScenarioError if it has none of these."""
     whole = pa.concat_tables(list(batches(table)))
+    if not whole.num_rows:
+        raise ScenarioError("anchors: the table holds no rows")
     seconds = _seconds(whole)
     read = read_ops(whole, context.engine)
     machine = _machines(whole, hw)

@@ -49,6 +49,7 @@ COST_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("problem", TEXT, "with --keep-going alone: what is wrong with the row; null: nothing"),
 )  # fmt: skip
 MADE = tuple(name for name, _, _ in COST_COLUMNS)
+_RUN_ONLY = frozenset({"op", "op_source", "dur_ns"})  # columns by which a RUN's ops are known
 _CHUNK = 1 << 14  # rows priced at once: their columns together fit a core's cache
 _NAMED = 5  # bad rows that a failure names
 
@@ -165,9 +166,18 @@ def cost_file(source: Path, output: Path, how: Pricing, progress: Callable[[floa
     return tally
 
 
+def _of_run(batch: pa.Table) -> pa.Table:
+    """The table; of a RUN's ops, what says of the run's own times whose they are, named so: cost has a column of that name."""
+    if not _RUN_ONLY.issubset(batch.column_names):
+        return batch
+    own = {name: f"run_{name}" for name in ("error", "provenance")}
+    return batch.rename_columns([own.get(name, name) for name in batch.column_names])
+
+
 def _priced(batch: pa.Table, how: Pricing, before: int) -> tuple[pa.Table, float]:
     """One batch with its costs, and the seconds that its routing took; `before` rows lie ahead of it, for messages."""
     columns_of(batch.column_names)
+    batch = _of_run(batch)
     taken = [name for name in MADE if name in batch.column_names]
     if taken:
         raise ScenarioError(

@@ -67,12 +67,14 @@ def _in_memory(table: object) -> pa.Table:
 
 def _frame(table: object) -> Any:
     if not hasattr(table, "columns") or not hasattr(table, "dtypes"):
-        how = "expected a pyarrow Table, a DataFrame, a mapping of columns or a file"
+        how = "expected a pyarrow Table, a DataFrame, a mapping of columns or a file (a Run's table() is one)"
         raise ScenarioError(misfit(table, "table", how))
     return table
 
 
 def _of_file(path: Path, progress: Callable[[float], None]) -> Iterator[pa.Table]:
+    if (path / "ops.parquet").is_file():
+        raise ScenarioError(f"{path} is a RUN and no table: its ops are in {path / 'ops.parquet'}")
     if path.suffix not in _SUFFIXES:
         raise ScenarioError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
     try:

@@ -31,7 +31,7 @@ IntArray = npt.NDArray[np.int64]
 _PARTS = 100  # of an expert: what an estimate by step and layer is rounded to
 DRAWN = "popularity"  # the routing that is drawn anew from what was recorded
 UNIFORM = (
-    "distinct experts follow the uniform formula E(1-(1-k/E)^T): no routing was recorded to say better, and real text "
+    "distinct experts follow the uniform formula E(1-(1-k/E)^T): no recorded routing is there to say better, and real text "
     "touches fewer"
 )
 _SOURCES = {

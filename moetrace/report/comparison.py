@@ -140,12 +140,16 @@ def _capacity_lines(predictions: Sequence[Facts]) -> list[Block]:
     lines: list[Block] = []
     for index, facts in enumerate(predictions, 1):
         memory = facts.get("memory") or {}
+        several = (facts.get("wafers") or 1) > 1
         if memory.get("fits") is False:
-            lines.append(
-                f"row {index} does not fit: it needs {size(memory['needed_bytes'])}, "
-                f"the machine has {size(memory['capacity_bytes'])}"
+            said, holder = (
+                (f"takes {facts['wafers']} wafers", "one") if several else ("does not fit", "the machine")
             )
-        if (facts.get("wafers") or 1) > 1:
+            lines.append(
+                f"row {index} {said}: it needs {size(memory['needed_bytes'])}, "
+                f"{holder} has {size(memory['capacity_bytes'])}"
+            )
+        elif several:
             lines.append(f"row {index} takes {facts['wafers']} wafers")
     return lines
 

@@ -78,8 +78,8 @@ class Run:
 
     def table(self, columns: Sequence[str] | str | None = None) -> pa.Table:
         """The op table, or only some columns of it. Raises RunError for a column that there is not."""
-        known = [*OPS_SCHEMA.names, *self._schema.names] if self._ops is None else self._ops.column_names
-        columns = columns_of(columns, known, RunError)
+        known = {*OPS_SCHEMA.names, *self._schema.names} if self._ops is None else self._ops.column_names
+        columns = columns_of(columns, tuple(known), RunError)
         if self._ops is not None:
             return self._ops.select(columns) if columns else self._ops
         file = self._parquet()

@@ -70,9 +70,9 @@ def test_times_are_compared_with_the_first_row_unless_all_have_a_measurement() -
 
 def test_what_does_not_fit_is_named() -> None:
     full = {"needed_bytes": 109e9, "capacity_bytes": 80e9, "fits": False}
-    _, _, lines = _table(_prediction(), _prediction(memory=full, wafers=3))
+    _, _, lines = _table(_prediction(), _prediction(memory=full), _prediction(memory=full, wafers=3))
     assert "row 2 does not fit: it needs 109.0 GB, the machine has 80.0 GB" in lines
-    assert "row 2 takes 3 wafers" in lines
+    assert "row 3 takes 3 wafers: it needs 109.0 GB, one has 80.0 GB" in lines
 
 
 def test_assumptions_are_numbered_once_with_the_rows_they_hold_for() -> None:

@@ -191,3 +191,8 @@ def test_another_kind_says_nothing() -> None:
     anchors = here.assign(seconds=1e-3)
     plain, told = (cost(frame([16]), "h100-sxm", anchor=a).to_pandas() for a in (None, anchors))
     assert told.time_s.tolist() == plain.time_s.tolist() and told.high_s.tolist() == plain.high_s.tolist()
+
+
+def test_a_table_without_anchors_is_refused() -> None:
+    with pytest.raises(ScenarioError, match="anchors: the table holds no rows"):
+        cost(frame([16]), "h100-sxm", anchor=frame([16], seconds=1e-4).head(0))

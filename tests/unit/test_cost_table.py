@@ -287,11 +287,23 @@ def test_a_table_that_cannot_be_priced_at_all(columns: dict[str, list[object]], 
         cost(columns, H100)
 
 
-def test_things_that_are_no_table() -> None:
+def test_things_that_are_no_table(shipped: Path, tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="an int is no table"):
         cost(3, H100)  # type: ignore[arg-type]
+    with pytest.raises(ScenarioError, match=r"is a RUN and no table: its ops are in .*ops\.parquet"):
+        load(shipped).save(tmp_path / "run")
+        cost(tmp_path / "run", H100)
     with pytest.raises(ScenarioError, match="ends in"):
         cost("ops.xlsx", H100)
+
+
+def test_the_table_of_a_run_is_priced_beside_what_it_says_of_its_own_times(shipped: Path) -> None:
+    table = load(shipped).table()
+    priced = cost(table, H100, keep_going=True)
+    names = [f"run_{name}" if name in ("error", "provenance") else name for name in table.column_names]
+    assert priced.column_names[: len(names)] == names
+    assert priced.column("run_provenance").equals(table.column("provenance"))
+    assert not priced.column("provenance").equals(table.column("provenance"))
 
 
 def test_every_op_of_a_run_is_taken_as_it_is_written(shipped: Path) -> None:

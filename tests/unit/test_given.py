@@ -27,9 +27,22 @@ def test_other_types_are_refused_alone_and_among_others(given: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "found"), [(None, None), ([], None), ("op", ["op"]), (("op", "kind"), ["op", "kind"])]
+    ("given", "found"),
+    [
+        (None, None),
+        ([], None),
+        ("op", ["op"]),
+        (("op", "kind"), ["op", "kind"]),
+        ((name for name in ("op", "kind")), ["op", "kind"]),
+    ],
 )
 def test_one_column_is_a_list_of_one_and_none_is_all(given: Any, found: list[str] | None) -> None:
     assert columns_of(given, ["op", "kind"], RunError) == found
     with pytest.raises(RunError, match="unknown column 'kinds': did you mean 'kind'"):
         columns_of("kinds", ["op", "kind"], RunError)
+
+
+@pytest.mark.parametrize("given", [3, slice(None), ["op", 3]])
+def test_what_is_no_column_is_an_error_in_words(given: Any) -> None:
+    with pytest.raises(RunError, match=r"^an? \w+ is no column: expected its name$"):
+        columns_of(given, ["op"], RunError)
