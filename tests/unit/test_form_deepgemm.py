@@ -54,6 +54,13 @@ def test_blocks_are_chosen_as_its_heuristics_do(m: int, n: int, rows: int, colum
     assert chosen(m, n) == (rows, columns, alone)
 
 
+@pytest.mark.parametrize(("m", "n"), [(28025, 694), (108, 43010), (129, 9000)])
+def test_a_reduction_shorter_than_a_stage_is_one(m: int, n: int) -> None:
+    """Else outputs alone would count, and the smallest blocks, in hundreds of turns, would seem as good as any."""
+    for k in (1, 3, 127):
+        assert chosen(m, n, k) == chosen(m, n, 128)
+
+
 def test_many_ops_are_chosen_as_each_alone() -> None:
     random = np.random.default_rng(0)
     drawn = [random.integers(1, most, 20000).astype(float) for most in (9000, 9000, 9000, 9)]

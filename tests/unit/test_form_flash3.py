@@ -122,6 +122,15 @@ def test_a_merge_is_launched_where_parts_might_be_and_costs_the_tiles_that_do_no
     assert fixed(CHOSEN, decode(512, 513, 24, 1), merge_s=1e-7) == pytest.approx(1e-7 * (1536 / 100 - 4))
 
 
+@pytest.mark.parametrize(("tiles", "launched"), [(79, True), (80, False), (90, False)])
+def test_no_merge_is_launched_where_tiles_of_a_sequence_fill_most_processors(
+    tiles: int, launched: bool
+) -> None:
+    """0.8 of 100 processors, by prompts whose tiles have 128 rows."""
+    op = decode(64, tiles * 128, 1, 1, q=64 * tiles * 128)
+    assert (fixed(CHOSEN, op, merge_s=1e-7) > fixed(CHOSEN, op)) is launched
+
+
 def test_an_engine_that_stores_keys_and_values_first_takes_a_warp_to_a_token() -> None:
     """Eight KV heads 128 wide in 16 bits: 4096 bytes a token, however many."""
     for batch in (1, 64):

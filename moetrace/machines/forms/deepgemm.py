@@ -81,6 +81,7 @@ def former_blocks(
 
 
 def _blocks(m: FloatArray, n: FloatArray, k: FloatArray, batch: FloatArray, processors: float) -> Blocks:
+    k = np.maximum(k, _STAGE_K)  # a stage is read whole
     least, taken, lone = (
         np.full(m.shape, np.inf),
         np.zeros(m.shape, dtype=np.int64),
