@@ -51,6 +51,11 @@ _SERVED = (
     "a steady load: as many sequences as the batch at any time, of equal lengths, the next starting as one ends, at different "
     "points of their lives; prompts are worked through beside decoding, and the host adds {overhead} to each step"
 )
+_QUEUED = (
+    "more prompts come than are worked through: {batch} sequences' take {steps:,.0f} steps while one decodes {output_len} "
+    "tokens, so that E2E is {least} at least; no measure holds how they wait for each other. Take fewer sequences, or a "
+    "larger chunk"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,12 @@ def _summary(
     )
     drafted = (drafting.families, drafting.ends[0].tokens) if drafting else ({}, 0)
     beyond_fit = beside(base["beyond_fit"], drafting.beyond_fit if drafting else "")
-    said = [_load_said(load), *run.meta.notes, *([drafting.said] if drafting else [])]
+    said = [
+        _load_said(load),
+        *_queued(load, float(usual[weights == 0].sum())),
+        *run.meta.notes,
+        *([drafting.said] if drafting else []),
+    ]
     said += (
         [f"drafting model: {EXTRAPOLATED}{drafting.beyond_fit}"] if drafting and drafting.beyond_fit else []
     )
@@ -169,6 +179,15 @@ def _load_said(load: Workload) -> str:
     if load.host_s is None:
         return _ASSUMED.format(overhead="no scheduler, tokenizer or network adds time")
     return _ASSUMED.format(overhead=f"the host adds {stated} to each step, as stated")
+
+
+def _queued(load: Workload, mixed_s: float) -> list[str]:
+    """What is said of a steady load whose prompts take more steps, of `mixed_s` seconds, than a sequence decodes in."""
+    steps = load.batch * load.chunks / load.beside[0]
+    if not load.served or steps <= load.output_len * (1 + 1e-9):
+        return []
+    least = seconds(steps * mixed_s)
+    return [_QUEUED.format(batch=load.batch, steps=steps, output_len=load.output_len, least=least)]
 
 
 def _step(step: Step, times: list[float], weight: float) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from moetrace.replay.measures import STEP_OVERHEAD_S, Draft, first_and_rest
 from moetrace.report.facts import report_facts
 from moetrace.run import Step
 from moetrace.synthesize import Workload, synthesize
+from moetrace.units import seconds
 from tests.conftest import REPO
 
 OLMOE, H100 = load_model("olmoe-1b-7b"), load_hardware("h100-sxm")
@@ -124,6 +125,21 @@ def test_a_steady_load_says_what_it_takes_for_granted() -> None:
     stated = simulate(OLMOE, LOAD, H100, Scenario.of("serving=continuous", "routing=uniform")).summary
     assert stated["distinct"]["mean_distinct"] > done["distinct"]["mean_distinct"]
     assert [step["phase"] for step in done["steps"]].count("mixed") == 1
+
+
+@pytest.mark.parametrize(("batch", "chunk", "queued"), [(32, 512, False), (33, 512, True), (33, 1024, False)])
+def test_a_steady_load_whose_prompts_outrun_its_steps_says_so(batch: int, chunk: int, queued: bool) -> None:
+    """Prompts of 1,024 tokens in chunks of 512 take two steps each, while each sequence decodes 64."""
+    load = replace(LOAD, batch=batch, input_len=1024, output_len=64)
+    done = simulate(OLMOE, load, H100, Scenario.of("serving=continuous", f"chunk={chunk}")).summary
+    said = [line for line in done["assumptions"] if "more prompts come" in line]
+    assert len(said) == queued
+    if queued:
+        mixed = next(step["step_s"] for step in done["steps"] if step["phase"] == "mixed")
+        assert (
+            f"take 66 steps while one decodes 64 tokens, so that E2E is {seconds(66 * mixed)} at least"
+            in said[0]
+        )
 
 
 @settings(max_examples=30, deadline=None)
