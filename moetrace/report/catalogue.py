@@ -138,9 +138,10 @@ def machine_report(machine: Hardware) -> list[Block]:
         for f in facts["families"]
     )
     header = ("family", "type", "engine", "form", "from", "80 % within", "mean", "median", "rows", "shapes")
-    title = (
-        "Coefficients: what 80 % of ops are within; mean and median error of shapes that the fit did not see"
-    )
+    title = "Coefficients: what 80 % of ops are within"
+    if any(f["held_out_mean"] is not None for f in facts["families"]):
+        title += "; mean and median error of shapes that the fit did not see"
+        title += "" if _own_fits(facts) else ", on the machine that was measured: not this one"
     return [
         f"{machine.name}: {machine.title}, law {machine.law}",
         *_figures(facts),
@@ -176,8 +177,16 @@ def _figures(facts: dict[str, Any]) -> list[Block]:
             f"off the wafer {rate(facts['off_wafer_bytes_per_s'])}"
         )
     if facts["engines"]:
-        out.append("engines measured: " + ", ".join(f"{name} {v}" for name, v in facts["engines"].items()))
+        where = "" if _own_fits(facts) else " on another machine"
+        out.append(
+            f"engines measured{where}: " + ", ".join(f"{name} {v}" for name, v in facts["engines"].items())
+        )
     return out
+
+
+def _own_fits(facts: dict[str, Any]) -> bool:
+    """Whether anything was fitted to measurements of this machine, not only carried over from another."""
+    return "fitted" in facts["coefficients"]
 
 
 def profiles_report(machines: Sequence[Hardware]) -> list[Block]:

@@ -214,7 +214,9 @@ def test_one_machine_says_what_its_figures_rest_on(tmp_path: Path, call: Callabl
 def test_a_machine_that_is_no_gpu_and_one_that_is_not_known(call: Callable[..., Answer]) -> None:
     wafer = call("profiles", "cs3").out.partition("Where")[0]
     assert "fabric" in wafer and not any(word in wafer for word in ("cache", "processors:", "link", "None"))
-    assert "H20" in call("profiles", "h20-x8").out
+    node, own = call("profiles", "h20-x8").out, call("profiles", "h100-sxm").out
+    assert "H20" in node and "engines measured on another machine" in node and "not this one" in node
+    assert "another machine" not in own and "not this one" not in own and "mean" not in wafer
     answer = call("profiles", "h1000")
     assert answer.status == 2 and "h100-sxm" in answer.err
 

@@ -2,8 +2,9 @@
 
 FA3: FlashAttention-3 of prompts on H100, whose law nothing was fitted to. Of attention under a causal mask half of the FLOPs
 count. DGM: DeepGEMM's first release on H800, block FP8 at 64 to 4,096 rows: the kernel alone, without launch and conversion of
-the activations, by the coefficients of TensorRT-LLM, whose copy chooses blocks as that release did. PRK: times that engines'
-developers printed in pull requests; `other_knob` is "engine=vllm; cache=warm; op=" and the op's text, routing uniform.
+the activations, by the coefficients of TensorRT-LLM, whose copy chooses blocks as that release did. PRK: times that
+people printed, most of them engines' developers in pull requests; `other_knob` is "engine=vllm; cache=warm; op=" and the op's
+text, routing uniform.
 """
 
 from __future__ import annotations
