@@ -190,6 +190,18 @@ def test_a_kernel_that_never_cuts_heads_that_are_alone(heads: int, cut: bool) ->
     assert one < 30e-6 if cut else one == pytest.approx(7e-6 + 2e-6 + 100e-6)
 
 
+@pytest.mark.parametrize(("queries", "cut"), [(1, True), (2, False), (4, False)])
+def test_a_kernel_that_cuts_only_sequences_of_one_query(queries: int, cut: bool) -> None:
+    """One sequence of 19,200 tokens, 100 blocks, whatever they share; nothing is turned round."""
+    op = decode(1, 19200, 2, 1, q=queries)
+    one = cost(told(grouped_rows=32.0, alone_whole=1.0), op).fixed_s[0]
+    assert one < 30e-6 if cut else one == pytest.approx(7e-6 + 2e-6 + 100e-6, rel=0.05)
+    assert cost(told(grouped_rows=32.0), op).fixed_s[0] < 30e-6  # another kernel
+    several = decode(2, 10, 8, 2, q=2 * queries)
+    turned, plain = (cost(told(alone_whole=1.0, turn_s=s), several).expected_s[0] for s in (6e-6, 0.0))
+    assert turned - plain == pytest.approx(6e-6 * cut, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "turned"),
     [(1, 8, 2, False), (2, 8, 2, True), (2, 2, 2, False), (2, 4, 1, False)],

@@ -96,7 +96,14 @@ FACTS = (
         "of the tiles in which FlashAttention-3 merges MLA; 0: another kernel",
     ),
     _fact("recasts", "flag", 0, 1, 0, "1: the cache is converted to another type before each call"),
-    _fact("alone_whole", "flag", 0, 1, 0, "1: a sequence of heads that are alone is never cut"),
+    _fact(
+        "alone_whole",
+        "flag",
+        0,
+        1,
+        0,
+        "1: a sequence of heads that are alone, or of several queries, is never cut",
+    ),
     _fact("flash3", "bytes", 0, 2, 0, "of an element, of FlashAttention-3's kernel; 0: another"),
     _fact("triton", "bytes", 0, 2, 0, "of an element, of SGLang's Triton kernels of decoding; 0: another"),
     Parameter(

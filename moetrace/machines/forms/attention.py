@@ -56,13 +56,14 @@ and begin a tile as decoding does. The shares are of published speeds, not fitte
 the peak, arXiv 2307.08691; taken for FlashInfer and TensorRT-LLM there too), 0.49 of Triton and 0.87 of cuDNN on H100 (395 and
 617 TFLOP/s of heads 128 wide, arXiv 2407.08608, figure 5), the latter for TensorRT-LLM.
 
-FlashAttention-2 and Triton. The former cuts only where query heads share a KV head (`alone_whole`; mha_varlen_fwd in its
-flash_api.cpp: vLLM on A100). There it takes their queries for as many tokens of one head, which copies queries and results
-into another order where there are several sequences and several KV heads (`turn_s`: vLLM's times on A100 jump by 6 us from one
-sequence to two, but not with one KV head). vLLM's Triton kernel of MLA cuts every sequence (`most_parts`) in four parts
-(num_kv_splits in triton_mla.py), none of less than a block. That number of parts is not rounded here, so that a processor more
-never costs. most_parts of 1: a kernel that never cuts. SGLang's Triton kernels have a form of their own where `triton` is told
-(machines/forms/triton).
+FlashAttention-2 and Triton. The former cuts only where query heads share a KV head and each sequence has one query
+(`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100), so that one sequence of 32,768 tokens takes 20 times as long
+with two queries as with one (by its rule; no such row was fitted). There it takes the heads' queries for as many tokens of one
+head, which copies queries and results into another order where there are several sequences and several KV heads (`turn_s`:
+vLLM's times on A100 jump by 6 us from one sequence to two, but not with one KV head). vLLM's Triton kernel of MLA cuts every
+sequence (`most_parts`) in four parts (num_kv_splits in triton_mla.py), none of less than a block. That number of parts is not
+rounded here, so that a processor more never costs. most_parts of 1: a kernel that never cuts. SGLang's Triton kernels have a
+form of their own where `triton` is told (machines/forms/triton).
 
 Blocks dealt out. Others deal blocks out (`whole_tiles`), so many to each processor, rounded up, that a sequence of n is cut in
 ceil(n / each) parts, and in none where that is one. FlashMLA (TensorRT-LLM's MLA on H100) counts five more for the start of
@@ -119,6 +120,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from moetrace.hardware import SCHEMAS
 from moetrace.machines.forms import flash3, masked, prompts, triton
@@ -205,7 +207,7 @@ def _tiled(
     )
     split_s = c["split_s"] + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
     # Whether it is cut is no matter of what that costs.
-    settled = anew | every | (tile.alone & (c["alone_whole"] > 0))
+    settled = anew | every | ((c["alone_whole"] > 0) & (tile.alone | _several(works)))
     overlapped_s = np.where(settled, one_s, np.minimum(one_s, split_s))
     split = ~settled & (c["split_s"] + cut_s < walk_s)
     terms = {
@@ -253,8 +255,13 @@ def _fixed(c: Mapping[str, float], works: Works, tile: Tiles, processors: float)
     if c["recasts"]:
         cast_s = c["recast_s"] * works["kv_bytes"] / processors
         out = out + smoothmax(_LATENCY, np.full_like(cast_s, c["recast_least_s"]), cast_s)
-    turned = ~tile.alone & (works.dim("batch") > 1.0) & (works.dim("kv_heads") > 1.0)
+    turned = ~tile.alone & ~_several(works) & (works.dim("batch") > 1.0) & (works.dim("kv_heads") > 1.0)
     return np.asarray(out + c["alone_whole"] * c["turn_s"] * turned)
+
+
+def _several(works: Works) -> npt.NDArray[np.bool_]:
+    """Whether sequences have more than one query, [ops]."""
+    return np.asarray(works.dim("q", 0.0) > np.maximum(works.dim("batch"), 1.0))
 
 
 def _streamed(
