@@ -459,12 +459,14 @@ def test_fewer_active_experts_are_never_slower(name: str, batch: int, prompt: in
 def test_longer_prompts_take_no_less_time_but_for_the_last_block(
     name: str, batch: int, prompt: int, out: int, more: int
 ) -> None:
-    """A step takes less by what its attentions no longer clear of a last block, at most `empty_s` a turn (docs/laws.md)."""
+    """A step takes less by what its attentions no longer clear of a last block, at most `empty_s` a turn, and where one block
+    more than `whole_blocks` lets a kernel cut a sequence, by those that it walked one after the other (docs/laws.md)."""
     model = small(name, 2)
     short, long = (metric(model, Workload(batch, p, out)) for p in (prompt, prompt + more))
     kind = "mla_attention" if model.kv_lora else "attention"
-    empty_s = H100.family(kind, "attention", "bf16")[1]["empty_s"]
-    step_s = model.layers * empty_s * (1 + batch * model.heads / H100.multiprocessors)
+    law = H100.family(kind, "attention", "bf16")[1]
+    turns = 1 + batch * model.heads / H100.multiprocessors
+    step_s = model.layers * (law["empty_s"] * turns + law["block_s"] * law["whole_blocks"])
     cleared = {"ttft": step_s, "tpot": step_s, "e2e": out * step_s}
     assert [t for t in TIMES if long[t] < short[t] * (1 - 1e-6) - cleared[t]] == []
 

@@ -71,16 +71,18 @@ each sequence (`start_blocks`; payload in its get_mla_metadata): each = ceil(til
 another, the next with what is left of a processor's share. FlashAttention-3 (SGLang's MLA on H100) leaves a tenth of the
 processors spare and makes a sequence's parts of one length (flash_prepare_scheduler.cu: each = ceil(1.1 tiles n /
 processors)), of more than four blocks, in no more parts than fill 0.85 of what 128 would (num_splits_heuristic in its
-heuristics.h). Into how many parts is told by the processors measured, as a fact, so that a processor more never makes a merge
-due; how far each walks, by the machine's own. What parts leave lies in the cache beside the keys, which therefore leave it
-sooner: 128 parts of 64 heads are 17 MB. Where a processor's share becomes a whole sequence nothing is merged, so that a few
-more sequences or queries take less time, with 128 heads up to a half less (64 were measured). FlashAttention-3 launches the
-kernel that merges wherever sequences have more than those four blocks and fewer tiles of queries than fill 0.8 of the
-processors: for every eight rows of all of them, which end at once where nothing was cut (`merge_s`). Rows that eight heads
-lack walk as many parts as the kernel was compiled for (32, 64 or 128, whichever holds 0.85 of the blocks), not those that
-there are, since it leaves their shared memory as it was and takes that for parts (`idle_s`; flash_fwd_combine_kernel.h, and
-kBlockM in its launch template: `merged_rows`). So one head takes longer than eight: 64 sequences of 8,192 tokens 230 us, not
-217. The same holds of MHA and GQA, in SGLang and in vLLM (machines/forms/flash3).
+heuristics.h). So a fifth block, from which on it cuts, may take less than four walked one after the other: with keys from
+memory 2 us less, in the tables, where they lie in cache, 0.6 less (8 heads) to 0.6 more. Into how many parts is told by the
+processors measured, as a fact, so that a processor more never makes a merge due; how far each walks, by the machine's own.
+What parts leave lies in the cache beside the keys, which therefore leave it sooner: 128 parts of 64 heads are 17 MB. Where a
+processor's share becomes a whole sequence nothing is merged, so that a few more sequences or queries take less time, with 128
+heads up to a half less (64 were measured). FlashAttention-3 launches the kernel that merges wherever sequences have more than
+those four blocks and fewer tiles of queries than fill 0.8 of the processors: for every eight rows of all of them, which end at
+once where nothing was cut (`merge_s`). Rows that eight heads lack walk as many parts as the kernel was compiled for (32, 64 or
+128, whichever holds 0.85 of the blocks), not those that there are, since it leaves their shared memory as it was and takes
+that for parts (`idle_s`; flash_fwd_combine_kernel.h, and kBlockM in its launch template: `merged_rows`). So one head takes
+longer than eight: 64 sequences of 8,192 tokens 230 us, not 217. The same holds of MHA and GQA, in SGLang and in vLLM
+(machines/forms/flash3).
 
 Starting together. Kernels that deal blocks out have one tile on a processor, and the more of them start together, the later
 comes what each loads first, its queries and a block (`crowd`, for each 40 rows beyond 40 and each doubling of tiles and parts
