@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from moetrace.calibrate import public
 from moetrace.calibrate.measured import DTYPES, SYSTEMS, Measured, TextArray
-from moetrace.errors import CalibrationError, plainly
+from moetrace.cost.check import dims_of
+from moetrace.errors import CalibrationError, plainly, unknown
 from moetrace.op import FloatArray, Op, OpColumns, dtypes
 from moetrace.ops import KINDS
 from moetrace.routing import Ties, rank_load
@@ -208,6 +209,10 @@ def _own(table: pd.DataFrame, path: Path, hardware: str) -> Measured:
     pairs = list(zip(table["kind"].astype(str), table["dtype"].astype(str), strict=True))
     types = sorted(set(pairs))
     names = [name for name in table.columns if name not in OWN]
+    known = frozenset[str]().union(*map(dims_of, KINDS))
+    if strange := next((str(name) for name in names if name not in known), None):
+        here = frozenset[str]().union(*(dims_of(kind) for kind, _ in types))
+        raise CalibrationError(f"{path}: {unknown('dim', strange, here)}; leave out what is no dim of an op")
     dims = {name: _numbers(table, name, path) for name in names}
     for name, values in dims.items():
         if (values < 0).any():

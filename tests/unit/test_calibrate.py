@@ -225,6 +225,8 @@ def test_too_little_is_not_fitted(tmp_path: Path) -> None:
         ({"tokens": "many"}, "row 1: tokens is 'many': expected a number"),
         ({"tokens": -4}, "row 1: tokens is -4: expected 0 or more"),
         ({"seconds": "abc"}, "row 1: seconds is 'abc': expected a number"),
+        ({"run_id": 1}, "unknown dim 'run_id': there are distinct, .*; leave out what is no dim of an op"),
+        ({"token": 1}, "unknown dim 'token': did you mean 'tokens'"),
         ({"weight": "full"}, "row 1: weight is 'full': expected a number"),
     ],
 )
