@@ -73,6 +73,13 @@ def _path(given: object) -> Path:
     return Path(given)
 
 
+def _check_counts(**given: int | None) -> None:
+    """Raises TraceError for an option that no run could have."""
+    for option, number in given.items():
+        if number is not None and not is_whole(number, 1):
+            raise TraceError(f"{option} is {number}: expected a whole number from 1 that a run could have")
+
+
 def parse(
     trace: str | os.PathLike[str] | formats.Export,
     *,
@@ -102,9 +109,7 @@ def parse(
     ops until it is saved.
     Raises TraceError, ModelError or ProfileError with one line.
     """
-    for option, number in (("kv_len", kv_len), ("ran_tp", ran_tp), ("ran_ep", ran_ep)):
-        if number is not None and not is_whole(number, 1):
-            raise TraceError(f"{option} is {number}: expected a whole number from 1 that a run could have")
+    _check_counts(kv_len=kv_len, ran_tp=ran_tp, ran_ep=ran_ep)
     if isinstance(trace, str | os.PathLike) and is_run(Path(trace)):
         raise TraceError(f"{os.fspath(trace)} is a RUN, which is parsed already: moetrace.load reads it")
     located = trace if isinstance(trace, formats.Export) else formats.located(_path(trace))
