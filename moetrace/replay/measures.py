@@ -112,6 +112,8 @@ def first_and_rest(
         alone, work, others = middle_and_others(steps, seconds, load, expected)
         rest += others + (draft.others_s if draft else 0.0)
         more = overhead + (draft.tokens * draft.middle_s if draft else 0.0)
+        # There are no fewer steps than work on others' prompts.
+        rest += max(0.0, (load.batch - 1) * load.chunks / load.beside[0] - later) * (alone + more)
         first += (load.parts - 1) * alone + (load.chunks - 1) * work + load.parts * more + (alone + more) / 2
     else:
         first += overhead

@@ -53,8 +53,8 @@ _SERVED = (
 )
 _QUEUED = (
     "more prompts come than are worked through: {batch} sequences' take {steps:,.0f} steps while one decodes {output_len} "
-    "tokens, so that E2E is {least} at least; no measure holds how they wait for each other. Take fewer sequences, or a "
-    "larger chunk"
+    "tokens; it is taken to wait for them between its tokens, where an engine lets it queue before the first: TPOT is too "
+    "long and TTFT too short, E2E and throughput hold the wait"
 )
 
 
@@ -133,7 +133,7 @@ def _summary(
     beyond_fit = beside(base["beyond_fit"], drafting.beyond_fit if drafting else "")
     said = [
         _load_said(load),
-        *_queued(load, float(usual[weights == 0].sum())),
+        *_queued(load),
         *run.meta.notes,
         *([drafting.said] if drafting else []),
     ]
@@ -181,13 +181,12 @@ def _load_said(load: Workload) -> str:
     return _ASSUMED.format(overhead=f"the host adds {stated} to each step, as stated")
 
 
-def _queued(load: Workload, mixed_s: float) -> list[str]:
-    """What is said of a steady load whose prompts take more steps, of `mixed_s` seconds, than a sequence decodes in."""
+def _queued(load: Workload) -> list[str]:
+    """What is said of a steady load whose prompts take more steps than a sequence decodes in."""
     steps = load.batch * load.chunks / load.beside[0]
     if not load.served or steps <= load.output_len * (1 + 1e-9):
         return []
-    least = seconds(steps * mixed_s)
-    return [_QUEUED.format(batch=load.batch, steps=steps, output_len=load.output_len, least=least)]
+    return [_QUEUED.format(batch=load.batch, steps=steps, output_len=load.output_len)]
 
 
 def _step(step: Step, times: list[float], weight: float) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def first_and_rest(
     alone, work, own = middle_and_others(steps, seconds, load, space)
     parts, chunks = spread(load.parts, space), spread(load.chunks, space)
     waited = (parts - 1) * alone + (chunks - 1) * work + parts * more + (alone + more) / 2
-    return seconds[0] + waited + prompt, rest + own + others
+    held = np.maximum(0.0, (spread(load.batch, space) - 1) * chunks / spread(load.beside[0], space) - later)
+    return seconds[0] + waited + prompt, rest + own + others + held * (alone + more)
 
 
 def middle_and_others(
