@@ -28,8 +28,9 @@ class Tiles:
 
     How many, rows of one, blocks that one walks, FLOPs of whole tiles and blocks over those asked for, width of a head
     (MLA's as 128), parts that its context can be cut into and its blocks, both with what lies beyond a window, bytes that
-    each part leaves for the merge, the share of its context inside a window, and whether each query head has tiles of its
-    own, or they are those of a prompt's kernel.
+    each part leaves for the merge, the part of the last block that is empty (of a prompt's tiles, as many as reach it), the
+    share of its context inside a window, and whether each query head has tiles of its own, or they are those of a prompt's
+    kernel.
     """
 
     count: FloatArray
