@@ -26,7 +26,7 @@ def several(
     """What was given as a list, one alone as a list of one. Raises `error` where another type is given or among them."""
     if isinstance(given, kinds):
         return [given]
-    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+    if isinstance(given, Mapping | bytes) or hasattr(given, "columns") or not isinstance(given, Iterable):
         raise error(misfit(given, wanted, how))
     found = list(given)
     for one in found:

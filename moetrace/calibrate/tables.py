@@ -19,6 +19,7 @@ from moetrace.calibrate import public
 from moetrace.calibrate.measured import DTYPES, SYSTEMS, Measured, TextArray
 from moetrace.cost.check import dims_of
 from moetrace.errors import CalibrationError, plainly, unknown
+from moetrace.hardware import profile_names
 from moetrace.op import FloatArray, Op, OpColumns, dtypes
 from moetrace.ops import KINDS
 from moetrace.routing import Ties, rank_load
@@ -55,7 +56,7 @@ def read_measurements(path: Path, hardware: str) -> Measured:
     Raises CalibrationError if the file is neither, lacks a column, or has no row for that hardware.
     """
     if path.is_dir():
-        return _of_run(path)
+        return _of_run(path, hardware)
     table = _read(path)
     reader = _public(table)
     if reader is not None:
@@ -264,11 +265,17 @@ def _check(table: pd.DataFrame, path: Path) -> None:
         )
 
 
-def _of_run(path: Path) -> Measured:
-    """The ops of a measured RUN whose work is known, each execution a row."""
+def _of_run(path: Path, hardware: str) -> Measured:
+    """The ops of a measured RUN whose work is known, an execution a row. Raises CalibrationError if another machine ran it."""
     run = Run.load(path)
     if run.meta.kind != "measured":
         raise CalibrationError(f"{path}: a {run.meta.kind} run: coefficients are fitted to measured ones")
+    there = run.meta.hardware or run.meta.device_class
+    other = there != hardware and {there, hardware} <= set(
+        profile_names()
+    )  # one's own profile may be of any machine
+    if run.meta.device_class != "gpu" or other:
+        raise CalibrationError(f"{path}: the run was recorded on {there}, not on {hardware}")
     index, found = run.distinct_ops
     seconds = run.numpy("dur_ns") / 1e9
     some = np.flatnonzero(seconds > 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace import ops
+from moetrace import load, ops
 from moetrace.calibrate import _start, calibrate, facts_of, summary
 from moetrace.calibrate.fit import Problem, fit, held_out
 from moetrace.calibrate.profile import write_profile
@@ -20,6 +20,7 @@ from moetrace.errors import CalibrationError
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.machines import gpu
 from moetrace.op import Op
+from moetrace.run import Run
 
 TRUE = {"t0_s": 2.5e-5, "eta_bw": 0.8, "serial_s": 3e-11}
 SHAPES = ((2048, 768, 128), (4096, 1536, 128), (7168, 2048, 256), (4096, 14336, 8))
@@ -234,6 +235,16 @@ def test_bad_rows_are_named(tmp_path: Path, change: dict[str, object], said: str
     table().assign(**change).to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(CalibrationError, match=said):
         calibrate([tmp_path / "bad.csv"], "h100-sxm")
+
+
+def test_a_run_of_another_machine_is_refused(shipped: Path, tmp_path: Path) -> None:
+    run = load(shipped)
+    run.save(tmp_path / "cpu")
+    meta = replace(run.meta, hardware="a100-sxm", device_class="gpu")
+    Run(meta, run.table()).save(tmp_path / "a100")
+    for name, said in (("cpu", "cpu"), ("a100", "a100-sxm")):
+        with pytest.raises(CalibrationError, match=f"the run was recorded on {said}, not on h100-sxm"):
+            calibrate([tmp_path / name], "h100-sxm")
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from moetrace.errors import RunError
@@ -20,7 +21,7 @@ def test_one_alone_is_a_list_of_one(given: Any, found: list[str]) -> None:
     assert several(given, str, "name", "write one", RunError) == found
 
 
-@pytest.mark.parametrize("given", [None, 3, b"ab", {"a": 1}, ["a", 3]])
+@pytest.mark.parametrize("given", [None, 3, b"ab", {"a": 1}, ["a", 3], pd.DataFrame({"a": []})])
 def test_other_types_are_refused_alone_and_among_others(given: Any) -> None:
     with pytest.raises(RunError, match=r"^(None|an? \w+) is no name: write one$"):
         several(given, str, "name", "write one", RunError)
