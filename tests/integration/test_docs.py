@@ -10,6 +10,7 @@ import pytest
 
 from moetrace.cli import VERBS
 from moetrace.cli.tables import TABLES
+from moetrace.hardware import load_hardware
 from moetrace.report.schema import schema_facts, schema_page
 from tests.conftest import REPO
 
@@ -51,6 +52,13 @@ def test_commands_in_the_demo_exist() -> None:
         assert command is not None
         known = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest)) <= known
+
+
+def test_the_machine_that_is_shown_is_one(tmp_path: Path) -> None:
+    [shown] = _blocks((REPO / "docs" / "hardware.md").read_text(), "toml")
+    (tmp_path / "mine.toml").write_text(shown)
+    machine = load_hardware(tmp_path / "mine.toml")
+    assert machine.name == "mine" and machine.memory.capacity_bytes == 60e9
 
 
 def test_every_verb_is_in_the_readme() -> None:
