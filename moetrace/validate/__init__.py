@@ -38,8 +38,13 @@ def validate(
     figures = figure.shipped()
     for path in paths:
         if path.suffix != ".parquet":
-            known = {f.id for f in figures}
-            figures += [f for f in figure.read(path) if f.id not in known]
+            known = {f.id: f for f in figures}
+            own = figure.read(path)
+            if taken := next((f.id for f in own if known.get(f.id, f).said != f.said), None):
+                raise ScenarioError(
+                    f"{path}: {taken} is the id of another figure already: give it one of its own"
+                )
+            figures += [f for f in own if f.id not in known]
     done: list[Entry] = []
     for entry in entries(figures):
         done.append(entry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -40,6 +40,11 @@ class Figure:
     def kind(self) -> str:
         """What comes before the number: ``FM8`` of ``FM8-0012``."""
         return self.id.split("-")[0]
+
+    @property
+    def said(self) -> Figure:
+        """The figure without words on where it is from, which may be put otherwise in another copy."""
+        return replace(self, source="", how_read="")
 
     def whole(self, name: str) -> int | None:
         """A column as a whole number, None where it is empty or says something else."""
@@ -77,7 +82,8 @@ def _figures(rows: csv.DictReader[str], name: str) -> Iterator[Figure]:
     missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
     if missing:
         raise ScenarioError(
-            f"{name}: no column {', '.join(missing)}: expected those of a table of figures (docs/validate.md)"
+            f"{name}: no column {', '.join(missing)}: expected those of a table of figures "
+            "(docs/validate.md); measured ops are read from a .parquet file"
         )
     for row in rows:
         given = {column: (row[column] or "").strip() for column in COLUMNS}

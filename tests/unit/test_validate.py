@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ from moetrace.hardware import load_hardware
 from moetrace.op import Op
 from moetrace.ops import works
 from moetrace.routing import uniform_distinct
-from moetrace.validate import entries, summary
+from moetrace.validate import entries, summary, validate
 from moetrace.validate.entry import (
     CONTRADICTED,
     NOT_SIMULATED,
@@ -53,6 +55,23 @@ NATIVE = figure(
     n_a="6",
     value="479",
 )
+
+
+def test_an_id_that_is_taken_is_refused_and_the_same_figure_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shipped()[0]
+    monkeypatch.setattr(sys.modules[Figure.__module__], "shipped", lambda: [first])
+    for given, said in ((replace(first, source="a copy"), None), (replace(first, value="1"), "already")):
+        with (tmp_path / "mine.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerow(asdict(given))
+        if said is None:
+            assert validate(tmp_path / "mine.csv").num_rows == validate().num_rows
+        else:
+            with pytest.raises(ScenarioError, match=f"{first.id} is the id of another figure already"):
+                validate(tmp_path / "mine.csv")
 
 
 def test_every_shipped_figure_has_a_source_and_a_mapping() -> None:
