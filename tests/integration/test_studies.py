@@ -112,7 +112,7 @@ def test_the_page_on_accuracy_tells_the_held_out_errors_of_the_fits() -> None:
             for number, value in zip(told.groups(), values, strict=True):
                 assert abs(float(number) - value) < 0.06, (name, cell, values)
     exchanges = [float(n) for pair in PAIR.findall(found["DeepEP dispatch; combine"][1]) for n in pair]
-    assert exchanges == pytest.approx([*fits["moe_dispatch"], *fits["moe_collect"]])
+    assert exchanges == pytest.approx([*fits["moe_dispatch@deepep"], *fits["moe_collect@deepep"]])
 
 
 def test_the_page_on_hardware_tells_the_widening_of_each_profile() -> None:

@@ -30,10 +30,11 @@ SGLang stores each token's keys and values first, a warp to a token (store_kvcac
 byte, as H100's times of 12 to 64 KV heads over caches of both types have it, however many sequences.
 Prompts, whose rows exceed a tile, keep matrix units and exponentials busy (machines/forms/prompts): walk is the latter, and a
 turn is a processor's share of the tiles. What limits their parts is the kernel's choice.
-Steps: in heads and queries where tiles or the merge's rows are full, in context where a block begins, in sequences and KV
-heads where a processor's share of blocks rounds up. Where one sequence's tiles come to fill 0.8 of the processors no merge is
-launched: a batch of prompts takes up to half as long as with a few queries less (by its rule; only decoding was measured).
-Parts are those of the processors measured (`set_for`): a processor more never makes a merge due.
+Steps: in heads and queries where tiles or the merge's rows are full, in context where a block begins (under a window, where
+that begins with a block, one less is touched and a longer context takes less; so may it with a fifth, from which on the kernel
+cuts), in sequences and KV heads where a processor's share of blocks rounds up. Where one sequence's tiles come to fill 0.8 of
+the processors no merge is launched: a batch of prompts takes up to half as long as with a few queries less (by its rule; only
+decoding was measured). Parts are those of the processors measured (`set_for`): a processor more never makes a merge due.
 """
 
 from __future__ import annotations
