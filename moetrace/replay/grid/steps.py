@@ -123,6 +123,10 @@ class Steps:
         shares = self.shape.draft.shares
         self.times_of = np.stack([spread(share.times, self.space) for share in shares])
         self.halves = np.stack([spread(share.halves, self.space) > 0 for share in shares])
+        if not self.halves.any():
+            self.unhidden = np.zeros_like(self.times_of)
+            self.ns = np.rint(self.ns * self.times_of[:, None])
+            return
         draft, flying = self.shape.draft, self._flying()
 
         def total(ns: FloatArray) -> halves.Summed:
