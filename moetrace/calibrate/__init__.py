@@ -1,7 +1,7 @@
 """Measurements -> fitted coefficients of a machine, each group scored on shapes that its fit did not see.
 
 A group is the rows of one op family, one element type and one engine; a family measured with several engines also gets
-coefficients for `any`, whose interval covers the spread between them. `tables` reads measurements, `fit` finds
+coefficients for `any`, whose interval covers the spread between them. `tables` and `own` read measurements, `fit` finds
 coefficients, `profile` writes them.
 """
 

@@ -1,14 +1,13 @@
 """Measured ops as columns, from three kinds of table: the public performance tables, a table of one's own, a run.
 
-A table of one's own is CSV or Parquet with the columns `kind`, `dtype`, the op's dims and `seconds`; `engine`, `kernel`,
-`hardware`, `shape` (what is left out together when scoring) and `weight` are optional. See docs/calibrate.md.
+The last two are read by `own`. See docs/calibrate.md.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.calibrate import public
-from moetrace.calibrate.measured import DTYPES, SYSTEMS, Measured, TextArray
-from moetrace.cost.check import dims_of
-from moetrace.errors import CalibrationError, plainly, unknown
-from moetrace.hardware import profile_names
-from moetrace.op import FloatArray, Op, OpColumns, dtypes
-from moetrace.ops import KINDS
+from moetrace.calibrate.measured import DTYPES, SYSTEMS, Measured
+from moetrace.calibrate.own import read_own, read_run
+from moetrace.errors import CalibrationError, plainly
+from moetrace.op import FloatArray, Op, OpColumns
 from moetrace.routing import Ties, rank_load
 from moetrace.routing.limited import limited_load
-from moetrace.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Columns that are no dims; the last four, a measuring script's account of itself, are not used.
-OWN = frozenset({
-    "kind", "dtype", "seconds", "engine", "kernel", "hardware", "shape", "weight", "p10_s", "p90_s", "repeats", "source",
-    "sm_mhz", "mem_mhz", "power_w",
-})  # fmt: skip
 # Makers of public MoE tables, engine and version, whose generator deals what rounding leaves of a power law to the first
 # experts (the others' spread it): at one token all experts are one rank's.
 _FIRST = ("trtllm 1.3", "vllm 0.14")
@@ -47,7 +38,6 @@ _PLAIN = "sglang 0.5.14"
 _PLAIN_ROUTERS = ("4096x14336x2x8", "2816x704x8x128")
 # And DeepSeek-V3's router keeps to groups of experts, for which these logits were not made: it chooses others.
 _GROUP_ROUTER = "7168x2048x8x256"
-_SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "context", "q", "distinct", "distinct_est", "rows"})
 
 
 def read_measurements(path: Path, hardware: str) -> Measured:
@@ -56,12 +46,12 @@ def read_measurements(path: Path, hardware: str) -> Measured:
     Raises CalibrationError if the file is neither, lacks a column, or has no row for that hardware.
     """
     if path.is_dir():
-        return _of_run(path, hardware)
+        return read_run(path, hardware)
     table = _read(path)
     reader = _public(table)
     if reader is not None:
         return reader(_clean(table, path, hardware), path)
-    return _own(table, path, hardware)
+    return read_own(table, path, hardware)
 
 
 def read_public(table: pd.DataFrame, path: Path) -> Measured | None:
@@ -79,10 +69,15 @@ def _read(path: Path) -> pd.DataFrame:
     import pyarrow as pa
 
     try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        if path.suffix == ".csv":
+            table = pd.read_csv(path)
+        else:
+            table = pd.read_json(path, lines=True) if path.suffix == ".jsonl" else pd.read_parquet(path)
         names = _header(path) if path.suffix == ".csv" else list(table.columns)
     except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise CalibrationError(f"{path}: cannot be read as CSV or Parquet ({plainly(error)})") from error
+        raise CalibrationError(
+            f"{path}: cannot be read as CSV, JSON lines or Parquet ({plainly(error)})"
+        ) from error
     if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise CalibrationError(f"{path}: has several columns {twice[0]}: which of them is meant is not known")
     return _plain(table)
@@ -191,119 +186,6 @@ def measured(
         row=table.index.to_numpy(dtype=np.int64),
         source=path.name,
     )
-
-
-def _own(table: pd.DataFrame, path: Path, hardware: str) -> Measured:
-    lacking = {"kind", "dtype", "seconds"} - set(table.columns)
-    if lacking:
-        raise CalibrationError(
-            f"{path}: lacks the column {', '.join(sorted(lacking))}: expected kind, dtype, seconds and the op's dims"
-        )
-    some = len(table)
-    if "hardware" in table:
-        table = table[table["hardware"] == hardware].reset_index(drop=True)
-    if table.empty:
-        raise CalibrationError(
-            f"{path}: no row was measured on {hardware}" if some else f"{path}: has no rows"
-        )
-    _check(table, path)
-    pairs = list(zip(table["kind"].astype(str), table["dtype"].astype(str), strict=True))
-    types = sorted(set(pairs))
-    names = [name for name in table.columns if name not in OWN]
-    known = frozenset[str]().union(*map(dims_of, KINDS))
-    if strange := next((str(name) for name in names if name not in known), None):
-        here = frozenset[str]().union(*(dims_of(kind) for kind, _ in types))
-        raise CalibrationError(f"{path}: {unknown('dim', strange, here)}; leave out what is no dim of an op")
-    dims = {name: _numbers(table, name, path) for name in names}
-    for name, values in dims.items():
-        if (values < 0).any():
-            row = int(np.flatnonzero(values < 0)[0])
-            raise CalibrationError(f"{path}, row {row + 1}: {name} is {values[row]:g}: expected 0 or more")
-    ops = OpColumns(
-        tuple(Op(*pair) for pair in types),
-        np.array([types.index(pair) for pair in pairs], dtype=np.int64),
-        dims,
-    )
-
-    def text(name: str, default: Sequence[str]) -> TextArray:
-        return np.array(table[name].astype(str) if name in table else default, dtype=str)
-
-    any_engine = ["any"] * len(table)
-    return Measured(
-        ops, table["seconds"].to_numpy(dtype=np.float64), text("engine", any_engine), text("kernel", any_engine),
-        text("shape", _shapes(ops)), text("hardware", [hardware] * len(table)),
-        _numbers(table, "weight", path) if "weight" in table else np.ones(len(table)),
-        np.arange(len(table)), path.name,
-    )  # fmt: skip
-
-
-def _numbers(table: pd.DataFrame, name: str, path: Path) -> FloatArray:
-    """A column of numbers, nan where it is empty. Raises CalibrationError at the first value that is none."""
-    import pandas as pd
-
-    column = table[name]
-    found = pd.to_numeric(column, errors="coerce")
-    bad = np.flatnonzero((found.isna() & column.notna()).to_numpy())
-    if bad.size:
-        raise CalibrationError(
-            f"{path}, row {int(bad[0]) + 1}: {name} is {column.iloc[bad[0]]!r}: expected a number"
-        )
-    return np.asarray(found.to_numpy(dtype=np.float64))
-
-
-def _check(table: pd.DataFrame, path: Path) -> None:
-    """Raises CalibrationError at the first row whose kind, dtype or time cannot be."""
-    for column, known in (("kind", set(KINDS)), ("dtype", set(dtypes()))):
-        for row, value in enumerate(table[column].astype(str)):
-            if not set(value.split("/") if column == "dtype" else [value]) <= known:
-                raise CalibrationError(f"{path}, row {row + 1}: {column} {value!r} is not known")
-    seconds = _numbers(table, "seconds", path)
-    bad = np.flatnonzero(~(np.isfinite(seconds) & (seconds > 0)))
-    if bad.size:
-        raise CalibrationError(
-            f"{path}, row {int(bad[0]) + 1}: seconds is {seconds[bad[0]]:g}: expected above 0"
-        )
-
-
-def _of_run(path: Path, hardware: str) -> Measured:
-    """The ops of a measured RUN whose work is known, an execution a row. Raises CalibrationError if another machine ran it."""
-    run = Run.load(path)
-    if run.meta.kind != "measured":
-        raise CalibrationError(f"{path}: a {run.meta.kind} run: coefficients are fitted to measured ones")
-    there = run.meta.hardware or run.meta.device_class
-    other = there != hardware and {there, hardware} <= set(
-        profile_names()
-    )  # one's own profile may be of any machine
-    if run.meta.device_class != "gpu" or other:
-        raise CalibrationError(f"{path}: the run was recorded on {there}, not on {hardware}")
-    index, found = run.distinct_ops
-    seconds = run.numpy("dur_ns") / 1e9
-    some = np.flatnonzero(seconds > 0)
-    ops = OpColumns.of(found).take(index[some])
-    engine = [str(run.meta.engine or "any")] * some.size
-    kernel = np.array(run.column("kernel").to_pylist(), dtype=str)[some]
-    here = [run.meta.hardware or ""] * some.size
-    return Measured(
-        ops,
-        seconds[some],
-        np.array(engine),
-        kernel,
-        np.array(_shapes(ops)),
-        np.array(here),
-        np.ones(some.size),
-        some,
-        path.name,
-    )
-
-
-def _shapes(ops: OpColumns) -> list[str]:
-    """What an op is apart from its size: kind and all dims that are no count of tokens."""
-    fixed = {name: values for name, values in ops.dims.items() if name not in _SHAPE_FREE}
-    kinds = [ops.types[code].kind for code in ops.code.tolist()]
-    rows = zip(*(values.tolist() for values in fixed.values()), strict=True) if fixed else [()] * len(ops)
-    return [
-        f"{kind} {' '.join(f'{v:g}' for v in row if v == v)}" for kind, row in zip(kinds, rows, strict=True)
-    ]
 
 
 # Columns that tell a public table, and its reader.

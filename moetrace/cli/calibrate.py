@@ -57,8 +57,8 @@ def calibrate(
 ) -> None:
     """Fit a machine's coefficients to measured ops, scored on shapes left out.
 
-    MEASUREMENTS are RUN directories, CSV or Parquet tables with the columns kind, dtype, the op's dims and seconds, or
-    public performance tables (docs/calibrate.md).
+    MEASUREMENTS are RUN directories, tables (CSV, JSON lines, Parquet) with the columns of 'moetrace cost' and seconds,
+    or public performance tables (docs/calibrate.md).
     """
     from moetrace.calibrate import calibrate as fit_all
     from moetrace.calibrate import summary

@@ -54,7 +54,7 @@ def export(
     from moetrace.report import terminal
     from moetrace.report.perfetto import write_timeline
 
-    check_output(output, force, ours=())
+    check_output(output, force, ours=())  # before the work
     run = open_source(source, **reading)
     name = hardware or run.meta.hardware
     beside = [
@@ -63,5 +63,5 @@ def export(
         else replay(run, load_hardware(other)).run
         for other in predicted
     ]
-    events = write_timeline(run, output, attribute(run, load_hardware(name)) if name else None, beside)
+    events = write_timeline(run, output, attribute(run, load_hardware(name)) if name else None, beside, force)
     terminal.show([f"written: {output} ({events:,} events; open it at https://ui.perfetto.dev)"])

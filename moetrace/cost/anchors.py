@@ -31,7 +31,7 @@ from moetrace import ops
 from moetrace.cost.beyond import TRANSFERRED
 from moetrace.cost.check import wrong_unit
 from moetrace.cost.price import PriceContext, price
-from moetrace.cost.reading import batches
+from moetrace.cost.reading import batches, seconds_of
 from moetrace.cost.table import OpTable, read_ops
 from moetrace.errors import ScenarioError
 from moetrace.grouping import distinct_rows
@@ -103,12 +103,15 @@ def anchored_s(
 
 
 def read_anchors(table: object, hw: Hardware, context: PriceContext) -> Anchors:
-    """The anchors of a table: its ops as `cost` reads them, `seconds` (or `latency`, in ms, as public tables have it), and
+    """The anchors of a table: its ops as `cost` reads them, the measured time (`reading.seconds_of`), and
     `hardware` where they were measured elsewhere than on `hw`. Raises ScenarioError if it has none of these."""
     whole = pa.concat_tables(list(batches(table)))
     if not whole.num_rows:
         raise ScenarioError("anchors: the table holds no rows")
-    seconds = _seconds(whole)
+    try:
+        seconds = seconds_of(whole)
+    except ScenarioError as wrong:
+        raise ScenarioError(f"anchors: {wrong}") from wrong
     read = read_ops(whole, context.engine)
     machine = _machines(whole, hw)
     good = (read.problem == 0) & np.isfinite(seconds) & (seconds > 0)
@@ -251,15 +254,6 @@ def _shapes(one: OpColumns, two: OpColumns) -> IntArray:
     names = sorted({*one.dims, *two.dims} - SIZES)
     columns = [np.concatenate([one.column(name, -1.0), two.column(name, -1.0)]) for name in names]
     return distinct_rows(code, *(np.rint(column * 16).astype(np.int64) for column in columns))[1]
-
-
-def _seconds(table: pa.Table) -> FloatArray:
-    for name, unit in (("seconds", 1.0), ("latency", 1e-3)):
-        if name in table.column_names:
-            if not (pa.types.is_floating(kind := table.schema.field(name).type) or pa.types.is_integer(kind)):
-                raise ScenarioError(f"anchors: the column {name} is {kind}: expected numbers")
-            return np.asarray(table.column(name).to_numpy(), dtype=np.float64) * unit
-    raise ScenarioError("anchors: expected a column seconds (or latency, in ms) with what was measured")
 
 
 def _machines(table: pa.Table, hw: Hardware) -> list[str]:

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.errors import ScenarioError, plainly
 from moetrace.given import misfit
+from moetrace.op import FloatArray
 
 BATCH = 1 << 18  # rows held at once
+# The columns that a measured time may stand in, and their unit in seconds; `latency` is that of the public tables, in ms.
+TIMES: Mapping[str, float] = MappingProxyType(
+    {"seconds": 1.0, "latency": 1e-3, "latency_ms": 1e-3, "latency_us": 1e-6}
+)
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
@@ -30,6 +37,21 @@ def batches(table: object, progress: Callable[[float], None] = lambda share: Non
     for at in range(0, max(1, whole.num_rows), BATCH):
         progress(at / max(1, whole.num_rows))
         yield whole.slice(at, BATCH)
+
+
+def seconds_of(table: pa.Table) -> FloatArray:
+    """The measured seconds of a table's rows, nan where empty. Raises ScenarioError unless one column of `TIMES` has them."""
+    found = [name for name in table.column_names if name in TIMES]
+    if not found:
+        raise ScenarioError(
+            "expected a column seconds with what was measured (or latency or latency_ms, in ms, or latency_us)"
+        )
+    if len(found) > 1:
+        raise ScenarioError(f"columns {found[0]} and {found[1]} both say the time: leave one out")
+    kind = table.schema.field(found[0]).type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise ScenarioError(f"the column {found[0]} is {kind}: expected numbers")
+    return np.asarray(table.column(found[0]).to_numpy(), dtype=np.float64) * TIMES[found[0]]
 
 
 def _named_once(table: pa.Table) -> pa.Table:

@@ -7,7 +7,7 @@ step are dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from moetrace.run import OPS_SCHEMA, TABLE_FACTS, Meta, Run, TableParts, check_r
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+OnMachine: TypeAlias = tuple[Hardware, Scenario]  # as `scenarios` gives them
 AS_RECORDED = Scenario()
 
 
@@ -58,14 +59,43 @@ class Prediction:
         return as_html(self.summary)
 
 
-def replay(run: Run, hw: Hardware | str, scenario: Scenario = AS_RECORDED) -> Prediction:
-    """The run predicted on `hw`, a machine or the name of one, with the scenario's knobs turned.
+@overload
+def replay(run: Run, hw: Hardware | str, scenario: Scenario | OnMachine = AS_RECORDED) -> Prediction: ...
+
+
+@overload
+def replay(run: Run, hw: Hardware | str, scenario: list[Scenario] | list[OnMachine]) -> list[Prediction]: ...
+
+
+def replay(
+    run: Run,
+    hw: Hardware | str,
+    scenario: Scenario | OnMachine | list[Scenario] | list[OnMachine] = AS_RECORDED,
+) -> Prediction | list[Prediction]:
+    """The run predicted on `hw`, a machine or the name of one, with the scenario's knobs turned; of a list of scenarios, as
+    `scenarios` gives it, a list with each.
 
     Its own hardware and no knob give the measured step times to the ns. Raises ScenarioError with one line if a knob
-    cannot apply, the parallelism does not fill the machine, or no op lies in a step.
+    cannot apply, the parallelism does not fill the machine, no op lies in a step, or a scenario was made for another chip.
     """
     check_runs(run)
-    return predict(run, machine_of(load_hardware(hw), scenario), scenario)
+    machine = load_hardware(hw)
+    if isinstance(scenario, list):
+        pairs = [_on(machine, one) for one in scenario]  # all are read before the first is predicted
+        return [predict(run, *pair) for pair in pairs]
+    return predict(run, *_on(machine, scenario))
+
+
+def _on(hw: Hardware, given: Scenario | OnMachine) -> tuple[Hardware, Scenario]:
+    """A scenario and its machine: the one that it comes with, which must be of the chip of `hw`, or `hw` at the size asked."""
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Hardware)):
+        return machine_of(hw, given), given
+    there, scenario = given
+    if there.chip != hw.chip:
+        raise ScenarioError(
+            f"{scenario.label}: the scenario was made for {there.name}, not for {hw.name}: replay it on that machine"
+        )
+    return machine_of(there, scenario), scenario
 
 
 def predict(run: Run, hw: Hardware, scenario: Scenario, beside: memory.Beside | None = None) -> Prediction:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moetrace.attribute import Attribution, check_attribution
-from moetrace.files import write_whole
+from moetrace.files import check_output, write_whole
 from moetrace.parse.nesting import outermost, sort_ranges
 from moetrace.report.perfetto_counters import counters
 from moetrace.run import Run, check_runs, codes_of, runs_of
@@ -42,18 +42,20 @@ def write_timeline(
     path: str | os.PathLike[str],
     attribution: Attribution | None = None,
     beside: Run | Sequence[Run] = (),
+    force: bool = False,
 ) -> int:
     """Writes the timeline, gzipped if the name ends in .gz, and returns the number of events.
 
     With an attribution of this run each op also says what bounds it. Runs `beside` it, such as a prediction, are written into
-    the same timeline, from the same moment on. The file is whole or absent: raises
-    OutputError if it cannot be written.
+    the same timeline, from the same moment on. The file is whole or absent, and one that exists is replaced only with `force`:
+    raises OutputError if it cannot be written.
     """
     check_runs(run)
     others = runs_of(beside)
     if attribution is not None:
         check_attribution(attribution, run)
     target, count = Path(path), 0
+    check_output(target, force, ours=())
 
     def write(part: Path) -> None:
         nonlocal count

@@ -218,16 +218,21 @@ def test_too_little_is_not_fitted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"kind": "moe_modul"}, "row 1: kind 'moe_modul' is not known"),
-        ({"dtype": "bf17"}, "row 1: dtype 'bf17' is not known"),
-        ({"seconds": 0.0}, "row 1: seconds is 0: expected above 0"),
-        ({"hidden": np.nan}, "do not suffice to tell its work"),
+        ({"kind": "moe_modul"}, "row 1: unknown kind 'moe_modul': did you mean 'moe_module'"),
+        ({"dtype": "bf17"}, "row 1: unknown dtype 'bf17': did you mean 'bf16'"),
+        ({"seconds": 0.0}, "row 1: its time is 0 s: expected above 0"),
+        ({"hidden": np.nan}, "row 1: moe_module lacks the dim hidden"),
         ({"hardware": "a100-sxm"}, "no row was measured on h100-sxm"),
-        ({"tokens": "many"}, "row 1: tokens is 'many': expected a number"),
-        ({"tokens": -4}, "row 1: tokens is -4: expected 0 or more"),
+        ({"tokens": "many"}, "row 1: tokens is not a number"),
+        ({"tokens": -4}, "row 1: tokens is below 1"),
         ({"seconds": "abc"}, "row 1: seconds is 'abc': expected a number"),
         ({"run_id": 1}, "unknown dim 'run_id': there are distinct, .*; leave out what is no dim of an op"),
         ({"token": 1}, "unknown dim 'token': did you mean 'tokens'"),
+        ({"latency": 1.0}, "columns seconds and latency both say the time: leave one out"),
+        ({"op": "norm"}, "row 1: op 'norm' lacks a kind or a dtype"),
+        ({"engine": "my engine"}, "engine 'my engine': expected a name"),
+        ({"engine": "experts:fp8@vllm"}, "engine 'experts:fp8@vllm': expected a name"),
+        ({"engine": "名"}, "engine '名': expected a name of letters, digits and _, such as vllm"),
         ({"weight": "full"}, "row 1: weight is 'full': expected a number"),
     ],
 )
@@ -235,6 +240,52 @@ def test_bad_rows_are_named(tmp_path: Path, change: dict[str, object], said: str
     table().assign(**change).to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(CalibrationError, match=said):
         calibrate([tmp_path / "bad.csv"], "h100-sxm")
+
+
+def test_a_table_of_measurements_is_one_of_cost_with_a_time(tmp_path: Path) -> None:
+    """Whatever `moetrace cost` takes: ops as text, public names, ranks that share a module, and times in ms or us."""
+    own = table().assign(moe_ep=2, routing="balanced")
+    own.to_csv(tmp_path / "own.csv", index=False)
+    expected = read_measurements(tmp_path / "own.csv", "h100-sxm")
+    assert set(expected.ops.column("local_experts")) == {4, 64, 128}
+    assert (expected.ops.column("distinct") == np.minimum(own["experts"] / 2, own["tokens"])).all()
+    public = {"tokens": "num_tokens", "inter": "inter_size", "routing": "distribution", "seconds": "latency"}
+    named = own.rename(columns=public).assign(latency=own["seconds"] * 1e3)
+    named.to_json(tmp_path / "public.jsonl", orient="records", lines=True)
+    micro = own.rename(columns={"seconds": "latency_us"}).assign(latency_us=own["seconds"] * 1e6)
+    micro.to_parquet(tmp_path / "us.parquet")
+    text = pd.DataFrame({"op": [str(expected.ops[i]) for i in range(len(own))], "seconds": own["seconds"]})
+    text.to_csv(tmp_path / "text.csv", index=False)
+    for name in ("public.jsonl", "us.parquet", "text.csv"):
+        found = read_measurements(tmp_path / name, "h100-sxm")
+        assert found.seconds == pytest.approx(expected.seconds, rel=1e-9), name
+        for dim in ("tokens", "hidden", "inter", "experts", "topk", "local_experts", "distinct"):
+            assert (found.ops.column(dim) == expected.ops.column(dim)).all(), (name, dim)
+
+
+def test_rows_of_a_table_may_say_no_engine_machine_or_weight(tmp_path: Path) -> None:
+    """An empty cell is what a column that is not there says: all engines, this machine, one, the shape of the dims."""
+    rows = table().assign(engine="vLLM 0.19.0", hardware="h100-sxm", weight=2.0, shape="one")
+    empty = {"engine": "any", "hardware": "h100-sxm", "weight": 1.0, "shape": "moe_module 2048 768 128 2"}
+    rows.loc[0, list(empty)] = np.nan
+    rows.loc[1, "hardware"] = "b200"
+    rows.loc[2, "engine"] = "TensorRT-LLM"
+    rows.to_csv(tmp_path / "mine.csv", index=False)
+    found = read_measurements(tmp_path / "mine.csv", "h100-sxm")
+    assert len(found) == len(rows) - 1 and found.row[:3].tolist() == [0, 2, 3]
+    for name, value in empty.items():
+        assert getattr(found, name)[0] == value
+    assert found.engine[:3].tolist() == ["any", "trtllm", "vllm"] and found.weight[1] == 2.0
+    assert set(found.shape[1:]) == {"one"}
+
+
+def test_the_engine_of_a_run_becomes_a_key_or_is_refused(shipped: Path, tmp_path: Path) -> None:
+    run = load(shipped).with_meta(hardware="h100-sxm", device_class="gpu")
+    run.with_meta(engine="SGLang v0.5.14").save(tmp_path / "good")
+    assert set(read_measurements(tmp_path / "good", "h100-sxm").engine) == {"sglang"}
+    run.with_meta(engine="our fork = best").save(tmp_path / "odd")
+    with pytest.raises(CalibrationError, match="odd: engine 'our fork = best': expected a name"):
+        read_measurements(tmp_path / "odd", "h100-sxm")
 
 
 def test_a_run_of_another_machine_is_refused(shipped: Path, tmp_path: Path) -> None:
@@ -249,10 +300,10 @@ def test_a_run_of_another_machine_is_refused(shipped: Path, tmp_path: Path) -> N
 
 def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(CalibrationError, match="cannot be read as CSV or Parquet"):
+    with pytest.raises(CalibrationError, match="cannot be read as CSV, JSON lines or Parquet"):
         calibrate([tmp_path / "a.parquet"], "h100-sxm")
     (tmp_path / "b.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(CalibrationError, match="lacks the column dtype, kind, seconds"):
+    with pytest.raises(CalibrationError, match="unknown dim 'x'"):
         calibrate([tmp_path / "b.csv"], "h100-sxm")
 
 

@@ -112,6 +112,19 @@ def test_anchors_that_cannot_be_are_one_line(change: dict[str, float], words: st
         cost(frame([16]), "h100-sxm", anchor=path)
 
 
+def test_a_time_stands_in_one_column() -> None:
+    table = frame([1, 16]).assign(seconds=1e-4, latency=0.2)
+    with pytest.raises(ScenarioError, match="anchors: columns seconds and latency both say the time"):
+        cost(table, "h100-sxm", anchor=table)
+    with pytest.raises(ScenarioError, match="anchors: expected a column seconds"):
+        cost(table, "h100-sxm", anchor=frame([1]))
+    found = [
+        cost(frame([4]), "h100-sxm", anchor=frame([1, 16]).assign(**{name: [scale * 1e-4, scale * 2e-4]}))
+        for name, scale in (("seconds", 1.0), ("latency", 1e3), ("latency_ms", 1e3), ("latency_us", 1e6))
+    ]
+    assert len({round(one["time_s"][0].as_py(), 12) for one in found}) == 1
+
+
 @pytest.mark.parametrize(
     ("scale", "refused"), [(50.0, False), (1 / 50, False), (1e3, True), (1e6, True), (1e-3, True)]
 )

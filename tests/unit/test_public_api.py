@@ -100,6 +100,39 @@ def test_the_api_does_the_main_job(shipped: Path) -> None:
     assert [p.run.meta.kind for p in predicted] == ["predicted"]
 
 
+def test_scenarios_are_replayed_as_they_come(shipped: Path) -> None:
+    """The list, one of its pairs, or the scenarios alone; the machine named must have the chip that they were made for."""
+    run = moetrace.load(shipped)
+    pairs = moetrace.scenarios(["n_a=8,4"], "h100-sxm", run)
+    alone = [scenario for _, scenario in pairs]
+    expected = [moetrace.replay(run, "h100-sxm", scenario).summary for scenario in alone]
+    for given in (pairs, alone):
+        assert [p.summary for p in moetrace.replay(run, "h100-sxm", given)] == expected
+    assert moetrace.replay(run, "h100-sxm", pairs[1]).summary == expected[1]
+    assert moetrace.replay(run, "h100-sxm", []) == []
+    sized = moetrace.scenarios(["gpus=2,4", "tp=2,4"], "h100-sxm", run)
+    found = moetrace.replay(run, "h100-sxm", sized)
+    assert [p.summary["hardware"] for p in found] == ["h100-sxm-x2", "h100-sxm-x4"]
+    with pytest.raises(
+        moetrace.MoetraceError, match=r"^n_a=8: the scenario was made for h100-sxm, not for h200-sxm"
+    ):
+        moetrace.replay(run, "h200-sxm", pairs)
+    with pytest.raises(moetrace.MoetraceError, match=r"^a list is no Scenario"):
+        moetrace.replay(run, "h100-sxm", [pairs])  # type: ignore[list-item]
+
+
+def test_a_file_that_exists_is_replaced_only_by_force(shipped: Path, tmp_path: Path) -> None:
+    """As on the command line."""
+    run = moetrace.load(shipped)
+    for write, name in ((moetrace.write_report, "page.html"), (moetrace.write_timeline, "t.json")):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(moetrace.MoetraceError, match=f"{name} exists"):
+            write(run, tmp_path / name)
+        assert (tmp_path / name).read_text() == "mine"
+        write(run, tmp_path / name, force=True)
+        assert (tmp_path / name).stat().st_size > 1000
+
+
 def test_a_path_in_the_place_of_a_run_and_text_in_that_of_a_scenario_are_errors_for_humans(
     shipped: Path, tmp_path: Path
 ) -> None:
@@ -217,7 +250,7 @@ def test_paths_may_be_text_or_paths_and_what_is_made_may_stand_for_its_name(
     assert moetrace.parse(shipped, hardware=cs3).meta.hardware == "cs3"
     assert moetrace.scenarios("n_a=4", cs3, run) == moetrace.scenarios("n_a=4", "cs3", run)
     alone = moetrace.write_timeline(run, tmp_path / "t.json")
-    assert moetrace.write_timeline(run, tmp_path / "t.json", beside=run) == 2 * alone
+    assert moetrace.write_timeline(run, tmp_path / "two.json", beside=run) == 2 * alone
 
 
 def test_tables_come_as_data_frames(shipped: Path) -> None:

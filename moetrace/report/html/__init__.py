@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moetrace.errors import RunError
-from moetrace.files import write_whole
+from moetrace.files import check_output, write_whole
 from moetrace.hardware import Hardware
 from moetrace.report.facts import report_facts
 from moetrace.report.html.page import Report, render
@@ -22,15 +22,18 @@ def write_report(
     path: str | os.PathLike[str],
     hardware: Hardware | str | None = None,
     machines: Sequence[Hardware | str] | Hardware | str | None = None,
+    force: bool = False,
 ) -> Path:
     """Writes the report of one or several runs as one HTML file, whole or not at all, and returns its path.
 
     Each run is held against `hardware` (default: the machine it ran on) and predicted on `machines` (default: its own, H100 and
-    CS-3). Raises ProfileError where a machine is not known, OutputError if the file cannot be written.
+    CS-3). A file that exists is replaced only with `force`. Raises ProfileError where a machine is not known, OutputError if
+    the file cannot be written.
     """
     several, target = runs_of(runs), Path(path)
     if not several:
         raise RunError("a report needs at least one run")
+    check_output(target, force, ours=())
     write_page([make_report(run, hardware, machines) for run in several], target)
     return target
 
