@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from moetrace.cost import price
+from moetrace.cost.bounds import cache_warm
 from moetrace.cost.price import PriceContext
+from moetrace.cost.table import read_ops
 from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.op import Op
@@ -434,6 +436,26 @@ def test_a_kernels_time_and_its_speed_are_one_prediction() -> None:
 def test_a_kernel_that_is_not_all_stated_is_refused(given: dict[str, str], why: str) -> None:
     (found,) = entries([stated_kernel(**given)])
     assert found.verdict == NOT_SIMULATED and why in found.note
+
+
+def fits_the_cache(row: Figure) -> bool:
+    """Whether what the op of a kernel's row touches fits the last-level cache of its GPU, by the profile."""
+    told = dict(part.partition("=")[::2] for part in row.other_knob.split("; "))
+    table = {"op": [told["op"]]} | ({"routing": ["uniform"]} if told["op"].startswith("moe") else {})
+    ops = read_ops(pa.table(table), told["engine"]).ops
+    return bool(cache_warm(works(ops), machine_of(row.hw)).all())
+
+
+def test_printed_times_of_kernels_that_fit_the_cache_are_left_out_unless_it_was_cold() -> None:
+    """Hardly anybody prints whether it was warm (docs/accuracy.md); of what is larger it hardly matters."""
+    rows = [row for row in shipped() if row.id.startswith("PRK-")]
+    unclear = [row for row in rows if "cache=cold" not in row.other_knob]
+    assert len(unclear) > 100 and not [row.id for row in unclear if fits_the_cache(row)]
+    # The rule sees what it is to find: 1 MiB of weights, and a whole module of one token less than one of the rows has.
+    assert fits_the_cache(stated_kernel("gemm bf16 m=1 n=1024 k=512"))
+    assert fits_the_cache(
+        stated_kernel("moe_module fp8 tokens=3 hidden=2048 inter=512 experts=256 topk=8", hw="L40S")
+    )
 
 
 def test_a_kind_of_several_sources_says_how_many_there_are() -> None:
