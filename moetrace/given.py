@@ -1,4 +1,4 @@
-"""What callers of the Python functions give: one in the place of several, and values of other types in words."""
+"""What callers of the Python functions pass: one value where several are taken, and a clear error for any other type."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from moetrace.errors import MoetraceError, unknown
 
 
 def misfit(given: object, wanted: str, how: str) -> str:
-    """One line for a value of another type: ``a DataFrame is no Run: moetrace.load reads one``."""
+    """One line for a value of another type: ``a DataFrame is not a Run: moetrace.load reads one``."""
     if given is None:
         said = "None"
     elif isinstance(given, type):
         said = f"the class {given.__name__}"
     else:
-        name = type(given).__name__
-        said = f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
-    return f"{said} is no {wanted}: {how}"
+        said = _a(type(given).__name__)
+    return f"{said} is not {_a(wanted)}: {how}"
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
 
 
 def several(

@@ -40,7 +40,7 @@ class FakeEngine(ThreadingHTTPServer):
         self.tp = 0  # what SGLang says of them; 0: the truth
         self.slow_s = 0.0  # between the halves of a trace file
         self.broken = ""  # a path that answers 500
-        self.garbage = ""  # a path that answers what is no JSON
+        self.garbage = ""  # a path that answers what is not JSON
         self.sleeps = ""  # a path that answers late
         self.breaks_profiled = False  # so does a load while the profiler runs
         self.loads: list[tuple[int, int, int]] = []  # (prompts, length, tokens) of each load

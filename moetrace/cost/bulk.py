@@ -129,7 +129,7 @@ def _check_engine(hw: Hardware, engine: str) -> None:
     if name not in known:
         raise ScenarioError(unknown("value of engine", name, sorted(known)))
     if name != ANY_ENGINE and hw.device_class != "gpu":
-        raise ScenarioError(f"engine={engine}: {hw.name} is no GPU, and its law knows no engines")
+        raise ScenarioError(f"engine={engine}: {hw.name} is not a GPU, and its law knows no engines")
 
 
 @dataclass(slots=True)

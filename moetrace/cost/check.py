@@ -64,7 +64,7 @@ def check(rows: Rows, found: OpColumns) -> None:
                 rows.mark((found.code == at) & absent, f"{op.kind} lacks the dim {name}")
         rows.mark(values < least, f"{said} is below 1" if needed.any() else f"{said} is negative")
         rows.mark(values > most, f"{said} is above {most:g}, which no tensor holds")
-        rows.mark(~good & ~absent, f"{said} is no whole number")
+        rows.mark(~good & ~absent, f"{said} is not a whole number")
     _related(rows, found)
 
 
@@ -83,7 +83,7 @@ def _related(rows: Rows, found: OpColumns) -> None:
     if {"heads", "kv_heads"} <= have:
         heads, shared = column("heads"), column("kv_heads")
         with np.errstate(invalid="ignore", divide="ignore"):
-            rows.mark((heads / shared) % 1 > 0, "heads are no multiple of kv_heads")
+            rows.mark((heads / shared) % 1 > 0, "heads are not a multiple of kv_heads")
     if {"rows", "tokens", "topk"} <= have:
         most = column("tokens") * column("topk")
         rows.mark(column("rows") > most * (1 + _ROUNDED), "rows are above tokens x topk")

@@ -27,7 +27,7 @@ _SUFFIXES = (".parquet", ".csv", ".jsonl")
 def batches(table: object, progress: Callable[[float], None] = lambda share: None) -> Iterator[pa.Table]:
     """The rows of a table or file, at most BATCH at a time; an empty table is one batch.
 
-    Raises ScenarioError if it is no table, or the file cannot be read as what its name says it is.
+    Raises ScenarioError if it is not a table, or the file cannot be read as what its name says it is.
     """
     if isinstance(table, str | Path):
         for part in _of_file(Path(table), progress):

@@ -167,7 +167,7 @@ def _shared_out(
     if "moe_tp" in column:
         ways = np.nan_to_num(numbers(rows, "moe_tp", column["moe_tp"]), nan=1.0)
         rows.mark(
-            moe & ~((ways >= 1) & (ways % 1 == 0)), f"{rows.called('moe_tp')} is no whole number from 1"
+            moe & ~((ways >= 1) & (ways % 1 == 0)), f"{rows.called('moe_tp')} is not a whole number from 1"
         )
         inter = found.column("inter")
         dims["inter"] = np.where(moe, inter / np.maximum(ways, 1.0), inter)
@@ -175,7 +175,7 @@ def _shared_out(
     if "moe_ep" in column:
         ways = np.nan_to_num(numbers(rows, "moe_ep", column["moe_ep"]), nan=1.0)
         rows.mark(
-            moe & ~((ways >= 1) & (ways % 1 == 0)), f"{rows.called('moe_ep')} is no whole number from 1"
+            moe & ~((ways >= 1) & (ways % 1 == 0)), f"{rows.called('moe_ep')} is not a whole number from 1"
         )
         experts, local = found.column("experts"), found.column("local_experts")
         share = experts / np.maximum(ways, 1.0)

@@ -238,7 +238,7 @@ class _Reader:
                 return None
 
     def _mend(self) -> bool:
-        """Takes what is sound of a text that is no JSON; whether the list ends there. Always gets on."""
+        """Takes what is sound of a text that is not JSON; whether the list ends there. Always gets on."""
         if self._skipping:
             start = EVENT.search(self._text)
             gone = (

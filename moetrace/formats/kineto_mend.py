@@ -114,7 +114,7 @@ def _value(text: bytes, plain: str, at: int) -> tuple[Any, int]:
 
 
 def entries(text: bytes, names: Iterable[str]) -> dict[str, Any]:
-    """The values of these entries as far as they can be read in a text that is no JSON as a whole."""
+    """The values of these entries as far as they can be read in a text that is not JSON as a whole."""
     plain, found = text.decode("latin-1"), {}
     for name in names:
         for match in re.finditer(rb'"' + re.escape(name.encode()) + rb'"' + _SPACE + rb":" + _SPACE, text):

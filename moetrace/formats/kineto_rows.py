@@ -100,7 +100,7 @@ class Rows:
         self._known: dict[tuple[bytes, ...], int] = {}
 
     def add(self, chunk: bytes, between: bytes = b"") -> None:
-        """The events of the inside of a list. Raises ValueError or RecursionError, and takes none, if it is no JSON.
+        """The events of the inside of a list. Raises ValueError or RecursionError, and takes none, if it is not JSON.
 
         With what stands `between` events, calls of Python are not decoded.
         """

@@ -225,7 +225,7 @@ class Database:
             if kind == "index":
                 continue
             if kind != "table" or not page:
-                raise TraceError(f"{self.path} is no nsys export: its {name} is not a table of its own")
+                raise TraceError(f"{self.path} is not an nsys export: its {name} is not a table of its own")
             told = self.connection.execute(f'PRAGMA table_info("{name}")').fetchall()
             self.columns[name] = {row[1] for row in told}
             if name == STRINGS:

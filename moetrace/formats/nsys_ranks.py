@@ -69,7 +69,7 @@ def survey_of(db: Database) -> Survey:
     """Which processes ran on which GPUs."""
     if not {NVTX, API, *DEVICE_TABLES} & set(db.columns):
         raise TraceError(
-            f"{db.path} is an SQLite file but no nsys export: it has neither {NVTX} nor CUPTI_ACTIVITY tables"
+            f"{db.path} is an SQLite file but not an nsys export: it has neither {NVTX} nor CUPTI_ACTIVITY tables"
         )
     ops: dict[tuple[int, int], int] = {}
     computing: set[tuple[int, int]] = set()

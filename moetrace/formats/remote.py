@@ -146,6 +146,6 @@ def remote_file(url: str) -> Remote:
         info = fs.info(path)
     if info.get("type") == "directory" or not isinstance(info.get("size"), int):
         raise TraceError(
-            f"{url} is no file of a known size: expected the URL of one trace file (a RUN is copied here first)"
+            f"{url} is not a file of a known size: expected the URL of one trace file (a RUN is copied here first)"
         )
     return Remote(url, fs, path, int(info["size"]))

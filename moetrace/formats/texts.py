@@ -39,7 +39,7 @@ class Texts(Sequence[str]):
 
     def append(self, text: str) -> int:
         """Adds a text; its code."""
-        # A lone half of a surrogate pair, which JSON can spell, is no text that could be written out again.
+        # A lone half of a surrogate pair, which JSON can spell, is not text that could be written out again.
         self._tail.append(text if text.isascii() else text.encode("utf-8", "replace").decode())
         self._weight += len(text)
         if self._spill is not None and (self._weight > _HELD or self._file is not None):

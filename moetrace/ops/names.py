@@ -43,7 +43,7 @@ def read_names(path: Path, kinds: AbstractSet[str]) -> Names:
     """
     try:
         if path.stat().st_size > _LARGEST:
-            raise MoetraceError(f"{path} is no table of names: it has more than {_LARGEST >> 20} MiB")
+            raise MoetraceError(f"{path} is not a table of names: it has more than {_LARGEST >> 20} MiB")
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise MoetraceError(f"{path} cannot be read ({err.strerror or type(err).__name__})") from err
@@ -66,7 +66,7 @@ def read_names(path: Path, kinds: AbstractSet[str]) -> Names:
 
 def _rows(path: Path, key: str, rows: Any) -> list[Any]:
     if not isinstance(rows, list):
-        raise MoetraceError(f"{path}: {key} is no list of entries: write [[{key}]]")
+        raise MoetraceError(f"{path}: {key} is not a list of entries: write [[{key}]]")
     return rows
 
 
@@ -79,7 +79,9 @@ def _entry(path: Path, where: str, row: Any, kinds: AbstractSet[str]) -> tuple[s
     try:
         empty = not isinstance(pattern, str) or re.search(pattern, "") is not None
     except re.error as err:
-        raise MoetraceError(f"{path}: {where}: pattern {pattern!r} is no regular expression ({err})") from err
+        raise MoetraceError(
+            f"{path}: {where}: pattern {pattern!r} is not a regular expression ({err})"
+        ) from err
     if empty:
         raise MoetraceError(f"{path}: {where}: pattern {pattern!r} would match every name")
     return str(pattern), kind

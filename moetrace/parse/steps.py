@@ -150,7 +150,7 @@ _DRAFT_RANGE, _DRAFT = re.compile(r"gpu_model_runner: draft"), -1
 
 
 def describe(name: str) -> tuple[int, StepName] | None:
-    """(rank among the kinds of step annotation, what it says), or None if a name is no step's or its numbers are absurd.
+    """(rank among the kinds of step annotation, what it says), or None if a name is not a step's or its numbers are absurd.
 
     A decode step with more tokens than sequences verifies drafted ones: its phase is verify.
     """

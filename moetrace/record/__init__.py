@@ -1,6 +1,6 @@
 """Recording: torch.profiler traces with annotations, routing and metadata, taken during inference.
 
-The only room that imports torch, transformers and nvtx, and that only inside functions, so that it can be
+The only module that imports torch, transformers and nvtx, and that only inside functions, so that it can be
 imported without them.
 """
 

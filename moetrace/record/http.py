@@ -86,7 +86,7 @@ def _split(url: str) -> urllib.parse.SplitResult:
     expected = "expected http://HOST:PORT or https://HOST:PORT"
     try:
         parts = urllib.parse.urlsplit(url)
-        parts.port  # noqa: B018 - raises for one that is no number
+        parts.port  # noqa: B018 - raises for one that is not a number
     except ValueError:
         raise MoetraceError(f"--server {url}: {expected}") from None
     if (

@@ -239,7 +239,7 @@ def _prompt(line: str, path: Path) -> str:
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
         raise MoetraceError(
-            f"{path}: a line begins like JSON but is no object with a text 'prompt': {line[:40]!r}"
+            f"{path}: a line begins like JSON but is not an object with a text 'prompt': {line[:40]!r}"
         )
     return str(found["prompt"])
 

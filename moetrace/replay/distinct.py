@@ -116,7 +116,7 @@ def _settled_from_run(draft: Draft, drawn: bool) -> Draft:
 
 
 def _spread(routing: Routing, n_a: int) -> float:
-    """Typical standard deviation of the distinct experts re-cut to `n_a`, over the steps and layers where it is no count."""
+    """Typical standard deviation of the distinct experts re-cut to `n_a`, over the steps and layers where it is not a count."""
     stated = [value for value in routing.recut_spread(n_a).values() if value]
     return float(np.median(stated)) if stated else 0.0
 

@@ -151,7 +151,7 @@ class Lanes:
         return self.values[self.axis.index]
 
     def with_other(self, other: Any, act: Callable[[Any, Any], Any]) -> Any:
-        """`act` on these and other numbers, value by value; NotImplemented for what is no number.
+        """`act` on these and other numbers, value by value; NotImplemented for what is not a number.
 
         What an `act` gave is kept, so it is a function that lives as long as the program.
         """

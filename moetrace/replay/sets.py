@@ -120,7 +120,9 @@ def _of_machine(
     elif hw.device_class == "gpu":
         own |= {name: chosen[name] for name in _OF_GPUS if name in chosen}
     if hw.device_class != "gpu" and (left := [name for name in (*_OF_GPUS, *SIZES) if name in chosen]):
-        notes.append(f"{hw.name} is no GPU: {' and '.join(left)} do{'es' * (len(left) == 1)} not apply to it")
+        notes.append(
+            f"{hw.name} is not a GPU: {' and '.join(left)} do{'es' * (len(left) == 1)} not apply to it"
+        )
     sizes = [()] if hw.device_class != "gpu" else list(product(*(chosen[n] for n in SIZES if n in chosen)))
     found: dict[tuple[str, Scenario], tuple[Hardware, Scenario]] = {}
     for size in sizes:

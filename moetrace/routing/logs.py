@@ -252,5 +252,5 @@ def _numbers(values: object, where: str, ids: bool = True) -> IntArray:
     if table.size and (not np.issubdtype(table.dtype, np.integer) or table.min() < 0):
         raise RunError(f"{where}: expected whole numbers from 0, as many for each token")
     if ids and table.size and table.max() >= _MAX_ID:
-        raise RunError(f"{where}: {table.max()} is no number of an expert")
+        raise RunError(f"{where}: {table.max()} is not the number of an expert")
     return table.astype(np.int64)

@@ -66,7 +66,7 @@ def scored(figure: Figure, estimate: Estimate, note: str = "", *, per: float = 1
     """The entry of a figure with a number: `estimate` is in the figure's unit times `per`."""
     measured = figure.measured
     if measured is None:
-        raise RefusalError(f"the value {figure.value!r} is no number")
+        raise RefusalError(f"the value {figure.value!r} is not a number")
     e = estimate
     scaled = Estimate(
         e.value / per,

@@ -110,7 +110,7 @@ def test_a_file_is_no_place_for_a_grid(call: Callable[..., Answer], tmp_path: Pa
     (tmp_path / "file").write_text("mine")
     for force in ((), ("--force",)):
         done = call(*ARGUMENTS, "--grid", str(tmp_path / "file"), *force)
-        assert done.status == 2 and "is no directory: give another name" in done.err
+        assert done.status == 2 and "is not a directory: give another name" in done.err
     assert (tmp_path / "file").read_text() == "mine"
 
 

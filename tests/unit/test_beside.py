@@ -65,7 +65,7 @@ def test_the_ops_are_those_of_the_group_with_most_to_do(
         for (
             dim,
             value,
-        ) in expected.items():  # a window's keys are no multiple of the sequences: within a token of each
+        ) in expected.items():  # a window's keys are not a multiple of the sequences: within a token of each
             near = {"rel": 0.02 if dim == "kv" else 1e-3, "abs": max(1, value / own_tokens)}
             assert dims[dim] == pytest.approx(value, **near), (kind, dim)
     assert {op["tokens"] for op in ops if op.kind == "moe_gate_up"} == {batch * verify + round(prompts * new)}

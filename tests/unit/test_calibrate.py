@@ -78,7 +78,7 @@ def test_what_is_determined_is_told_by_the_rows_alone(
         one.covariance
     ).any()
     monkeypatch.setattr(sys.modules[Problem.__module__], "_PRIOR_SHARE", 100.0)
-    assert set(fit(problem, {}).fitted) <= set(one.fitted)  # a strong prior is no row
+    assert set(fit(problem, {}).fitted) <= set(one.fitted)  # a strong prior is not a row
 
 
 def test_what_the_rows_drive_towards_nothing_is_nothing_and_what_they_do_not_touch_stays(
@@ -140,7 +140,7 @@ def test_a_table_has_rows_and_each_column_once(tmp_path: Path) -> None:
         (tmp_path / f"{name}.csv").write_text(written)
         with pytest.raises(CalibrationError, match=words):
             calibrate([tmp_path / f"{name}.csv"], "h100-sxm")
-    with pytest.raises(CalibrationError, match="an int is no table of measurements: expected its path"):
+    with pytest.raises(CalibrationError, match="an int is not a table of measurements: expected its path"):
         calibrate(3, "h100-sxm")  # type: ignore[arg-type]
 
 
@@ -226,7 +226,7 @@ def test_too_little_is_not_fitted(tmp_path: Path) -> None:
         ({"tokens": "many"}, "row 1: tokens is not a number"),
         ({"tokens": -4}, "row 1: tokens is below 1"),
         ({"seconds": "abc"}, "row 1: seconds is 'abc': expected a number"),
-        ({"run_id": 1}, "unknown dim 'run_id': there are distinct, .*; leave out what is no dim of an op"),
+        ({"run_id": 1}, "unknown dim 'run_id': there are distinct, .*; leave out what is not a dim of an op"),
         ({"token": 1}, "unknown dim 'token': did you mean 'tokens'"),
         ({"latency": 1.0}, "columns seconds and latency both say the time: leave one out"),
         ({"op": "norm"}, "row 1: op 'norm' lacks a kind or a dtype"),

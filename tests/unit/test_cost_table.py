@@ -143,18 +143,18 @@ BAD = [
     ({"hidden": None}, "moe_experts lacks the dim hidden"),
     ({"hidden": -1}, "hidden is below 1"),
     ({"hidden": 0}, "hidden is below 1"),
-    ({"tokens": 1.5}, "tokens is no whole number"),
+    ({"tokens": 1.5}, "tokens is not a whole number"),
     ({"tokens": 1e30}, "tokens is above 2.14748e"),
     ({"tokens": float("inf")}, "tokens is above 2.14748e"),
     ({"tokens": float("nan")}, "moe_experts lacks the dim tokens"),
-    ({"moe_tp": 1.5}, "moe_tp is no whole number"),
+    ({"moe_tp": 1.5}, "moe_tp is not a whole number"),
     ({"local_experts": 129}, "local_experts is above experts"),
     ({"rows": -2.0}, "rows is negative"),
     ({"rows": 129.0}, "rows are above tokens x topk"),
     ({"tokens": "many"}, "tokens is not a number"),
     ({"moe_ep": 3}, "experts do not divide by moe_ep"),
     ({"moe_tp": 5}, "inter does not divide by moe_tp"),
-    ({"moe_tp": 0}, "moe_tp is no whole number from 1"),
+    ({"moe_tp": 0}, "moe_tp is not a whole number from 1"),
     ({"routing": "zipf"}, "routing 'zipf'"),
     ({"routing": "129"}, "distinct experts that cannot be"),
     ({"routing": "7"}, "distinct experts that cannot be"),  # of all experts each token touches 8
@@ -185,7 +185,7 @@ def test_a_bad_row_is_named_or_marked(change: dict[str, object], words: str) -> 
     [
         ("h100-sxm", {"engine": "vlm"}, "unknown value of engine 'vlm': did you mean 'vllm'"),
         ("h100-sxm", {"cache": "hot"}, "unknown value of cache 'hot'.* cold, warm|warm, cold"),
-        ("cpu", {"engine": "vllm"}, "cpu is no GPU"),
+        ("cpu", {"engine": "vllm"}, "cpu is not a GPU"),
     ],
 )
 def test_an_engine_or_cache_that_there_is_not_is_refused(hw: str, asked: dict[str, Any], words: str) -> None:
@@ -227,10 +227,10 @@ def test_an_op_text_that_cannot_be_read_is_a_bad_row() -> None:
     ("op", "words"),
     [
         ("gemm bf16 m=0 n=64 k=64", "m is below 1"),
-        ("gemm bf16 m=1.5 n=64 k=64", "m is no whole number"),
+        ("gemm bf16 m=1.5 n=64 k=64", "m is not a whole number"),
         ("gemm bf16 m=99999999999 n=64 k=64", "m is above 2.14748e"),
         ("gemm bf16 m=1 n=2000000 k=2000000", "its bytes exceed the memory of h100-sxm"),
-        ("attention bf16 batch=4 heads=32 kv_heads=5 head_dim=128 kv=8192", "no multiple of kv_heads"),
+        ("attention bf16 batch=4 heads=32 kv_heads=5 head_dim=128 kv=8192", "not a multiple of kv_heads"),
         ("attention bf16 batch=4 heads=32 kv_heads=4 head_dim=128 kv=3", "below batch"),
         ("all_reduce bf16 bytes=64", "all_reduce lacks the dim ranks"),
         ("all_reduce bf16 bytes=0 ranks=2", "bytes is below 1"),
@@ -288,7 +288,7 @@ def test_a_table_that_cannot_be_priced_at_all(columns: dict[str, list[object]], 
 
 
 def test_things_that_are_no_table(shipped: Path, tmp_path: Path) -> None:
-    with pytest.raises(ScenarioError, match="an int is no table"):
+    with pytest.raises(ScenarioError, match="an int is not a table"):
         cost(3, H100)  # type: ignore[arg-type]
     with pytest.raises(ScenarioError, match=r"is a RUN and no table: its ops are in .*ops\.parquet"):
         load(shipped).save(tmp_path / "run")

@@ -30,7 +30,7 @@ def old_run(path: Path) -> Path:
 
 @pytest.fixture(params=["run", "recording"])
 def write(request: pytest.FixtureRequest) -> Callable[[Path, bool], None]:
-    """Both rooms that write directories, each with its own files."""
+    """Both parts that write directories, each with its own files."""
 
     def a_run(root: Path, force: bool = True) -> None:
         files.replace_directory(root, holding("new"), force)

@@ -367,7 +367,7 @@ def test_damage_costs_what_is_damaged_and_is_counted(
     if words == "the JSON is damaged" and b'"traceEvent"' in content:
         content = content.replace(
             b'"schemaVersion"', b'"schemaVersion'
-        )  # a whole document without it is no trace
+        )  # a whole document without it is not a trace
     events = read(tmp_path, content)
     if kept is not None:
         assert (len(events.cls), events.counts["damaged"]) == (kept, lost)

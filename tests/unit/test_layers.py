@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "moetrace"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# From the top down; a room imports from rows below its own, never from its own row.
+# From the top down; a part imports from rows below its own, never from its own row.
 ROWS = (
     {"cli"},
     {"report", "record", "validate"},
@@ -26,12 +26,12 @@ ROWS = (
     {"units", "files", "given", "grouping", "markup", "signals", "cluster"},
     {"errors", "scratch"},
 )
-DEPTH = {room: depth for depth, row in enumerate(ROWS) for room in row}
-TOP = {"__init__", "__main__"}  # the public face: it may name every room
+DEPTH = {part: depth for depth, row in enumerate(ROWS) for part in row}
+TOP = {"__init__", "__main__"}  # the public face: it may name every part
 RECORD_ONLY = {"torch", "nvtx", "transformers"}
 
 
-def _room(path: Path) -> str:
+def _part(path: Path) -> str:
     first = path.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py")
 
@@ -51,17 +51,17 @@ def _imports(path: Path) -> Iterator[tuple[str, int]]:
                 yield module, node.lineno
 
 
-def _upward(room: str, imported: str) -> bool:
-    """Whether a room's import of a module breaks the rule."""
+def _upward(part: str, imported: str) -> bool:
+    """Whether a part's import of a module breaks the rule."""
     root, _, rest = imported.partition(".")
-    if root != "moetrace" or room in TOP:
+    if root != "moetrace" or part in TOP:
         return False
     target = rest.split(".")[0]
-    if target in ("", room, "__version__"):
+    if target in ("", part, "__version__"):
         return False
-    if room == "cli" and target not in DEPTH:  # a public name of moetrace/__init__.py
+    if part == "cli" and target not in DEPTH:  # a public name of moetrace/__init__.py
         return False
-    return DEPTH.get(target, -1) <= DEPTH[room]
+    return DEPTH.get(target, -1) <= DEPTH[part]
 
 
 def _ids(path: Path) -> str:
@@ -110,27 +110,27 @@ def test_bytes_make_no_test_ids() -> None:
     assert make(None, "text", "content") is None
 
 
-def test_every_room_has_a_row() -> None:
+def test_every_part_has_a_row() -> None:
     data = {"models", "hw_profiles", "__pycache__"}
-    rooms = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
-    assert rooms - data - TOP <= set(DEPTH)
+    parts = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert parts - data - TOP <= set(DEPTH)
 
 
 @pytest.mark.parametrize("path", FILES, ids=_ids)
 def test_imports_go_down_only(path: Path) -> None:
-    room = _room(path)
-    assert [f"line {line}: {name}" for name, line in _imports(path) if _upward(room, name)] == []
+    part = _part(path)
+    assert [f"line {line}: {name}" for name, line in _imports(path) if _upward(part, name)] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=_ids)
 def test_only_record_imports_torch(path: Path) -> None:
     found = {name.split(".")[0] for name, _ in _imports(path)} & RECORD_ONLY
-    assert not found or _room(path) == "record"
+    assert not found or _part(path) == "record"
 
 
 @pytest.mark.parametrize("path", FILES, ids=_ids)
 def test_no_print_outside_cli_and_report(path: Path) -> None:
-    if _room(path) in ("cli", "report"):
+    if _part(path) in ("cli", "report"):
         return
     calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
     assert [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"] == []

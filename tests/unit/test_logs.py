@@ -96,7 +96,7 @@ def test_a_warm_up_of_tokens_that_all_chose_alike_is_left_out(tmp_path: Path) ->
         ("a.csv", "layer,expert_ids\nx,1 2\n", "'x' is not a whole number"),
         ("a.csv", "layer,expert_ids\n1,\n", "lists of expert ids"),
         ("a.csv", "layer,expert_ids\n1,1 -2\n", "whole numbers from 0"),
-        ("a.csv", "layer,expert_ids\n1,1 99999999999\n", "no number of an expert"),
+        ("a.csv", "layer,expert_ids\n1,1 99999999999\n", "not the number of an expert"),
         ("a.json", "", "expected an object by layer"),
         ("a.json", "{", "not JSON"),
         ("a.json", "[" * 100_000, "nested too deeply"),

@@ -79,10 +79,10 @@ def test_parse_takes_it(tmp_path):
     [
         ("", "it is empty"),
         ("[[kernal]]\nkind = 'all_reduce'", "it has 'kernal'"),
-        ("kernel = 3", "no list of entries"),
+        ("kernel = 3", "not a list of entries"),
         ("[[kernel]]\nkind = 'all_reduce'", "kernel 1: expected pattern and kind"),
         ("[[kernel]]\nkind = 'allreduce'\npattern = 'x'", "did you mean 'all_reduce'"),
-        ("[[kernel]]\nkind = 'all_reduce'\npattern = '('", "no regular expression"),
+        ("[[kernel]]\nkind = 'all_reduce'\npattern = '('", "not a regular expression"),
         ("[[operator]]\nkind = 'all_reduce'\npattern = 'x|'", "operator 1: pattern 'x|' would match every name"),
         ("[[kernel]]\nkind = 'all_reduce'\npattern = 4", "would match every name"),
         ("[[kernel", "is not TOML"),

@@ -462,7 +462,7 @@ def refused(path, *hints):
 
 
 def test_another_database(tmp_path):
-    refused(save(tmp_path / "places.sqlite", bookmarks=[{"id": 1}]), "no nsys export", NVTX)
+    refused(save(tmp_path / "places.sqlite", bookmarks=[{"id": 1}]), "not an nsys export", NVTX)
 
 
 def test_ranges_alone_are_nothing_to_attribute(tmp_path):

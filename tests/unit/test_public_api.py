@@ -189,29 +189,29 @@ def test_a_value_of_another_type_is_an_error_in_words(wrong: Any, shipped: Path,
             ("Routing", lambda: moetrace.parse(shipped, routing=wrong)),
         ]
     for what, call in cases:
-        with pytest.raises(moetrace.MoetraceError, match=rf"is no {what}: |^'a' is a path and no Run"):
+        with pytest.raises(moetrace.MoetraceError, match=rf"is not an? {what}: |^'a' is a path and no Run"):
             call()
     assert not list(tmp_path.iterdir())
 
 
 def test_the_run_of_a_prediction_is_named_where_the_prediction_was_given(shipped: Path) -> None:
     predicted = moetrace.replay(moetrace.load(shipped), "cs3")
-    with pytest.raises(moetrace.MoetraceError, match=r"^a Prediction is no Run: its \.run is one$"):
+    with pytest.raises(moetrace.MoetraceError, match=r"^a Prediction is not a Run: its \.run is one$"):
         moetrace.attribute(predicted)  # type: ignore[arg-type]
 
 
 def test_values_that_are_no_list_and_no_number_are_refused(shipped: Path) -> None:
     run = moetrace.load(shipped)
     for call, words in (
-        (lambda: moetrace.diff(run, run, gates=None), "None is no gate"),
+        (lambda: moetrace.diff(run, run, gates=None), "None is not a gate"),
         (lambda: moetrace.diff(run, run, confidence="0.9"), "confidence=0.9: expected a number between 0 and 1"),
         (lambda: moetrace.diff(run, run, confidence=95), "confidence=95"),
-        (lambda: moetrace.scenarios(["n_a=4"], [3], run), "an int is no machine"),
-        (lambda: moetrace.make_report(run, machines=3), "an int is no machine"),
-        (lambda: moetrace.validate(3), "an int is no file"),
-        (lambda: moetrace.Op.parse(3), "an int is no op: expected text such as"),
+        (lambda: moetrace.scenarios(["n_a=4"], [3], run), "an int is not a machine"),
+        (lambda: moetrace.make_report(run, machines=3), "an int is not a machine"),
+        (lambda: moetrace.validate(3), "an int is not a file"),
+        (lambda: moetrace.Op.parse(3), "an int is not an op: expected text such as"),
         (lambda: moetrace.load_model(" "), "no model is named"),
-        (lambda: moetrace.Scenario({"n_a": 4}), r"a dict is no tuple of settings: Scenario\.of"),
+        (lambda: moetrace.Scenario({"n_a": 4}), r"a dict is not a tuple of settings: Scenario\.of"),
         (lambda: moetrace.cost({"kind": "norm"}, "cpu"), "the column kind is 'norm': expected a list of values"),
         (lambda: moetrace.cost({"kind": ["norm"]}, "cpu", engine=None), "unknown value of engine 'None'"),
         (

@@ -715,7 +715,7 @@ def test_metadata_that_is_no_json_is_refused_before_anything_runs(tmp_path: Path
 
 
 def test_a_name_in_the_place_of_a_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    said = r"a str is no model: expected the torch\.nn\.Module that runs"
+    said = r"a str is not a model: expected the torch\.nn\.Module that runs"
     named: Any = "olmoe-1b-7b"
     with pytest.raises(MoetraceError, match=said), moetrace.record(tmp_path / "out", model=named):
         pytest.fail("the window opened")

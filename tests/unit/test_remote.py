@@ -50,7 +50,7 @@ def test_a_url_gives_what_the_file_gives(trace: Path, packed: bool) -> None:
     [
         ("memory://absent/t.json", "cannot be opened"),
         ("nosuch://bucket/t.json", "cannot be opened"),
-        ("memory://traces", "no file of a known size|cannot be opened"),
+        ("memory://traces", "not a file of a known size|cannot be opened"),
     ],
 )
 def test_a_url_that_is_no_trace_is_one_line(url: str, words: str) -> None:

@@ -150,7 +150,7 @@ def test_what_is_of_gpus_is_left_out_of_a_wafer_beside_them(run: Run) -> None:
         ("h100-sxm", "engine=sglang graph=on"),
         ("h100-sxm", "engine=vllm graph=on"),
     ]
-    assert found[0][1].notes == ("wafer is no GPU: graph and engine do not apply to it",)
+    assert found[0][1].notes == ("wafer is not a GPU: graph and engine do not apply to it",)
     with pytest.raises(ScenarioError, match="engine=sglang matches no machine"):
         scenarios(["engine=sglang"], [WAFER], run)
 
@@ -174,4 +174,4 @@ def test_a_number_of_gpus_is_for_gpus(run: Run) -> None:
             scenarios(["gpus=4", "tp=4"], machines, run)
     (wafer, one), (node, _) = scenarios(["gpus=4", "tp=4"], ["cs3", "h100-sxm"], run)
     assert (wafer.name, node.name) == ("cs3", "h100-sxm-x4")
-    assert one.notes[0] == "cs3 is no GPU: gpus does not apply to it"
+    assert one.notes[0] == "cs3 is not a GPU: gpus does not apply to it"

@@ -157,7 +157,7 @@ def test_fewer_experts_are_scored_as_throughput_and_as_ratio() -> None:
         ({"model": "GPT-5"}, "model 'GPT-5' is not in the catalogue"),
         ({"hw": "TPU v5"}, "there is no profile of 'TPU v5'"),
         ({"n_gpus": "3"}, "3"),
-        ({"value": "fast"}, "is no number"),
+        ({"value": "fast"}, "is not a number"),
         ({"id": "NEW-1"}, "no mapping for figures NEW"),
         ({"id": "LMS-1", "metric": "eplb_speedup"}, "no prediction is made of eplb_speedup"),
         ({"id": "MIB-1", "metric": "x", "other_knob": "more draft tokens; speculative"}, "accepted"),

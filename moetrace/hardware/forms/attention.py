@@ -27,7 +27,7 @@ ATTENTION = Schema.of(
     Parameter("split_s", "s", 0, 1e-2, 3e-6, 1e-2, "cost of cutting a sequence's KV over processors", 2.0),
     Parameter("per_split_s", "s/split", 0, 1e-5, 3e-8, 0, "the same for each part", 2.0),
     Parameter("max_splits", "parts", 1, 4096, 64, 64, "parts into which a sequence's KV is cut at most", 2.0),
-    Parameter("odd_head_s", "s", 0, 1e-3, 1e-7, 0, "more where the head is no power of two wide"),
+    Parameter("odd_head_s", "s", 0, 1e-3, 1e-7, 0, "more where the head is not a power of two wide"),
     Parameter(
         "tile_row_s", "s/wave", 0, 1e-5, 1e-8, 0, "a tile's more for each of its rows, however few tiles", 2.0
     ),

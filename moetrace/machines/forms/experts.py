@@ -21,7 +21,7 @@ expert, fill those of other ranks with zeros, and pass over them in the activati
 vLLM's fused_moe.py). TensorRT-LLM's do not, and its coefficient is next to nothing. It is a term of `moe_module` alone: all T
 tokens are on the rank there, while the parts of a recorded or served step may have been sent only the rows that are theirs.
 
-Steps, where kernels switch: misaligned where the width is no multiple of 16, so that Triton cannot know that rows of the down
+Steps, where kernels switch: misaligned where 16 does not divide the width, so that Triton cannot know that rows of the down
 GEMM's operands begin where wide loads may, and each of its blocks takes longer, whether 84, 88 or 168 wide (measured: 2.4 to
 3.6 times per_block more in SGLang and vLLM, on H100 and A100 alike; that it is the down GEMM alone is inferred); crowded_rows
 where the tokens exceed the experts on the rank, from where on SGLang's Triton kernel takes tiles of 64 rows, empty ones
@@ -73,7 +73,7 @@ _ROUTES = ("topk", "moe_module")
 _LAUNCHES = 6.0
 _FEW = 4  # experts on a rank: weights stream by kernels that an autotuner picked, a term of its own
 _TILE, _BLOCK_COLUMNS, _WIDE_COLUMNS, _WIDTH_MULTIPLE = 16.0, 64.0, 128.0, 16.0
-_ODD_ROWS = 64.0  # of a block whose reduction is no multiple of 16
+_ODD_ROWS = 64.0  # of a block whose reduction is not a multiple of 16
 _ROW_BYTES = 2.0  # of a value that kernels of a module hand on
 _PAIR = 1 << 20  # above any width: makes one number of experts and width
 # Of the cache, what weights can hold where two partitions keep copies; and how sudden they fall out of it.

@@ -18,8 +18,8 @@ Sources: github.com/Dao-AILab/flash-attention, hopper/ (vLLM's and SGLang's fork
 flash_prepare_scheduler.cu, flash_fwd_combine_launch_template.h and flash_fwd_combine_kernel.h. The limit of vLLM is the 32
 parts that it captures graphs with (flash_attn_max_num_splits_for_cuda_graph), SGLang's is the kernel's choice. So vLLM merges
 from two blocks on, and launches the merge where there is nothing to merge.
-The merge takes 8 rows of the output together, 16 of heads up to 64 wide. Where a sequence's heads x queries are no multiple of
-these, it loads no scales for the rows beyond them, takes what lies there for scales, and goes through all the parts that it
+The merge takes 8 rows of the output together, 16 of heads up to 64 wide. Where these do not divide a sequence's heads x
+queries, it loads no scales for the rows beyond them, takes what lies there for scales, and goes through all the parts that it
 has room for (`idle_s`): the limit, rounded up to a power of two, 32 at least (16 up to 64 wide). Measured: 1.3 us more with
 4 heads 128 wide than with 8, 16 or 24; where 128 parts have room up to 5 us.
 Under a window it walks the blocks that the window touches, cut in as many parts as all the context would be (the scheduler

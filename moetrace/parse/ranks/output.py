@@ -51,11 +51,11 @@ def write_run(run: Run, target: str) -> None:
     with tempfile.TemporaryDirectory(prefix="moetrace-") as scratch:
         run.save(Path(scratch) / "run")
         names = sorted(p.name for p in (Path(scratch) / "run").iterdir())
-        names.sort(key=lambda name: name == "run.json")  # last: without it a folder is no RUN
+        names.sort(key=lambda name: name == "run.json")  # last: without it a folder is not a RUN
 
         def put() -> None:
             fs.makedirs(path, exist_ok=True)
-            for name in (*RUN_FILES, *_MADE):  # run.json first, without which a folder is no RUN
+            for name in (*RUN_FILES, *_MADE):  # run.json first, without which a folder is not a RUN
                 if fs.exists(f"{path}/{name}"):
                     fs.rm_file(f"{path}/{name}")
             for name in names:

@@ -64,7 +64,7 @@ class Grid:
 def open_grid(root: Path, asked: Ask | Replays, force: bool = False) -> Grid:
     """The directory of a grid, of what is asked or of a run's replays: new, or one of the very same grid that was interrupted.
 
-    Raises OutputError if it holds another grid (unless `force`, which removes that one) or what is no grid's.
+    Raises OutputError if it holds another grid (unless `force`, which removes that one) or what is not a grid's.
     """
     plan = asked if isinstance(asked, Replays) else plan_of(asked)
     said = orjson.dumps(_facts(plan), option=orjson.OPT_INDENT_2)
@@ -72,7 +72,7 @@ def open_grid(root: Path, asked: Ask | Replays, force: bool = False) -> Grid:
     if facts.is_file() and facts.read_bytes() == said and not force:
         return Grid(root, plan)
     if root.exists() and not root.is_dir():
-        raise OutputError(f"{root} is no directory: give another name")
+        raise OutputError(f"{root} is not a directory: give another name")
     if root.exists() and not force and any(root.iterdir()):
         what = "another grid (or this one from another version or profile)" if facts.is_file() else "no grid"
         raise OutputError(f"{root} exists and holds {what}: give another name or --force to replace it")
@@ -155,7 +155,7 @@ def _facts(plan: Plan | Replays) -> dict[str, object]:
 def _check_replaceable(root: Path) -> None:
     """Raises OutputError where a directory holds what no grid wrote: that is not removed."""
     if root.is_symlink() or not root.is_dir():
-        raise OutputError(f"{root} is no directory of its own: it is not replaced, give another name")
+        raise OutputError(f"{root} is not a directory of its own: it is not replaced, give another name")
     inside = [file for name in ("scenarios", "breakdown") for file in (root / name).glob("*")]
     strange = [path for path in root.iterdir() if path.name not in FILES]
     strange += [file for file in inside if file.suffix not in (".parquet", ".part")]

@@ -59,7 +59,7 @@ def eplb(draft: Draft, value: int) -> Draft:
 def engine(draft: Draft, value: str) -> Draft:
     """Changes no op: the law's coefficients are chosen by it, and how sure they are."""
     if draft.hw.device_class != "gpu":
-        raise ScenarioError(f"engine={value}: {draft.hw.name} is no GPU, and its law knows no engines")
+        raise ScenarioError(f"engine={value}: {draft.hw.name} is not a GPU, and its law knows no engines")
     fitted = {key.partition("@")[2] for key in draft.hw.families if "@" in key}
     name = value.partition("@")[0]
     if name != "any" and name not in fitted:
@@ -107,7 +107,7 @@ def experts(draft: Draft, value: str) -> Draft:
 def graph(draft: Draft, value: str) -> Draft:
     """Changes no op: the schedule reads it."""
     if draft.hw.device_class != "gpu":
-        raise ScenarioError(f"graph={value}: {draft.hw.name} is no GPU, and its launches are not modelled")
+        raise ScenarioError(f"graph={value}: {draft.hw.name} is not a GPU, and its launches are not modelled")
     return draft
 
 

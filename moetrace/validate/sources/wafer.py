@@ -24,7 +24,7 @@ LENGTHS = (1000, 500)
 # Speeds of CS-3 published from October 2024 on jump (Llama 3.1 70B from 450 to 2,100 tokens/s), by drafted tokens as the
 # announcement says; which later rows drafted is not published. Assumed: all whose pass takes longer than this without, since
 # drafting costs passes of a small model (about 0.2 ms each, by the same law) and does not pay where a pass is as short. The
-# number of tokens a pass then yields is the median that later rows imply (benchmarks/fit_wafer_profile.py); it is no part of
+# number of tokens a pass then yields is the median that later rows imply (benchmarks/fit_wafer_profile.py); it is not part of
 # the law, and each row says whether it was applied.
 SPECULATED_ABOVE_S = 1e-3
 TOKENS_PER_PASS = 4.97
@@ -94,7 +94,7 @@ def side_of(figure: Figure) -> int | None:
 def part_of(hw: Hardware, side: int) -> Hardware:
     """The wafer with only a square of its cores at work, which still holds what the whole SRAM does."""
     if hw.wafer is None:
-        raise RefusalError(f"{hw.name} is no wafer")
+        raise RefusalError(f"{hw.name} is not a wafer")
     part = side * side / hw.wafer.cores
     return replace(
         hw,
