@@ -87,7 +87,9 @@ def _check_names(table: pd.DataFrame, path: Path) -> None:
     if strange is not None:
         kinds = sorted(set(table["kind"].astype(str))) if "kind" in table else []
         here = frozenset[str]().union(*map(dims_of, kinds)) or dims
-        raise CalibrationError(f"{path}: {unknown('dim', strange, here)}; leave out what is no dim of an op")
+        raise CalibrationError(
+            f"{path}: {unknown('dim', strange, here)}; leave out what is not a dim of an op"
+        )
 
 
 def engine_of(name: str, where: str) -> str:

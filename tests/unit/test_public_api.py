@@ -117,7 +117,7 @@ def test_scenarios_are_replayed_as_they_come(shipped: Path) -> None:
         moetrace.MoetraceError, match=r"^n_a=8: the scenario was made for h100-sxm, not for h200-sxm"
     ):
         moetrace.replay(run, "h200-sxm", pairs)
-    with pytest.raises(moetrace.MoetraceError, match=r"^a list is no Scenario"):
+    with pytest.raises(moetrace.MoetraceError, match=r"^a list is not a Scenario"):
         moetrace.replay(run, "h100-sxm", [pairs])  # type: ignore[list-item]
 
 
