@@ -16,6 +16,9 @@ from moetrace.op import Costs, Op
 
 MACHINES = {name: hw for name in profile_names() if (hw := load_hardware(name)).law == "gpu"}
 RESOURCES = ("bandwidth", "cache", "peak", "processors", "link", "network")
+# A turn of the processors fills within 0.15 of one: 1 % fewer of them adds 7 % where a second turn begins, and so much more
+# where a turn is of several tiles beside each other, which count for little but the first: up to 14 times was seen.
+STEEPEST = 50.0
 RATES = ("bandwidth", "peak", "link", "network")
 
 
@@ -72,8 +75,8 @@ OPS = st.one_of(
         st.sampled_from([64, 128, 192, 256]), st.sampled_from([0, 0, 128, 4096]),
     ),
     st.builds(
-        lambda b, c, h: Op.of("mla_attention", "bf16", batch=b, heads=h, kv_lora=512, rope=64, kv=b * c),
-        size(512), size(131_072), size(128),
+        lambda b, q, c, h: Op.of("mla_attention", "bf16", batch=b, heads=h, kv_lora=512, rope=64, kv=b * c, q=b * q),
+        size(4096), st.sampled_from([1, 1, 2, 4]), size(131_072), size(128),
     ),
     st.builds(
         prefill, st.sampled_from(["attention", "mla_attention"]), size(32), size(16_384), size(16_384),
@@ -137,10 +140,10 @@ def test_never_slower_with_more_of_any_resource(case: Case, factor: float, what:
     assert np.all(np.isnan(before) | (after <= before * (1 + 1e-9)))
 
 
-@given(CASES, st.floats(1e-9, 1e-6), st.sampled_from(RESOURCES))
-def test_continuous_in_every_resource(case: Case, step: float, what: str) -> None:
+@given(CASES, st.floats(-1e-4, 1e-4), st.sampled_from(RESOURCES))
+def test_continuous_and_nowhere_steep_in_any_resource(case: Case, step: float, what: str) -> None:
     before, after = priced(case).expected_s, priced(case, 1 + step, what).expected_s
-    assert np.allclose(after, before, rtol=1000 * step, atol=0, equal_nan=True)
+    assert np.allclose(after, before, rtol=STEEPEST * abs(step) + 1e-9, atol=0, equal_nan=True)
 
 
 @given(CASES)
@@ -159,3 +162,77 @@ def test_expected_lies_between_the_bound_and_the_sum_of_its_parts(case: Case) ->
     assert np.all((found.expected_s <= whole * (1 + 1e-9))[known])
     if case[3] == "cold":  # repeats of what the cache holds may beat it
         assert np.all((found.lower_bound_s <= found.expected_s * (1 + 1e-9))[known])
+
+
+def many() -> list[Op]:
+    """Two thousand ops of all families, each magnitude of their sizes as likely: what chance alone would seldom find."""
+    rng = np.random.default_rng(0)
+
+    def to(most: int) -> int:
+        return int(np.exp(rng.uniform(0.0, np.log(most))))
+
+    def of(*values: int) -> int:
+        return values[rng.integers(len(values))]
+
+    out = []
+    for i in range(250):
+        dtype, heads, batch = ("bf16", "fp8", "fp8_block")[i % 3], to(128), to(2048)
+        mla = {"heads": heads, "kv_lora": 512, "rope": 64, "q": batch * of(1, 1, 2, 4)}
+        out += [
+            Op.of("gemm", dtype, m=to(20_000), n=to(70_000), k=to(70_000)),
+            Op.of("o_proj", dtype, m=to(20_000), n=to(2000), k=to(2000), b=to(256)),
+            attention(
+                to(512),
+                to(131_072),
+                of(1, 4, 32, 33, 64),
+                of(1, 2, 8),
+                of(64, 128, 192, 256),
+                of(0, 0, 128, 4096),
+            ),
+            Op.of("mla_attention", ("bf16", "fp8")[i % 2], batch=batch, kv=batch * to(131_072), **mla),
+            prefill(
+                ("attention", "mla_attention")[i % 2],
+                to(32),
+                to(4096),
+                to(16_384),
+                of(8, 32, 64),
+                of(1, 4, 64),
+            ),
+            module(
+                ("moe_module", "moe_down")[i % 2],
+                dtype,
+                to(4000),
+                of(8, 64, 256),
+                to(8192),
+                of(1, 2, 8),
+                rng.uniform(),
+            ),
+            Op.of(("all_reduce", "all_gather")[i % 2], "bf16", bytes=to(1 << 31), ranks=of(2, 4, 8)),
+            exchange(("moe_dispatch", "moe_collect")[i % 2], to(4096), to(8192), of(2, 4, 8, 16), of(0, 20)),
+        ]
+    return out
+
+
+MANY = many()
+
+
+@pytest.mark.parametrize("engine", ["any", "vllm", "sglang", "trtllm", "sglang_triton"])
+@pytest.mark.parametrize("name", ["h100-sxm", "a100-sxm", "l40s", "b200"])
+def test_of_many_sizes_none_is_steep_and_none_beats_its_bound(name: str, engine: str) -> None:
+    """Where its bytes exceed the cache a benchmark's op has no less than its bound either. Of some benchmarks' keys and values
+    only a share are bytes of their own (`fetched`)."""
+    hw, works = MACHINES[name], work_of.works(MANY)
+    warm = priced((MANY, name, engine, "warm"))
+    for what in ("bandwidth", "cache", "processors"):
+        for step in (-1e-4, 1e-4):
+            near = priced((MANY, name, engine, "warm"), 1 + step, what).expected_s
+            off = np.abs(near / warm.expected_s - 1.0)
+            assert np.nanmax(off) <= STEEPEST * 1e-4, MANY[int(np.nanargmax(off))]
+    families = [
+        hw.family(op.kind, work_of.family(op.kind), op.weight_dtype, engine)[1] for op in works.ops.types
+    ]
+    share = np.array([each.value.get("fetched", 1.0) for each in families])[works.ops.code]
+    known = (works["bytes"] * share > hw.memory.cache_bytes) & ~np.isnan(warm.expected_s)
+    assert known.sum() > 300
+    below = known & (warm.lower_bound_s * share > warm.expected_s * (1 + 1e-9))
+    assert not below.any(), [str(MANY[i]) for i in np.flatnonzero(below)]

@@ -110,11 +110,11 @@ a form of its own where `flash3` is told (machines/forms/flash3). Steps: in cont
 where a turn does or a processor's share of blocks, in heads per KV head, queries and tiles where the kernel changes, from one
 sequence to two where queries are turned round.
 
-Warm cache. Memory gives nothing of what lies in it and waits for no results (their writing back goes on beside the next call's
-start), and a kernel that waits for each block takes `cached` of its time. Where a benchmark keeps keys and values in one
-place, memory gives the share `fetched` of the bytes, a half: the public tables of TensorRT-LLM are of a cache of type
-SELFKONLY, whose blocks of values are those of the keys (WindowBlockManager::setOffsets in its kvCacheManager.cpp). Not
-modelled: a last turn of few tiles, paged layouts' own cost.
+Warm cache. Memory gives nothing of what lies in it. A call waits for no results, whose writing back goes on beside the next
+call's start, but takes no less than memory needs for all bytes that leave the cache, results too. A kernel that waits for each
+block takes `cached` of its time. Where a benchmark keeps keys and values in one place, memory gives the share `fetched` of the
+bytes, a half: the public tables of TensorRT-LLM are of a cache of type SELFKONLY, whose blocks of values are those of the keys
+(WindowBlockManager::setOffsets in its kvCacheManager.cpp). Not modelled: a last turn of few tiles, paged layouts' own cost.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ from moetrace.machines.forms import flash3, masked, prompts, triton
 from moetrace.machines.forms.attention_merge import merging
 from moetrace.machines.forms.attention_tiles import WIDTH, Cut, Tiles, cuts, shapes
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
-from moetrace.machines.forms.tiles import PAGED, filled, from_memory, together, turns_of
+from moetrace.machines.forms.tiles import PAGED, filled, from_memory, together, turns_of, unawaited
 from moetrace.op import FloatArray, Works
 
 # Inferred of kernels that deal out blocks: rows, of queries and keys, that load while a tile starts; tiles that load at once
@@ -137,9 +137,7 @@ from moetrace.op import FloatArray, Works
 _UNSEEN, _FREE, _BACK = 40.0, 16.0, 0.5
 _NARROW = 64.0  # width up to which a head is narrow
 _PADDED = 16.0  # rows that tiles of parts that start anew are filled to
-_ENDED = (
-    0.1  # of the time that a part holds its place, what one that lies beyond a window and ends at once does
-)
+_ENDED = 0.1  # of a part's time in its place, that of one which lies beyond a window and ends at once
 _LATENCY = 3.0  # p of an element's way through a kernel and of how many there are
 _SHARP = 8.0  # p of the overlap within a tile's loop: near the maximum
 
@@ -169,8 +167,8 @@ def _tiled(
     # A kernel that cuts whatever it costs: into as many parts as its context has, until so many turns are full.
     every = c["most_parts"] > 0
     anew = ~(tile.alone | tile.prompt) & (c["split_turns"] > 0) & (not every)
-    cut = cuts(c, tile, turns, anew, every)
-    memory_s, far = _memory(c, works, at, tile, cut)
+    cut = cuts(c, tile, processors, anew, every)
+    read_s, memory_s, far = _memory(c, works, at, tile, cut)
     compute_s = works["flops"] * tile.padding / (c["eta_flops"] * at.peak)
     wide = tile.wide / WIDTH
     share = np.where(tile.alone, c["alone"], 1.0)
@@ -204,13 +202,13 @@ def _tiled(
     fixed_s = _fixed(c, works, tile, processors) + np.where(anew, c["shared_s"], 0.0)
     one_s = merge_s + np.where(
         anew,
-        smoothmax(_SHARP, memory_s, compute_s, start_s + walk_s),
-        smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, walk_s, block_s)),
+        smoothmax(_SHARP, read_s, compute_s, start_s + walk_s),
+        smoothmax(c["blend"], start_s, _streamed(read_s, compute_s, walk_s, block_s)),
     )
-    split_s = c["split_s"] + smoothmax(c["blend"], start_s, _streamed(memory_s, compute_s, cut_s, block_s))
+    split_s = c["split_s"] + smoothmax(c["blend"], start_s, _streamed(read_s, compute_s, cut_s, block_s))
     # Whether it is cut is no matter of what that costs.
     settled = anew | every | ((c["alone_whole"] > 0) & (tile.alone | _several(works)))
-    overlapped_s = np.where(settled, one_s, np.minimum(one_s, split_s))
+    overlapped_s = np.maximum(memory_s, np.where(settled, one_s, np.minimum(one_s, split_s)))
     split = ~settled & (c["split_s"] + cut_s < walk_s)
     terms = {
         "launch": fixed_s, "memory": memory_s, "compute": compute_s, "start": start_s,
@@ -223,21 +221,17 @@ def _tiled(
 
 def _memory(
     c: Mapping[str, float], works: Works, at: Setting, tile: Tiles, cut: Cut
-) -> tuple[FloatArray, FloatArray]:
-    """(seconds that memory takes, the share of the bytes that it gives).
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(seconds of what a call waits for from memory, of all that memory moves, the share of the bytes that it gives).
 
-    A cache that is converted is read as its copy. The next of a benchmark's calls waits for no results of the last.
+    A cache that is converted is read as its copy.
     """
     copied = c["recasts"] * 2.0 * works["kv_bytes"]
     far = from_memory(works["bytes"] * c["fetched"] + cut.left + copied, 0.0, at, PAGED)
     fetched = np.where(tile.alone | (at.cache == "cold"), 1.0, c["fetched"])
-    moved = (
-        works["bytes"]
-        + _BACK * cut.left
-        + copied / 2.0
-        - (0.0 if at.cache == "cold" else works["act_write_bytes"])
-    )
-    return moved * fetched * far / (c["eta_bw"] * at.hw.memory.bytes_per_s), far
+    moved = works["bytes"] + _BACK * cut.left + copied / 2.0
+    byte_s = fetched * far / (c["eta_bw"] * at.hw.memory.bytes_per_s)
+    return (moved - unawaited(works, at)) * byte_s, moved * byte_s, far
 
 
 def _crowded(c: Mapping[str, float], works: Works, tile: Tiles, cut: Cut) -> FloatArray:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moetrace.machines.forms.tiles import waves
 from moetrace.op import FloatArray, Works
 
 WIDTH = 128.0  # of a head, that blocks are told for
@@ -19,7 +18,6 @@ _ENOUGH = 0.85  # of the parts that use most processors, the share that FlashAtt
 _PROMPT_ROWS = 128.0  # of a tile, queries, of a prompt's kernel where decoding has others
 _MOST = 160.0  # tokens of a block, however narrow the head
 _FIRST = 8  # sequences that tell how many parts those have that are dealt out in turn
-_EXACT = 0.005  # of a turn: dealing rounds up wherever the processors are a whole number
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,21 +118,23 @@ class Cut:
 def cuts(
     c: Mapping[str, float],
     tile: Tiles,
-    turns: FloatArray,
+    processors: float,
     anew: npt.NDArray[np.bool_],
     every: bool,
 ) -> Cut:
     """Where a kernel cuts whatever it costs: `anew` where it starts each part anew, `every` if it cuts all ops."""
     if c["set_for"]:
         return _anew(c, tile, anew)
-    return _dealt(c, tile, turns) if c["whole_tiles"] else _even(c, tile, turns, anew | every)
+    return _dealt(c, tile, processors) if c["whole_tiles"] else _even(c, tile, processors, anew | every)
 
 
-def _even(c: Mapping[str, float], tile: Tiles, turns: FloatArray, always: npt.NDArray[np.bool_]) -> Cut:
+def _even(c: Mapping[str, float], tile: Tiles, processors: float, always: npt.NDArray[np.bool_]) -> Cut:
     """Parts until so many turns are full; no rounding, so that a processor more never costs."""
-    count = np.where(always, np.maximum(1.0, np.minimum(tile.parts, c["split_turns"] / turns)), 1.0)
+    count = np.where(
+        always, np.maximum(1.0, np.minimum(tile.parts, c["split_turns"] * processors / tile.count)), 1.0
+    )
     walked = np.where(always, np.minimum(tile.blocks, np.maximum(1.0, tile.whole / count)), tile.blocks)
-    return Cut(always, count, count, walked, np.zeros_like(always), np.zeros_like(turns))
+    return Cut(always, count, count, walked, np.zeros_like(always), np.zeros_like(count))
 
 
 def _anew(c: Mapping[str, float], tile: Tiles, anew: npt.NDArray[np.bool_]) -> Cut:
@@ -149,7 +149,7 @@ def _anew(c: Mapping[str, float], tile: Tiles, anew: npt.NDArray[np.bool_]) -> C
     return Cut(count > 1.0, count, inside, walked, np.zeros_like(anew), np.zeros_like(count))
 
 
-def _dealt(c: Mapping[str, float], tile: Tiles, turns: FloatArray) -> Cut:
+def _dealt(c: Mapping[str, float], tile: Tiles, processors: float) -> Cut:
     """Each processor takes its share of all blocks.
 
     That a merge is due, and of how much, is told by the processors of the machine measured (`whole_tiles`), so that one
@@ -162,9 +162,10 @@ def _dealt(c: Mapping[str, float], tile: Tiles, turns: FloatArray) -> Cut:
     if c["start_blocks"]:
         count = _in_turn(tile, each, c["start_blocks"], count)
     cuts = count > 1.0
-    walked = np.maximum(waves(turns * blocks / c["split_turns"], _EXACT), least)
-    if not c["start_blocks"]:  # parts of one length
-        walked = waves(tile.blocks / waves(tile.blocks / walked, _EXACT), _EXACT)
+    # Where sequences are not dealt out in turn, parts are of one length.
+    walked = each if c["start_blocks"] else np.ceil(tile.blocks / np.ceil(tile.blocks / each))
+    # Of more or fewer processors each has a share in proportion: rounded up, it would step wherever that is a whole number.
+    walked = np.maximum(least, walked * c["whole_tiles"] / (c["split_turns"] * processors))
     walked = np.where(cuts, np.minimum(tile.blocks, walked), tile.blocks)
     return Cut(cuts, count, count, walked, cuts, np.where(cuts, tile.left * count, 0.0))
 

@@ -47,7 +47,7 @@ import numpy.typing as npt
 
 from moetrace.machines.forms import prompts
 from moetrace.machines.forms.base import Parts, Setting, smoothmax
-from moetrace.machines.forms.tiles import PAGED, filled, from_memory, turns_of, waves
+from moetrace.machines.forms.tiles import PAGED, filled, from_memory, turns_of, unawaited
 from moetrace.op import FloatArray, Works
 
 _WIDTH = 128.0  # of a head, that seconds are told for
@@ -63,7 +63,7 @@ _SPARE = 1.1  # of a processor's share of the blocks
 _ENOUGH = 0.85  # of the parts that fill most processors
 _FILLED = 0.8  # of the processors, from which on tiles are not cut
 _RESIDENT = 4.0  # tiles of the merge that wait on a processor
-_EXACT = 0.005  # of a block: rounding up on machines of other processors
+_EDGE = 1e-9  # rounding of blocks
 _AHEAD, _SHARP = 4.0, 8.0
 
 
@@ -126,7 +126,7 @@ def _limit(c: Mapping[str, float], tile: _Tiles, kv_heads: FloatArray) -> FloatA
     """Parts of a sequence at most: what an engine tells, of decoding, or what the kernel chooses."""
     fill = c["set_for"] / (kv_heads * tile.walks.of_head)
     cuts = (tile.blocks > max(c["whole_blocks"], 4.0)) & (_FILLED * fill > 1.0)
-    chosen = np.ceil(_ENOUGH * np.minimum(np.minimum(128.0, tile.blocks), np.maximum(1.0, fill)) - 1e-9)
+    chosen = np.ceil(_ENOUGH * np.minimum(np.minimum(128.0, tile.blocks), np.maximum(1.0, fill)) - _EDGE)
     chosen = np.where(cuts, np.maximum(1.0, chosen), 1.0)
     return np.where((c["whole_blocks"] > 0) | tile.prompt, chosen, c["most_parts"])
 
@@ -135,18 +135,19 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     """Seconds of attention ops, [ops]; nan where batch, heads or context is not known."""
     tile, processors, told = _tiles(works, c["flash3"]), at.hw.multiprocessors, c["set_for"]
     limit = _limit(c, tile, works.dim("kv_heads"))
-    each = np.maximum(1.0, np.ceil(_SPARE * tile.count * tile.whole / told - 1e-9))
+    each = np.maximum(1.0, np.ceil(_SPARE * tile.count * tile.whole / told - _EDGE))
     parts = np.maximum(1.0, np.minimum(np.ceil(tile.whole / each), limit))
     cut = parts > 1.0
     turns = turns_of(tile.count * parts, told, processors)
     # A machine of more processors cuts finer what is cut, in as many turns, and takes fewer turns of what is not.
-    walked = waves(tile.blocks / parts * np.where(cut, min(1.0, told / processors), 1.0), _EXACT)
+    walked = np.ceil(tile.blocks / parts - _EDGE) * np.where(cut, min(1.0, told / processors), 1.0)
+    walked = np.maximum(1.0, walked)
     walks = np.where(cut, turns_of(tile.count * parts, told, min(told, processors)), turns) * walked
     turns = np.where(tile.prompt, np.maximum(1.0, tile.count * parts / processors), turns)
     block_s = c["per_block_s"] + c["per_wide_s"] * tile.wide
     matrix_s, special_s = prompts.busy(tile.walks, at, parts, 1.0, told)
     walk_s = np.where(tile.prompt, special_s, walks * block_s)
-    memory_s, far = _memory(c, works, at, np.where(cut, tile.left * parts, 0.0))
+    read_s, memory_s, far = _memory(c, works, at, np.where(cut, tile.left * parts, 0.0))
     compute_s = np.where(tile.prompt, matrix_s, works["flops"] * tile.padding / (c["eta_flops"] * at.peak))
     start_s = _start(c, works, tile, turns, processors) + c["ramp_s"] * far * filled(works["bytes"], at)
     # Rows beyond the last are merged from all the parts that there is room for.
@@ -160,26 +161,23 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     fixed_s = fixed_s + np.where(np.log2(tile.wide) % 1 != 0, c["odd_head_s"], 0.0)
     fixed_s = fixed_s + c["writes"] * c["write_s"] * works["kv_bytes"] / np.maximum(works.dim("kv"), 1.0)
     rest = 1.0 - np.divide(block_s, walk_s, out=np.ones_like(walk_s), where=walk_s > block_s)
-    streamed_s = block_s + smoothmax(_SHARP, memory_s, compute_s * rest, walk_s * rest)
-    streamed_s = np.where(tile.prompt, smoothmax(_SHARP, memory_s, matrix_s + special_s), streamed_s)
+    streamed_s = block_s + smoothmax(_SHARP, read_s, compute_s * rest, walk_s * rest)
+    streamed_s = np.where(tile.prompt, smoothmax(_SHARP, read_s, matrix_s + special_s), streamed_s)
     terms = {
         "launch": fixed_s, "memory": memory_s, "compute": compute_s, "start": start_s, "walk": walk_s, "split": merge_s,
     }  # fmt: skip
-    expected_s = fixed_s + merge_s + smoothmax(c["blend"], start_s, streamed_s)
+    expected_s = fixed_s + np.maximum(memory_s, merge_s + smoothmax(c["blend"], start_s, streamed_s))
     serial_s, further = start_s + walk_s + merge_s, np.where(tile.prompt, prompts.FURTHER, 0.0)
     return Parts(compute_s, memory_s, fixed_s + serial_s, expected_s, terms=terms, further=further)
 
 
 def _memory(
     c: Mapping[str, float], works: Works, at: Setting, left: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """(seconds that memory takes, the share of the bytes that it gives).
-
-    The next of a benchmark's calls waits for no results of the last.
-    """
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(seconds of what a call waits for from memory, of all that memory moves, the share of the bytes that it gives)."""
     far = from_memory(works["bytes"] + left, 0.0, at, PAGED)
-    moved = works["bytes"] - (0.0 if at.cache == "cold" else works["act_write_bytes"])
-    return moved * far / (c["eta_bw"] * at.hw.memory.bytes_per_s), far
+    byte_s = far / (c["eta_bw"] * at.hw.memory.bytes_per_s)
+    return (works["bytes"] - unawaited(works, at)) * byte_s, works["bytes"] * byte_s, far
 
 
 def _start(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moetrace.machines.forms.base import Setting
-from moetrace.op import FloatArray
+from moetrace.op import FloatArray, Works
 
 _RAMP = 0.15  # of a turn: within it the next turn fills, so that the count is continuous in processors
 # Of the cache: bytes up to the first share stay, beyond the second none do. Of caches in pages, which are scattered, the sets
@@ -53,6 +53,11 @@ def beyond_cache(nbytes: FloatArray, at: Setting, within: tuple[float, float] = 
         return np.ones_like(nbytes)
     beyond = (nbytes / at.hw.memory.cache_bytes - within[0]) / (within[1] - within[0])
     return np.asarray(np.clip(beyond, 0.0, 1.0), dtype=np.float64)
+
+
+def unawaited(works: Works, at: Setting) -> FloatArray | float:
+    """Bytes of results that no call of a benchmark waits for: they are written back beside the next one's start."""
+    return 0.0 if at.cache == "cold" else works["act_write_bytes"]
 
 
 def filled(nbytes: FloatArray, at: Setting) -> FloatArray:

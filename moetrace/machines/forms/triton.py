@@ -39,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace.machines.forms.base import Setting, smoothmax
-from moetrace.machines.forms.tiles import from_memory, together, turns_of
+from moetrace.machines.forms.tiles import from_memory, together, turns_of, unawaited
 from moetrace.op import FloatArray, Works
 
 _WIDTH = 128.0  # of a head, that seconds are told for
@@ -100,8 +100,8 @@ def seconds(
     """(seconds of the launch, of each term, and of all but the launch) of attention ops, [ops] each."""
     part, processors = _parts(c, works), at.hw.multiprocessors
     far = from_memory(works["bytes"], 0.0, at, _SCATTERED)
-    moved = works["bytes"] - (0.0 if at.cache == "cold" else works["act_write_bytes"])
-    memory_s = moved * far / (c["eta_bw"] * at.hw.memory.bytes_per_s)
+    byte_s = far / (c["eta_bw"] * at.hw.memory.bytes_per_s)
+    read_s, memory_s = (works["bytes"] - unawaited(works, at)) * byte_s, works["bytes"] * byte_s
     compute_s = works["flops"] * part.padding / (c["eta_flops"] * at.peak)
     walks, short = _walks(c, part, processors)
     key_bytes = part.wide * _WIDTH * c["triton"]
@@ -126,8 +126,8 @@ def seconds(
         "launch": launch_s, "memory": memory_s, "compute": compute_s, "start": tile_s + begun_s, "walk": walk_s,
         "split": merge_s,
     }  # fmt: skip
-    streamed_s = smoothmax(_SHARP, memory_s, compute_s, tile_s + walk_s)
-    return launch_s, terms, begun_s + merge_s + streamed_s
+    streamed_s = smoothmax(_SHARP, read_s, compute_s, tile_s + walk_s)
+    return launch_s, terms, np.maximum(memory_s, begun_s + merge_s + streamed_s)
 
 
 def _walks(c: Mapping[str, float], part: _Parts, processors: float) -> tuple[FloatArray, FloatArray]:
