@@ -28,7 +28,7 @@ from moetrace.replay.anchor import ONE_CHIP_MOST as MOST
 from moetrace.report.facts.fewer import unshared
 
 TABLES = ("moe_perf", "gemm_perf", "generation_attention_perf")
-WIDEN, WIDEN_ATTENTION = 0.27, 0.39  # of hw_profiles/b200.toml
+WIDEN, WIDEN_ATTENTION = 0.27, 0.45  # of hw_profiles/b200.toml
 PARTS = (0.75, 0.5, 0.25, 0.125)
 _PAIRS = 200
 

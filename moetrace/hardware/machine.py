@@ -38,7 +38,7 @@ FALLBACK = {
 # Types whose kernels are not those of 16-bit weights. How far off a 4-bit one may be: from 0.24 to above 0.6 of the bandwidth
 # are known on one machine (h100-sxm.toml, experts:mxfp4): a factor of two to both sides beside the 16-bit family's own error.
 _NARROW_ERROR = 1.0
-_NARROW = frozenset({"fp8", "fp8_block", "int8", "int4", "mxfp8", "mxfp4", "nvfp4"})
+NARROW = frozenset({"fp8", "fp8_block", "int8", "int4", "mxfp8", "mxfp4", "nvfp4"})
 OF_BF16 = "of 16-bit kernels, error widened for"
 FASTEST = "of the fastest,"
 # Whose coefficients an op kind takes, where that is not its own family's. The small kernels of an MoE module share the
@@ -148,7 +148,8 @@ class Hardware:
     highest, None. `power_w` is the most that one device draws (a wafer: the whole system), `domain_gpus` how many devices
     the fast links join. `tuned` has by dtype of the weights the (experts on a rank, width) for which engines ship tiles that
     were tuned on this device, an engine's own list under ``bf16@vllm``; `engines` the version of each engine whose kernels
-    were measured.
+    were measured; `narrow` what a family's 16-bit coefficients err by for a narrower type here (``experts:nvfp4``), where
+    that was seen.
     """
 
     name: str
@@ -168,6 +169,7 @@ class Hardware:
     domain_gpus: int = 8
     tuned: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
     engines: Mapping[str, str] = field(default_factory=dict)
+    narrow: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Hardware {self.name}: {self.title}>"
@@ -198,6 +200,10 @@ class Hardware:
                 return self.peaks[name]
         raise ProfileError(f"profile {self.name!r}: {unknown('dtype of a peak', dtype, self.peaks)}")
 
+    def narrow_error(self, family: str, dtype: str) -> float:
+        """What 16-bit coefficients of a family err by for a narrower type, beside their own error."""
+        return self.narrow.get(f"{family}:{dtype}", _NARROW_ERROR)
+
     def family(self, kind: str, family: str, dtype: str, engine: str = ANY_ENGINE) -> tuple[str, Family]:
         """Key and coefficients for an op: those of its kind before those of its family, with its dtype before without,
         those of the engine (``experts:fp8@vllm``) before those of all engines (``experts:fp8``). An engine may say its version
@@ -205,7 +211,7 @@ class Hardware:
 
         An attention takes those of its engine's 16-bit kernel before another engine's for its dtype.
         Coefficients without a dtype were fitted on 16-bit kernels. A narrower type that has none of its own takes them with
-        an error of a factor of two more, and the key says so.
+        an error of a factor of two more, or what the profile says (`narrow_error`), and the key says so.
         What one other engine was measured for, but not this one, errs by OTHER_ENGINE more, and so does, where no engine is
         said, what only one was measured for; what several others were measured for errs by BEYOND_ENGINES more, as the error of
         the law of all holds what these differ by. Where none is said and one set of coefficients holds for none, the fastest
@@ -240,7 +246,7 @@ class Hardware:
                 if key in self.families:
                     found = self.families[key]
                     own = name.endswith(f":{dtype}") or found.provenance == "assumed"
-                    if dtype in _NARROW and not own:
-                        return f"{key} ({OF_BF16} {dtype})", found.widened(_NARROW_ERROR)
+                    if dtype in NARROW and not own:
+                        return f"{key} ({OF_BF16} {dtype})", found.widened(self.narrow_error(model, dtype))
                     return key, found
         return "other", self.families["other"]

@@ -13,7 +13,7 @@ from moetrace.given import misfit, several
 from moetrace.hardware.coefficients import read_family, sizes_seen
 from moetrace.hardware.family import Family
 from moetrace.hardware.files import Reader, profile_names, read_profile
-from moetrace.hardware.machine import ENGINES, Hardware, Link, Memory, Wafer
+from moetrace.hardware.machine import ENGINES, NARROW, Hardware, Link, Memory, Wafer
 from moetrace.hardware.match import check_match
 from moetrace.hardware.pace import Pace
 from moetrace.hardware.variants import node_of, split_node, variant_of, widening
@@ -133,7 +133,20 @@ def _build(reader: Reader, table: dict[str, Any]) -> Hardware:
         domain_gpus=int(value.get("domain_gpus", 8)),
         tuned=tuned,
         engines=engines,
+        narrow=_narrow(reader, table.get("transferred", {}), families),
     )
+
+
+def _narrow(reader: Reader, table: Mapping[str, Any], families: Mapping[str, Family]) -> Mapping[str, float]:
+    """By ``FAMILY:DTYPE`` what another profile's 16-bit coefficients err by for a narrower type here, from `narrow`."""
+    told = reader.table(table, "transferred", "narrow")
+    for key in told:
+        family, _, dtype = key.partition(":")
+        if family not in families or dtype not in NARROW:
+            raise reader.error(
+                "transferred.narrow", key, f"FAMILY:DTYPE, its type one of {', '.join(sorted(NARROW))}"
+            )
+    return MappingProxyType({key: reader.number(told, "transferred.narrow", key, 0, 10) for key in told})
 
 
 def _wafer(reader: Reader, scalars: Mapping[str, Any], value: Mapping[str, float]) -> Wafer:
@@ -243,7 +256,7 @@ def _pace(reader: Reader, table: Mapping[str, Any]) -> Pace:
 
 def _transferred(reader: Reader, table: object, pace: Pace) -> tuple[dict[str, Family], str]:
     """Another profile's fitted coefficients, at this pace, with the error of the transfer beside their own."""
-    table = reader.keys(table, "transferred", {"from", "widen", "source"}, {"widen_family"})
+    table = reader.keys(table, "transferred", {"from", "widen", "source"}, {"widen_family", "narrow"})
     donor_path, donor_table = read_profile(reader.text(table, "transferred", "from"))
     if "transferred" in donor_table or "fitted" not in donor_table:
         raise reader.error("transferred.from", table["from"], "a profile with fitted coefficients of its own")

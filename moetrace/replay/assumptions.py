@@ -105,10 +105,15 @@ def _of_machine(draft: Draft, priced: Priced) -> list[str]:
             "taken and the interval spans the others: name the engine (--set engine=...)"
         )
     borrowed = _remarks(priced, OF_BF16)
-    if borrowed:
-        what = ", ".join(f"{dtype} {key}" for key, dtype in borrowed)
+    factors = [1.0 + draft.hw.narrow_error(re.split("[:@]", key)[0], dtype) for key, dtype in borrowed]
+    for factor in sorted(set(factors)):
+        what = ", ".join(
+            f"{dtype} {key}" for (key, dtype), own in zip(borrowed, factors, strict=True) if own == factor
+        )
+        much = "two" if factor == 2.0 else f"{factor:.1f}"
         said.append(
-            f"{draft.hw.name} has no coefficients for {what}: those of 16-bit kernels, with an error of a factor of two more"
+            f"{draft.hw.name} has no coefficients for {what}: those of 16-bit kernels, with an error of a factor of {much} "
+            "more"
         )
     return said
 

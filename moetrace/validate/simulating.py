@@ -24,6 +24,7 @@ MACHINES = (
     (r"H800", "h800-sxm"),
     (r"GB200", "gb200"),
     (r"B200", "b200"),
+    (r"G?B300", "b300"),
     (r"H20(-|$)", "h20"),
     (r"A100 80GB PCIe", "a800-pcie"),  # the same chip and memory; its link to others is narrower
     (r"A100-(SXM|80GB)", "a100-sxm"),

@@ -1,4 +1,4 @@
-"""FA3, DGM, PRK: single kernels on one GPU as others measured them, beside the tables that coefficients come from.
+"""FA3, DGM, PRK: single kernels as others measured them, beside the tables that coefficients come from.
 
 FA3: FlashAttention-3 of prompts on H100, whose law nothing was fitted to. Of attention under a causal mask half of the FLOPs
 count. DGM: DeepGEMM's first release on H800, block FP8 at 64 to 4,096 rows: the kernel alone, without launch and conversion of
@@ -91,7 +91,7 @@ def _stated(figure: Figure) -> tuple[Estimate, str, float]:
     told = dict(part.partition("=")[::2] for part in figure.other_knob.split("; "))
     if missing := {"engine", "op"} - set(told):
         raise RefusalError(f"not stated: {', '.join(sorted(missing))}")
-    hw, table = machine_of(figure.hw), {"op": [told["op"]]}
+    hw, table = machine_of(figure.hw, figure.whole("n_gpus") or 1), {"op": [told["op"]]}
     cache: Cache = "cold" if told.get("cache") == "cold" else "warm"
     if told["op"].startswith("moe"):
         table["routing"] = ["uniform"]
