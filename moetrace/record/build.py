@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import ModelError, MoetraceError
-from moetrace.record.fp8 import check_fused, quantise_experts, run_experts
+from moetrace.record.fp8 import check_fused, experts_of, quantise_experts, run_experts
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +107,9 @@ def build_model(
     if hasattr(config, "_experts_implementation"):
         config._experts_implementation = EXPERTS[experts]
     kind = getattr(torch, DTYPES[dtype])
+    if expert_dtype is not None:  # a model without storage says in no time what weights would say in minutes
+        with torch.device("meta"):
+            experts_of(transformers.AutoModelForCausalLM.from_config(config, dtype=kind))
     if weights is not None:
         model = _load(config, weights, kind).to(device)
     else:

@@ -31,21 +31,29 @@ CONFIG = {
 def quantise_experts(model: nn.Module) -> None:
     """Stores the experts' weights in fp8, in place, and registers both ways to run them with transformers.
 
-    Raises MoetraceError for experts with biases, with transposed weights or not stored together.
+    Raises MoetraceError where `experts_of` does.
     """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+    for module in experts_of(model):
+        for name in _WEIGHTS:
+            _quantise(module, name)
+    ALL_EXPERTS_FUNCTIONS.register(NAMES["grouped_mm"], _experts(_grouped))
+    ALL_EXPERTS_FUNCTIONS.register(NAMES["eager"], _experts(_one_by_one))
+
+
+def experts_of(model: nn.Module) -> list[Any]:
+    """The modules whose weights `quantise_experts` stores, one per MoE layer.
+
+    Raises MoetraceError for experts with biases, with transposed weights or not stored together.
+    """
     found = [m for m in model.modules() if all(hasattr(m, name) for name in (*_WEIGHTS, "has_bias"))]
     if not found or any(m.has_bias or m.is_transposed or not m.has_gate for m in found):
         raise MoetraceError(
             "--expert-dtype fp8: this model's experts have biases or another layout; it is made for those of OLMoE, "
             "Qwen-MoE, DeepSeek and Mixtral"
         )
-    for module in found:
-        for name in _WEIGHTS:
-            _quantise(module, name)
-    ALL_EXPERTS_FUNCTIONS.register(NAMES["grouped_mm"], _experts(_grouped))
-    ALL_EXPERTS_FUNCTIONS.register(NAMES["eager"], _experts(_one_by_one))
+    return found
 
 
 def run_experts(config: Any, way: str) -> None:

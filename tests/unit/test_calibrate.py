@@ -198,13 +198,14 @@ def test_any_takes_the_fastest_kernel_where_one_set_holds_for_none(tmp_path: Pat
     rows = table()
     slow = rows.assign(engine="sglang", kernel="slow", seconds=rows["seconds"] * 6)
     pd.concat([slow, rows.assign(engine="vllm", kernel="fast")]).to_csv(tmp_path / "two.csv", index=False)
-    found = {group.key: group for group in calibrate([tmp_path / "two.csv"], "h100-sxm").groups}
+    calibration = calibrate([tmp_path / "two.csv"], "h100-sxm")
+    found = {group.key: group for group in calibration.groups}
     assert set(found) == {"experts", "experts@sglang", "experts@vllm"}
     one = found["experts"]
     assert one.alone and one.kernels == ("fast",) and one.fit == found["experts@vllm"].fit
     # Half of the rows of all are of the slow one: an interval of 80 % reaches it.
     assert min(one.interval.error_decades) > 4.5 and max(found["experts@vllm"].interval.error_decades) < 0.5
-    write_profile(calibrate([tmp_path / "two.csv"], "h100-sxm"), "h100-sxm", tmp_path / "mine.toml", "a test")
+    write_profile(calibration, "h100-sxm", tmp_path / "mine.toml", "a test")
     assert "of the fastest kernel alone" in (tmp_path / "mine.toml").read_text()
 
 
