@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moetrace.errors import RunError
 from moetrace.parse.batches import UNMARKED
 from moetrace.parse.remedies import command, remedy
 from moetrace.parse.summary import summary
@@ -51,6 +52,8 @@ def diagnose(run: Run, engine: str | None = None) -> dict[str, Any]:
 
     `engine` takes the place of the one that the trace shows. `whole` is true where every answer is yes.
     """
+    if run.meta.kind != "measured":
+        raise RunError(f"a {run.meta.kind} run: nothing was recorded of it, so there is no trace to ask")
     facts = summary(run)
     shares, holders = _shares(run)
     engine = engine or _known(run.meta.engine)

@@ -50,13 +50,18 @@ def assumptions_of(
         )
     if draft.base.outside:
         said.append(f"{draft.base.outside} op(s) outside of every step are left out")
-    native = meta.native_layers
-    if native and 0 < draft.layers < native and "layers" not in draft.scenario.texts():
-        said.append(
-            f"{draft.layers} of the model's {native} layers were recorded and replayed: --set layers=native gives the real "
-            "depth"
-        )
+    if "layers" not in draft.scenario.texts():
+        said += fewer_layers(draft.layers, meta.native_layers)
     return said
+
+
+def fewer_layers(recorded: int, native: int | None) -> list[str]:
+    """What to say where a model's depth was not all recorded, and is replayed so."""
+    if not native or not 0 < recorded < native:
+        return []
+    return [
+        f"{recorded} of the model's {native} layers were recorded and replayed: --set layers=native gives the real depth"
+    ]
 
 
 def _of_anchor(draft: Draft, source: Hardware | None) -> list[str]:

@@ -34,6 +34,11 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 OnMachine: TypeAlias = tuple[Hardware, Scenario]  # as `scenarios` gives them
 AS_RECORDED = Scenario()
+# What a saved run of halves or of a pipeline must say, since its table does not hold the others.
+PARTED = (
+    "the ops of a step are one half's, or one part's of its batch or prompts: what its timeline has as idle is the others' "
+    "time, or a pipeline that fills"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,8 @@ class _Whole:
         if self.meta is None:
             raise ScenarioError("the run has no op inside a step, so there is nothing to replay")
         made = self.tables.finish()
-        meta = replace(self.meta, steps=tuple(self.steps), notes=self.tally.assumptions)
+        parted = (PARTED,) if any(share.halves or share.times != 1 for share in self.shares) else ()
+        meta = replace(self.meta, steps=tuple(self.steps), notes=(*self.tally.assumptions, *parted))
         routing = self.run.routing if _keeps_routing(self.scenario) else None
         kept = isinstance(made, pa.Table)
         run = Run(meta, made, routing) if kept else Run(meta, None, routing, file=made)

@@ -49,6 +49,7 @@ def grid_facts(
         "refused": dict(marked.reasons),
         "pareto": rows if pareto else rows_of_interest(rows),
         "routing_unknown": marked.unrouted,
+        "notes": list(plan.notes) if isinstance(plan, Replays) else [],
         "knobs": [*plan.knobs, *(plan.varied if isinstance(plan, Plan) else ())],
         "models": len(plan.ask.models) if isinstance(plan, Plan) else 1,
         "written": str(root) if root is not None else None,
@@ -79,6 +80,7 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
     lines.append(
         f"{facts['met']:,} fit their machine" + (f" and keep to {', '.join(limits)}" if limits else "")
     )
+    lines += facts["notes"]
     lines += _refused(facts)
     lines += _by_model(facts)
     if facts["pareto"]:

@@ -33,6 +33,7 @@ _NAMES = {
 
 
 _LOAD = ("batch", "input_len", "output_len")
+_FEW_PER_S = 10.0  # below it a rate is shown to two digits
 
 
 def simulation_report(simulations: Sequence[Facts]) -> list[Block]:
@@ -111,9 +112,14 @@ def _value(measure: Facts) -> tuple[str, str]:
     if measure["unit"] == "s":
         return units.seconds(measure["value"], 2), interval(measure["low"], measure["high"])
     return (
-        f"{number(measure['value'])} {measure['unit']}",
-        f"{number(measure['low'])} - {number(measure['high'])}",
+        f"{_rate(measure['value'])} {measure['unit']}",
+        f"{_rate(measure['low'])} - {_rate(measure['high'])}",
     )
+
+
+def _rate(per_s: float) -> str:
+    """Tokens a second, whole but where they are few."""
+    return number(per_s) if per_s >= _FEW_PER_S else f"{per_s:.2g}"
 
 
 def _families(facts: Facts) -> Table:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import moetrace
 from moetrace.cli import doctor as verb
 from moetrace.parse import parse
 from moetrace.parse.doctor import diagnose
@@ -159,3 +160,12 @@ def test_ranks_are_asked_together(tmp_path, process):
     assert done.status == 1, done.err
     found = {a["question"]: a for a in json.loads(done.out)["answers"]}
     assert found[WAITS]["answer"] == "yes"
+
+
+def test_nothing_is_asked_of_a_run_that_nobody_recorded(tmp_path, process):
+    """It was said to be recorded by torch.profiler, with nothing missing or an engine that was not recognised."""
+    moetrace.replay(moetrace.synthesize("olmoe-1b-7b", moetrace.Workload(1, 8, 2)), "h100-sxm").run.save(
+        tmp_path / "run"
+    )
+    answer = process("doctor", tmp_path / "run")
+    assert answer.status == 2 and "a predicted run: nothing was recorded of it" in answer.err

@@ -13,7 +13,7 @@ from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.parse import parse
-from moetrace.replay import Scenario
+from moetrace.replay import Scenario, replay
 from moetrace.replay.grid import recorded
 from moetrace.replay.grid.choose import Limits, front
 from moetrace.replay.grid.recorded import Replays, check_measures, replays_of
@@ -42,6 +42,17 @@ def test_each_row_is_what_replay_says() -> None:
     asked = plan()
     assert asked.size == 12 and {hw.name for hw, _ in asked.pairs} == {"h100-sxm", "h100-sxm-x4"}
     assert check_replays(asked) == 12
+
+
+def test_a_grid_says_that_fewer_layers_were_recorded() -> None:
+    """As a replay does: two of sixteen layers are eight times as fast."""
+    shipped = SHIPPED[0]
+    (note,) = replays_of(shipped, "a run", [H100], ["n_a=8,4"]).notes
+    assert note == replay(shipped, H100).summary["assumptions"][-2] and note.startswith(
+        "2 of the model's 16 layers"
+    )
+    assert replays_of(shipped, "a run", [H100], ["n_a=8,4", "layers=native"]).notes == ()
+    assert plan().notes == ()
 
 
 SHIPPED = tuple(

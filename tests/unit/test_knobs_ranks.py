@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
-from moetrace.replay import Scenario, scenarios, shares, simulate
+from moetrace.replay import Scenario, replay, scenarios, shares, simulate
 from moetrace.replay.draft import Draft
 from moetrace.replay.editing import edited
+from moetrace.replay.engine import PARTED
 from moetrace.replay.memory import attention_params, rank_weights, sequence_bytes
 from moetrace.replay.parallel import Parallel
 from moetrace.run import Run
@@ -174,6 +175,15 @@ def test_experts_have_what_the_largest_parts_of_all_groups_send(sets: tuple[str,
         return {op["tokens"] for op, at in cells if op.kind == "moe_gate_up" and at.step}
 
     assert [tokens(n) for n in (4, 5, 6, 7, 8, 9)] == [{2}, {3}, {4}, {4}, {4}, {5}]
+
+
+@pytest.mark.parametrize(
+    ("sets", "parted"), [(("dp=8", "overlap=two_batch"), True), (("tp=4", "pp=2"), True), (("tp=8",), False)]
+)
+def test_a_run_whose_steps_are_in_parts_says_what_is_idle_in_it(sets: tuple[str, ...], parted: bool) -> None:
+    """Of two halves its table has one: `attribute` would call the other's time idle without a word."""
+    run = replay(synthesize(QWEN, LOAD), NODE, Scenario.of(*sets)).run
+    assert (PARTED in run.meta.notes) == parted
 
 
 def test_families_add_up_to_the_step_also_where_halves_overlap() -> None:

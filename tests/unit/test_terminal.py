@@ -5,10 +5,11 @@ import json
 import re
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.report import attributed, tables, terminal
+from moetrace.report import attributed, simulation, tables, terminal
 from moetrace.report.tables import Table, clean, shorten
 
 TABLE = Table("Times", ("family", "ops", "time"), (("experts", "12", "1.5 ms"), ("attention", "3", "-")))
@@ -144,3 +145,10 @@ def test_quiet_shows_no_progress_even_on_a_terminal() -> None:
     finally:
         terminal.quiet.reset(token)
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("per_s", "shown"), [(0.00127, "0.0013"), (5.696, "5.7"), (9.99, "10"), (10.4, "10"), (2547.2, "2,547")]
+)
+def test_few_tokens_a_second_are_not_none(per_s: float, shown: str) -> None:
+    assert simulation._rate(per_s) == shown

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
+from moetrace.replay.assumptions import fewer_layers
 from moetrace.replay.economics import economics, read_prices
 from moetrace.replay.grid.plan import Task
 from moetrace.replay.grid.replayed import Replayed, Replayer
@@ -56,6 +57,14 @@ class Replays:
     def size(self) -> int:
         """Scenarios in all."""
         return len(self.pairs)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be said of all scenarios."""
+        if "layers" in self.knobs:
+            return ()
+        layers = [int(part.numpy("layer").max(initial=-1)) + 1 for part in self.run.parts(("layer",))]
+        return tuple(fewer_layers(max(layers, default=0), self.run.meta.native_layers))
 
     def tasks(self) -> Iterator[Task]:
         """All scenarios, in tasks of few."""
