@@ -115,7 +115,7 @@ def _of_machine(draft: Draft, priced: Priced) -> list[str]:
         what = ", ".join(
             f"{dtype} {key}" for (key, dtype), own in zip(borrowed, factors, strict=True) if own == factor
         )
-        much = "two" if factor == 2.0 else f"{factor:.1f}"
+        much = "two" if factor == 2.0 else f"{factor:.3g}"
         said.append(
             f"{draft.hw.name} has no coefficients for {what}: those of 16-bit kernels, with an error of a factor of {much} "
             "more"

@@ -254,7 +254,7 @@ def test_a_profile_says_what_a_narrow_type_errs_by_there(name: str) -> None:
     hw = load_hardware(name)
     for engine in ("vllm", "trtllm"):
         own = hw.families[f"experts@{engine}"]
-        assert hw.family("moe_module", "experts", "nvfp4", engine)[1] == own.widened(0.4)
+        assert hw.family("moe_module", "experts", "nvfp4", engine)[1] == own.widened(0.55)
         assert hw.family("moe_module", "experts", "int4", engine)[1] == own.widened(1.0)
     gemm = hw.family("o_proj", "dense_gemm", "nvfp4", "vllm")[1]
     assert gemm == hw.families["dense_gemm@vllm"].widened(1.0)
@@ -266,7 +266,7 @@ def test_a_profile_says_what_a_narrow_type_errs_by_there(name: str) -> None:
 def test_what_a_narrow_type_errs_by_is_told_by_family_and_type(tmp_path: Path, wrong: str) -> None:
     text = (Path(__file__).parents[2] / "hw_profiles" / "b200.toml").read_text()
     with pytest.raises(ProfileError, match=r"transferred\.narrow"):
-        load_hardware(write(tmp_path, text.replace('"experts:nvfp4" = 0.4', wrong)))
+        load_hardware(write(tmp_path, text.replace('"experts:nvfp4" = 0.55', wrong)))
 
 
 def test_what_was_never_fitted_is_of_no_type() -> None:

@@ -288,6 +288,14 @@ def test_a_type_without_a_fit_of_its_own_is_wider_and_said(run: Run) -> None:
     words = "a100-sxm has no coefficients for mxfp8 dense_gemm, mxfp8 experts: those of 16-bit kernels"
     assert any(words in text for text in narrow["assumptions"])
     assert not any("no coefficients" in text for text in plain["assumptions"])
+    # B200's profile says what MXFP8 modules err by there, of its GEMMs nothing.
+    said = [
+        text
+        for text in turned(run, load_hardware("b200"), "dtype=mxfp8").summary["assumptions"]
+        if "no coef" in text
+    ]
+    assert [text.partition("of a factor of ")[2] for text in said] == ["1.55 more", "two more"]
+    assert "mxfp8 experts:" in said[0] and "mxfp8 dense_gemm:" in said[1]
 
 
 def test_memory_counts_weights_cache_and_framework(run: Run) -> None:
