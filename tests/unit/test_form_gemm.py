@@ -22,7 +22,7 @@ TOLD = {
     "split_tile_s": 1e-6, "convert": 2.0, "per_empty_s": 2e-13, "waits": 0.5, "misaligned_s": 1e-6,
     "blend": 2.0, "blend_flops": 3.0, "picks": 1.0, "splits": 1.0,
     "few_rows": 0.0, "few_columns": 0.0, "short_rows": 0.0, "narrow_rows": 0.0, "crowd": 0.0, "per_empty_tile_s": 4e-12,
-    "copies": 0.0, "cached": 1.0, "paired_rows": 0.0, "least_rows": 16.0, "half_rows": 0.0, "narrow_columns": 0.0,
+    "copies": 0.0, "cached": 1.0, "paired_rows": 0.0, "pads": 0.0, "least_rows": 16.0, "half_rows": 0.0, "narrow_columns": 0.0,
 }  # fmt: skip
 RULE = {
     "picks": 0.0, "splits": 0.0, "few_rows": 16.0, "few_columns": 1280.0, "short_rows": 128.0, "narrow_rows": 64.0,
@@ -340,6 +340,15 @@ def test_rows_that_four_does_not_divide_cost_more_and_so_do_reductions_of_one_bl
 ) -> None:
     padded, usual = (cost(told(misaligned_s=s), m, 1024, k).fixed_s[0] for s in (1e-6, 0.0))
     assert padded - usual == pytest.approx(more * 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("m", "bytes_moved"), [(160, 0), (161, 2 * 161 * 4096), (163, 2 * 163 * 4096), (164, 0)]
+)
+def test_rows_that_are_padded_are_copied_as_they_are_converted(m: int, bytes_moved: float) -> None:
+    """Twice a byte for each element, in and out, at `convert` over the bandwidth: 2 over 2 TB/s."""
+    padded, usual = (cost(told(pads=p, misaligned_s=0.0), m, 1024, 4096, "fp8_block") for p in (1.0, 0.0))
+    assert padded.expected_s[0] - usual.expected_s[0] == pytest.approx(bytes_moved * 1e-12, rel=1e-3)
 
 
 def test_one_more_tile_than_processors_begins_a_turn() -> None:

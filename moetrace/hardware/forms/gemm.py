@@ -88,6 +88,7 @@ GEMM = Schema.of(
             ("narrow_rows", "rows", 1e9, 0, "rows up to which tiles have 64 columns, 128 above"),
             ("narrow_columns", "columns", 1e9, 0, "columns up to which tiles of 64 rows have 64 columns too"),
             ("paired_rows", "rows", 1e9, 0, "rows above which tiles come in pairs of them (0: never)"),
+            ("pads", "flag", 1, 0, "1: rows that four does not divide are copied into place"),
             (
                 "crowd",
                 "tiles",

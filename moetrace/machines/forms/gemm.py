@@ -7,7 +7,8 @@
                (per_turn^2 + loop^2)^(1/2) x further turns; turns = tiles / processors, whole ones
     launch   = t0 + misaligned where four does not divide the rows + reach, of the kernel, where the weights come from memory
     memory   = bytes / (eta_bw x bandwidth)        compute = FLOPs / (eta_flops x peak)
-    convert  = of activations below 16 bits, convert x (2 bytes in, their own type out) / bandwidth, before the GEMM
+    convert  = of activations below 16 bits, convert x (2 bytes in, their own type out) / bandwidth, before the GEMM; of rows
+               that are padded (`pads`) as much for their own type in and out
     fill     = bytes of the rows that tiles hold and the GEMM has not, once for each tile of columns, x per_empty, and once
                x per_empty_tile: not below crowd / 2 tiles, in full from `crowd` on
     delivered = (memory^p + (serial + fill)^p)^(1/p)         waited = waits x serial + fill
@@ -59,7 +60,8 @@ times at 1 to 256 rows step by 1.3 us (SGLang's, vLLM's block FP8) or 0.7 (vLLM'
 shape, cuBLAS's hardly. A benchmark of one copy leaves a call's results there too: all that it moves costs that share where all
 of it fits (64 matrices of 512 x 128 on H100: 320 rows move 35 MB in 9 us, 512 rows 50 MB in 23). Serving's lie nowhere.
 Copies: vLLM's block FP8 pads rows that four does not divide, and their scales, in kernels that take 5 us, a third of it with
-one row; where the reduction is a single block of 128 all its calls take half of that more (10.9 us of 128 k, 8.7 of 256).
+one row, and longer by the byte, at the pace of its conversion (161 rows of 65,536 k take 11 us longer than 160 do); where
+the reduction is a single block of 128 all its calls take half of that more (10.9 us of 128 k, 8.7 of 256).
 Not modelled: stream-K, clocks, scales of odd layouts, vLLM's tiles of 256 rows (from 8,192 rows and a reduction of 6,144 on),
 what CUTLASS reads again where an operand exceeds the cache (50,000 columns).
 """
@@ -136,7 +138,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     reach_s = c["reach_s"] * _far(c, works, at)
     walk_s = walk_s + fill_s + reach_s
     launch_s = c["t0_s"] * works["launches"] + c["misaligned_s"] * _padded(m, k)
-    convert_s = c["convert"] * _converted(works, batch * m * k) / at.hw.memory.bytes_per_s
+    converted = _converted(works, batch * m * k) + _copied(c, works, m)
+    convert_s = c["convert"] * converted / at.hw.memory.bytes_per_s
     terms = {
         "launch": launch_s, "memory": memory_s, "convert": convert_s, "compute": compute_s, "tiles": walk_s, "split": split_s,
     }  # fmt: skip
@@ -248,6 +251,11 @@ def _converted(works: Works, elements: FloatArray) -> FloatArray:
     """Bytes that converting the activations moves: 16 bits in, the type of the GEMM out."""
     read = works["act_read_bytes"]
     return np.where(read < _WIDE * elements, _WIDE * elements + read, 0.0)
+
+
+def _copied(c: Mapping[str, float], works: Works, m: FloatArray) -> FloatArray | float:
+    """Bytes that padding the activations moves, [ops]: in and out again."""
+    return np.where(m % _ALIGNED == 0, 0.0, 2.0 * works["act_read_bytes"]) if c["pads"] else 0.0
 
 
 FORM = Form(SCHEMAS["gemm"], seconds)
