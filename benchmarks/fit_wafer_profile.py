@@ -82,9 +82,8 @@ def fit(points: Sequence[Figure]) -> np.ndarray:
         p = np.exp(x - 1.0) * START
         return weight * np.array([np.log(step_s(f, p) * (f.measured or 1.0)) for f in (*wse2, *cs3)])
 
-    found = least_squares(
-        residual, np.ones(3), diff_step=0.02, max_nfev=6
-    )  # times are whole ns: no finer step
+    # Times are whole ns: no finer step.
+    found = least_squares(residual, np.ones(3), diff_step=0.02, max_nfev=6)
     return np.asarray(np.exp(found.x - 1.0) * START)
 
 
@@ -101,9 +100,8 @@ def prefill_s(figure: Figure, shift_s: float, eta_mesh: float) -> float:
 def show_prefill(figures: Sequence[Figure]) -> None:
     """Prints shift_s and eta_mesh of each model and of both, and how far off either leaves every row."""
     took = np.array([int(f.input_len) / (f.measured or 1.0) for f in figures])
-    plain = np.array(
-        [prefill_s(f, 0.0, 1.0) for f in figures]
-    )  # the time is linear in shift_s and in 1 / eta_mesh
+    # The time is linear in shift_s and in 1 / eta_mesh.
+    plain = np.array([prefill_s(f, 0.0, 1.0) for f in figures])
     shift = np.array([prefill_s(f, 1e-6, 1.0) for f in figures]) - plain
     slow = np.array([prefill_s(f, 0.0, 0.5) for f in figures]) - plain
     models = np.array([f.model for f in figures])

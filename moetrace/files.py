@@ -18,19 +18,14 @@ import pyarrow.parquet as pq
 from moetrace.errors import OutputError
 from moetrace.scratch import held_directory, let_go, remove
 
-RUN_FILES = (
-    "run.json",
-    "ops.parquet",
-    "routing.parquet",
-    "routing_tokens.parquet",
-)  # a RUN's facts, which only writing a RUN may replace
+# A RUN's facts, which only writing a RUN may replace.
+RUN_FILES = ("run.json", "ops.parquet", "routing.parquet", "routing_tokens.parquet")
 GRID_SUMMARY = "grid.json"  # what the folder of a grid has
 RANKS_SUMMARY = "ranks.json"  # what a folder with the RUNs of ranks has, once it is whole
 _OURS = frozenset({*RUN_FILES, "attribution.parquet", "timeline.json"})
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)  # a Path has one slash fewer
-_OTHERS = frozenset(
-    {".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".txt", ".html", ".toml"}
-)  # names of what no table is
+# Endings that name something other than a Parquet table.
+_OTHERS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".txt", ".html", ".toml"})
 _STALE = re.compile(r"\.(.+)\.\d+\.part")  # what `write_whole` leaves if it is killed
 
 

@@ -184,9 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
         folder = Path(fake.profiling.get("output_dir", fake.folder))
         batch, _, tokens = fake.profiled[-1] if fake.profiled else (4, 0, 3)
         fake.profiling = None
-        threading.Thread(
-            target=fake.write_traces, args=(folder, batch, tokens - 1)
-        ).start()  # it answers before
+        # The server answers before its traces are written.
+        threading.Thread(target=fake.write_traces, args=(folder, batch, tokens - 1)).start()
         return self.answer(200)
 
     def nothing(self, _: Any) -> None:

@@ -27,12 +27,10 @@ MIN_SHAPES = 3
 _FOLDS = 10  # more shapes than that are left out in groups
 _SCALE = 0.05  # error at which the loss turns from square to linear
 _PRIOR_SHARE = 0.01  # of the rows that the prior is worth, at an error of _SCALE each
-_UNDETERMINED = (
-    3.0  # of its prior's spread: a coefficient that the rows alone leave wider stays where it started
-)
-_GONE = (
-    0.4  # of where it started: what the rows drove below it and do not determine is the least that it may be
-)
+# Of its prior's spread: a coefficient that the rows alone leave wider stays where it started.
+_UNDETERMINED = 3.0
+# Of where it started: what the rows drove below it and do not determine is the least that it may be.
+_GONE = 0.4
 _NOTHING = 1e-9  # information about a logarithm: none
 _TOGETHER = 10.0  # rows of one shape that count as one, at most
 _EVALUATIONS = 60
@@ -156,9 +154,8 @@ def held_out(
     order = np.random.default_rng(0).permutation(shapes)
     out = np.full(len(problem), np.nan)
     for fold in np.array_split(order, min(_FOLDS, shapes.size)):
-        inside = np.isin(problem.shape, fold) | ~np.isin(
-            problem.shape, shapes
-        )  # of no shape that is fitted: any fold
+        # Of no shape that is fitted: any fold.
+        inside = np.isin(problem.shape, fold) | ~np.isin(problem.shape, shapes)
         others = np.random.default_rng(0).permutation(np.flatnonzero(~inside & usable))[:most]
         value = fit(problem.take(np.sort(others)), start).value
         out[inside] = problem.take(np.flatnonzero(inside)).log_error(value)

@@ -133,9 +133,8 @@ def read_run(path: Path, hardware: str) -> Measured:
     if run.meta.kind != "measured":
         raise CalibrationError(f"{path}: a {run.meta.kind} run: coefficients are fitted to measured ones")
     there = run.meta.hardware or run.meta.device_class
-    other = there != hardware and {there, hardware} <= set(
-        profile_names()
-    )  # one's own profile may be of any machine
+    # One's own profile may be of any machine.
+    other = there != hardware and {there, hardware} <= set(profile_names())
     if run.meta.device_class != "gpu" or other:
         raise CalibrationError(f"{path}: the run was recorded on {there}, not on {hardware}")
     index, found = run.distinct_ops

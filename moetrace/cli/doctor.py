@@ -13,12 +13,8 @@ from moetrace.cli.options import hardware_option, json_option, open_source, read
 if TYPE_CHECKING:
     from moetrace.parse.ranks import Found
 
-ENGINES = (
-    "vllm",
-    "sglang",
-    "tensorrt-llm",
-    "transformers",
-)  # those of parse/remedies.py, which is slow to import
+# Those of parse/remedies.py, which is slow to import.
+ENGINES = ("vllm", "sglang", "tensorrt-llm", "transformers")
 LACKING = 1
 
 

@@ -74,9 +74,8 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a name that the terminal's encoding lacks is no reason to die
+            # A name that the terminal's encoding lacks is no reason to die.
+            stream.reconfigure(errors="backslashreplace")
     try:
         with terminable(), cli.make_context("moetrace", list(arguments) or ["--help"]) as ctx:
             cli.invoke(ctx)

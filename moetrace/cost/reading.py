@@ -79,9 +79,8 @@ def _in_memory(table: object) -> pa.Table:
                 )
             return pa.table(dict(table))
         frame = _frame(table)
-        mixed = {
-            name: "string" for name, dtype in frame.dtypes.items() if str(dtype) == "object"
-        }  # words among numbers
+        # Columns of words among numbers.
+        mixed = {name: "string" for name, dtype in frame.dtypes.items() if str(dtype) == "object"}
         return pa.Table.from_pandas(frame.astype(mixed), preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise ScenarioError(f"the table cannot be read: {error}") from error

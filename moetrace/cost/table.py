@@ -150,9 +150,8 @@ def _with_kv(rows: Rows, found: OpColumns, column: dict[str, pa.ChunkedArray]) -
         else:
             return replace(found, dims=dims)
         read = np.where(window > 0, np.minimum(context, window), context)
-        dims["context"] = np.where(
-            context > read, context, np.nan
-        )  # of it, what a window cuts off costs little
+        # Of it, what a window cuts off costs little.
+        dims["context"] = np.where(context > read, context, np.nan)
         dims["kv"] = np.where(
             found.by_type(["kv" in dims_of(op.kind) for op in found.types]) > 0, dims["batch"] * read, np.nan
         )

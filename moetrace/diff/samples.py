@@ -97,9 +97,8 @@ class _Sums:
 
     def add(self, part: Run) -> None:
         step = part.numpy("step").astype(np.int64)
-        block = self._block_of_step[
-            np.minimum(step, len(self._block_of_step) - 1)
-        ]  # step -1: the last, no block
+        # Step -1 gives the last entry, which is no block.
+        block = self._block_of_step[np.minimum(step, len(self._block_of_step) - 1)]
         group, devices = step_and_device(part)
         start, dur = part.numpy("start_ns"), part.numpy("dur_ns")
         number = devices_of_steps(group, len(devices), len(self._block_of_step))

@@ -25,9 +25,8 @@ class GraphNodes:
 
     def __init__(self, start: IntArray, thread: IntArray, ids: IntArray, origin: IntArray) -> None:
         """`ids` in any order; `origin`: the node that each is a clone of, `ABSENT` for none."""
-        order = np.lexsort(
-            (start, ids)
-        )  # of two rows of a node the earlier: the later sets its parameters anew
+        # Of two rows of a node the earlier: the later sets its parameters anew.
+        order = np.lexsort((start, ids))
         first = np.concatenate(([True], np.diff(ids[order]) != 0))[: len(order)]
         at = order[first]
         self._ids, self.start, self.thread = ids[at], start[at], thread[at]

@@ -18,9 +18,8 @@ IntArray = npt.NDArray[np.int64]
 
 _PAGE = 256  # texts that are written and read together
 _CACHED = 32  # pages that are held once they were read
-_HELD = (
-    8 << 20
-)  # characters of texts of any trace that are remembered throughout, and of later ones for a while
+# Characters of texts of any trace that are remembered throughout, and of later ones for a while.
+_HELD = 8 << 20
 _MANY = 1 << 15  # and their number
 
 

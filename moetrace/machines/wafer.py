@@ -38,12 +38,10 @@ from moetrace.op import Costs, FloatArray, Works
 
 PLACEMENTS = ("spread", "own", "whole")
 _LINK_DIRECTIONS = 8  # a core's router has four neighbours, in and out: fabric bandwidth counts them all
-_MATRICES = frozenset(
-    {"dense_gemm", "shared_expert", "experts"}
-)  # families whose weights have cores of their own
-_LOCAL = frozenset(
-    {"elementwise", "copy", "moe_act"}
-)  # what each core does to what it holds: nothing crosses the mesh
+# Families whose weights have cores of their own.
+_MATRICES = frozenset({"dense_gemm", "shared_expert", "experts"})
+# What each core does to what it holds: nothing crosses the mesh.
+_LOCAL = frozenset({"elementwise", "copy", "moe_act"})
 
 
 def cost(

@@ -37,9 +37,8 @@ class Work:
     rows: float = 0.0
     launches: float = 1.0
     resident_bytes: float = 0.0  # weights held for this op, touched or not: all experts, the whole matrix
-    inner_bytes: float = (
-        0.0  # of activations between the kernels of a merged op: may stay in cache, so not in `bytes`
-    )
+    # Of activations between the kernels of a merged op: may stay in cache, so not in `bytes`.
+    inner_bytes: float = 0.0
     known: bool = True  # False: the dims did not suffice, so the record is empty, not zero
 
     @property

@@ -1,7 +1,8 @@
 """Op families: names -> kinds, facts -> ops, ops -> work. A new op goes into one file here and into no other.
 
 Each family file has KINDS (what there is and its work), KERNELS and OPERATORS (how kernels and framework operators are
-named) and `dims` (how an op is built from what a trace shows). The order of FAMILIES is the order of matching.
+named) and `dims` (how an op is built from what a trace shows; `moe_dims` has that of the MoE block). The order of FAMILIES is
+the order of matching.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ _GENERIC = "elementwise"
 
 KINDS: dict[str, Kind] = {kind.name: kind for module in FAMILIES for kind in module.KINDS}
 OTHER = "other"
-_TELLING = (
-    16_384  # characters of a name that are searched: the longest of templated kernels have a few thousand
-)
+# Characters of a name that are searched: the longest of templated kernels have a few thousand.
+_TELLING = 16_384
 LONG_NUMBER = re.compile(r"\d{5,}")  # what numbers a name: an address, a count
 # Names of groups of kinds that recognition narrows down later (see parse/parts.py and parse/order.py).
 _HOME = {"moe_gemm": moe, **{kind.name: module for module in FAMILIES for kind in module.KINDS}}

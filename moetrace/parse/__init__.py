@@ -36,11 +36,8 @@ from moetrace.run import Run
 Progress = Callable[[float], object]
 _HOW = ("progress", "scratch")  # options that say nothing of the trace
 _RECORDING, _NSYS = "recording.json", "trace.sqlite"
-_IN_RECORDING = (
-    "trace.json.gz",
-    "trace.json",
-    _NSYS,
-)  # what the recorder calls a trace: its folder has the telling name
+# What the recorder calls a trace: its folder has the telling name.
+_IN_RECORDING = ("trace.json.gz", "trace.json", _NSYS)
 _CAPTURE = "capture.json.gz"  # and the trace of its graph's capture, if it replayed one
 
 

@@ -16,7 +16,7 @@ from moetrace.grouping import distinct_rows
 from moetrace.model import ModelSpec
 from moetrace.op import Op
 from moetrace.ops import Seen
-from moetrace.ops.moe import FUSED
+from moetrace.ops.moe_dims import FUSED
 from moetrace.parse.facts import Split
 from moetrace.parse.nesting import IntArray
 from moetrace.parse.order import ATTENTION, DRAFT
@@ -24,9 +24,8 @@ from moetrace.parse.rows import ANNOTATION, CAPTURE, MODEL, NAME, NONE, PERIOD, 
 from moetrace.parse.steps import Attended, StepName
 
 _NO_TENSORS = Tensors()
-_MANY = (
-    1 << 15
-)  # sets of facts that are remembered with their op: a trace has more only where names are numbered
+# Sets of facts that are remembered with their op: a trace has more only where names are numbered.
+_MANY = 1 << 15
 _BY_TP = ("all_reduce", "all_gather", "reduce_scatter")
 _BY_EP = ("moe_dispatch", "moe_collect", "all_to_all")
 

@@ -26,11 +26,8 @@ _SLOT = {
     **dict.fromkeys(("moe_act", "shared_act"), "activation"),
 }  # fmt: skip
 _BOTH = {"moe_gemm": (_UP, _DOWN), "moe_experts": (_UP, _DOWN), _GEMM: (_GEMM, "router")}
-_KNOWN, _LIGHT, _GUESSED = (
-    3,
-    1,
-    2,
-)  # what a kernel on an op of its kind is worth, the more the less it can be missing
+# What a kernel on an op of its kind is worth, the more the less it can be missing.
+_KNOWN, _LIGHT, _GUESSED = 3, 1, 2
 _LONGEST = 4  # times as long as all that could be in its place: then the longest is taken
 
 

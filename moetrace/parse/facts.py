@@ -30,12 +30,10 @@ class Seen:
     def __init__(self, events: Events) -> None:
         self._events = events
         self._said = Told(events.texts, _says)
-        self._pairs: set[tuple[int, int]] = (
-            set()
-        )  # what an operator says of the model, and the code of its tensors
-        self.traffic: dict[
-            str, int
-        ] = {}  # kinds of collectives that ran -> the largest group that states its size, or 0
+        # What an operator says of the model, and the code of its tensors.
+        self._pairs: set[tuple[int, int]] = set()
+        # Kinds of collectives that ran -> the largest group that states its size, or 0.
+        self.traffic: dict[str, int] = {}
         self.layers = 0  # by annotation
         self.device = -1  # of the first op
         self.on_cpu = False
@@ -106,10 +104,8 @@ def model_of(
     if isinstance(config, dict):
         weights = _RECORDED_DTYPES.get(str(recording.get("dtype")))
         if weights and not (config.get("dtype") or config.get("torch_dtype") or "text_config" in config):
-            config = {
-                **config,
-                "dtype": weights,
-            }  # a model built without saying so is not bf16, but what it is
+            # A model built without saying so is not bf16, but what it is.
+            config = {**config, "dtype": weights}
         return ModelSpec.from_config(config, str(recording.get("model") or "recorded")), "recorded", []
     inferred = infer_model(seen) if len(seen) > 1 else None
     if inferred is None:

@@ -15,9 +15,8 @@ from moetrace.parse.graphs import COPIED, Graph
 from moetrace.parse.nesting import IntArray, lookup
 
 _AGREED = 0.95  # of the kernels whose kind is known on both sides: names are not always recognised rightly
-_FITTING = (
-    0.5  # of the kernels of a replay and of a graph that must be alike for the one to be the other's capture
-)
+# Of the kernels of a replay and of a graph that must be alike for the one to be the other's capture.
+_FITTING = 0.5
 _TABLE = 1 << 25  # cells of a table that an alignment may fill: 128 MB
 NO_FIT = "no graph captured for its tokens has these kernels"
 _Fit = tuple[Graph, IntArray]  # a graph and, for each kernel of a replay, its launch there; -1: none

@@ -20,9 +20,8 @@ GEMMS = ("gemm",)
 BREAKS = ("norm", "all_reduce", "reduce_scatter")  # what parts one block from the next
 DRAFT = "draft"  # role, or its first word, of everything behind the model's last layer and head
 
-Widths = Sequence[
-    tuple[int, int]
-]  # (outputs n, inputs k) of each op that is a GEMM with known shapes, else (0, 0)
+# (outputs n, inputs k) of each op that is a GEMM with known shapes, else (0, 0).
+Widths = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)

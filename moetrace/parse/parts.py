@@ -20,18 +20,16 @@ from moetrace.parse.rows import Rows
 
 _LAYER = re.compile(r"moetrace\.layer#(\d{1,4})(?!\d)")  # a deeper model is damage (model.config.MAX_LAYERS)
 _PART = re.compile(r"moetrace\.part:(\w+)")
-_LISTED = re.compile(
-    r"\blayers?[._](\d{1,4})\b"
-)  # model.layers.3.mlp, in what a graph's nodes were annotated with
+# As in model.layers.3.mlp, which a graph's nodes were annotated with.
+_LISTED = re.compile(r"\blayers?[._](\d{1,4})\b")
 _MODULE_LAYER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|Block|TransformerLayer)_(\d{1,9})(?!\d)")
 
 _SIMPLE = {
     "input_norm": "norm", "post_norm": "norm", "final_norm": "norm", "embedding": "embedding", "sampling": "sampling",
 }  # fmt: skip
 _GEMM = {"router": "router", "lm_head": "lm_head"}
-_ONE_EXPERT = re.compile(
-    r"aten::(mm|addmm|_scaled_mm|linear|mkldnn_linear)$|mkldnn::_linear"
-)  # experts run one by one
+# Experts run one by one.
+_ONE_EXPERT = re.compile(r"aten::(mm|addmm|_scaled_mm|linear|mkldnn_linear)$|mkldnn::_linear")
 _MLP = {
     "shared_expert": ("shared_gate_up", "shared_down", "shared_act"),
     "dense_mlp": ("dense_gate_up", "dense_down", "activation"),

@@ -26,9 +26,8 @@ def starts_of_passes(layers: Sequence[int], kinds: Sequence[str], depth: int) ->
     begin = np.flatnonzero((layer >= 0) & (np.diff(layer, prepend=-1) != 0))
     if len(begin) != count:
         return []
-    sizes = np.diff(begin)[
-        1:
-    ]  # nothing lies between passes in front of the first layer, and what does behind the last
+    # Nothing lies between passes in front of the first layer, and what does behind the last.
+    sizes = np.diff(begin)[1:]
     if [n for n in range(1, depth + 1) if not depth % n and _repeats(sizes, n)] != [depth]:
         return []
     head = list(kinds[: begin[1]])

@@ -15,7 +15,7 @@ from moetrace.formats.texts import alike
 from moetrace.grouping import distinct_rows, rows_of_groups
 from moetrace.model import ModelSpec
 from moetrace.ops import OTHER, gemm
-from moetrace.ops.moe import FUSED
+from moetrace.ops.moe_dims import FUSED
 from moetrace.parse import passes
 from moetrace.parse.expected import told
 from moetrace.parse.kinds import Kinds
@@ -27,13 +27,8 @@ from moetrace.parse.roles import resolve
 from moetrace.parse.rows import Rows
 from moetrace.parse.steps import StepName
 
-_VAGUE = (
-    "other",
-    "elementwise",
-    "gemm",
-    "copy",
-    "sampling",
-)  # kinds that name an op less well than its kernel
+# Kinds that name an op less well than its kernel.
+_VAGUE = ("other", "elementwise", "gemm", "copy", "sampling")
 _ONCE = ("topk", "moe_combine", "activation")  # kinds of which a layer has one: the first that the step has
 # Sequences of kinds that are remembered at a time, and their ops: a graph has one, steps run op by op have many.
 _SOLVED, _ROWS = 256, 1 << 17
@@ -166,10 +161,8 @@ class Order:
         if self._model is None or not self._model.full_every or OTHER not in kinds:
             return False
         once = next((kinds.count(kind) for kind in _ONCE if kind in kinds), 0)
-        return max(layers) + 1 < self._depth and once in (
-            self._depth,
-            self._depth + 1,
-        )  # and one of the sampler's
+        # All layers have one, or all and the sampler.
+        return max(layers) + 1 < self._depth and once in (self._depth, self._depth + 1)
 
     def _by_period(self, index: IntArray, names: IntArray) -> IntArray:
         kinds = self._kinds.names

@@ -66,9 +66,8 @@ def _layer_roles(
         _linear_roles(kinds, roles, before, own, last)
     elif mla:
         between = [i for i in gemms if first < i < last]
-        named = any(
-            kinds[i] == "mla_attention" for i in marks
-        )  # by its kernel, so surely on the latent cache
+        # By its kernel, so surely on the latent cache.
+        named = any(kinds[i] == "mla_attention" for i in marks)
         _mla_roles(roles, before, between, own, inner, named, hints.q_lora)
     else:
         _gqa_roles(roles, before, inner)

@@ -43,9 +43,8 @@ class Rows:
     stream: IntArray
     copied: BoolArray  # a copy or memset, no kernel
     on_cpu: bool
-    source: npt.NDArray[np.int8] = field(
-        init=False
-    )  # index into SOURCES: where operator and shapes came from
+    # Index into SOURCES: where operator and shapes came from.
+    source: npt.NDArray[np.int8] = field(init=False)
     step: IntArray = field(init=False)
     layer: IntArray = field(init=False)  # by annotation
     part: IntArray = field(init=False)  # code of the annotated part
@@ -136,9 +135,8 @@ def resolve(linked: Block, events: Events) -> Rows:
     operator = _operators(events, linked)
     operator[linked["by_graph"] & _enclosing(events, operator, linked)] = -1
     tensors = lookup(events.tensors, operator)
-    sent = np.array(
-        [t.nbytes > 0 for t in events.tensor_sets] + [False], dtype=bool
-    )  # a call that says its message
+    # A call that says its message.
+    sent = np.array([t.nbytes > 0 for t in events.tensor_sets] + [False], dtype=bool)
     rows = Rows(
         **{
             name: linked[name]

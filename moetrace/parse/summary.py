@@ -78,9 +78,8 @@ class _Sums:
         self._ranks: set[int] = set()
         self.unnamed: dict[str, FloatArray] = {}  # kernel -> time, count
         self.without_bytes: dict[str, FloatArray] = {}
-        self.families: dict[
-            str, FloatArray
-        ] = {}  # family -> count, seconds, FLOPs, bytes, seconds with bytes known
+        # Family -> count, seconds, FLOPs, bytes, seconds with bytes known.
+        self.families: dict[str, FloatArray] = {}
         self.shortened = False  # whether sums by kernel were left out
         size = max([s.index for s in run.meta.steps], default=-1) + 1
         self._ops, self._busy = np.zeros(size, np.int64), np.zeros(size)

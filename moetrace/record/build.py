@@ -131,9 +131,8 @@ def _load(config: Any, folder: Path, dtype: torch.dtype) -> Any:
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: no *.safetensors files there (expected a local folder of weights)")
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(
-        logging.CRITICAL
-    )  # it lists the layers that are left out, which is what was asked for
+    # transformers would list the layers that are left out, which is what was asked for.
+    logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
         model, said = transformers.AutoModelForCausalLM.from_pretrained(

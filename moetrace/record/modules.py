@@ -96,9 +96,8 @@ def other_models(recorded: nn.Module | None, called: Iterable[str]) -> list[str]
 
     from torch import nn
 
-    held = [
-        m for m in gc.get_objects() if issubclass(type(m), nn.Module)
-    ]  # isinstance would wake lazy objects
+    # Not isinstance, which would wake lazy objects.
+    held = [m for m in gc.get_objects() if issubclass(type(m), nn.Module)]
     inside = {id(c) for m in held for c in m._modules.values() if c is not None}
     inside |= {id(m) for m in recorded.modules()} if recorded is not None else set()
     roots = [m for m in held if id(m) not in inside and not _holds(m, recorded)]

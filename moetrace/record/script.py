@@ -72,9 +72,8 @@ def run_program(program: Program, out: Path, settings: Settings) -> Ran:
     _check(program)
     ran = Ran()
     recorder = Recorder(out.absolute(), settings)  # the program may change the directory
-    left: list[
-        object
-    ] = []  # the program's names: what models it holds is looked at when the recording is written
+    # The program's names: what models it holds is looked at when the recording is written.
+    left: list[object] = []
     try:
         with recorder:
             with _Held() as held, _as_main(program), terminable():

@@ -109,9 +109,8 @@ def run_workload(
     scratch = Path(tempfile.mkdtemp(prefix="moetrace-"))
     try:
         loop = _loop(work, model, config, forcing, scratch)
-        rehearsals = (
-            2 if device.type == "cuda" else 1
-        )  # on a GPU the first one loads kernels, and captures the graph
+        # On a GPU the first one loads kernels, and captures the graph.
+        rehearsals = 2 if device.type == "cuda" else 1
         with record(
             out,
             model=model,

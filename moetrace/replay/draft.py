@@ -65,9 +65,8 @@ class Draft:
     steps: tuple[Step, ...]
     model: ModelSpec | None
     notes: tuple[str, ...] = ()
-    shares: tuple[
-        Share, ...
-    ] = ()  # of each step; empty: every step is computed once, by one rank's whole batch
+    # Of each step; empty: every step is computed once, by one rank's whole batch.
+    shares: tuple[Share, ...] = ()
     loops: tuple[Loop | None, ...] = ()  # that begin at each cell; empty: every row runs once
 
     @classmethod

@@ -125,9 +125,8 @@ def together(s: Sums, computing: FloatArray, five: BoolArray, hw: Hardware) -> F
     """
     stretch = computing / np.maximum(sum(s[name] for name in (*_STAGES, "alone")), 1.0)
     kept = (s["kept in"] + s["kept out"]) / np.maximum(s["in"] + s["out"], 1.0)
-    fewer = (
-        1.0 / np.maximum(1.0 - kept, 1.0 / hw.multiprocessors) - 1.0
-    )  # what kernels limited to the others take more
+    # What kernels limited to the others take more.
+    fewer = 1.0 / np.maximum(1.0 - kept, 1.0 / hw.multiprocessors) - 1.0
 
     def stages(*names: str, beside: str = "") -> FloatArray:
         """ns of stages of one half, beside what the other sends."""

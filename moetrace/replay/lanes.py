@@ -138,9 +138,8 @@ class Lanes:
 
     def __init__(self, axis: Axis, values: Values) -> None:
         self.axis, self.values = axis, values
-        self.decided: bool | None = (
-            None  # what they say in a condition, once asked, where they all say the same
-        )
+        # What they say in a condition, once asked, where they all say the same.
+        self.decided: bool | None = None
 
     def on(self, axis: Axis) -> Values:
         """The values on an axis that follows from more settings; shape [axis.size]."""
@@ -256,10 +255,8 @@ def each(function: Callable[..., float], *numbers: Any) -> Any:
     space = lanes[0].axis.space
     asked = (function, *(id(number) if isinstance(number, Lanes) else number for number in numbers))
     if asked not in space.answers:
-        space.answers[asked] = (
-            _each(function, lanes, numbers),
-            numbers,
-        )  # which keeps the Lanes, and so their ids
+        # The Lanes are kept, so that their ids are not used again.
+        space.answers[asked] = _each(function, lanes, numbers), numbers
     return space.answers[asked][0]
 
 

@@ -122,9 +122,8 @@ def _summary(
     meta, base = prediction.run.meta, prediction.summary
     weights = step_weights(meta.steps)
     ends = drafting.ends if drafting else (None, None, None)
-    columns = zip(
-        prediction.step_s.T, ends, strict=True
-    )  # both models' errors are one machine's: they err together
+    # Both models' errors are one machine's: they err together.
+    columns = zip(prediction.step_s.T, ends, strict=True)
     usual = prediction.step_s[:, 0]
     found = metrics(
         [first_and_rest(meta.steps, column, load, draft, usual) for column, draft in columns], load

@@ -47,14 +47,12 @@ class Tally:
         self._need: Need | None = None
         self._said: dict[str, str] = {}  # by the text without its numbers
         self._anchored = self._total = 0.0
-        self._steps: dict[
-            str, list[tuple[float, ...]]
-        ] = {}  # by phase, in ns: span, low, high, measured; idle, tokens
+        # By phase, in ns: span, low, high, measured; idle, tokens.
+        self._steps: dict[str, list[tuple[float, ...]]] = {}
         self._busy: dict[str, dict[str, float]] = {}
         self._in_focus = 0  # steps, each as often as it has ranks
-        self._ranks: dict[
-            int, npt.NDArray[np.float64]
-        ] = {}  # steps, ns of ops, of waiting, of waiting as recorded
+        # Steps, ns of ops, of waiting, of waiting as recorded.
+        self._ranks: dict[int, npt.NDArray[np.float64]] = {}
         self._experts: Counter[tuple[Op, str]] = Counter()
         self._beyond: dict[str, dict[str, None]] = {}  # by phase: reasons
 

@@ -57,9 +57,8 @@ def unrolled(draft: Draft) -> Draft:
     length = np.array([loop.rows if loop else 1 for loop in draft.loops], dtype=np.int64)[draft.cell]
     times = np.array([int(loop.times) if loop else 1 for loop in draft.loops], dtype=np.int64)[draft.cell]
     here = np.arange(draft.rows.size)
-    begin = here[
-        here >= np.maximum.accumulate(np.concatenate([[0], (here + length)[:-1]]))
-    ]  # of each loop or row
+    # Of each loop or row.
+    begin = here[here >= np.maximum.accumulate(np.concatenate([[0], (here + length)[:-1]]))]
     size = length[begin] * times[begin]
     which = np.repeat(np.arange(begin.size), size)
     nth = np.arange(which.size) - np.repeat(np.cumsum(size) - size, size)

@@ -110,9 +110,8 @@ def _row(facts: Facts, phase: Facts, common: Sequence[str]) -> tuple[str, ...]:
     distinct = facts.get("distinct") or {}
     settings = " ".join(s for s in facts["label"].split() if s not in common)
     idle = float(phase.get("idle_share") or 0.0)
-    waits = top is not None and idle > top["share"] * (
-        1 - idle
-    )  # the device waits longer than it does anything else
+    # The device waits longer than it does anything else.
+    waits = top is not None and idle > top["share"] * (1 - idle)
     return (
         clean(facts["hardware"]),
         clean(settings or "as recorded" if not common else settings or DASH),

@@ -21,9 +21,8 @@ def diff_report(facts: Facts, by: str, top: int, everything: bool = False) -> li
     ]
     blocks.append(headline(facts))
     rows = facts[TABLES[by]]
-    blind = all(
-        row["low_s"] is None for row in rows
-    )  # too few steps to tell noise: then every row is worth a look
+    # Too few steps to tell noise: then every row is worth a look.
+    blind = all(row["low_s"] is None for row in rows)
     shown = [row for row in rows if row["sure"] or everything or (blind and row["change_s"])]
     lines = _lines(by, shown)
     if lines:

@@ -167,9 +167,8 @@ class _Lanes:
     """The lanes of ops that come part by part: an op that still runs as the next part begins keeps its lane to itself."""
 
     def __init__(self) -> None:
-        self._ends: dict[
-            tuple[int, int], dict[int, int]
-        ] = {}  # process and stream -> lane -> when its last op ends
+        # Process and stream -> lane -> when its last op ends.
+        self._ends: dict[tuple[int, int], dict[int, int]] = {}
 
     def of(self, rank: Ints, stream: Ints, start: Ints, end: Ints) -> Ints:
         """The lane of each op of the next part."""
@@ -223,9 +222,8 @@ class _Layers:
     """Spans of consecutive ops of one layer, cut where the next begins, so that none overlap on the track."""
 
     def __init__(self) -> None:
-        self._last: dict[
-            int, tuple[int, int, int]
-        ] = {}  # process -> layer, begin, end of the span that is still open
+        # Process -> layer, begin, end of the span that is still open.
+        self._last: dict[int, tuple[int, int, int]] = {}
 
     def spans(self, part: Run, rank: Ints, start: Ints, dur: Ints) -> Iterator[bytes]:
         """The spans that the ops of a part close."""

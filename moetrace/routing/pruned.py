@@ -103,9 +103,8 @@ def _followed(
             cells[key].lacking += int(lacking[cell[first] == i].sum())
     if {key: one.tokens for key, one in cells.items()} != routing.token_counts():
         raise _others(by_token)
-    often = {
-        layer: np.full(routing.experts, 0.5) for layer in kept
-    }  # an expert that was not seen may be next
+    # An expert that was not seen may be next.
+    often = {layer: np.full(routing.experts, 0.5) for layer in kept}
     for (_, at), one in cells.items():
         often[at] += one.hits
     return {

@@ -59,9 +59,8 @@ class Meta:
     engine: str | None = None
     routing: str = "none"  # provenance of distinct-expert counts
     notes: tuple[str, ...] = ()  # warnings and assumptions, one sentence each
-    facts: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # counts of the reader: events, damaged, outside steps
+    # Counts of the reader: events, damaged, outside steps.
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def own_experts(self) -> bool:

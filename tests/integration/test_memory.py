@@ -20,9 +20,8 @@ pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").is_file(), reason="peaks are read from Linux's /proc"
 )
 _FEW, _MANY = 12_000, 48_000  # kernels
-_ROOM = (
-    20 << 20
-)  # bytes: 36,000 more kernels with all that is made of them take 60 MB and more where they are held
+# Bytes: 36,000 more kernels with all that is made of them take 60 MB and more where they are held.
+_ROOM = 20 << 20
 _RUN = """
 import sys
 from moetrace.formats import events, piles, texts

@@ -57,10 +57,8 @@ def made(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         events = decode_trace()
         group = [e for e in events if e["cat"] == "kernel"][::5]
         for event in group:
-            event["ts"], event["dur"] = (
-                event["ts"] + 2 * rank,
-                event["dur"] - 2 * rank,
-            )  # rank 1 arrives later
+            # Rank 1 arrives later.
+            event["ts"], event["dur"] = event["ts"] + 2 * rank, event["dur"] - 2 * rank
             event["name"] = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"
             event["args"] = {
                 **event["args"],

@@ -197,9 +197,8 @@ def test_doubling_a_rate_halves_its_part_of_every_op_and_nothing_else(run, node_
         for column in ("memory_s", "compute_s", "network_s", "fixed_s"):
             factor = 0.5 if column.removesuffix("_s") in what else 1.0
             assert np.array_equal(after[column], factor * before[column], equal_nan=True), column
-        same = [
-            name for name in MEASURED if name != "error"
-        ]  # told by the share of the time that is memory's
+        # Told by the share of the time that is memory's.
+        same = [name for name in MEASURED if name != "error"]
         assert after[same].equals(before[same])
         if len(what) == 3:
             assert np.array_equal(after.lower_bound_s, before.lower_bound_s / 2, equal_nan=True)

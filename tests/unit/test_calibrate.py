@@ -86,9 +86,8 @@ def test_what_the_rows_drive_towards_nothing_is_nothing_and_what_they_do_not_tou
 ) -> None:
     """A step that the rows do not have must not come back with the value that the fit started from."""
     rows = table()
-    rows.loc[rows["tokens"] > rows["experts"], "seconds"] *= (
-        0.9  # a step downwards, which no coefficient allows
-    )
+    # A step downwards, which no coefficient allows.
+    rows.loc[rows["tokens"] > rows["experts"], "seconds"] *= 0.9
     rows.to_csv(tmp_path / "mine.csv", index=False)
     problem = Problem.of("experts", read_measurements(tmp_path / "mine.csv", "h100-sxm"), machine(), "warm")
     found = fit(problem, {"crowded_rows": 16.0})

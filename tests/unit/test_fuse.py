@@ -81,9 +81,8 @@ KINDS = {text.split()[0]: name for text, name in CLASS.items() if name not in (N
 Ops = list[tuple[int, int, str]]  # step, layer, op
 
 K_AND_V = ["kv_write bf16 elements=8192", "kv_write bf16 elements=512"]
-SIX_KB = (
-    "elementwise bf16 elements=1500"  # tiny, yet more than the small norm and cache write of one token move
-)
+# Tiny, yet more than the small norm and cache write of one token move.
+SIX_KB = "elementwise bf16 elements=1500"
 CLASS[SIX_KB] = "tiny"
 
 

@@ -55,9 +55,8 @@ def test_absolute_whole_microseconds(tmp_path: Path) -> None:
 def test_absolute_microseconds_with_decimals_are_read_digit_by_digit(
     tmp_path: Path, text: str, ns: int
 ) -> None:
-    data = json.dumps([event(ts=-77, dur=0.5)]).replace(
-        "-77", f"1650000000000{text}"
-    )  # beyond what a float holds
+    # A time beyond what a float holds.
+    data = json.dumps([event(ts=-77, dur=0.5)]).replace("-77", f"1650000000000{text}")
     events = read(tmp_path, data.encode())
     assert (events.start.tolist(), events.dur.tolist()) == ([1_650_000_000_000_000_000 + ns], [500])
 
@@ -365,9 +364,8 @@ def test_damage_costs_what_is_damaged_and_is_counted(
     tmp_path: Path, content: bytes, kept: int | None, lost: int | None, words: str
 ) -> None:
     if words == "the JSON is damaged" and b'"traceEvent"' in content:
-        content = content.replace(
-            b'"schemaVersion"', b'"schemaVersion'
-        )  # a whole document without it is not a trace
+        # A whole document without it is not a trace.
+        content = content.replace(b'"schemaVersion"', b'"schemaVersion')
     events = read(tmp_path, content)
     if kept is not None:
         assert (len(events.cls), events.counts["damaged"]) == (kept, lost)

@@ -149,9 +149,8 @@ def test_a_ring_leaves_its_protocol_of_low_latency_where_nccl_does(kind: str, ra
     below, above = (cost(Op.of(kind, bytes=edge * f, ranks=ranks), hw) for f in (1 - 1e-6, 1 + 1e-6))
     steps = (ranks - 1) * (2 if kind == "all_reduce" else 1)
     wire = below.network_s[0] * 400e9
-    serial = (
-        1e-5 * (steps + 1) * (wire / steps - 65536) / 1e6
-    )  # a share more than is sent, of each what is beyond 16 channels
+    # A share more than is sent, of each what is beyond 16 channels.
+    serial = 1e-5 * (steps + 1) * (wire / steps - 65536) / 1e6
     assert below.expected_s[0] - below.network_s[0] == pytest.approx(5e-6 + serial, rel=1e-4)
     # Two ranks stream, eight take the protocol between.
     filling = 9e-6 + 2e-7 * wire / 1e6 / (1 + wire / 67.1e6) if ranks == 2 else 1e-6 * np.sqrt(wire / 1e6)
@@ -173,9 +172,8 @@ def test_a_large_ring_streams_and_a_switch_reduces_before_that() -> None:
     lines = (5.6e-6 - 14 * 1.5e-6) / (1 / _RING - 1 / (0.92 * _RING)) / 1.75  # from LL128 to Simple
     below, above = (total("all_reduce", lines * f, 8, ring) for f in (1 - 1e-9, 1 + 1e-9))
     assert above - below == pytest.approx(9e-6, abs=1e-9)
-    reduced = (25e-6 - 15e-6) / (
-        1.75 / _LL - 1 / (5 / 6 * _RING)
-    )  # from LL to the switch, which goes round no ring
+    # From LL to the switch, which goes round no ring.
+    reduced = (25e-6 - 15e-6) / (1.75 / _LL - 1 / (5 / 6 * _RING))
     low, through = (
         cost(Op.of("all_reduce", bytes=reduced * f, ranks=8), switch) for f in (1 - 1e-9, 1 + 1e-9)
     )
@@ -317,10 +315,8 @@ def test_an_all_reduce_takes_the_best_algorithm_by_size_and_steps_nowhere() -> N
     assert total("all_reduce", 1e4, 8, hw) == pytest.approx(4e-6 + 7e4 / rate)  # one shot
     assert total("all_reduce", 1e6, 8, hw) == pytest.approx(4e-6 + 2.75e6 / rate)  # two
     assert total("all_reduce", 1e8, 8, hw) == pytest.approx(4e-6 + 1.95e8 / 400e9)  # the library's
-    edges = (
-        1e6 / 5.25,
-        (2e7 / 400e9 - 1e6 / rate) / (1.75 / rate - 1.75 / 400e9),
-    )  # where two of them cost the same
+    # Where two of them cost the same.
+    edges = 1e6 / 5.25, (2e7 / 400e9 - 1e6 / rate) / (1.75 / rate - 1.75 / 400e9)
     for edge in edges:
         before, after = (total("all_reduce", edge * f, 8, hw) for f in (1 - 1e-9, 1 + 1e-9))
         assert before == pytest.approx(after, rel=1e-6)

@@ -65,9 +65,8 @@ def test_more_tokens_are_never_less_work(batch: int, per_sequence: int, window: 
     w = ops.work(op)
     longer = ops.work(op.with_dims(kv=op["kv"] + batch))
     assert longer.flops >= w.flops and longer.bytes > w.bytes
-    drafted = ops.work(
-        op.with_dims(q=2 * batch, kv=op["kv"] + batch)
-    )  # two tokens a sequence, as in speculation
+    # Two tokens a sequence, as in speculation.
+    drafted = ops.work(op.with_dims(q=2 * batch, kv=op["kv"] + batch))
     assert drafted.flops >= w.flops and drafted.act_bytes == 2 * w.act_bytes
     assert pairs(OpGroup.of(op)) <= op["kv"] + 1e-6
 

@@ -74,9 +74,8 @@ def sizes(*layers: int) -> tuple[list[int], list[str]]:
 
 
 def test_where_passes_begin_is_told_by_what_lies_between_them() -> None:
-    layers, kinds = sizes(
-        4, 4, 4, 3 + 1 + 4, 4, 4, 3 + 1 + 4, 4, 4
-    )  # head of 3, then as in front of the first pass
+    # Head of 3, then as in front of the first pass.
+    layers, kinds = sizes(4, 4, 4, 3 + 1 + 4, 4, 4, 3 + 1 + 4, 4, 4)
     assert starts_of_passes(layers, kinds, depth=3) == [1 + 12 + 3, 1 + 12 + 16 + 3]
     kinds[1 + 12 + 3] = "y"  # the second pass begins with something else
     assert starts_of_passes(layers, kinds, depth=3) == []

@@ -190,9 +190,8 @@ def test_names_that_only_sound_like_moe_are_not(kernel: str, operator: str) -> N
 )
 def test_operators_say_what_a_cpu_op_or_a_generic_kernel_is(operator: str, kind: str) -> None:
     assert ops.operator_kind(operator) == kind == ops.recognise("", operator)
-    beside = (
-        "gemm_reduce" if kind == "gemm" else kind
-    )  # a bias or the like: no multiply is an element-wise kernel
+    # A bias or the like: no multiply is an element-wise kernel.
+    beside = "gemm_reduce" if kind == "gemm" else kind
     assert ops.recognise("void at::native::vectorized_elementwise_kernel<4>", operator) == beside
     assert ops.recognise("nvjet_tst_64x64", operator) == "gemm"  # a kernel with a name of its own decides
 

@@ -154,9 +154,8 @@ def weight_bytes(model: ModelSpec, **how: Any) -> float:
 def test_a_huge_batch_reads_all_the_models_weights_once(name: str, decode: bool) -> None:
     model = load_model(name)
     table = 0 if model.tie_embeddings else model.vocab * model.hidden * element_bytes(model.act_dtype)
-    olmoe = (
-        2 * model.layers * model.hidden * 2 if model.architecture == "olmoe" else 0
-    )  # its q/k norms are as wide
+    # Its q/k norms are as wide.
+    olmoe = 2 * model.layers * model.hidden * 2 if model.architecture == "olmoe" else 0
     read = weight_bytes(model, queries=1 if decode else 2, decode=decode)
     # A gated norm is as wide as a value head; A and its bias are what the delta rule's kernel has in its registers.
     linear = sum(model.is_linear(i) for i in range(model.layers))
@@ -414,10 +413,8 @@ def test_tensor_parallel_ranks_share_the_attention_weights(name: str) -> None:
     step = run.to_pandas(["step", "kind", "op", "layer"]).query("step == 1 and layer == 1")
     own = [Op.parse(str(t)) for t in step[step.kind.isin(["qkv_proj", "o_proj"])].op]
     whole = [op for op in of_layer(model, 1, context=17) if op.kind in ("qkv_proj", "o_proj")]
-    repeated = {
-        model.q_lora + model.kv_lora + model.rope_dim,
-        model.kv_lora + model.rope_dim,
-    }  # the latent, on each rank
+    # The latent, on each rank.
+    repeated = {model.q_lora + model.kv_lora + model.rope_dim, model.kv_lora + model.rope_dim}
     for mine, op in zip(own, whole, strict=True):
         parts = 1 if model.attention == "mla" and op["n"] in repeated else 4
         assert work(mine).weight_bytes == pytest.approx(work(op).weight_bytes / parts), str(op)

@@ -72,9 +72,8 @@ _SWITCH_CHUNK, _SWITCH_LARGER = 16384.0, ((32768.0, 2.0), (65536.0, 8.0), (13107
 # addP2pToPlan (parts of stepSize / 8 at least, stepSize = 512 KiB over NVLink).
 _CHANNELS_TO_PEERS, _LEAST_PARTS, _CHUNK = 32.0, (16384.0, 65536.0), 524288.0
 _CHANNEL = 4096.0  # bytes that a channel's 512 threads of 8 take at once
-_CHANNELS = (
-    16.0  # up to which more bytes take more of them, those of the switch, and those that a link keeps busy
-)
+# Up to which more bytes take more of them, those of the switch, and those that a link keeps busy.
+_CHANNELS = 16.0
 _WHOLE_MB = 67.1  # on the wire, from which a ring's chunks grow no more
 _MB = 1e6
 

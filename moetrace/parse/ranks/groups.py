@@ -14,9 +14,8 @@ from moetrace.parse.nesting import IntArray
 
 _PAIRS = 16  # pairs of ranks that are asked about one stride
 _FEWEST = 4  # differences that tell a deviation
-_BETTER = (
-    0.5  # another stride is believed where ends deviate less than this times what they do between neighbours
-)
+# Another stride is believed where ends deviate less than this times what they do between neighbours.
+_BETTER = 0.5
 _NOTICED_NS = 500.0  # and by so much less
 
 Kind = tuple[int, int]  # ranks in the group, stride

@@ -18,9 +18,8 @@ from moetrace.parse.ranks.gathered import Gathered, gathered
 from moetrace.signals import as_worker, uninterrupted
 
 _RETRIES = 3  # of a rank whose worker dies
-Results = Generator[
-    tuple[int, Gathered], None, None
-]  # (place in the task's files, what comparing needs of it)
+# (place in the task's files, what comparing needs of it).
+Results = Generator[tuple[int, Gathered], None, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,9 +70,8 @@ class Shape:
     load: Workload
     counted: Counted
     drafting: Drafting | None = None
-    order: tuple[
-        Sequence, ...
-    ] = ()  # in which the ops of each step are launched, where the host does so one by one
+    # In which the ops of each step are launched, where the host does so one by one.
+    order: tuple[Sequence, ...] = ()
 
 
 class Drafts:
