@@ -53,6 +53,7 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
     "engine": ("any", "vllm", "sglang", "trtllm", "vllm@0.19.0", "sglang@0.4.4"),
     "experts": ("fused", "unfused"),
     "graph": ("on", "off"),
+    "pad": ("engine", "routed", "none"),
     "placement": ("spread", "own", "whole"),
     "tokens_per_step": ("1", "2.5"),
     "draft": ("qwen3-0.6b", "llama-3.2-1b"),
@@ -199,6 +200,7 @@ def _pairs(
     for name in ("gpus", "wafers"):
         yield name, row[name], alone[name]
     yield "in_context", row["in_context"], alone["context"]["within"]
+    yield "queued", row["queued"], alone["queued"]
     yield "routing_source", row["routing_source"], alone["distinct"] and alone["distinct"]["source"]
     yield "beyond_fit", row["beyond_fit"] or "", alone["beyond_fit"]
     said = {part["family"]: (part["decode_s"], part["prefill_s"]) for part in alone["families"]}

@@ -131,6 +131,7 @@ def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_
     from moetrace.files import table_facts, write_parquet
     from moetrace.replay.grid.choose import (
         OTHER_MODEL,
+        QUEUED,
         WHY,
         Limits,
         front,
@@ -158,8 +159,9 @@ def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_
     best, met = front(grid.parts(), limits)
     if asked.pareto and best is not None and asked.grid is not None:
         write_parquet(best, root / "pareto.parquet", table_facts("scenarios", 1))
+    why = (*WHY, QUEUED) if grid.simulates else WHY
     facts = report.grid_facts(
-        grid.plan, before, took, met, best, marked(grid.parts(WHY)), limits, asked.pareto, asked.grid
+        grid.plan, before, took, met, best, marked(grid.parts(why)), limits, asked.pareto, asked.grid
     )
     served = [name for name in OTHER_MODEL if name in ("model", *facts["knobs"])]
     shares = met_by(grid.parts(), limits, served) if best is not None else {}

@@ -13,6 +13,8 @@ _ONCE = "replay what it was made from, with all edits at once"
 _SHARES = {"prune_inter": ("prune_inter", "n_e"), "prune_intra": ("prune_intra", "ffn")}
 # Knobs of what each expert does, which follows from them no more once the experts run one by one.
 _OF_EXPERTS = frozenset({*_SHARES, "n_e", "ffn", "dtype", "act", "n_a", "batch", "routing", "eplb"})
+# Knobs that another number of rows would follow from.
+_OF_ROWS = frozenset({"batch", "dp", "pp", "pad", "graph"})
 # Values that ask for what was recorded.
 _BACK = {"n_a": "native", "routing": "recorded", "fusion": "recorded", "experts": "fused"}
 
@@ -21,8 +23,14 @@ def check_again(draft: Draft) -> None:
     """Raises ScenarioError where a prediction is to be edited in a way that needs what it was made from."""
     said = draft.made_with
     _check_whole(said)
+    padded = draft.run.meta.kind == "predicted" and bool(draft.run.meta.facts.get("padded"))
     for setting in draft.scenario.settings:
         name = setting.name
+        if padded and name in _OF_ROWS:
+            raise ScenarioError(
+                f"{setting}: the run is a prediction whose decode steps are padded to sizes of graphs: {_ONCE}, or edit one "
+                "made with pad=none"
+            )
         before = next((f"{other}={said[other]}" for other in _SHARES.get(name, ()) if other in said), None)
         if before:
             raise ScenarioError(

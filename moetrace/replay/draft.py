@@ -68,6 +68,7 @@ class Draft:
     # Of each step; empty: every step is computed once, by one rank's whole batch.
     shares: tuple[Share, ...] = ()
     loops: tuple[Loop | None, ...] = ()  # that begin at each cell; empty: every row runs once
+    padded: bool = False  # decode steps have more rows than sequences
 
     @classmethod
     def of(cls, run: Run, hw: Hardware, scenario: Scenario) -> Draft:

@@ -10,6 +10,7 @@ from moetrace.replay.again import check_again, fuses
 from moetrace.replay.distinct import settle
 from moetrace.replay.draft import Draft
 from moetrace.replay.knobs import KNOBS
+from moetrace.replay.padding import by_default, padded
 from moetrace.replay.scenario import Scenario
 from moetrace.replay.unfused import unrolled
 from moetrace.replay.without import no_experts
@@ -39,6 +40,8 @@ def turned(draft: Draft) -> Draft:
     chosen = {s.name: s.value for s in scenario.settings}
     if draft.parallel != draft.ran:
         chosen.setdefault("tp", draft.parallel.tp)
+    if by_default(draft):
+        chosen.setdefault("pad", "engine")
     for name, knob in KNOBS.items():
         if name not in chosen:
             continue
@@ -47,6 +50,8 @@ def turned(draft: Draft) -> Draft:
         if not knob.late:
             draft = knob.apply(draft, chosen[name])
     _check_choice(draft)
+    if chosen.get("pad") == "routed":
+        draft = padded(draft, "pad=routed", routed=True)
     draft = settle(draft)
     for name, knob in KNOBS.items():
         if knob.late and name in chosen:

@@ -94,6 +94,17 @@ def step_weights(steps: tuple[Step, ...]) -> FloatArray:
     return out
 
 
+def prompt_steps(load: Workload) -> Any:
+    """Steps of a steady load that the prompts of all of its sequences take, while each decodes `output_len` tokens; of many
+    scenarios, where the load's numbers are Lanes."""
+    return load.batch * load.chunks / load.beside[0]
+
+
+def outrun(prompts: Any, output_len: Any) -> Any:
+    """Whether `prompt_steps` are more than the steps that a sequence decodes in."""
+    return prompts > output_len * (1 + 1e-9)
+
+
 def first_and_rest(
     steps: tuple[Step, ...],
     seconds: FloatArray,

@@ -53,6 +53,7 @@ def meta_of(
         **dict(meta.facts),
         "scenario": made_by(draft),
         **({"fused": True} if fuses(draft) else {}),
+        **({"padded": True} if draft.padded else {}),
         "price_context": asdict(context),  # so that attribution prices the run as the replay did
         "measured_on": meta.hardware or meta.device,
     }

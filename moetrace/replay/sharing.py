@@ -25,6 +25,9 @@ _ATTENTION_OUT = (
 _FFN_OUT = (frozenset({"moe_combine", "moe_down", "moe_experts", "dense_down", "shared_down"}),)
 _OF_ALL = edit.MODULE | {"reduce_scatter"}  # what has the tokens of all data-parallel groups
 _PROMPTS = ("prefill", "mixed")  # phases of steps that work on prompts
+# Tokens of a rank from which vLLM halves a step that decodes, and one with prompts (dbo_decode_token_threshold and
+# dbo_prefill_token_threshold of its config).
+VLLM_HALVES = (32, 512)
 # Thread blocks of DeepEP's normal kernels, which prefills use (its README's setting); decode takes the low-latency ones.
 _NORMAL_SMS = 24
 
@@ -32,7 +35,7 @@ _NORMAL_SMS = 24
 def dealt_out(draft: Draft, asked: str, groups: int, others: Mapping[int, Shared]) -> Draft:
     """The draft with each step's sequences dealt out to `groups`, ops those of the group with most; in the steps of `others` as
     these say. What works on the tokens of all groups stays. Raises ScenarioError where a step's batch is not known."""
-    was = _shares(draft, asked)
+    was = shares_of(draft, asked)
     now = [share.dealt_out(groups) for share in was]
 
     def change(op: Op, at: At) -> Op:
@@ -47,7 +50,7 @@ def dealt_out(draft: Draft, asked: str, groups: int, others: Mapping[int, Shared
 def cut(draft: Draft, asked: str, ways: Callable[[int, int], int], others: Mapping[int, Shared]) -> Draft:
     """The draft with each step's ops at the largest of the `ways(step, batch)` parts of a group's sequences, those of the steps
     in `others` as these say. Raises ScenarioError where a step's batch is not known."""
-    was = _shares(draft, asked)
+    was = shares_of(draft, asked)
     now = [share if i in others else share.cut(ways(i, share.batch)) for i, share in enumerate(was)]
 
     def change(op: Op, at: At) -> Op:
@@ -62,7 +65,7 @@ def cut(draft: Draft, asked: str, ways: Callable[[int, int], int], others: Mappi
     return replace(draft.rewrite(change), shares=tuple(now))
 
 
-def _shares(draft: Draft, asked: str) -> list[Share]:
+def shares_of(draft: Draft, asked: str) -> list[Share]:
     """What one rank's ops stand for in each step; all of its batch where nothing has shared it out yet."""
     shares = list(draft.shares)
     for i in range(len(draft.steps)) if not shares else ():
@@ -82,7 +85,7 @@ def prompt_tokens(draft: Draft, asked: str) -> dict[int, Any]:
     """
     busiest = busiest_groups(draft, draft.parallel.dp)
     found = {}
-    for i, share in enumerate(_shares(draft, asked)):
+    for i, share in enumerate(shares_of(draft, asked)):
         step, whole = draft.steps[i], draft.batch_of(i)
         if i in busiest:
             found[i] = busiest[i].own_tokens
@@ -123,18 +126,57 @@ def with_stages(draft: Draft, stages: int, parts: Mapping[int, float]) -> Draft:
 
 
 def halved(draft: Draft, asked: str) -> Draft:
-    """The draft with each step's ops at half of the batch, one of two halves that overlap; a lone sequence stays.
+    """The draft with each step's ops at half of the batch, one of two halves that overlap; a lone sequence stays, and what the
+    engine would not halve.
 
     Steps that work on prompts are cut in the middle of their tokens, as vLLM cuts every step (v1/worker/ubatch_utils.py) and
     SGLang a prefill whose sequences do not part evenly (two-chunk overlap, PR 8144).
     """
-    tokens = prompt_tokens(draft, asked)
-    half = cut(draft, asked, lambda i, batch: 2, dict.fromkeys(tokens, part_of_tokens(1, 2)))
+    tokens, was = prompt_tokens(draft, asked), shares_of(draft, asked)
+    parts = {i: 2 if _is_halved(draft, i, share, tokens.get(i)) else 1 for i, share in enumerate(was)}
+    prompts = {i: part_of_tokens(1, 2) if parts[i] == 2 else _as_it_is for i in tokens}
+    half = cut(draft, asked, lambda i, batch: parts[i], prompts)
     shares = (
-        replace(new, halves=tokens.get(i, old.batch) > 1)
-        for i, (new, old) in enumerate(zip(half.shares, _shares(draft, asked), strict=True))
+        replace(new, halves=tokens.get(i, old.batch) > 1) if parts[i] == 2 else old
+        for i, (new, old) in enumerate(zip(half.shares, was, strict=True))
     )
     return replace(half, shares=tuple(shares))
+
+
+def _is_halved(draft: Draft, i: int, share: Share, prompt: Any) -> bool:
+    """Whether an engine that is asked to halves a step, in which the rank with most has `prompt` tokens if it works on prompts.
+
+    SGLang does, unless data-parallel groups differ in whether they have prompts (batch_overlap/two_batch_overlap.py). vLLM does
+    between data-parallel groups alone, where each has `VLLM_HALVES` tokens and more than half of what the first has (its second
+    half would be empty): v1/worker/ubatch_utils.py, v1/worker/dp_utils.py.
+    """
+    engine = str(draft.stated("engine", "")).partition("@")[0]
+    if engine not in ("sglang", "vllm"):
+        return True
+    mixed = busiest_groups(draft, draft.parallel.dp).get(i)
+    differ = mixed is not None and bool(mixed.prompts < mixed.groups)
+    if engine == "sglang":
+        return not differ
+    if draft.parallel.dp == 1:
+        return False
+    step, batch = draft.steps[i], draft.batch_of(i)
+    decode, prompts = VLLM_HALVES
+    fewest = share.batch - (share.fewer > 0)
+    decoding = fewest * (
+        mixed.decoding // mixed.batch if mixed else step.tokens // batch if step.tokens and batch else 1
+    )
+    if prompt is None:
+        return bool(decoding >= decode)
+    least = decoding if differ else prompt * fewest / share.batch
+    return (
+        bool(prompt >= prompts)
+        and bool(least >= (decode if differ else prompts))
+        and bool(least > prompt // 2)
+    )
+
+
+def _as_it_is(op: Op, at: At) -> Op:
+    return op
 
 
 def with_all_reduces(draft: Draft, ranks: int) -> Draft:

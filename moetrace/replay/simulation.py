@@ -27,7 +27,9 @@ from moetrace.replay.measures import (
     context_of,
     first_and_rest,
     metrics,
+    outrun,
     overhead_s,
+    prompt_steps,
     step_weights,
 )
 from moetrace.replay.scenario import Scenario, machine_of
@@ -148,6 +150,7 @@ def _summary(
         "label": base["label"],
         "workload": {"batch": load.batch, "input_len": load.input_len, "output_len": load.output_len},
         "serving": "continuous" if load.served else "static",
+        "queued": _is_queued(load),
         "parallel": base["parallel"],
         "metrics": found,
         "steps": [
@@ -182,10 +185,13 @@ def _load_said(load: Workload) -> str:
 
 def _queued(load: Workload) -> list[str]:
     """What is said of a steady load whose prompts take more steps than a sequence decodes in."""
-    steps = load.batch * load.chunks / load.beside[0]
-    if not load.served or steps <= load.output_len * (1 + 1e-9):
+    if not _is_queued(load):
         return []
-    return [_QUEUED.format(batch=load.batch, steps=steps, output_len=load.output_len)]
+    return [_QUEUED.format(batch=load.batch, steps=prompt_steps(load), output_len=load.output_len)]
+
+
+def _is_queued(load: Workload) -> bool:
+    return load.served and bool(outrun(prompt_steps(load), load.output_len))
 
 
 def _step(step: Step, times: list[float], weight: float) -> dict[str, Any]:

@@ -68,11 +68,12 @@ def stated(scenario: Scenario) -> Drafting | None:
 
 def places(hw: Hardware, scenario: Scenario) -> list[tuple[Hardware, Scenario]]:
     """Where a drafting model may run, best first: cut over tp where that is all devices, else whole on every one."""
-    tp = int(scenario.get("tp", 1))
-    cut = [(hw, Scenario.of(f"tp={tp}"))] if hw.gpus > 1 and tp == hw.gpus else []
+    tp, laid = int(scenario.get("tp", 1)), scenario.get("placement")
+    in_graphs = scenario.get("graph") != "off" and scenario.get("pad") != "none"
+    unpadded = [] if in_graphs or hw.device_class != "gpu" else ["pad=none"]
+    cut = [(hw, Scenario.of(f"tp={tp}", *unpadded))] if hw.gpus > 1 and tp == hw.gpus else []
     alone = hw if hw.gpus == 1 else replace(hw, name=hw.base or hw.name, gpus=1, base=None)
-    laid = scenario.get("placement")
-    return [*cut, (alone, Scenario.of(f"placement={laid}") if laid else Scenario())]
+    return [*cut, (alone, Scenario.of(*([f"placement={laid}"] if laid else []), *unpadded))]
 
 
 def load_of(load: Workload, scenario: Scenario) -> Workload:

@@ -46,6 +46,7 @@ def grid_facts(
         "met": met,
         "out_of_memory": marked.short,
         "too_long": marked.long,
+        "queued": marked.queued,
         "refused": dict(marked.reasons),
         "pareto": rows if pareto else rows_of_interest(rows),
         "routing_unknown": marked.unrouted,
@@ -131,6 +132,11 @@ def _refused(facts: dict[str, Any]) -> list[Block]:
         lines.append(
             f"{facts['too_long']:,} with sequences longer than their model is made for: column in_context"
         )
+    if facts["queued"]:
+        lines.append(
+            f"{facts['queued']:,} with more prompts than their steps work through (column queued): TPOT holds the wait that a "
+            "queue would have before the first token"
+        )
     reasons = facts["refused"]
     if reasons:
         lines.append(f"{sum(reasons.values()):,} cannot be: column problem")
@@ -165,6 +171,8 @@ def _table(facts: dict[str, Any]) -> Table:
         columns[name] = [DASH if row.get(name) is None else str(row[name]) for row in rows]
     if any(row["in_context"] is False for row in rows):
         columns["length"] = ["TOO LONG" if row["in_context"] is False else "within" for row in rows]
+    if any(row.get("queued") for row in rows):
+        columns["load"] = ["QUEUED" if row["queued"] else "keeps up" for row in rows]
     columns["fit"] = [
         f"beyond it ({beyond.index(row['beyond_fit']) + 1})" if row["beyond_fit"] else "within"
         for row in rows

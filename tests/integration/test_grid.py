@@ -33,6 +33,24 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
+def test_loads_with_more_prompts_than_their_steps_work_through_are_marked(
+    call: Callable[..., Answer],
+) -> None:
+    """Prompts of 1,024 tokens in chunks of 512 take two steps each, while each sequence decodes 64."""
+    load = ("--input-len", "1024", "--output-len", "64", "--batch", "32,33", "--pareto")
+    simulated = (*ARGUMENTS[:5], *load, "--set", "serving=continuous", "--set", "chunk=512")
+    facts = json.loads(call(*simulated, "--json").out)
+    assert facts["queued"] == 1 and {row["batch"]: row["queued"] for row in facts["pareto"]} == {
+        32: False,
+        33: True,
+    }
+    told = call(*simulated).out
+    assert "1 with more prompts than their steps work through (column queued)" in told
+    assert "QUEUED" in told and "keeps up" in told
+    static = call(*ARGUMENTS[:5], *load)
+    assert "queued" not in static.out and json.loads(call(*ARGUMENTS[:5], *load, "--json").out)["queued"] == 0
+
+
 def test_a_grid_is_written_and_its_front_shown(call: Callable[..., Answer], tmp_path: Path) -> None:
     grid = tmp_path / "grid"
     done = call(*ARGUMENTS, "--grid", str(grid), "--pareto", "--slo", "tpot=1s")

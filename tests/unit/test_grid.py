@@ -272,7 +272,7 @@ def test_wafers_are_the_devices_of_their_machine_and_have_room(tmp_path: Path) -
     assert row["wafers"] == alone["wafers"] == 2 and row["fits"] is False
     rate = alone["metrics"]["output_throughput"]["value"]
     assert row["output_per_gpu_per_s"] == pytest.approx(rate / 2)
-    assert marked([rows]) == Marked(0, 0, 1, {})
+    assert marked([rows]) == Marked(0, 0, 0, 1, {})
     assert [front([rows], Limits(gpus=n))[1] for n in (None, 2, 1)] == [1, 1, 0]
 
 

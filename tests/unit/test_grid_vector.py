@@ -72,6 +72,7 @@ def is_answered_alike(asked: Case, columns: Mapping[str, np.ndarray], together: 
         assert found == pytest.approx((family["decode_s"], family["prefill_s"]), rel=1e-9, abs=1e-12)
     within = alone["context"]["within"]
     assert together.in_context[row] == (-1 if within is None else within)
+    assert together.queued[row] == alone["queued"]
     assert together.words[together.beyond[row]] == alone["beyond_fit"]
     assert together.gpus[row] == alone["gpus"]
 
@@ -129,6 +130,13 @@ GRIDS = [
     (("qwen3.5-35b-a3b", "h100-sxm", "layers=50", "graph=off", "kv=fp8"), of([1, 8], [300], [40])),
     (("qwen3.5-35b-a3b", "cs3", *DRAFT), of([1, 8], [300], [40])),
     (("olmoe-1b-7b", "cs3", "experts=unfused", "placement=own"), of([1, 8], [300], [40], n_a=[2, 8])),
+    (("qwen3-30b-a3b", "h100-sxm", "engine=sglang"), of([1, 9, 12, 13, 17, 600], [300], [1, 40], n_a=[4, 8])),
+    (("qwen3-30b-a3b", "h100-sxm-x4", "dp=4", "ep=4", "engine=vllm", "pad=routed"), of([1, 17, 67, 130], [300], [40])),
+    (("qwen3-30b-a3b", "h100-sxm-x8", "dp=4", "tp=2", "pad=routed", "overlap=two_batch"), of([1, 17, 67], [300], [40])),
+    (("qwen3-30b-a3b", "h100-sxm-x8", "pp=2", "tp=2", "dp=2", "engine=trtllm"), of([3, 17, 67, 290], [300], [40])),
+    (("qwen3-30b-a3b", "h100-sxm-x4", "dp=4", "ep=4", "engine=vllm", "overlap=two_batch"), of([1, 127, 128, 132], [100], [40])),
+    (("qwen3-8b", "h100-sxm", "engine=sglang", *DRAFT), of([1, 9, 17], [300], [40])),
+    (("olmoe-1b-7b", "h100-sxm", "serving=continuous", "chunk=512", "pad=none"), of([17, 32, 33], [512], [32])),
 ]  # fmt: skip
 
 

@@ -153,6 +153,40 @@ def test_two_halves_hide_communication_where_it_is_long() -> None:
     assert tpot(*near, "overlap=none") == tpot(*near)
 
 
+def halved(*sets: str, batch: int, prompt: int = 100, served: bool = False) -> dict[str | None, bool]:
+    """Whether each kind of step goes in halves, of a load on four GPUs."""
+    load = Workload(batch, prompt, 64, served=served, groups=4)
+    draft = edited(
+        synthesize(QWEN, load), load_hardware("h100-sxm-x4"), Scenario.of("overlap=two_batch", *sets)
+    )
+    return {step.phase: bool(share.halves) for step, share in zip(draft.steps, draft.shares, strict=True)}
+
+
+def test_vllm_halves_from_so_many_tokens_of_each_group() -> None:
+    vllm = ("dp=4", "ep=4", "engine=vllm")
+    assert halved(*vllm, batch=128)["decode"] and not halved(*vllm, batch=127)["decode"]  # one group has 31
+    assert (
+        halved(*vllm, batch=24)["prefill"] and not halved(*vllm, batch=20)["prefill"]
+    )  # 600 tokens each, 500
+    assert not halved(*vllm, batch=5, prompt=5000)[
+        "prefill"
+    ]  # one group has two prompts, the others' second half is empty
+    assert halved("dp=4", "ep=4", batch=20) == {"prefill": True, "decode": True}
+    assert halved("dp=4", "ep=4", "engine=sglang", batch=20) == {"prefill": True, "decode": True}
+
+
+def test_vllm_halves_between_groups_alone() -> None:
+    assert halved("tp=4", "engine=vllm", batch=256) == {"prefill": False, "decode": False}
+    assert halved("tp=4", batch=256) == {"prefill": True, "decode": True}
+
+
+@pytest.mark.parametrize(("engine", "expected"), [("any", True), ("sglang", False), ("vllm", False)])
+def test_groups_without_prompts_keep_the_others_from_halves(engine: str, expected: bool) -> None:
+    """Of 128 sequences two prompts come in a step: SGLang's groups disagree, vLLM's second halves would be empty."""
+    found = halved("dp=4", "ep=4", f"engine={engine}", batch=128, prompt=4096, served=True)
+    assert found == {"mixed": expected, "decode": True}
+
+
 def test_an_interval_holds_halves_that_hide_half_as_much() -> None:
     """Whatever the ops' own errors; without halves nothing is added."""
     sets = ("dp=8",)

@@ -23,6 +23,7 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*(s|ms|us)?")
 WHY = ("fits", "wafers", "in_context", "routing_source", "problem")
+QUEUED = "queued"  # a column that replays do not have
 # Columns that change what is served.
 OTHER_MODEL = ("model", "n_a", "n_e", "prune_inter", "ffn", "prune_intra", "layers")
 USER, DEVICE = measure_column("user_speed"), "output_per_gpu_per_s"
@@ -98,10 +99,12 @@ def front(parts: Iterable[pa.Table], limits: Limits) -> tuple[pa.Table | None, i
 @dataclass(frozen=True, slots=True)
 class Marked:
     """How many scenarios do not fit their machine's memory (`short`), have sequences longer than their model is made for
-    (`long`), rest on uniform routing for want of better (`unrouted`), or cannot be, by their reason, most first."""
+    (`long`), have more prompts than their steps work through (`queued`), rest on uniform routing for want of better
+    (`unrouted`), or cannot be, by their reason, most first."""
 
     short: int
     long: int
+    queued: int
     unrouted: int
     reasons: Mapping[str, int]
 
@@ -138,8 +141,8 @@ def met_by(parts: Iterable[pa.Table], limits: Limits, names: Sequence[str]) -> d
 
 
 def marked(parts: Iterable[pa.Table]) -> Marked:
-    """What is to be said of the scenarios in parts of a grid, which need the columns of WHY."""
-    short = long = unrouted = 0
+    """What is to be said of the scenarios in parts of a grid, which need the columns of WHY, and QUEUED where they have it."""
+    short = long = queued = unrouted = 0
     reasons: Counter[str] = Counter()
     for rows in parts:
         problem = rows.column("problem").cast(pa.string())
@@ -149,9 +152,11 @@ def marked(parts: Iterable[pa.Table]) -> Marked:
         can = without_nulls(problem.is_null(), False)
         short += int((can & ~_has_room(rows)).sum())
         long += int((can & ~_flag(rows, "in_context")).sum())
+        if QUEUED in rows.column_names:
+            queued += int(without_nulls(rows.column(QUEUED), False).sum())
         words = rows.column("routing_source").cast(pa.string()).value_counts().to_pylist()
         unrouted += sum(w["counts"] for w in words if UNIFORM in (w["values"] or ""))
-    return Marked(short, long, unrouted, dict(reasons.most_common()))
+    return Marked(short, long, queued, unrouted, dict(reasons.most_common()))
 
 
 def _unbeaten(one: FloatArray, two: FloatArray) -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ from moetrace.run import TEXT, nullable, numbers, text_column
 
 _ENDS = ("", "_low", "_high")
 Part = tuple[Case, int, int]
-MINOR = 1  # raised with a column of either table: a grid is not finished with other columns than it was begun
+MINOR = 2  # raised with a column of either table: a grid is not finished with other columns than it was begun
 BREAKDOWN_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("scenario", pa.int64(), "number of the scenario, as in scenarios"),
     ("family", TEXT, "op family, such as experts, attention, communication"),
@@ -71,6 +71,11 @@ def scenario_columns() -> tuple[tuple[str, pa.DataType, str], ...]:
             "in_context",
             pa.bool_(),
             f"whether the model, and one that drafts, is made for sequences as long as the longest here; {bad}, or not known",
+        ),
+        (
+            "queued",
+            pa.bool_(),
+            f"whether a steady load has more prompts than its steps work through, and TPOT holds a queue's wait; {bad}",
         ),
         (
             "routing_source",
@@ -129,7 +134,8 @@ def _scenarios(plan: Plan, parts: Sequence[Part], found: Answers, ids: npt.NDArr
     out["needed_bytes"] = _number(found.needed_bytes)
     for name, values in (("largest_batch", found.largest_batch), ("wafers", found.wafers)):
         out[name] = nullable(np.nan_to_num(values).astype(np.int64), np.isnan(values), pa.int64())
-    for name, flags in (("fits", found.fits), ("in_context", found.in_context)):
+    flagged = (("fits", found.fits), ("in_context", found.in_context), ("queued", found.queued))
+    for name, flags in flagged:
         out[name] = nullable(flags > 0, flags < 0, pa.bool_())
     for name, code in (
         ("routing_source", found.routing),

@@ -34,6 +34,11 @@ class Grid:
     root: Path
     plan: Plan | Replays
 
+    @property
+    def simulates(self) -> bool:
+        """Whether its scenarios are simulations, and not replays of a run."""
+        return not isinstance(self.plan, Replays)
+
     def part(self, table: str, task: int) -> Path:
         """Where a task's rows of a table lie."""
         return self.root / table / f"{task:06d}.parquet"

@@ -21,7 +21,7 @@ from moetrace.replay.grid.load import Drafted, drafting_s, first_and_rest, measu
 from moetrace.replay.grid.shape import Case, Drafts, Shape
 from moetrace.replay.grid.steps import Steps
 from moetrace.replay.grid.times import Pricing
-from moetrace.replay.measures import context_of
+from moetrace.replay.measures import context_of, outrun, prompt_steps
 from moetrace.replay.outcome import routing_said
 from moetrace.replay.speculate import beside, beside_each_other
 
@@ -44,7 +44,8 @@ class Answers:
     largest_batch: FloatArray
     wafers: FloatArray
     fits: IntArray
-    in_context: IntArray  # 1: yes, 0: no, -1: not known; as `fits`
+    in_context: IntArray  # 1: yes, 0: no, -1: not known; as `fits` and `queued`
+    queued: IntArray
     gpus: IntArray
     routing: IntArray  # places in `words`, as the next two
     beyond: IntArray
@@ -59,7 +60,7 @@ class Answers:
         money = {name: unknown.copy() for name in ECONOMICS}
         return cls(
             metrics, money, {}, {}, unknown, unknown.copy(), unknown.copy(), np.full(size, -1),
-            np.full(size, -1), none, none.copy(), none.copy(), none.copy(), [""],
+            np.full(size, -1), np.full(size, -1), none, none.copy(), none.copy(), none.copy(), [""],
         )  # fmt: skip
 
     def word(self, text: str) -> int:
@@ -82,7 +83,7 @@ class Answers:
                 values[..., which] = np.nan
         for values in (self.needed_bytes, self.largest_batch, self.wafers):
             values[which] = np.nan
-        for flags, unknown in ((self.fits, -1), (self.in_context, -1), (self.gpus, 0)):
+        for flags, unknown in ((self.fits, -1), (self.in_context, -1), (self.queued, -1), (self.gpus, 0)):
             flags[which] = unknown
         self.routing[which] = self.beyond[which] = 0
         self.problem[which] = self.word(why)
@@ -142,6 +143,7 @@ class _Waiting:
         self._memory(out)
         self._economics(out)
         out.in_context[self.at] = self._in_context()
+        out.queued[self.at] = self._queued()
         out.routing[self.at] = out.word(routing_said(shape.draft.ops, shape.draft) or "")
         texts, which = self._beyond()
         out.beyond[self.at] = np.array([out.word(text) for text in texts], dtype=np.int64)[which]
@@ -191,6 +193,14 @@ class _Waiting:
             own = np.where(long <= limit, 1, 0) if limit else np.full_like(known, -1)
             known = np.where((known == 0) | (own == 0), 0, np.minimum(known, own))
         return known
+
+    def _queued(self) -> IntArray:
+        """Whether a steady load's prompts are more than its steps work through, of each scenario: 1 or 0."""
+        load, space = self.shape.load, self.shape.space
+        if not load.served:
+            return np.zeros(space.size, dtype=np.int64)
+        found = outrun(spread(prompt_steps(load), space), spread(load.output_len, space))
+        return np.asarray(found, dtype=np.int64)
 
     def _memory(self, out: Answers) -> None:
         need, space, at = self.steps.need, self.shape.space, self.at

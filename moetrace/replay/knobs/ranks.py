@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 # (v1/core/sched/scheduler.py).
 PIPELINE_TOKENS = (2048, 8192)
 
+# What an engine that is asked for two halves leaves whole.
+_WHOLE = {
+    "vllm": "; vLLM halves no step of fewer than 32 tokens of a dp group (512 with prompts), nor without dp",
+    "sglang": "; SGLang halves no step in which some dp groups have prompts and others none",
+}
+
 
 @knob(
     "dp",
@@ -153,4 +159,5 @@ def overlap(draft: Draft, value: str) -> Draft:
         f"{asked}: the batch goes in two halves that take turns at every exchange, in decode with dispatch and collect in five "
         "stages (vLLM: at every exchange); one computes while the other communicates, and loses the processors that "
         "collectives run on; of low-latency exchanges only what crosses the network between nodes hides"
+        + _WHOLE.get(str(draft.stated("engine", "")).partition("@")[0], "")
     )
