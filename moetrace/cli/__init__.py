@@ -19,8 +19,8 @@ VERBS: dict[str, str] = {
     "validate": "Recompute published figures and show how far off the predictions are.",
     "calibrate": "Fit a machine's coefficients to measured ops, scored on shapes left out.",
     "export": "Write a run's timeline for a viewer such as Perfetto.",
-    "profiles": "List the machines that --hw knows, or say what is known of one.",
+    "profiles": "List the machines that --hw knows, or show one in detail.",
     "models": "List the models that --model knows.",
-    "schema": "List the columns of all Parquet files: type, unit, what null says, meaning.",
+    "schema": "List the columns of all Parquet files: type, unit, meaning, and what null means.",
     "knobs": "List what --set can change.",
 }

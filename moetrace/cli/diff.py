@@ -42,7 +42,7 @@ from moetrace.cli.options import (
     "gates",
     metavar="METRIC<LIMIT",
     multiple=True,
-    help="Exit with 1 where this is shown to be passed: tpot<+3%, experts<+200us, step<6ms; repeats. "
+    help="Exit with 1 if the limit is shown to be exceeded: tpot<+3%, experts<+200us, step<6ms; repeatable. "
     "Metrics: tpot, step, busy, idle, prefill, and the op families.",
 )
 @click.option(

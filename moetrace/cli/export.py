@@ -30,7 +30,7 @@ from moetrace.cli.options import (
     "predicted",
     metavar="NAME|RUN",
     multiple=True,
-    help="Put a prediction beside it: on a machine (see 'moetrace profiles'), or one that 'replay -o' wrote; repeats.",
+    help="Put a prediction beside it: on a machine (see 'moetrace profiles'), or one that 'replay -o' wrote; repeatable.",
 )
 @reading_options
 @force_option

@@ -25,7 +25,7 @@ price_option = click.option(
     "prices",
     metavar="PRICE|NAME=PRICE",
     multiple=True,
-    help="What one device costs per hour, for all machines or one of them; repeats, or commas. There is no default.",
+    help="What one device costs per hour, for all machines or one of them; repeatable, or separated by commas. No default.",
 )
 
 
@@ -44,7 +44,7 @@ def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--grid",
                 metavar="DIR",
                 type=PATH,
-                help="Write every scenario as a row of Parquet tables in DIR; one that was interrupted goes on.",
+                help="Write every scenario as a row of Parquet tables in DIR; an interrupted one is continued.",
             ),
             click.option(
                 "--pareto", is_flag=True,
@@ -52,11 +52,11 @@ def grid_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--slo", metavar="NAME=LIMIT[,..]",
-                help="Show only scenarios that keep to it: tpot=20ms,ttft=1s; rates are minima (user_speed=50).",
+                help="Show only scenarios within these limits: tpot=20ms,ttft=1s; rates are minima (user_speed=50).",
             ),
             click.option(
                 "--budget", metavar="gpus=N",
-                help="Show only scenarios on so many GPUs at most; the throughput is that of as many copies as they hold.",
+                help="Show only scenarios on at most N GPUs; throughput counts as many copies as fit on them.",
             ),
             click.option(
                 "--scheduler", metavar="ADDRESS",

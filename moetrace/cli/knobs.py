@@ -26,7 +26,7 @@ def knobs(as_json: bool) -> None:
     terminal.show(
         [
             tables.Table("Knobs of --set NAME=VALUE", ("knob", "values", "meaning"), rows, left=3),
-            "--set repeats; a comma separates scenarios (n_a=8,6,4), "
+            "--set is repeatable; a comma separates scenarios (n_a=8,6,4), "
             "a colon the layers of one value (n_a=6x13:4x13).",
         ]
     )

@@ -18,7 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 _ALIAS = "alias_"
 _SET_HELP = (
-    "Edit of the run (see 'moetrace knobs'); repeats. A comma separates scenarios, a colon the layers "
+    "Edit of the run (see 'moetrace knobs'); repeatable. A comma separates scenarios, a colon the layers "
     "of one value: n_a=8,6,4 or n_a=6x13:4x13. Several swept knobs give every combination."
 )
 
@@ -56,7 +56,7 @@ machines_option = click.option(
     metavar="NAME[,NAME]",
     multiple=True,
     required=True,
-    help="Machines to predict for (see 'moetrace profiles'); repeats, and a comma separates several.",
+    help="Machines to predict for (see 'moetrace profiles'); repeatable, or separated by commas.",
 )
 
 

@@ -11,9 +11,9 @@ from moetrace.cli.options import json_option
 @click.argument("machine", metavar="[NAME]", required=False)
 @json_option
 def profiles(machine: str | None, as_json: bool) -> None:
-    """List the machines that --hw knows, or say what is known of one.
+    """List the machines that --hw knows, or show one in detail.
 
-    Of NAME: its figures, where they are from, and how far off each fit was on shapes that it did not see.
+    With NAME: its figures, their sources, and the error of each fit on shapes that it did not see.
     """
     from moetrace.hardware import load_hardware, profile_names
     from moetrace.report import catalogue, terminal

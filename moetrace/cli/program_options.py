@@ -47,7 +47,7 @@ _OPTIONS = (
         "parts",
         metavar="PART=PATTERN",
         multiple=True,
-        help="Modules that are named otherwise than in transformers: router=model.layers.*.ff.gate; repeats.",
+        help="Modules whose names differ from those in transformers: router=model.layers.*.ff.gate; repeatable.",
     ),
     click.option("--nsys", is_flag=True, help="Record the GPU with Nsight Systems instead of torch.profiler."),
     click.option("--under-nsys", is_flag=True, hidden=True, help="What --nsys gives the recorder inside of nsys."),

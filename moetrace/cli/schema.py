@@ -15,10 +15,10 @@ NAMES = (
 @click.argument("table", metavar="[TABLE]", type=click.Choice(NAMES), required=False)
 @json_option
 def schema(table: str | None, as_json: bool) -> None:
-    """List the columns of all Parquet files: type, unit, what null says, meaning.
+    """List the columns of all Parquet files: type, unit, meaning, and what null means.
 
     TABLE is ops, attribution or routing of a RUN, routing_tokens, ranks, scenarios or breakdown of a grid, cost, ledger or
-    loads; of one table example queries are printed too.
+    loads; with TABLE, example queries are printed as well.
     """
     from moetrace.cli.tables import TABLES
     from moetrace.report import terminal

@@ -43,7 +43,7 @@ _OPTIONS = (
         "profile_options",
         metavar="NAME=VALUE",
         multiple=True,
-        help="For SGLang's /start_profile: num_steps, start_step, profile_by_stage, with_stack, record_shapes; repeats.",
+        help="For SGLang's /start_profile: num_steps, start_step, profile_by_stage, with_stack, record_shapes; repeatable.",
     ),
     click.option(
         "--capture-trace",

@@ -16,7 +16,7 @@ from moetrace.cli.options import PATH, force_option, json_option, output_option
     metavar="FILE",
     type=PATH,
     multiple=True,
-    help="Score this too: a CSV of figures, or a Parquet file of measured ops; repeats (docs/validate.md).",
+    help="Score this too: a CSV of figures, or a Parquet file of measured ops; repeatable (docs/validate.md).",
 )
 @output_option("FILE", "Parquet file to write: a row for each figure.")
 @force_option

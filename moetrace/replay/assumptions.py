@@ -100,9 +100,9 @@ def _of_machine(draft: Draft, priced: Priced) -> list[str]:
     said = []
     if draft.hw.device_class == "wafer":
         said.append(
-            "the tokens of a step follow each other through the wafer's layers: each one more takes what the whole machine "
-            "needs for it, and a machine with too few on the way idles. Whether a service drafts tokens is not in this "
-            "(docs/hardware.md)"
+            "the tokens of a step follow each other through the wafer's layers: each further token takes as long as the whole "
+            "machine needs for it, and with too few tokens under way part of the machine idles. Drafted tokens, if a service "
+            "uses any, are not included (docs/hardware.md)"
         )
     for key, engine in _remarks(priced, FASTEST):
         said.append(

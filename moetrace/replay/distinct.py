@@ -30,10 +30,7 @@ from moetrace.routing import (
 IntArray = npt.NDArray[np.int64]
 _PARTS = 100  # of an expert: what an estimate by step and layer is rounded to
 DRAWN = "popularity"  # the routing that is drawn anew from what was recorded
-UNIFORM = (
-    "distinct experts follow the uniform formula E(1-(1-k/E)^T): no recorded routing is there to say better, and real text "
-    "touches fewer"
-)
+UNIFORM = "distinct experts follow the uniform formula E(1-(1-k/E)^T), as no routing was recorded; real text touches fewer"
 _SOURCES = {
     "recut": "distinct experts at another n_a are counted among each token's first n_a recorded choices: exact for the "
     "hidden states recorded, an estimate in layers after the first, whose inputs would change: were the choices there drawn "

@@ -56,7 +56,7 @@ def fuse(draft: Draft) -> Draft:
     fused, value = small.split(np.where(size > 1, 1 + elements, 0))
     new = tuple(_as_one(op, act, int(n)) for op, n in zip(fused.ops, value.tolist(), strict=True))
     return replace(fused, ops=new).noted(
-        f"{dropped} of {run.size} recorded operators are taken to run inside a neighbour's kernel, as serving engines fuse "
+        f"{dropped} of {run.size} recorded operators are assumed to run inside a neighbour's kernel, as serving engines fuse "
         "norms, rotary embedding, routing and activations (--set fusion=recorded prices each as a kernel)"
     )
 

@@ -50,13 +50,13 @@ _ASSUMED = (
 
 
 _SERVED = (
-    "a steady load: as many sequences as the batch at any time, of equal lengths, the next starting as one ends, at different "
-    "points of their lives; prompts are worked through beside decoding, and the host adds {overhead} to each step"
+    "a steady load: the batch is full at any time, with sequences of equal lengths, each at a different point; the next starts "
+    "as one ends; prompts are processed beside decoding, and the host adds {overhead} to each step"
 )
 _QUEUED = (
-    "more prompts come than are worked through: {batch} sequences' take {steps:,.0f} steps while one decodes {output_len} "
-    "tokens; it is taken to wait for them between its tokens, where an engine lets it queue before the first: TPOT is too "
-    "long and TTFT too short, E2E and throughput hold the wait"
+    "more prompts arrive than are processed: those of {batch} sequences take {steps:,.0f} steps while one decodes {output_len} "
+    "tokens; it is assumed to wait for them between its tokens, where an engine lets it queue before the first: TPOT is too "
+    "long and TTFT too short; E2E and throughput include the wait"
 )
 
 

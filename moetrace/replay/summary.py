@@ -31,7 +31,7 @@ from moetrace.run import Run
 
 IntArray = npt.NDArray[np.int64]
 SCHEMA = "moetrace.replay/1"
-EXTRAPOLATED = "extrapolated, times and intervals alike, for the fit did not see it: "
+EXTRAPOLATED = "extrapolated beyond the fit, times and intervals alike: "
 # Above this share of the predicted time, a prediction is called anchored without more words.
 _WHOLLY = 0.9995
 _NUMBER = re.compile(r"[\d.,]+")

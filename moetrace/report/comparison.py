@@ -172,8 +172,8 @@ def routing_blocks(predictions: Sequence[Facts], measure: str) -> list[Block]:
     if not rows:
         return []
     title = (
-        "Routing is not known: tokens were taken to choose their experts uniformly. Text touches fewer, and the intervals "
-        "above do not hold that; with --set routing=skewed:"
+        "Routing is not known: tokens are assumed to choose their experts uniformly. Text touches fewer, which the "
+        "intervals above do not cover; with --set routing=skewed:"
     )
     return [Table(title, ("row", "distinct", "skewed", "of", measure, "80 % interval"), tuple(rows), left=0)]
 

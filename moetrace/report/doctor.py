@@ -20,4 +20,4 @@ def doctor_report(facts: Facts) -> list[Block]:
     fixes: dict[str, str] = {a["fix"]: a["question"] for a in reversed(answers) if a["fix"]}
     blocks.append("What would answer the rest:")
     blocks += [f"  {clean(question)} {clean(fix)}" for fix, question in reversed(fixes.items())]
-    return [*blocks, f"to capture it anew: {facts['capture']}", *notes(facts)]
+    return [*blocks, f"to capture it again: {facts['capture']}", *notes(facts)]

@@ -92,8 +92,8 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
             lines.append(f"the first {_MOST} of {len(facts['pareto']):,} rows")
     if facts["routing_unknown"]:
         lines.append(
-            f"routing is not known in {facts['routing_unknown']:,} (column routing_source): uniform was taken; text touches "
-            "fewer experts, and intervals do not hold that: add --set routing=uniform,skewed for both"
+            f"routing is not known in {facts['routing_unknown']:,} (column routing_source): uniform was assumed; text touches "
+            "fewer experts, which the intervals do not cover: add --set routing=uniform,skewed for both"
         )
     if facts["written"]:
         lines.append(f"written: {facts['written']}")

@@ -158,7 +158,7 @@ def _steps(facts: Facts) -> Table:
         for s in facts["steps"]
     )
     header = ("step", "KV tokens each", "time", "80 % interval")
-    return Table("Steps that were priced (others lie on straight lines between)", header, rows)
+    return Table("Steps that were priced (the others are interpolated linearly)", header, rows)
 
 
 def _memory(facts: Facts) -> Table:

@@ -112,7 +112,7 @@ def test_the_process_says_by_its_status_what_it_found(tmp_path, process):
     trace = write(tmp_path / "t.json", decode_trace())
     answer = process("doctor", trace)
     assert answer.status == 1 and answer.err == ""
-    assert "What would answer the rest:" in answer.out and "to capture it anew: vllm serve" in answer.out
+    assert "What would answer the rest:" in answer.out and "to capture it again: vllm serve" in answer.out
     facts = json.loads(process("doctor", trace, "--json").out)
     assert facts["schema"] == "moetrace.doctor/1" and facts["whole"] is False
     assert process("doctor", tmp_path / "none.json").status == 2

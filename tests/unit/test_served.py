@@ -132,7 +132,7 @@ def test_a_steady_load_whose_prompts_outrun_its_steps_says_so(batch: int, chunk:
     """Prompts of 1,024 tokens in chunks of 512 take two steps each, while each sequence decodes 64."""
     load = replace(LOAD, batch=batch, input_len=1024, output_len=64)
     done = simulate(OLMOE, load, H100, Scenario.of("serving=continuous", f"chunk={chunk}")).summary
-    said = [line for line in done["assumptions"] if "more prompts come" in line]
+    said = [line for line in done["assumptions"] if "more prompts arrive" in line]
     assert len(said) == queued and done["queued"] is queued
     if queued:
         assert "take 66 steps while one decodes 64 tokens" in said[0]

@@ -27,14 +27,14 @@ _SYNTHESIZED: tuple[tuple[str, str, str, Parse, str], ...] = (
     ("output_len", "tokens that each sequence yields", "a whole number", one_whole, _RAN),
     (
         "serving",
-        "a batch that starts together, or a steady load with prompts worked through beside decoding",
+        "a batch that starts together, or a steady load with prompts processed beside decoding",
         "static or continuous",
         one_of("static", "continuous"),
         _SERVED,
     ),
     (
         "host",
-        "what the engine's host adds to each step and no device time hides",
+        "time of the engine's host per step that no device time hides",
         "a time with its unit, such as 5ms",
         duration,
         "a recording has its own host's time between ops; simulate the model",
