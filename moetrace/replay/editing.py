@@ -10,7 +10,7 @@ from moetrace.replay.again import check_again, fuses
 from moetrace.replay.distinct import settle
 from moetrace.replay.draft import Draft
 from moetrace.replay.knobs import KNOBS
-from moetrace.replay.padding import by_default, padded
+from moetrace.replay.padding import by_default
 from moetrace.replay.scenario import Scenario
 from moetrace.replay.unfused import unrolled
 from moetrace.replay.without import no_experts
@@ -50,8 +50,6 @@ def turned(draft: Draft) -> Draft:
         if not knob.late:
             draft = knob.apply(draft, chosen[name])
     _check_choice(draft)
-    if chosen.get("pad") == "routed":
-        draft = padded(draft, "pad=routed", routed=True)
     draft = settle(draft)
     for name, knob in KNOBS.items():
         if knob.late and name in chosen:

@@ -12,15 +12,17 @@ padded alike, to the size of the one with most. Where no engine is named it is v
 What padded rows do: projections, norms, router, shared experts and dense layers compute them, all-reduces and gathers carry
 them. Attention finds no key for them (one in SGLang), the cache is not written, and the logits are those of real rows. Experts:
 vLLM gives them none (VLLM_MOE_SKIP_PADDING, pull requests 46428, 48979 and 50757: on since mid-2026), nor does SGLang under
-expert parallelism (layers/moe/topk.py: num_token_non_padded). SGLang without it (pull request 25852), TensorRT-LLM and older
-vLLM let them choose; what they choose is not known, from one token's experts, where they are alike, to those of as many
-tokens (`routed`). Not modelled: steps with prompts, which vLLM pads too up to 512 tokens, and batches beyond the largest graph,
-which run without one.
+expert parallelism (layers/moe/topk.py: num_token_non_padded). Without it they choose (pull request 25852), and in TensorRT-LLM
+(_torch/pyexecutor/cuda_graph_runner.py: one dummy request, repeated): rows alike choose as one sequence more. In SGLang they
+are alike until it has held more sequences at once (its buffers keep their tokens), in older vLLM, whose buffers prompts went
+through, they are not: `routed` lets them choose as further tokens would.
+Not modelled: steps with prompts, which vLLM pads too up to 512 tokens, and batches beyond the largest graph, which run without
+one.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moetrace.errors import ScenarioError
@@ -46,8 +48,11 @@ TRTLLM = (1, 2, 4, *range(8, 129, 8), *range(192, 2049, 64))  # up to the larges
 _REAL_ROWS = frozenset({
     "attention", "attention_reduce", "mla_attention", "linear_attention", "linear_conv", "kv_write", "lm_head", "sampling",
 })  # fmt: skip
-_CHOSEN = edit.MODULE | edit.EXCHANGES  # of rows that chose experts
-_OF_ALL = edit.MODULE | {"reduce_scatter"}  # of the rows of all data-parallel groups
+_CHOSEN = {
+    "none": "choose no expert (pad=routed: they do)",
+    "alike": "choose experts as one sequence more does, being alike (pad=routed: as further tokens would)",
+    "routed": "choose experts as further tokens would (pad=routed)",
+}
 _AFTER_LAYERS = frozenset({"all_gather", "elementwise"})  # of the logits, where they belong to no layer
 
 
@@ -75,17 +80,39 @@ def by_default(draft: Draft) -> bool:
     return draft.run.meta.kind == "synthesized" and on_gpu and draft.scenario.get("graph") != "off"
 
 
+@dataclass(frozen=True, slots=True)
+class _Grown:
+    """Rows of a decode step: of the rank with most, real and padded, of all groups, and those of all that choose experts."""
+
+    real: Any
+    padded: Any
+    all_real: Any
+    all_padded: Any
+    choosing: Any
+
+    def of(self, op: Op, at: At) -> Op:
+        """An op of the step with its padded rows."""
+        if op.kind in _REAL_ROWS or (at.layer < 0 and op.kind in _AFTER_LAYERS):
+            return op
+        if op.kind in edit.MODULE:
+            return edit.scaled(op, self.choosing, self.all_real)
+        if op.kind in edit.EXCHANGES and self.choosing is self.all_real:
+            return op
+        if op.kind == "reduce_scatter":
+            return edit.scaled(op, self.all_padded, self.all_real)
+        return edit.scaled(op, self.padded, self.real)
+
+
 def padded(draft: Draft, asked: str, routed: bool = False) -> Draft:
-    """The draft with the rows of each decode step padded to the size of the engine's graph; `routed` ones choose experts, as
-    many tokens would, and so come before the routing is settled.
+    """The draft with the rows of each decode step padded to the size of the engine's graph; `routed` ones choose experts as
+    further tokens would.
 
     Raises ScenarioError where no graph is there, or a step's batch is not known.
     """
     _check_graphs(draft, asked)
     engine = str(draft.stated("engine", ANY_ENGINE)).partition("@")[0]
-    grown: dict[
-        int, tuple[Any, Any, Any, Any]
-    ] = {}  # by step: rows of a rank and of all groups, padded and real
+    alike = engine == "trtllm" or (engine == "sglang" and draft.parallel.ep == 1)
+    grown: dict[int, _Grown] = {}
     said: dict[tuple[int, int], None] = {}
     for i, (step, share) in enumerate(zip(draft.steps, shares_of(draft, asked), strict=True)):
         if step.phase not in GENERATING:
@@ -93,27 +120,23 @@ def padded(draft: Draft, asked: str, routed: bool = False) -> Draft:
         halves = 1 + share.halves  # engines pad the whole, then halve it
         batch: Any = draft.batch_of(i)
         queries = step.tokens // batch if step.tokens else 1
-        whole = _size(engine, halves * share.batch, queries, _multiple(draft, engine))
-        rows = -(-whole // halves)
-        every = rows * share.groups
-        if not _equal(every, share.total):  # groups with a sequence less have the rows of the others too
-            grown[i] = rows, share.batch, every, share.total
-            if isinstance(rows, int) and rows != share.batch:
-                said[share.batch, rows] = None
+        rows = -(-_size(engine, halves * share.batch, queries, _multiple(draft, engine)) // halves)
+        every, real = rows * share.groups, share.total
+        if _equal(every, real):
+            continue
+        more = rows > share.batch
+        # Groups with a sequence less have the rows of the others in any case.
+        groups = share.groups * more + share.fewer * (1 - more)
+        grown[i] = _Grown(
+            share.batch, rows, real, every, every if routed else real + groups if alike else real
+        )
+        if isinstance(rows, int) and rows != share.batch:
+            said[share.batch, rows] = None
     if not grown:
         return draft
-
-    def change(op: Op, at: At) -> Op:
-        kept = op.kind in _REAL_ROWS or (op.kind in _CHOSEN and not routed)
-        if at.step not in grown or kept or (at.layer < 0 and op.kind in _AFTER_LAYERS):
-            return op
-        rows, real, all_rows, all_real = grown[at.step]
-        if op.kind in _OF_ALL:
-            return edit.scaled(op, all_rows, all_real)
-        return edit.scaled(op, rows, real)
-
-    draft = replace(draft.rewrite(change), padded=True)
-    return draft.noted(_note(engine, list(said), routed)) if said else draft
+    draft = draft.rewrite(lambda op, at: grown[at.step].of(op, at) if at.step in grown else op)
+    note = _note(engine, list(said), "routed" if routed else "alike" if alike else "none") if said else ""
+    return replace(draft.noted(*([note] if note else [])), padded=True)
 
 
 def _size(engine: str, batch: Any, queries: Any, multiple: int) -> Any:
@@ -136,20 +159,14 @@ def _multiple(draft: Draft, engine: str) -> int:
     return halves * (draft.parallel.tp if draft.parallel.dp > 1 else 1)
 
 
-def _note(engine: str, sizes: list[tuple[int, int]], routed: bool) -> str:
-    """What is said of steps of so many sequences, which run as so many."""
-    whose, captured = {"sglang": ("SGLang", SGLANG), "trtllm": ("TensorRT-LLM", TRTLLM)}.get(
-        engine, ("vLLM", VLLM)
-    )
+def _note(engine: str, sizes: list[tuple[int, int]], chosen: str) -> str:
+    """What is said of steps of so many sequences, which run as so many; `chosen` says how padded rows choose experts."""
+    named = {"sglang": ("SGLang", SGLANG), "trtllm": ("TensorRT-LLM", TRTLLM)}
+    whose, captured = named.get(engine, ("vLLM", VLLM))
     run = ", ".join(f"{real} sequences run as {rows}" for real, rows in sizes)
-    experts = (
-        "choose experts as further tokens would (pad=routed)"
-        if routed
-        else "choose no expert (pad=routed: they do)"
-    )
     return (
         f"decode steps run in graphs of the sizes that {whose} captures ({', '.join(map(str, captured[:7]))} ...): {run}; "
-        f"padded rows have no attention and no logits, and {experts}; pad=none leaves them out"
+        f"padded rows have no attention and no logits, and {_CHOSEN[chosen]}; pad=none leaves them out"
     )
 
 

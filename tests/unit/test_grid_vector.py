@@ -135,6 +135,7 @@ GRIDS = [
     (("qwen3-30b-a3b", "h100-sxm-x8", "dp=4", "tp=2", "pad=routed", "overlap=two_batch"), of([1, 17, 67], [300], [40])),
     (("qwen3-30b-a3b", "h100-sxm-x8", "pp=2", "tp=2", "dp=2", "engine=trtllm"), of([3, 17, 67, 290], [300], [40])),
     (("qwen3-30b-a3b", "h100-sxm-x4", "dp=4", "ep=4", "engine=vllm", "overlap=two_batch"), of([1, 127, 128, 132], [100], [40])),
+    (("qwen3-30b-a3b", "h100-sxm-x4", "dp=4", "engine=trtllm"), of([1, 17, 63, 64, 66], [300], [40])),
     (("qwen3-8b", "h100-sxm", "engine=sglang", *DRAFT), of([1, 9, 17], [300], [40])),
     (("olmoe-1b-7b", "h100-sxm", "serving=continuous", "chunk=512", "pad=none"), of([17, 32, 33], [512], [32])),
 ]  # fmt: skip

@@ -109,6 +109,26 @@ def test_routed_rows_choose_experts_as_further_tokens_would() -> None:
     assert tpot("pad=none") <= tpot() < tpot("pad=routed") < tpot(batch=24)
 
 
+def test_rows_alike_choose_as_one_sequence_more() -> None:
+    """In TensorRT-LLM, and in SGLang but under expert parallelism."""
+    for engine, rows in (("trtllm", 18), ("sglang", 18), ("vllm", 17)):
+        draft = decoding(f"engine={engine}")
+        assert one(draft, "moe_gate_up")["tokens"] == rows and one(draft, "topk")["tokens"] == 24, engine
+        assert any("as one sequence more does" in note for note in draft.notes) is (rows == 18)
+    node, load = (
+        "h100-sxm-x4",
+        Workload(66, 100, 8),
+    )  # 17, 17, 16 and 16: each of the four groups has padded rows
+    assert one(decoding("dp=4", "engine=trtllm", hw=node, load=load), "moe_gate_up")["tokens"] == 70
+    assert one(decoding("dp=4", "ep=4", "engine=sglang", hw=node, load=load), "moe_gate_up")["tokens"] == 66
+    uneven = Workload(63, 100, 8)  # 16, 16, 16 and 15: one has
+    assert one(decoding("dp=4", "engine=trtllm", hw=node, load=uneven), "moe_gate_up")["tokens"] == 64
+    sent = one(decoding("dp=4", "ep=4", "engine=trtllm", hw=node, load=load), "moe_dispatch")
+    assert sent["tokens"] == 24
+    verified = Workload(17, 100, 8, verify=3)
+    assert one(decoding("engine=trtllm", load=verified), "moe_gate_up")["tokens"] == 18 * 3
+
+
 def test_a_captured_size_changes_nothing() -> None:
     load = Workload(16, 100, 8)
     draft = decoding(load=load)

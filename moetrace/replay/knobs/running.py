@@ -78,18 +78,17 @@ def engine(draft: Draft, value: str) -> Draft:
 @knob(
     "pad",
     "whether decode steps have the rows of graphs that an engine captures (a simulation's do, a recording's are as they ran); "
-    "routed: padded rows choose experts",
+    "routed: padded rows choose experts as further tokens would",
     "engine, routed or none",
     one_of("engine", "routed", "none"),
-    late=True,
 )
 def pad(draft: Draft, value: str) -> Draft:
-    """A batch that was not captured runs in the next larger graph. Rows that choose experts were padded before."""
-    if value != "engine":
+    """A batch that was not captured runs in the next larger graph."""
+    if value == "none":
         return draft
     from moetrace.replay.padding import padded  # here: it brings numpy
 
-    return padded(draft, f"pad={value}")
+    return padded(draft, f"pad={value}", routed=value == "routed")
 
 
 @knob(
