@@ -102,7 +102,7 @@ def replay(
 def _predicted(run: Run, plans: Sequence[tuple[Hardware, Scenario]]) -> list[Prediction]:
     """The run replayed on each machine, what another routing would give beside."""
     from moetrace import replay as predict
-    from moetrace.replay.unknown import replayed_otherwise
+    from moetrace.replay.unknown_routing import replayed_otherwise
     from moetrace.report import terminal
 
     predictions = []

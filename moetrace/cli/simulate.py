@@ -105,7 +105,7 @@ def _predicted(
 ) -> list[Simulation]:
     """The workload on each machine, what another routing would give beside."""
     from moetrace import simulate as predict
-    from moetrace.replay.unknown import simulated_otherwise
+    from moetrace.replay.unknown_routing import simulated_otherwise
     from moetrace.report import terminal
 
     results = []

@@ -19,7 +19,7 @@ from moetrace.replay.draft import EXPERTS, At, Draft
 from moetrace.replay.lanes import Lanes, each
 from moetrace.replay.popularity import Popularity
 from moetrace.replay.pruning import pruned_note, put_pruned
-from moetrace.replay.stated import stated_routing
+from moetrace.replay.stated_routing import stated_routing
 from moetrace.routing import (
     Routing,
     ep_max_distinct,

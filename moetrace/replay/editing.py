@@ -6,14 +6,14 @@ import numpy as np
 
 from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
-from moetrace.replay.again import check_again, fuses
 from moetrace.replay.distinct import settle
 from moetrace.replay.draft import Draft
+from moetrace.replay.edited_again import check_again, fuses
 from moetrace.replay.knobs import KNOBS
+from moetrace.replay.no_experts import no_experts
 from moetrace.replay.padding import by_default
 from moetrace.replay.scenario import Scenario
 from moetrace.replay.unfused import unrolled
-from moetrace.replay.without import no_experts
 from moetrace.run import Run
 
 

@@ -20,12 +20,12 @@ from moetrace.replay.assumptions import assumptions_of
 from moetrace.replay.copies import copy_error
 from moetrace.replay.draft import Draft
 from moetrace.replay.editing import edited
+from moetrace.replay.notebook import as_html, in_words
 from moetrace.replay.outcome import Outcome
 from moetrace.replay.parallel import Share
 from moetrace.replay.predicted import first_rows, meta_of, per_step, steps_at, table_of
 from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.setting import context_of, crossing_ns, keeps_gaps, source_of
-from moetrace.replay.shown import as_html, in_words
 from moetrace.replay.summary import Tally
 from moetrace.replay.timed import timed
 from moetrace.run import OPS_SCHEMA, TABLE_FACTS, Meta, Run, TableParts, check_runs

@@ -10,7 +10,7 @@ from moetrace.model import ModelSpec
 from moetrace.replay.knobs import knob_name
 from moetrace.replay.scenario import Scenario
 from moetrace.replay.sets import read_sets
-from moetrace.replay.stated import SKEWED
+from moetrace.replay.stated_routing import SKEWED
 from moetrace.synthesize import Workload
 
 LOAD = ("batch", "input_len", "output_len")

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from moetrace.cost import PriceContext
 from moetrace.ops.columns import record_columns
-from moetrace.replay.again import fuses, made_by
 from moetrace.replay.anchor import Priced
 from moetrace.replay.draft import Draft
+from moetrace.replay.edited_again import fuses, made_by
 from moetrace.run import Meta, Step, nullable, numbers, ops_table, text_column
 
 IntArray = npt.NDArray[np.int64]

@@ -12,8 +12,8 @@ from moetrace.errors import ScenarioError
 from moetrace.forward import causal_pairs
 from moetrace.op import Op
 from moetrace.replay import edit
-from moetrace.replay.beside import Busiest, busiest_groups
 from moetrace.replay.draft import At, Draft
+from moetrace.replay.mixed_step import Busiest, busiest_groups
 from moetrace.replay.parallel import Share
 from moetrace.run import GENERATING
 

@@ -20,11 +20,11 @@ from moetrace.errors import MoetraceError, ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.op import BOUNDS, Op
 from moetrace.replay import memory
-from moetrace.replay.again import check_again
 from moetrace.replay.anchor import ADDED, MODEL, SCALED, Held
 from moetrace.replay.base import Base
 from moetrace.replay.copies import copy_error
 from moetrace.replay.draft import Draft
+from moetrace.replay.edited_again import check_again
 from moetrace.replay.editing import check_parallelism, fused, turned
 from moetrace.replay.engine import replay
 from moetrace.replay.lengths import context_facts

@@ -45,9 +45,9 @@ def dp(draft: Draft, value: int) -> Draft:
         raise ScenarioError(
             f"{asked}: a dense model has nothing that data-parallel groups share: run {value} of them"
         )
-    from moetrace.replay import beside, sharing  # here: they bring numpy
+    from moetrace.replay import mixed_step, sharing  # here: they bring numpy
 
-    busiest = beside.busiest_groups(draft, value)
+    busiest = mixed_step.busiest_groups(draft, value)
     draft = sharing.dealt_out(draft, asked, value, {i: mixed.share for i, mixed in busiest.items()})
     return sharing.with_exchange(draft, asked, busiest)
 

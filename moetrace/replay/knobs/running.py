@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def routing(draft: Draft, value: str) -> Draft:
     """Changes no op here: the distinct experts and rows are settled after the last knob."""
     if not draft.experts:
-        from moetrace.replay.without import no_experts
+        from moetrace.replay.no_experts import no_experts
 
         raise no_experts(draft, f"routing={value}")
     if value == "recorded" and draft.run.routing is None and not any(op.has("distinct") for op in draft.ops):
@@ -100,8 +100,8 @@ def pad(draft: Draft, value: str) -> Draft:
 )
 def experts(draft: Draft, value: str) -> Draft:
     """One by one, every distinct expert gathers its rows, runs three GEMMs' worth in two kernels, and scatters them back."""
+    from moetrace.replay.no_experts import no_experts, runs_one_by_one
     from moetrace.replay.unfused import unfused
-    from moetrace.replay.without import no_experts, runs_one_by_one
 
     if value == "fused":
         if runs_one_by_one(draft):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 def fusion(draft: Draft, value: str) -> Draft:
     """Fuses runs of small ops. The default is runs for a CPU recording replayed on another class of machine."""
-    from moetrace.replay.again import was_fused
+    from moetrace.replay.edited_again import was_fused
     from moetrace.replay.fuse import fuse
 
     if value == "recorded" or was_fused(draft):
@@ -255,7 +255,7 @@ def _by_moe_layer(draft: Draft, value: int | str | tuple[int, ...] | Segments) -
 def _experts(draft: Draft, asked: str) -> int:
     """Experts per layer. Raises ScenarioError if no op says."""
     if not draft.experts:
-        from moetrace.replay.without import no_experts
+        from moetrace.replay.no_experts import no_experts
 
         raise no_experts(draft, asked)
     return draft.experts

@@ -13,7 +13,7 @@ from moetrace.cost import price
 from moetrace.model import ModelSpec, load_model
 from moetrace.op import Op, OpColumns
 from moetrace.ops import works
-from moetrace.replay.stated import SIGMA, SKEWED
+from moetrace.replay.stated_routing import SIGMA, SKEWED
 from moetrace.routing import popularity_distinct, uniform_distinct
 from moetrace.routing.skewed import lognormal_popularity
 from moetrace.validate.entry import Entry, Estimate, RefusalError, scored

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moetrace.model import load_model
-from moetrace.replay.stated import SKEWED
+from moetrace.replay.stated_routing import SKEWED
 from moetrace.validate.entry import (
     CARRIED,
     CONTRADICTED,

@@ -16,7 +16,7 @@ from moetrace.replay.engine import replay
 from moetrace.replay.outcome import UNIFORM
 from moetrace.replay.scenario import Scenario
 from moetrace.replay.simulation import simulate
-from moetrace.replay.stated import SKEWED
+from moetrace.replay.stated_routing import SKEWED
 from moetrace.run import Run, main_phase
 from moetrace.synthesize import Workload
 

@@ -9,7 +9,7 @@ import pytest
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import Scenario, replay, simulate
-from moetrace.replay.unknown import replayed_otherwise, simulated_otherwise
+from moetrace.replay.unknown_routing import replayed_otherwise, simulated_otherwise
 from moetrace.report.simulation import simulation_report
 from moetrace.report.tables import Table
 from moetrace.run import Step

@@ -13,7 +13,7 @@ from moetrace.model import load_model
 from moetrace.replay import Scenario, simulate
 from moetrace.replay.draft import EXPERTS
 from moetrace.replay.editing import edited
-from moetrace.replay.stated import SIGMA, load
+from moetrace.replay.stated_routing import SIGMA, load
 from moetrace.routing import popularity_distinct, uniform_distinct
 from moetrace.routing.load import rank_load
 from moetrace.routing.skewed import lognormal_popularity

@@ -14,10 +14,10 @@ from moetrace.hardware import load_hardware
 from moetrace.model import ModelSpec, load_model
 from moetrace.op import Op
 from moetrace.replay import Scenario, replay, simulate
-from moetrace.replay.beside import busiest_groups
 from moetrace.replay.draft import Draft
 from moetrace.replay.edit import COLLECTIVES, MODULE
 from moetrace.replay.editing import with_knobs
+from moetrace.replay.mixed_step import busiest_groups
 from moetrace.synthesize import Workload, synthesize
 
 NODE = load_hardware("h100-sxm-x4")
