@@ -45,6 +45,11 @@ _BY_ROW = frozenset({"o_proj", "dense_down", "shared_down", "expert_down"})
 _BY_ELEMENT = frozenset({"rope", "kv_write", "attention_reduce", "activation", "shared_act"})
 
 
+# Architectures whose queries and keys are normalised over all heads, each rank its own, their squares summed over the ranks.
+# OLMoE's are gathered and normalised in whole (vLLM, model_executor/models/olmoe.py).
+SUMS_NORMS = frozenset({"minimax_m2"})
+
+
 def activation_dtype(weights: str) -> str:
     """The activations' type that goes with a weight type.
 
@@ -145,9 +150,11 @@ def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
     """One rank's share of an op under tensor parallelism; experts' widths are cut `expert_tp` ways.
 
     Norms, router, top-k, align, combine, embedding and sampling are computed in whole on every rank, and so is a GEMM
-    whose role is not known. Raises ScenarioError where a dim does not divide.
+    whose role is not known; a norm of all heads at once is of a rank's own. Raises ScenarioError where a dim does not divide.
     """
     kind = op.kind
+    if heads := heads_normed(op, model):
+        return op.with_dims(width=int(op["width"]) // min(tp, heads))
     if kind in ("qkv_proj", "o_proj") and op.has("b"):
         return _divided(op, "b", tp, tp)  # MLA's absorbed projections: one GEMM per head
     if kind in EXPERT_GEMMS or kind == "moe_act":
@@ -176,6 +183,13 @@ def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
         share = min(tp, model.kv_heads) if kind == "kv_write" and model else tp
         return op.with_dims(elements=-(-round(op["elements"]) // share))
     return op
+
+
+def heads_normed(op: Op, model: ModelSpec | None) -> int:
+    """Heads that a norm takes together of which each rank has its own: all of a token's queries, or keys; 0: another norm."""
+    if op.kind != "norm" or op.has("residual") or model is None or model.architecture not in SUMS_NORMS:
+        return 0
+    return {heads * model.head_dim: heads for heads in (model.kv_heads, model.heads)}.get(int(op["width"]), 0)
 
 
 def _divided(op: Op, dim: str, by: int, tp: int) -> Op:

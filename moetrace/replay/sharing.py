@@ -186,6 +186,7 @@ def with_all_reduces(draft: Draft, ranks: int) -> Draft:
             draft.last_of_layer(kinds),
             lambda op, at: _merge(draft, op, at, ranks),  # noqa: B023
         )
+    draft = _with_sums_of_norms(draft, ranks)
     heads = np.array([op.kind == "lm_head" and op.has("m", "n") for op in draft.ops])
     draft = draft.inserted_after(
         np.flatnonzero(heads[draft.cell]),
@@ -197,6 +198,23 @@ def with_all_reduces(draft: Draft, ranks: int) -> Draft:
         f"tp={ranks}: projections, heads and expert widths are cut over {ranks} GPUs, norms and routing repeated on each, "
         "with an all-reduce after attention and after the feed-forward of each layer and a gather of the logits, none "
         f"overlapped{note}"
+    )
+
+
+def _with_sums_of_norms(draft: Draft, ranks: int) -> Draft:
+    """The draft with an all-reduce per layer where queries and keys are normalised over all heads, of which a rank has its own:
+    the sums of their squares, two numbers of a token in fp32, in one message (SGLang, srt/models/minimax_m2.py)."""
+    m = draft.model
+    if m is None or m.architecture not in edit.SUMS_NORMS:
+        return draft
+    keys = m.kv_heads * m.head_dim // min(ranks, m.kv_heads)
+    own = np.array([op.kind == "norm" and not op.has("residual") and op["width"] == keys for op in draft.ops])
+    rows = np.flatnonzero(own[draft.cell])
+    draft = draft.inserted_after(
+        rows, lambda op, at: edit.collective(replace(op, dtype="fp32"), "all_reduce", op["tokens"], 2, ranks)
+    )
+    return draft.noted(
+        f"tp={ranks}: queries and keys are normalised over all heads, which one more all-reduce in each layer sums up"
     )
 
 

@@ -25,7 +25,7 @@ MACHINES = (
     (r"GB200", "gb200"),
     (r"B200", "b200"),
     (r"G?B300", "b300"),
-    (r"H20(-|$)", "h20"),
+    (r"H20(-(?!3e)|$)", "h20"),  # H20-3e has other memory
     (r"A100 80GB PCIe", "a800-pcie"),  # the same chip and memory; its link to others is narrower
     (r"A100-(SXM|80GB)", "a100-sxm"),
     (r"MI300X", "mi300x"),
@@ -42,6 +42,8 @@ MODELS = {
     "llama-4-scout-17b-16e": "llama-4-scout",
     "llama-4-maverick-17b-128e": "llama-4-maverick",
     "qwen3-235b-a22b-fp8": "qwen3-235b-a22b",
+    "qwen3-235b-a22b-instruct-2507": "qwen3-235b-a22b",
+    "minimax-m2.5": "minimax-m2",  # the same but for its weights
     "mixtral-8x7b variant": "mixtral-8x7b",
     "mixtral-8x7b etc.": "mixtral-8x7b",
 }

@@ -366,3 +366,17 @@ def test_an_engine_chooses_its_own_coefficients() -> None:
         tpot("engine=sglang", hw=hw, load=small)
     with pytest.raises(ScenarioError, match="no engines"):
         simulate(QWEN, small, "cs3", Scenario.of("engine=vllm"))
+
+
+def test_queries_normalised_over_all_heads_are_summed_over_ranks_once_a_layer() -> None:
+    """MiniMax-M2: each rank has 6 of 48 query heads and 1 of 8 KV heads, and sends two fp32 sums of each token."""
+    model = load_model("minimax-m2")
+    run = synthesize(model, Workload(4, 32, 2))
+    draft = on_node(run, "tp=8")
+    decode = [(draft.ops[c], draft.at[c]) for c in draft.cell.tolist()]
+    decode = [op for op, at in decode if draft.steps[at.step].phase == "decode"]
+    norms = [op["width"] for op in decode if op.kind == "norm" and not op.has("residual")]
+    assert norms == [model.hidden, *[48 * 128 // 8, 128] * model.layers]
+    sums = [i for i, op in enumerate(decode) if op.kind == "all_reduce" and op["bytes"] == 4 * 2 * 4]
+    assert len(sums) == model.layers and {decode[i + 1].kind for i in sums} == {"rope"}
+    assert {decode[i].dtype for i in sums} == {"fp32"}

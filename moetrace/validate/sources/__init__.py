@@ -13,8 +13,9 @@ from moetrace.validate.sources import (
     field,
     kernels,
     moe_bench,
+    runs,
     served,
     wafer,
 )
 
-SOURCES = (fewer_active, moe_bench, distinct, wafer, exchange, kernels, field, served)
+SOURCES = (fewer_active, moe_bench, distinct, wafer, exchange, kernels, field, served, runs)

@@ -14,6 +14,7 @@ from moetrace.validate.simulating import machine_of, model_of, need, simulated
 
 KINDS = ("AIC",)
 MEAN_OF_MAX = 0.9
+STEADY = "serving=continuous"
 # Precisions that a model's own checkpoint has, by the labels of these tables (gpt-oss's mxfp4 experts go by nvfp4 there).
 NATIVE = {
     ("gpt-oss-120b", "nvfp4"),
@@ -33,16 +34,14 @@ def _tpot(figure: Figure) -> Estimate:
         raise RefusalError(f"no prediction is made of {figure.metric} in {figure.unit}")
     gpus, batch, prompt, out = need(figure, "n_gpus", "batch", "input_len", "output_len")
     model = model_of(figure.model)
-    sizes = {name: int(n) for name, n in re.findall(r"([A-Za-z]+)(\d+)", figure.parallelism)}
+    sizes = sizes_of(figure)
     if not {"TP", "moeEP"} <= set(sizes):
         raise RefusalError(f"parallelism {figure.parallelism!r} is not stated")
     if sizes.get("PP", 1) > 1 or sizes.get("attnDP", 1) > 1:
         raise RefusalError("pipeline or attention-data parallelism")
     if sizes["TP"] != gpus:
         raise RefusalError(f"TP{sizes['TP']} does not fill {gpus} GPUs")
-    sets = ["serving=continuous"]
-    sets += [f"tp={sizes['TP']}"] if sizes["TP"] > 1 else []
-    sets += [f"ep={sizes['moeEP']}"] if sizes["moeEP"] > 1 else []
+    sets = [STEADY, *knobs(tp=sizes["TP"], ep=sizes["moeEP"])]
     types = set(re.findall(r"(?:gemm|moe) (\w+)", figure.precision))
     if len(types) != 1:
         raise RefusalError(f"precision {figure.precision!r}: experts and GEMMs differ")
@@ -50,3 +49,13 @@ def _tpot(figure: Figure) -> Estimate:
     sets += [] if (model, dtype) in NATIVE else [f"dtype={dtype}"]
     load = (batch, round(MEAN_OF_MAX * prompt), round(MEAN_OF_MAX * out))
     return simulated(model, machine_of(figure.hw, gpus), load, *sets, metric="tpot")
+
+
+def sizes_of(figure: Figure) -> dict[str, int]:
+    """The sizes that a parallelism names: ``TP8 EP2`` is 8 of TP and 2 of EP."""
+    return {name: int(n) for name, n in re.findall(r"([A-Za-z]+)(\d+)", figure.parallelism)}
+
+
+def knobs(**sizes: int) -> list[str]:
+    """The knobs of these sizes; one of 1 is none."""
+    return [f"{name}={size}" for name, size in sizes.items() if size > 1]

@@ -1,0 +1,126 @@
+"""Printed runs of served models (SRV): what is simulated for a row, and that what a row leaves open is not guessed."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+
+import pytest
+
+import moetrace
+from moetrace.validate import entries
+from moetrace.validate.entry import NOT_SIMULATED, PREDICTED, Entry
+from moetrace.validate.figure import COLUMNS, Figure, shipped
+from tests.conftest import REPO
+
+
+def run(**given: str) -> Figure:
+    told = {"id": "SRV-9", "model": "gpt-oss-20b", "hw": "H100", "n_gpus": "1", "parallelism": "TP1"}
+    load = {"precision": "mxfp4", "batch": "16", "input_len": "64", "output_len": "32"}
+    printed = {"other_knob": "engine=vllm", "metric": "tpot", "value": "5", "unit": "ms"}
+    return Figure(**{**dict.fromkeys(COLUMNS, ""), **told, **load, **printed, **given})
+
+
+def entry(**given: str) -> Entry:
+    (found,) = entries([run(**given)])
+    return found
+
+
+def setting(**given: str) -> str:
+    found = entry(**given)
+    assert found.estimate, found.note
+    return found.estimate.setting
+
+
+def test_several_in_flight_are_a_steady_load_and_one_alone_is_a_static_batch() -> None:
+    assert "--batch 2 " in setting(batch="2") and "serving=continuous" in setting(batch="2")
+    assert "--batch 1 " in setting(batch="1") and "serving" not in setting(batch="1")
+    alone = entry(batch="1")
+    model = moetrace.load_model("gpt-oss-20b")
+    told = moetrace.simulate(
+        model, moetrace.Workload(1, 64, 32), "h100-sxm", moetrace.Scenario.of("engine=vllm")
+    )
+    assert alone.estimate and alone.estimate.value == pytest.approx(
+        1e3 * told.summary["metrics"]["tpot"]["value"]
+    )
+
+
+def test_the_mean_in_flight_goes_before_the_most() -> None:
+    text = setting(other_knob="engine=vllm; in_flight=13.61")
+    assert "--batch 14 " in text and "engine=vllm" in text
+
+
+def test_the_time_between_tokens_is_the_time_per_token_and_a_speed_is_its_inverse() -> None:
+    tpot, itl = entry(), entry(metric="itl")
+    assert tpot.estimate and itl.estimate and tpot.estimate.value == itl.estimate.value
+    both, out = (
+        entry(metric=name, unit="tok/s", batch="1").estimate for name in ("throughput", "output_throughput")
+    )
+    assert both and out and both.value == pytest.approx(out.value * (64 + 32) / 32)
+
+
+def test_a_steady_load_says_what_uniform_routing_gives() -> None:
+    skewed = entry()
+    assert skewed.estimate and "uniform routing gives" in skewed.note
+    even = float(skewed.note.split("gives ")[1].split()[0])
+    assert even > skewed.estimate.value  # more distinct experts
+    assert entry(batch="1").note == ""
+
+
+def test_groups_share_the_ranks_of_tensor_parallelism() -> None:
+    text = setting(n_gpus="8", parallelism="TP8 attnDP4 EP8", batch="64")
+    assert "tp=2" in text and "dp=4" in text and "ep=8" in text
+    assert "dp=" not in setting(n_gpus="8", parallelism="TP8", batch="64")
+
+
+def test_a_type_is_set_where_the_checkpoint_has_another() -> None:
+    assert "dtype" not in setting() and "dtype=fp8" in setting(precision="fp8")
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"n_gpus": "8", "parallelism": "TP4"}, "parallelism 'TP4' of 8 GPUs"),
+        ({"n_gpus": "8", "parallelism": "TP8 attnDP3"}, "parallelism 'TP8 attnDP3'"),
+        ({"n_gpus": "8", "parallelism": "TP8 PP2"}, "parallelism 'TP8 PP2'"),
+        ({"n_gpus": "8", "parallelism": ""}, "parallelism ''"),
+        ({"output_len": ""}, "not stated: output_len"),
+        ({"hw": "H20-3e"}, "no profile"),
+        ({"unit": "s"}, "no prediction is made of tpot in s"),
+        ({"model": "gpt-6"}, "not in the catalogue"),
+    ],
+)
+def test_what_a_row_leaves_open_is_not_guessed(given: dict[str, str], why: str) -> None:
+    found = entry(**given)
+    assert found.verdict == NOT_SIMULATED and why in found.note
+
+
+def test_shipped_runs_are_all_predicted_and_no_table_is_taken_whole() -> None:
+    rows = [figure for figure in shipped() if figure.kind == "SRV"]
+    tables = Counter((row.source, row.model, row.hw, row.precision) for row in rows)
+    assert len(rows) >= 100 and max(tables.values()) <= 12
+    assert {found.verdict for found in entries(rows)} == {PREDICTED}
+
+
+def test_the_pages_tell_how_far_off_printed_runs_are() -> None:
+    """Errors of the time per token: a speed is turned round."""
+    found = list(entries([figure for figure in shipped() if figure.kind == "SRV"]))
+    off: dict[str, list[float]] = {}
+    for one in found:
+        assert one.error is not None
+        error = one.error if one.figure.unit == "ms" else 1 / (1 + one.error) - 1
+        for name in (one.figure.hw.split("-")[0], "all"):
+            off.setdefault(name, []).append(error)
+    short = {name: f"{-100 * statistics.median(errors):.0f} %" for name, errors in off.items()}
+    held = f"{100 * statistics.mean(bool(one.within) for one in found):.0f} %"
+    page, readme = (" ".join((REPO / name).read_text().split()) for name in ("docs/accuracy.md", "README.md"))
+    runs = {name: f"on {name} ({len(off[name])}" for name in off}
+    assert f"Of {len(found)} runs {sum(e < 0 for e in off['all'])} took longer than predicted" in page
+    assert (
+        f"The time per token is {short['all']} too short in the median: {short['B200']} {runs['B200']} runs)"
+        in page
+    )
+    for name in ("MI300X", "H20", "A100"):
+        assert f"{short[name]} {runs[name]})" in page and f"{short[name]} {runs[name]})" in readme
+    assert f"{short['B200']} too short {runs['B200']} runs)" in readme
+    assert f"The interval held {held}." in page and f"the interval held {held} of them" in readme
