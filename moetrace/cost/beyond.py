@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moetrace import ops as work_of
 from moetrace.cost.price import PriceContext, as_priced
-from moetrace.hardware import ANY_ENGINE, FORM_OF, OF_BF16, Family, Hardware, coefficient_family
+from moetrace.hardware import ANY_ENGINE, FORM_OF, OF_BF16, UNLIKE, Family, Hardware, coefficient_family
 from moetrace.machines.gpu import families_of
 from moetrace.machines.seen import sizes
 from moetrace.op import Op, Works
@@ -18,7 +18,7 @@ from moetrace.op import Op, Works
 BoolArray = npt.NDArray[np.bool_]
 TRANSFERRED = "transferred from"
 # Kinds of which no kernel was measured on any machine here: they are streams of bytes by assumption.
-_NEVER = frozenset({"linear_attention", "linear_conv", "linear_prep"})
+_NEVER = frozenset({"linear_attention", "linear_conv", "linear_prep", "index_scores", "index_topk"})
 _LIMIT = re.compile(r"(.+ (?:above|below)) [^ ]+")  # a size's end, without its number
 _SPLIT = re.compile("[:@ ]")  # a key's family from its element type, engine and remark
 
@@ -28,7 +28,7 @@ def beyond(works: Works, hw: Hardware, context: PriceContext) -> Iterator[tuple[
 
     Reasons: another machine's coefficients, another element type's or engine's, assumed ones, and each size outside of the
     least and the most that the fit saw. Only of families that are measured anywhere: the small kernels round them are assumed
-    on every machine, and their errors say so. Linear attention is named all the same: it is the attention of its layers.
+    on every machine, and their errors say so. Linear attention and indexers are named all the same: they are attention's.
     """
     works = works if hw.law == "wafer" else as_priced(works)
     types = works.ops.types
@@ -70,6 +70,8 @@ def _ends(
 
 def _of_type(op: Op, name: str, key: str, family: Family, hw: Hardware, engine: str) -> Iterator[str]:
     """What holds for all ops of a type."""
+    if op.kind in UNLIKE:
+        yield f"{op.kind}: coefficients of {name}, no kernel of its own was measured"
     if family.provenance.startswith(TRANSFERRED):
         yield f"{hw.base or hw.name} itself: {family.provenance}"
     elif family.provenance == "assumed":

@@ -11,6 +11,7 @@ from moetrace.machines.forms import Cache
 from moetrace.model import ModelSpec
 from moetrace.op import Costs, FloatArray, Works
 from moetrace.ops.gemm import by_kernel
+from moetrace.ops.sparse import by_query
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +84,7 @@ def price(
 
 
 def as_priced(works: Works) -> Works:
-    """The works with each op's kind as a GPU's coefficients know it (`ops.gemm.by_kernel`)."""
+    """The works with each op as a GPU's coefficients know it: its kind (`ops.gemm.by_kernel`), and what of it a kernel takes as
+    a sequence (`ops.sparse.by_query`)."""
+    works = by_query(works)
     return replace(works, ops=by_kernel(works.ops)) if "b" in works.ops.dims else works

@@ -20,6 +20,7 @@ from moetrace.hardware.machine import (
     OF_BF16,
     OTHER_ENGINE,
     OTHER_VERSION,
+    UNLIKE,
     Hardware,
     Link,
     Memory,
@@ -32,6 +33,7 @@ from moetrace.hardware.variants import node_of
 
 __all__ = [
     "ANY_ENGINE", "BEYOND_ENGINES", "ENGINES", "FALLBACK", "FASTEST", "FOREIGN", "FORM_OF", "LAWS", "OF_BF16", "OTHER_ENGINE",
-    "OTHER_VERSION", "SCHEMAS", "Family", "Hardware", "Link", "Memory", "Parameter", "Schema", "Wafer", "coefficient_family",
-    "combined_error", "load_hardware", "machines_of", "match_device", "node_of", "profile_names", "read_profile", "schema",
+    "OTHER_VERSION", "SCHEMAS", "UNLIKE", "Family", "Hardware", "Link", "Memory", "Parameter", "Schema", "Wafer",
+    "coefficient_family", "combined_error", "load_hardware", "machines_of", "match_device", "node_of", "profile_names",
+    "read_profile", "schema",
 ]  # fmt: skip

@@ -66,6 +66,8 @@ _MODEL_OF_KIND = {
             "expert_up",
             "expert_down",
             "gemm",
+            "index_proj",
+            "index_weights",
             "lm_head",
         ),
         "dense_gemm",
@@ -74,6 +76,8 @@ _MODEL_OF_KIND = {
         (
             "attention_plan",
             "attention_reduce",
+            "index_prep",
+            "index_write",
             "kv_write",
             "rope",
             "shared_act",
@@ -85,14 +89,21 @@ _MODEL_OF_KIND = {
         "elementwise",
     ),
     # No kernel of these was measured anywhere: streams of bytes, with the widest of the assumed errors.
-    **dict.fromkeys(("linear_attention", "linear_conv", "linear_prep"), "other"),
+    **dict.fromkeys(
+        ("linear_attention", "linear_conv", "linear_prep", "index_scores", "index_topk"), "other"
+    ),
     "broadcast": "send_recv",
 }
+# Kinds whose kernels are not those that they take the coefficients of, and what they err by beside: MLA over tokens that lie
+# apart, which a kernel of its own gathers (docs/accuracy.md has the speeds that are published of it). From a cache in FP8 that
+# is FlashMLA's in every engine, whose kernel for whole contexts was measured as TensorRT-LLM's; others convert the cache.
+UNLIKE = {"sparse_mla": ("mla_attention", 0.6)}
+_GATHERS_FP8 = "trtllm"
 
 
 def coefficient_family(kind: str, family: str) -> str:
     """The family whose coefficients an op of this kind (and family) takes."""
-    return _MODEL_OF_KIND.get(kind, family)
+    return UNLIKE[kind][0] if kind in UNLIKE else _MODEL_OF_KIND.get(kind, family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +226,15 @@ class Hardware:
         What one other engine was measured for, but not this one, errs by OTHER_ENGINE more, and so does, where no engine is
         said, what only one was measured for; what several others were measured for errs by BEYOND_ENGINES more, as the error of
         the law of all holds what these differ by. Where none is said and one set of coefficients holds for none, the fastest
-        engine's stand, with an error that spans the others', and the key names it.
+        engine's stand, with an error that spans the others', and the key names it. What has another kernel than was measured
+        (`UNLIKE`) errs by more, and the key says so.
         """
+        if kind in UNLIKE:
+            measured_kind, further = UNLIKE[kind]
+            key, found = self.family(
+                measured_kind, family, dtype, _GATHERS_FP8 if dtype in _NARROW else engine
+            )
+            return f"{key} (for {kind})", found.widened(further)
         name = engine.partition("@")[0]
         key, found = self._family(kind, family, dtype, name)
         measured = [one for one in ENGINES if f"{key}@{one}" in self.families]

@@ -33,6 +33,7 @@ _INFER_KEYS = (
     "experts",
     "topk",
     "expert_inter",
+    "has_indexer",
 )
 
 
@@ -133,15 +134,17 @@ def infer_model(seen: Mapping[str, int]) -> tuple[ModelSpec, str] | None:
 
     Its `max_context` is the longest of all that have its shape: the trace does not tell them apart.
 
-    Keys of `seen`: hidden, layers, vocab, heads, kv_heads, head_dim, experts, topk, expert_inter, those that
-    are known. One dim alone is never enough. Raises ModelError on another key.
+    Keys of `seen`: hidden, layers, vocab, heads, kv_heads, head_dim, experts, topk, expert_inter, has_indexer
+    (0 where it is not said), those that are known. One dim alone is never enough. Raises ModelError on another key.
     """
     if odd := [key for key in seen if key not in _INFER_KEYS]:
         raise ModelError(unknown("dim to infer a model from", odd[0], _INFER_KEYS))
     if len(seen) < 2:
         return None
     specs = [load_model(name) for name in model_names() if not same_shape_as(name)]
-    fits = [spec for spec in specs if all(getattr(spec, key) == value for key, value in seen.items())]
+    # A trace shows an indexer's kernels where there is one: DeepSeek-V3 and V3.2 have all other dims alike.
+    wanted = {"has_indexer": 0, **seen}
+    fits = [spec for spec in specs if all(getattr(spec, key) == value for key, value in wanted.items())]
     if len(fits) != 1:
         return None
     alike = [name for name in model_names() if same_shape_as(name) == fits[0].name]

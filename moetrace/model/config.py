@@ -1,8 +1,8 @@
 """Hugging Face configs, in the dialects of the public families -> the fields of a ModelSpec.
 
 Not supported, and refused by name: linear attention other than the gated delta rule (see linear.py), state-space
-layers, expert lists that differ by layer, quantisation methods without a known width. Code that a config points at
-(`auto_map`) is never loaded.
+layers, indexers other than DeepSeek-V3.2's (see sparse.py), expert lists that differ by layer, quantisation methods
+without a known width. Code that a config points at (`auto_map`) is never loaded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from moetrace.errors import ModelError, unknown
 from moetrace.model.context import max_context
 from moetrace.model.fields import MAX_LAYERS, Config
 from moetrace.model.linear import is_linear, linear_fields, refuse_other_layers
+from moetrace.model.sparse import index_fields, is_indexed
 
 # Names that public configs use for the same thing, first found wins.
 _EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
@@ -114,6 +115,7 @@ def spec_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         "tie_embeddings": c.flag("tie_word_embeddings", kind.startswith("gemma")),
         **_attention(c, kind),
         **linear_fields(c, kind, layers),
+        **index_fields(c, kind, layers),
         **_feed_forward(c, kind, layers),
     }
 
@@ -205,7 +207,7 @@ def _moe_pattern(c: Config, layers: int) -> tuple[int, int]:
 def _window(c: Config, kind: str, layer: int) -> int:
     """Window of one layer, by the rules of its family (0: full attention)."""
     size = c.find(("sliding_window",)) or 0
-    if is_linear(kind):  # its layers are linear or full, none has a window
+    if is_linear(kind) or is_indexed(kind):  # none of its layers has a window
         return 0
     if types := c.items("layer_types", str):
         named = types[layer % len(types)]

@@ -12,6 +12,7 @@ from typing import Any
 from moetrace.errors import ModelError, unknown
 from moetrace.model.config import spec_fields
 from moetrace.model.fields import MAX_LAYERS, is_whole
+from moetrace.model.sparse import index_key_bytes, index_params, index_problem
 from moetrace.op import dtypes, element_bytes
 
 _POSITIVE = ("hidden", "layers", "vocab", "heads", "kv_heads", "head_dim", "moe_every")
@@ -36,6 +37,9 @@ class ModelSpec:
     state has `linear_dim` rows in `state_dtype`, share `linear_kv_heads` heads of keys and queries; a short
     convolution over `linear_conv` tokens goes before. `output_gate`: full attention's output is gated by a
     second half of the query projection; `shared_gate`: the shared expert's by one logit.
+
+    With `index_topk` (0: none) MLA attends to so many tokens of each query at most, which an indexer of
+    `index_heads` heads of `index_dim` picks in every layer (see sparse.py).
 
     `max_context` is the longest sequence that the config allows, in tokens (0: it does not say). Raises ModelError
     on a nonsensical value.
@@ -78,6 +82,9 @@ class ModelSpec:
     state_dtype: str = "fp32"
     output_gate: bool = False
     shared_gate: bool = False
+    index_heads: int = 0
+    index_dim: int = 0
+    index_topk: int = 0
     max_context: int = 0
 
     def __post_init__(self) -> None:
@@ -160,6 +167,11 @@ class ModelSpec:
         return self.linear_kv_heads * self.linear_dim, self.linear_heads * self.linear_v_dim
 
     @property
+    def has_indexer(self) -> bool:
+        """Whether attention is to tokens that an indexer picks."""
+        return self.index_topk > 0
+
+    @property
     def query_width(self) -> int:
         """Columns of full attention's query projection, with its output gate if it has one."""
         return (2 if self.output_gate else 1) * self.heads * self.head_dim
@@ -169,10 +181,11 @@ class ModelSpec:
         return self._ffn(self.expert_inter) * element_bytes(dtype or self.expert_dtype, scales)
 
     def layer_params(self, layer: int) -> dict[str, int]:
-        """Parameters of one layer by part: attention, router, experts (all of them), shared, dense, norms."""
+        """Parameters of one layer by part: attention, indexer, router, experts (all of them), shared, dense, norms."""
         moe = self.is_moe(layer)
         return {
             "attention": self._linear_params() if self.is_linear(layer) else self._attention_params(),
+            **index_params(self.hidden, self.q_lora, self.index_heads, self.index_dim),
             "router": self.hidden * (self.experts + self.shared_gate) if moe else 0,
             "experts": self.experts * self._ffn(self.expert_inter) if moe else 0,
             "shared": self._ffn(self.shared_inter) if moe else 0,
@@ -183,6 +196,7 @@ class ModelSpec:
     def layer_weight_bytes(self, layer: int) -> float:
         """Resident weight bytes of one layer, all its experts included, with quantisation scales."""
         types = {"experts": self.expert_dtype, "router": self.act_dtype, "norms": self.act_dtype}
+        types["index_weights"] = self.act_dtype
         return sum(
             n * element_bytes(types.get(part, self.dtype)) for part, n in self.layer_params(layer).items()
         )
@@ -196,14 +210,15 @@ class ModelSpec:
         """Bytes that one token adds to this layer's KV cache.
 
         GQA keeps a key and a value per KV head; MLA one compressed vector and the shared rotary key, kv_lora
-        + rope elements (DeepSeek-V2, arXiv 2405.04434, section 2.1); linear attention nothing (see `state_bytes`).
+        + rope elements (DeepSeek-V2, arXiv 2405.04434, section 2.1), an indexer its key beside them; linear attention
+        nothing (see `state_bytes`).
         """
         if self.is_linear(layer):
             return 0.0
         elements = (
             self.kv_lora + self.rope_dim if self.attention == "mla" else 2 * self.kv_heads * self.head_dim
         )
-        return elements * element_bytes(dtype)
+        return elements * element_bytes(dtype) + float(index_key_bytes(self.index_dim))
 
     def state_bytes(self, layer: int) -> float:
         """Bytes that one sequence keeps in this layer whatever its length; 0 but for linear attention.
@@ -301,4 +316,6 @@ def _problem(s: ModelSpec) -> str | None:
         (len(s.windows) != s.layers, f"windows has {len(s.windows)} entries for {s.layers} layers"),
         (not all(is_whole(w) for w in s.windows), "a window is not a whole number of tokens"),
     )
-    return next((sentence for broken, sentence in rules if broken), None)
+    return next((sentence for broken, sentence in rules if broken), None) or index_problem(
+        s.attention, s.q_lora, s.index_heads, s.index_dim, s.index_topk
+    )

@@ -16,12 +16,12 @@ from types import ModuleType
 import numpy as np
 
 from moetrace.op import FloatArray, Op, OpColumns, OpGroup, Work, Works
-from moetrace.ops import attention, communication, elementwise, gemm, linear, moe
+from moetrace.ops import attention, communication, elementwise, gemm, linear, moe, sparse
 from moetrace.ops.base import Kind, Seen
 from moetrace.ops.moe import distinct_experts
 from moetrace.ops.names import Names, read_names
 
-FAMILIES: tuple[ModuleType, ...] = (communication, moe, linear, attention, gemm, elementwise)
+FAMILIES: tuple[ModuleType, ...] = (communication, sparse, moe, linear, attention, gemm, elementwise)
 # Element-wise kernel names are generic: the operator above them, if it says more, decides.
 _GENERIC = "elementwise"
 

@@ -14,8 +14,9 @@ from moetrace.op import Amounts, FloatArray, Op, OpGroup, element_bytes
 from moetrace.ops.base import Kind, Seen, act, is_fixed, numel
 
 
-def pairs(op: OpGroup) -> FloatArray:
-    """Query-key pairs under a causal mask: each query sees the keys before it and itself, at most `window` of them.
+def pairs(op: OpGroup, most_of: str = "window") -> FloatArray:
+    """Query-key pairs under a causal mask: each query sees the keys before it and itself, at most `window` of them (or as many
+    as the dim that `most_of` names).
 
     The dim `pairs` says it; without one, sequences are taken as equally long, and a sequence's queries as its last tokens.
     """
@@ -25,7 +26,7 @@ def pairs(op: OpGroup) -> FloatArray:
     sequences = np.where(batch > 0, batch, 1.0)
     keys = op["kv"] / sequences
     queries = np.minimum(op.given("q", batch) / sequences, keys)
-    most = np.minimum(op.given("window", keys), keys)
+    most = np.minimum(op.given(most_of, keys), keys)
     first = np.minimum(
         keys - queries + 1, most
     )  # keys that the first query sees; each later one sees one more
@@ -48,15 +49,16 @@ def gqa_work(op: OpGroup) -> Amounts:
     )
 
 
-def mla_work(op: OpGroup) -> Amounts:
-    """Absorbed MLA decode: scores over lora + rope, values over lora; the compressed cache is read once for all heads.
+def mla_work(op: OpGroup, most_of: str = "window") -> Amounts:
+    """Absorbed MLA decode: scores over lora + rope, values over lora; the compressed cache is read once for all heads. `most_of`
+    names the dim with the most that a query sees.
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1 (512 + 64 elements per token and layer).
     """
     heads, lora, rope = op["heads"], op["kv_lora"], op["rope"]
     q = op.given("q", op["batch"])
     return Amounts(
-        flops=2.0 * heads * (2 * lora + rope) * pairs(op),
+        flops=2.0 * heads * (2 * lora + rope) * pairs(op, most_of),
         kv_read_bytes=op["kv"] * (lora + rope) * element_bytes(op.weight_dtype),
         act_read_bytes=q * heads * (lora + rope) * act(op),
         act_write_bytes=q * heads * lora * act(op),
@@ -220,10 +222,14 @@ def _mla(seen: Seen) -> Op | None:
     if model is None or not model.kv_lora or kv is None or batch is None:
         return None
     q = _query_tokens(seen) or batch
-    extra = {"q": q} if q != batch else {}
-    op = Op.of("mla_attention", _kv_dtype(seen), batch=batch, heads=max(1, model.heads // max(1, seen.tp)),
+    extra: dict[str, float] = {"q": q} if q != batch else {}
+    if model.index_topk:  # of each query's own choice, as of sequences that are equally long
+        kv = min(kv, q * model.index_topk)
+        extra["chosen"] = model.index_topk
+    kind = "sparse_mla" if model.index_topk else "mla_attention"
+    op = Op.of(kind, _kv_dtype(seen), batch=batch, heads=max(1, model.heads // max(1, seen.tp)),
                kv_lora=model.kv_lora, rope=model.rope_dim, kv=kv, **extra)  # fmt: skip
-    return _with_pairs(op, seen)
+    return op if model.index_topk else _with_pairs(op, seen)
 
 
 def _moved(kind: str, seen: Seen) -> Op | None:

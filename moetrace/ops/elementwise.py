@@ -210,6 +210,8 @@ def _norm(seen: Seen) -> Op | None:
     model, tp = seen.model, max(1, seen.tp)
     if model is None or not seen.tokens:
         return None
+    if seen.role == "inner_norm":  # of MLA's latents or an indexer's keys
+        return None
     if "rsqrt_kernel" in seen.kernel:  # one op of an unfused norm: a number per token
         return Op.of("norm", seen.model_dtype, tokens=seen.tokens, width=1)
     if seen.role == "linear_norm":  # of each value head, its gate read beside

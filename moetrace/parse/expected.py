@@ -65,7 +65,8 @@ def _kind(places: set[frozenset[str]], model: ModelSpec) -> str:
     if len(places) != 1 or len(only := next(iter(places))) != 1:
         return ""
     kind = next(iter(only))
-    return "mla_attention" if kind == _ATTENTION and model.attention == "mla" else kind
+    mla = kind == _ATTENTION and model.attention == "mla"
+    return ("sparse_mla" if model.index_topk else "mla_attention") if mla else kind
 
 
 def _distinct(

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from moetrace.errors import ModelError, TraceError
 from moetrace.formats.events import Events
 from moetrace.formats.texts import Told
@@ -35,6 +37,7 @@ class Seen:
         # Kinds of collectives that ran -> the largest group that states its size, or 0.
         self.traffic: dict[str, int] = {}
         self.layers = 0  # by annotation
+        self.indexer = False
         self.device = -1  # of the first op
         self.on_cpu = False
         self.rows = 0
@@ -56,6 +59,7 @@ class Seen:
         found = zip(word[first].tolist(), rows.tensors[first].tolist(), strict=True)
         self._pairs |= {pair for pair in found if pair[1] >= 0}
         first, _ = distinct_rows(kind_index, rows.message)
+        self.indexer |= any(kinds[code].startswith("index_") for code in np.unique(kind_index).tolist())
         for kind_code, message in zip(kind_index[first].tolist(), rows.message[first].tolist(), strict=True):
             said = self._events.tensor_sets[message] if message >= 0 else None
             kind = (collective_kind(said.collective) if said else None) or kinds[kind_code]
@@ -78,6 +82,8 @@ class Seen:
                 seen["vocab"] = table[0]
         if seen and layers:
             seen["layers"] = layers
+        if seen and self.indexer:
+            seen["has_indexer"] = 1
         return seen
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 LINEAR = "linear_attention"
-ATTENTION = ("attention", "mla_attention", LINEAR)
+MLA = ("mla_attention", "sparse_mla")
+ATTENTION = ("attention", *MLA, LINEAR)
 EXPERT_GEMMS = ("moe_gemm", "moe_gate_up", "moe_down", "moe_experts")
 MOE = ("topk", "moe_align", *EXPERT_GEMMS, "moe_act", "moe_combine", "moe_collect")
 # What an MoE block can end with. A top-k only begins one: the last of a step may be the sampler's.
@@ -33,6 +34,7 @@ class Hints:
     q_lora: bool = False
     shared: bool = False
     shared_gate: bool = False
+    indexer: bool = False
 
 
 NO_HINTS = Hints()

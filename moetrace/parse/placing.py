@@ -244,7 +244,12 @@ def _hints(model: ModelSpec | None) -> Hints:
         return NO_HINTS
     shared = model.shared_inter > 0
     return Hints(
-        model.layers, model.attention == "mla", model.q_lora > 0, shared, shared and model.shared_gate
+        model.layers,
+        model.attention == "mla",
+        model.q_lora > 0,
+        shared,
+        shared and model.shared_gate,
+        model.index_topk > 0,
     )
 
 

@@ -17,6 +17,7 @@ from moetrace.parse.order import (
     EXPERT_GEMMS,
     GEMMS,
     LINEAR,
+    MLA,
     MOE,
     NO_HINTS,
     Hints,
@@ -58,7 +59,7 @@ def _layer_roles(
     first, last = marks[0], marks[-1]
     gemms = [i for i in range(low, high) if kinds[i] in GEMMS]
     after = [i for i in gemms if i > last]
-    mla = hints.mla or any(kinds[i] == "mla_attention" for i in marks)
+    mla = hints.mla or any(kinds[i] in MLA for i in marks)
     own = _outputs(kinds, last, high, after, mla)
     inner = [i for i in range(gemms[0] if gemms else first, first) if kinds[i] == "norm"]
     before = [i for i in gemms if i < first]
@@ -67,8 +68,11 @@ def _layer_roles(
     elif mla:
         between = [i for i in gemms if first < i < last]
         # By its kernel, so surely on the latent cache.
-        named = any(kinds[i] == "mla_attention" for i in marks)
-        _mla_roles(roles, before, between, own, inner, named, hints.q_lora)
+        named = any(kinds[i] in MLA for i in marks)
+        if hints.indexer or any(kinds[i] == "sparse_mla" for i in marks):
+            _indexed_roles(roles, [*before, *between, *own[:-1]], inner)
+        else:
+            _mla_roles(roles, before, between, own, inner, named, hints.q_lora)
     else:
         _gqa_roles(roles, before, inner)
     if own and not roles[own[-1]]:
@@ -81,7 +85,7 @@ def _outputs(kinds: Sequence[str], last: int, high: int, after: list[int], mla: 
     ends = (*BREAKS, *MOE, "activation")
     stop = next((i for i in range(last + 1, high) if kinds[i] in ends), high)
     own = [i for i in after if i < stop] if stop < high and kinds[stop] in BREAKS else []
-    return own or after[: 2 if mla and kinds[last] == "mla_attention" else 1]
+    return own or after[: 2 if mla and kinds[last] in MLA else 1]
 
 
 def _gqa_roles(roles: list[str], before: list[int], inner: list[int]) -> None:
@@ -108,6 +112,14 @@ def _linear_roles(
     norm = next((i for i in range(last + 1, own[0]) if kinds[i] == "norm"), None) if own else None
     if norm is not None:
         roles[norm] = "linear_norm"
+
+
+def _indexed_roles(roles: list[str], gemms: Sequence[int], inner: Sequence[int]) -> None:
+    """MLA's projections and norms beside an indexer's, which engines fuse and order in their ways: which is which is open."""
+    for i in gemms:
+        roles[i] = "mla_part"
+    for i in inner:
+        roles[i] = "inner_norm"
 
 
 def _mla_roles(

@@ -20,6 +20,7 @@ EXPERT_GEMMS = frozenset({"moe_gate_up", "moe_down", "moe_experts"})
 _TYPED = EXPERT_GEMMS | {
     "qkv_proj",
     "o_proj",
+    "index_proj",
     "dense_gate_up",
     "dense_down",
     "shared_gate_up",
@@ -30,7 +31,7 @@ _TYPED = EXPERT_GEMMS | {
 # Ops that work on the tokens of all data-parallel groups.
 MODULE = frozenset({*EXPERT_GEMMS, "moe_act", "expert_up", "expert_down", "expert_act"})
 # Ops whose dtype is the KV cache's, then the activations'.
-CACHED = frozenset({"attention", "mla_attention", "kv_write"})
+CACHED = frozenset({"attention", "mla_attention", "sparse_mla", "kv_write"})
 # Of single experts run one by one: the dims that hold the expert's width.
 _ONE_BY_ONE = {"expert_up": "n", "expert_down": "k", "expert_act": "elements"}
 EXCHANGES = frozenset({"moe_dispatch", "moe_collect"})
@@ -133,6 +134,9 @@ def with_context(op: Op, context: int, window: int) -> Op:
     """A decode attention op whose sequences have `context` KV tokens each, at most `window` of them read (0: all)."""
     if not op.has("kv", "batch"):
         return op
+    if op.kind == "sparse_mla":  # of each query's own choice
+        queries = op["q"] if op.has("q") else op["batch"]
+        window = round(op["chosen"] * queries / op["batch"])
     read = min(context, window) if window else context
     op = op.with_dims(kv=round(op["batch"]) * read, pairs=None)
     if op.kind == "attention":
@@ -149,8 +153,9 @@ def step_context(step: Step, context: int, batch: int | None) -> Step:
 def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
     """One rank's share of an op under tensor parallelism; experts' widths are cut `expert_tp` ways.
 
-    Norms, router, top-k, align, combine, embedding and sampling are computed in whole on every rank, and so is a GEMM
-    whose role is not known; a norm of all heads at once is of a rank's own. Raises ScenarioError where a dim does not divide.
+    Norms, router, top-k, align, combine, embedding, sampling and an indexer's ops are computed in whole on every rank, and so is
+    a GEMM whose role is not known; a norm of all heads at once is of a rank's own. Raises ScenarioError where a dim does not
+    divide.
     """
     kind = op.kind
     if heads := heads_normed(op, model):
@@ -171,7 +176,7 @@ def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
         return _divided(op, "width", tp, tp)
     if kind == "linear_attention":
         return _divided(_divided(op, "heads", tp, tp), "kv_heads", tp, tp)
-    if kind in ("attention", "mla_attention"):
+    if kind in ("attention", "mla_attention", "sparse_mla"):
         op = _divided(op, "heads", tp, tp)
         return op.with_dims(kv_heads=max(1, int(op["kv_heads"]) // tp)) if op.has("kv_heads") else op
     if (

@@ -140,8 +140,8 @@ def rank_weights(model: ModelSpec, p: Parallel, redundant: int = 0) -> Mapping[s
     """Weight bytes of the fullest rank by part: experts, attention, other.
 
     Attention, shared experts and dense layers are cut over tp and repeated in every data-parallel group, experts shared out
-    over both; norms, routers and MLA's down-projections are whole on every rank, and so is a KV head at least. Embedding and
-    lm_head are cut over the vocabulary, the one on the first pipeline stage, the other on the last.
+    over both; norms, routers, indexers and MLA's down-projections are whole on every rank, and so is a KV head at least.
+    Embedding and lm_head are cut over the vocabulary, the one on the first pipeline stage, the other on the last.
     """
     stages = []
     for stage in range(p.pp):
@@ -154,6 +154,8 @@ def rank_weights(model: ModelSpec, p: Parallel, redundant: int = 0) -> Mapping[s
                     parts["experts"] += held * element_bytes(model.expert_dtype) / p.stage
                 elif name == "attention":
                     parts["attention"] += attention_params(model, p.tp, layer) * element_bytes(model.dtype)
+                elif name == "indexer":
+                    parts["attention"] += count * element_bytes(model.dtype)
                 elif name in ("shared", "dense"):
                     parts["other"] += count * element_bytes(model.dtype) / p.tp
                 else:
@@ -185,7 +187,7 @@ def sequence_bytes(model: ModelSpec, p: Parallel, context: float, dtype: str) ->
     """KV bytes of one sequence of `context` tokens on the fullest rank of its data-parallel group, with its layers' states.
 
     A sliding window caps its layers; the state of linear attention is the same at any length.
-    Every rank holds a KV head at least, and MLA's compressed cache in whole.
+    Every rank holds a KV head at least, and MLA's compressed cache and an indexer's keys in whole.
     """
     share = 1.0 if model.attention == "mla" else max(1.0 / p.tp, 1.0 / model.kv_heads)
     full = 0.0

@@ -61,8 +61,8 @@ class Busiest:
         if op.has("batch"):
             decodes = not op.has("pairs") and op["batch"] == self.batch
         elif op.has("m") and op["m"] != self.tokens:
-            # MLA projects into its cache one head at a time, in decode.
-            decodes = op.has("b")
+            # MLA projects into its cache one head at a time, in decode, and of prompts of which an indexer picks tokens.
+            decodes = op.has("b") and op["m"] == self.decoding
         else:
             return edit.scaled(op, self.own_tokens, self.tokens)
         if decodes:

@@ -20,7 +20,7 @@ from moetrace.run import GENERATING
 Shared = Callable[[Op, At], Op]  # what of an op a rank computes at a time
 _ATTENTION_OUT = (
     frozenset({"o_proj"}),
-    frozenset({"attention", "mla_attention", "linear_attention", "attention_reduce"}),
+    frozenset({"attention", "mla_attention", "sparse_mla", "linear_attention", "attention_reduce"}),
 )
 _FFN_OUT = (frozenset({"moe_combine", "moe_down", "moe_experts", "dense_down", "shared_down"}),)
 _OF_ALL = edit.MODULE | {"reduce_scatter"}  # what has the tokens of all data-parallel groups
@@ -103,7 +103,7 @@ def part_of_tokens(new: Any, old: Any) -> Shared:
     def change(op: Op, at: At) -> Op:
         if op.has("q", "kv", "batch") and not op.has("pairs"):
             keys, queries = op["kv"] / op["batch"], op["q"] / op["batch"]
-            seen = op["batch"] * causal_pairs(queries, keys, op.get("window") or 0)
+            seen = op["batch"] * causal_pairs(queries, keys, op.get("window") or op.get("chosen") or 0)
             op = op.with_dims(pairs=round(seen))
         return edit.scaled(op, new, old)
 

@@ -95,8 +95,8 @@ class Workload:
     def contexts(self, windows: Sequence[int] = ()) -> tuple[int, ...]:
         """KV tokens per sequence of the decode steps to synthesize, ascending; none if only one token is asked for.
 
-        The first step, the middle one, the last, and where the context outgrows a sliding window: between these the
-        KV that a step reads grows in proportion to the step.
+        The first step, the middle one, the last, and where the context outgrows a sliding window or what an indexer picks:
+        between these the KV that a step reads grows in proportion to the step.
         """
         first, last = self.input_len + 1, self.input_len + self.output_len - 1
         if last < first:
@@ -157,7 +157,7 @@ def passes_of(
     batch, prompt = workload.batch, workload.input_len
     plan = [
         ("prefill", prompt, prompt),
-        *(("decode", workload.verify, c) for c in workload.contexts(model.windows)),
+        *(("decode", workload.verify, c) for c in workload.contexts((*model.windows, model.index_topk))),
     ]
     if workload.served:
         plan[0] = ("mixed", workload.verify, prompt + workload.output_len // 2)

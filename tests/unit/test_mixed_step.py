@@ -22,7 +22,7 @@ from moetrace.synthesize import Workload, synthesize
 
 NODE = load_hardware("h100-sxm-x4")
 SETS = ("dp=4", "ep=4", "routing=uniform")
-MODELS = ("olmoe-1b-7b", "gpt-oss-20b", "deepseek-v2-lite", "qwen3-next-80b-a3b")
+MODELS = ("deepseek-v3.2", "olmoe-1b-7b", "gpt-oss-20b", "deepseek-v2-lite", "qwen3-next-80b-a3b")
 
 
 def mixed_ops(model: ModelSpec, load: Workload) -> list[Op]:

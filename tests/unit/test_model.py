@@ -85,6 +85,13 @@ ROUNDED = {
     "granite-3.1-3b-a800m": (3.3, 0.8, False, 0.11),
     "qwen3-next-80b-a3b": (80, 3, False, 0.2),  # model card; without embedding and lm_head 3.3 B are active
     "qwen3.5-35b-a3b": (35, 3, False, 0.02),  # its name
+    "deepseek-v3.2": (
+        671,
+        37,
+        False,
+        0.02,
+    ),  # its inference config is config_671B_v3.2.json; active as DeepSeek-V3
+    "glm-5": (744, 40, False, 0.025),  # arXiv 2602.15763
 }
 # Parameters that transformers 5.23 gives a causal LM built from the same JSON on the meta device.
 COUNTED = {
@@ -110,6 +117,8 @@ COUNTED = {
     "qwen3-4b": 4022468096,
     "qwen3-coder-480b-a35b": 480154875392,
     "deepseek-v3": 671026404352,
+    "deepseek-v3.2": 671877929216,
+    "glm-5": 743911199232,
     "gpt-oss-120b": 116829156672,
     "gpt-oss-20b": 20914757184,
     "llama-3.1-8b": 8030261248,
@@ -140,6 +149,12 @@ HYBRID: dict[str, Any] = {
     "model_type": "qwen3_next", "full_attention_interval": 2, "head_dim": 16, "num_experts": 8, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_num_value_heads": 4,
     "linear_value_head_dim": 12, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+
+
+INDEXED: dict[str, Any] = {
+    "model_type": "glm_moe_dsa", "n_routed_experts": 8, "q_lora_rank": 16, "kv_lora_rank": 32, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8, "v_head_dim": 8, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 4,
 }  # fmt: skip
 
 
@@ -301,6 +316,38 @@ def test_linear_attention_keeps_a_state_and_no_cache() -> None:
         spec.with_edits(full_every=1)
 
 
+def test_an_indexer_keeps_a_key_of_each_token_and_is_read_or_refused_in_words() -> None:
+    """DeepSeek-V3.2: beside MLA's 576 values in 16 bits a key of 128 in FP8 and its scale, whatever the cache's type."""
+    spec, dense = load_model("deepseek-v3.2"), load_model("deepseek-v3")
+    assert (spec.index_heads, spec.index_dim, spec.index_topk) == (64, 128, 2048)
+    assert [spec.kv_bytes_per_token(0, kind) for kind in ("bf16", "fp8")] == [576 * 2 + 132, 576 + 132]
+    own = (
+        1536 * 64 * 128 + 7168 * 128,
+        7168 * 64,
+    )  # queries and key in the weights' type, the heads' weights in 16 bits
+    assert spec.params() - dense.params() == 61 * sum(own)
+    more = spec.layer_weight_bytes(5) - dense.layer_weight_bytes(5)
+    assert more == pytest.approx(own[0] * (1 + 4 / 128**2) + own[1] * 2)
+    assert (
+        COUNTED[spec.name] - spec.params() == COUNTED[dense.name] - dense.params() + 61 * 256
+    )  # its keys' norm
+    assert spec.has_indexer and not dense.has_indexer
+    found = infer_model({"hidden": 7168, "layers": 61, "experts": 256, "has_indexer": 1})
+    assert found is not None and found[0].name == "deepseek-v3.2"
+    with pytest.raises(ModelError, match="an indexer needs index_heads, index_dim and q_lora"):
+        spec.with_edits(q_lora=0)
+    with pytest.raises(ModelError, match="an indexer needs index_topk"):
+        spec.with_edits(index_topk=0)
+    with pytest.raises(ModelError, match="an indexer beside attention other than mla"):
+        load_model("qwen3-8b").with_edits(index_topk=8)
+
+
+def test_layers_that_have_an_indexer_may_be_listed() -> None:
+    listed = {**INDEXED, "layer_types": ["indexed_attention"] * 4, "indexer_types": ["full"] * 4}
+    assert small(**listed) == small(**INDEXED) == small(**INDEXED, index_topk_freq=1)
+    assert small(**INDEXED).windows == (0,) * 4 and small(**INDEXED).has_indexer
+
+
 def test_a_hybrids_layers_by_their_list_or_their_interval() -> None:
     by_interval = small(**HYBRID)
     listed = ["linear_attention", "full_attention"] * 2
@@ -423,6 +470,8 @@ def row_of(name: str) -> str:
     if spec.full_every:
         linear = f"{spec.linear_heads}/{spec.linear_kv_heads} x {spec.linear_dim}"
         heads = f"{heads}; linear {linear} in {spec.full_every - 1} of {spec.full_every} layers"
+    if spec.has_indexer:
+        heads = f"{heads}; indexer {spec.index_heads} x {spec.index_dim} picks {spec.index_topk}"
     types = spec.dtype + (f", experts {spec.expert_dtype}" if spec.expert_dtype != spec.dtype else "")
     counts = f"{spec.params() / 1e9:.1f} / {spec.active_params() / 1e9:.1f}"
     link = f"[{source.removeprefix('https://huggingface.co/')}]({source})"
@@ -476,6 +525,23 @@ def test_shared_experts_and_ungated_ffns() -> None:
         ({**HYBRID, "linear_conv_kernel_dim": 0}, "linear attention needs"),
         ({**HYBRID, "attn_output_gate": False}, "attn_output_gate is false"),
         ({**HYBRID, "mamba_ssm_dtype": "float8"}, "mamba_ssm_dtype is 'float8'"),
+        ({**INDEXED, "index_topk": None}, "lacks the field 'index_topk'"),
+        ({**INDEXED, "q_lora_rank": None}, "an indexer needs index_heads, index_dim and q_lora"),
+        (
+            {**INDEXED, "model_type": "deepseek_v4"},
+            "index_n_heads says that 'deepseek_v4' attends to what an indexer picks",
+        ),
+        ({"index_topk_blocks": 16}, "index_topk_blocks says that 'mixtral'"),
+        (
+            {**INDEXED, "index_topk_freq": 4},
+            "layers that take another layer's choice of tokens are not supported",
+        ),
+        ({**INDEXED, "index_topk_pattern": "FSSS"}, "another layer's choice"),
+        ({**INDEXED, "indexer_types": ["full", *["shared"] * 3]}, "another layer's choice"),
+        (
+            {**INDEXED, "layer_types": ["sliding_attention"] * 4},
+            "'sliding_attention' is not supported beside an indexer",
+        ),
         ({"layer_types": ["sliding_attention"] * 4}, "lacks the field 'sliding_window'"),
         ({"moe_layers": [0, 1, 3]}, "no regular step"),
         ({"torch_dtype": "float8"}, "unknown torch_dtype 'float8'"),
@@ -591,7 +657,18 @@ def test_infer_model_needs_exactly_one_that_fits() -> None:
 @pytest.mark.parametrize("name", model_names())
 def test_infer_model_finds_every_entry_by_all_its_dims(name: str) -> None:
     spec = load_model(same_shape_as(name) or name)
-    keys = ("hidden", "layers", "vocab", "heads", "kv_heads", "head_dim", "experts", "topk", "expert_inter")
+    keys = (
+        "hidden",
+        "layers",
+        "vocab",
+        "heads",
+        "kv_heads",
+        "head_dim",
+        "experts",
+        "topk",
+        "expert_inter",
+        "has_indexer",
+    )
     found = infer_model({key: getattr(spec, key) for key in keys})
     alike = [other for other in model_names() if same_shape_as(other) == spec.name]
     longest = max(load_model(other).max_context for other in (spec.name, *alike))

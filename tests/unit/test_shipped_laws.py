@@ -83,6 +83,18 @@ OPS = st.one_of(
         st.sampled_from([8, 32, 64]), st.sampled_from([1, 4, 64]),
     ),
     st.builds(
+        lambda d, b, q, c, h: Op.of(
+            "sparse_mla", d, batch=b, heads=h, kv_lora=512, rope=64, kv=b * min(c, 2048 * q), q=b * q, chosen=2048
+        ),
+        st.sampled_from(["bf16", "fp8/bf16"]), size(512), size(4096), size(131_072), size(128),
+    ),
+    st.builds(
+        lambda kind, b, q, c, h: Op.of(
+            kind, "fp8" if "scores" in kind else "fp32", batch=b, heads=h, head_dim=128, kv=b * c, q=b * q, chosen=2048
+        ),
+        st.sampled_from(["index_scores", "index_topk"]), size(512), size(4096), size(131_072), size(128),
+    ),
+    st.builds(
         module,
         st.sampled_from(["moe_module", "moe_gate_up", "moe_down"]), DTYPES, size(4000),
         st.sampled_from([8, 64, 128, 256]), size(8192), st.sampled_from([1, 2, 8, 64]), st.floats(0, 1),

@@ -17,6 +17,7 @@ from moetrace.forward import NO_LAYER, step_ops
 from moetrace.hardware import load_hardware
 from moetrace.machines.wafer import crossings_s
 from moetrace.model import ModelSpec, load_model, model_names
+from moetrace.model.sparse import index_key_bytes
 from moetrace.op import Op, element_bytes
 from moetrace.ops import family, work, works
 from moetrace.replay import Scenario, replay, simulate
@@ -196,8 +197,14 @@ def test_a_token_multiplies_the_active_parameters(name: str) -> None:
 def test_attention_reads_the_kv_cache_once_and_writes_one_token(name: str) -> None:
     model, batch, context = load_model(name), 4, 20_000
     ops = [op for _, op in step_ops(model, batch, 1, context)]
+    keys = index_key_bytes(model.index_dim)  # an indexer reads all of its own, and MLA what it picks
     held = sum(
-        model.kv_bytes_per_token(i) * batch * min(context, model.window(i) or context)
+        batch
+        * (
+            (model.kv_bytes_per_token(i) - keys)
+            * min(context, model.index_topk or model.window(i) or context)
+            + keys * context
+        )
         for i in range(model.layers)
     )
     state = batch * sum(model.state_bytes(i) for i in range(model.layers))  # read and written, at any length
@@ -224,6 +231,74 @@ def test_a_layer_with_linear_attention_by_hand() -> None:
     full = [str(op) for op in of_layer(model, 3, context=100)]
     assert "qkv_proj bf16 m=4 n=9216 k=2048" in full and "o_proj bf16 m=4 n=2048 k=4096" in full
     assert "shared_gate bf16 m=4 n=1 k=2048" in full and not any(op.startswith("linear") for op in full)
+
+
+def of_attention(context: int, decode: bool = True, queries: int = 1, batch: int = 4) -> list[str]:
+    """The ops of DeepSeek-V3.2's first layer between its norms."""
+    ops = [op for at, op in step_ops(load_model("deepseek-v3.2"), batch, queries, context, decode) if at == 0]
+    return [str(op) for op in ops[1 : [op.kind for op in ops].index("dense_gate_up") - 1]]
+
+
+def test_a_layer_with_an_indexer_by_hand() -> None:
+    """DeepSeek-V3.2: 64 heads of 128 score 8,192 tokens of each of four sequences, 2,048 of which MLA attends to."""
+    ops = of_attention(8192)
+    assert ops[4:12] == [
+        "index_proj fp8_block m=4 n=8192 k=1536",
+        "index_proj fp8_block m=4 n=128 k=7168",
+        "index_weights bf16 m=4 n=64 k=7168",
+        "norm bf16 tokens=4 width=128",
+        "index_prep fp8/bf16 elements=32768",
+        "index_write fp8/bf16 tokens=4 head_dim=128",
+        "index_scores fp8 heads=64 head_dim=128 batch=4 kv=32768",
+        "index_topk fp32 chosen=2048 batch=4 kv=32768",
+    ]
+    assert "sparse_mla bf16 batch=4 heads=128 kv_lora=512 rope=64 kv=8192 chosen=2048" in ops
+    dense = [op for at, op in step_ops(load_model("deepseek-v3"), 4, 1, 8192) if at == 0]
+    assert set(ops) >= {str(op) for op in dense[1:5]}  # its other projections are MLA's own
+
+
+@pytest.mark.parametrize(("context", "read"), [(2047, 2047), (2048, 2048), (2049, 2048)])
+def test_a_context_up_to_what_is_picked_is_read_whole(context: int, read: int) -> None:
+    picked = next(op for op in of_attention(context) if op.startswith("sparse_mla"))
+    assert f" kv={4 * read} " in picked
+    assert f"index_scores fp8 heads=64 head_dim=128 batch=4 kv={4 * context}" in of_attention(context)
+
+
+def test_drafted_tokens_pick_each_their_own() -> None:
+    """Three queries of a sequence read up to three times as many tokens, and no more than there are."""
+    assert "kv=24576 chosen=2048 q=12" in next(op for op in of_attention(9000, queries=3) if "sparse" in op)
+    assert "kv=20000 chosen=2048 q=12" in next(op for op in of_attention(5000, queries=3) if "sparse" in op)
+
+
+@pytest.mark.parametrize("context", [2048, 2049])
+def test_a_prompt_longer_than_what_is_picked_is_attended_to_in_the_latent(context: int) -> None:
+    ops = of_attention(context, decode=False, queries=context, batch=1)
+    long = context > 2048
+    assert any(op.startswith("sparse_mla") for op in ops) == long
+    assert any(op.startswith("attention") for op in ops) != long
+    assert any("n=32768 k=512" in op for op in ops) != long  # keys and values expanded
+    assert any(op.startswith("index_scores") for op in ops)
+
+
+def test_prompts_beside_a_decode_are_taken_apart_by_their_own_length() -> None:
+    model = load_model("deepseek-v3.2")
+    ops = [op for at, op in step_ops(model, 4, 1, 1000, True, (1.5, 1000, 3000)) if at == 0]
+    picked = [str(op) for op in ops if op.kind == "sparse_mla"]
+    assert picked == [
+        "sparse_mla bf16 batch=4 heads=128 kv_lora=512 rope=64 kv=4000 chosen=2048",
+        "sparse_mla bf16 batch=2 heads=128 kv_lora=512 rope=64 kv=4500 chosen=2048 q=1500 pairs=3070308",
+    ]
+    # 2,001 to 2,048 tokens are seen by the first 48 queries of each, 2,048 by the other 952
+    assert round(1.5 * (sum(range(2001, 2049)) + 952 * 2048)) == 3070308
+    assert [op["kv"] for op in ops if op.kind == "index_scores"] == [4000, 4500]
+
+
+def test_a_decode_is_synthesized_where_its_context_outgrows_what_is_picked() -> None:
+    steps = synthesize("deepseek-v3.2", Workload(1, 2000, 200)).meta.steps
+    assert 2048 in [step.kv_tokens for step in steps]
+    assert 2048 not in [
+        step.kv_tokens for step in synthesize("deepseek-v3", Workload(1, 2000, 200)).meta.steps
+    ]
 
 
 def test_every_op_of_every_model_has_known_work() -> None:

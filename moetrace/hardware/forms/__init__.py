@@ -15,11 +15,12 @@ from moetrace.hardware.forms.base import GENERIC, Parameter, Schema
 from moetrace.hardware.forms.collectives import ALL_REDUCE, COLLECTIVE, EXCHANGE
 from moetrace.hardware.forms.experts import EXPERTS
 from moetrace.hardware.forms.gemm import GEMM
+from moetrace.hardware.forms.sparse import SCORES, SELECT
 
 __all__ = ["FORM_OF", "GENERIC", "SCHEMAS", "Parameter", "Schema", "schema"]
 
 SCHEMAS: Mapping[str, Schema] = MappingProxyType(
-    {s.name: s for s in (GENERIC, EXPERTS, GEMM, ATTENTION, COLLECTIVE, ALL_REDUCE, EXCHANGE)}
+    {s.name: s for s in (GENERIC, EXPERTS, GEMM, ATTENTION, SCORES, SELECT, COLLECTIVE, ALL_REDUCE, EXCHANGE)}
 )
 
 # Families whose kernels have a form of their own; all else takes the generic one.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from moetrace.machines.forms import attention, collectives, exchange, experts, gemm, generic
+from moetrace.machines.forms import attention, collectives, exchange, experts, gemm, generic, sparse
 from moetrace.machines.forms.base import Cache, Form, Parts, Setting, smoothmax
 
 FORMS: Mapping[str, Form] = MappingProxyType(
@@ -20,6 +20,8 @@ FORMS: Mapping[str, Form] = MappingProxyType(
             experts.FORM,
             gemm.FORM,
             attention.FORM,
+            sparse.SCORES,
+            sparse.SELECT,
             collectives.COLLECTIVE,
             collectives.ALL_REDUCE,
             exchange.FORM,
