@@ -232,7 +232,7 @@ class Hardware:
         if kind in UNLIKE:
             measured_kind, further = UNLIKE[kind]
             key, found = self.family(
-                measured_kind, family, dtype, _GATHERS_FP8 if dtype in _NARROW else engine
+                measured_kind, family, dtype, _GATHERS_FP8 if dtype in NARROW else engine
             )
             return f"{key} (for {kind})", found.widened(further)
         name = engine.partition("@")[0]
