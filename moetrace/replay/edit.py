@@ -153,9 +153,9 @@ def step_context(step: Step, context: int, batch: int | None) -> Step:
 def cut(op: Op, tp: int, expert_tp: int, model: ModelSpec | None) -> Op:
     """One rank's share of an op under tensor parallelism; experts' widths are cut `expert_tp` ways.
 
-    Norms, router, top-k, align, combine, embedding, sampling and an indexer's ops are computed in whole on every rank, and so is
-    a GEMM whose role is not known; a norm of all heads at once is of a rank's own. Raises ScenarioError where a dim does not
-    divide.
+    Norms, router, top-k, align, combine, embedding, sampling and an indexer's ops are computed in whole on every rank, and
+    so is a GEMM whose role is not known; a norm of all heads at once is of a rank's own. Raises ScenarioError where a dim does
+    not divide.
     """
     kind = op.kind
     if heads := heads_normed(op, model):
