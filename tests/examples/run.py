@@ -84,7 +84,7 @@ class Page:
     def python(self, block: Block) -> str:
         code = compile(block.body, block.name, "exec")
         text = io.StringIO()
-        with contextlib.redirect_stdout(text):
+        with contextlib.redirect_stdout(text), recomputed_once():
             provide(re.findall(r"\"([\w./-]+)\"", block.body), self.folder)
             self.names |= names(set(code.co_names) - set(self.names))
             exec(code, self.names)
@@ -122,7 +122,7 @@ def moetrace_says(arguments: tuple[str, ...]) -> tuple[int, str, str]:
 
 @contextlib.contextmanager
 def recomputed_once() -> Iterator[None]:
-    """`moetrace validate` takes half a minute and is on several pages: the entries of equal figures are kept."""
+    """The ledger takes half a minute and several pages ask for it: the entries of equal figures are kept."""
     module = import_module("moetrace.validate")
     recompute = module.entries
 

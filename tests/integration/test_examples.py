@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ pytest.importorskip("torch", reason="needs the record extra")
 # Blocks labelled `not run here`, by page. One more is a decision: can it not be run on a CPU, from PyPI, in a second?
 NOT_RUN = {"README.md": 1, "campaign.md": 1, "formats.md": 1, "ranks.md": 1, "recording.md": 6}
 # Pages that recompute the published figures, which takes half a minute, share one process.
-VALIDATED = [p for p in PAGES if any("moetrace validate" in b.body for b in blocks(p))]
+VALIDATED = [p for p in PAGES if any(re.search(r"moetrace[ .]validate", b.body) for b in blocks(p))]
 TOGETHER = [[p] for p in PAGES if p not in VALIDATED] + [VALIDATED]
 
 
