@@ -467,7 +467,7 @@ def test_groups_of_a_prediction_are_not_filled_anew_where_they_would_not_be_alik
     batch: int, serving: str
 ) -> None:
     """Eight sequences in four groups, then 16 of them: twice as many in each. Not where a group has one more, or a prompt."""
-    load, made = ("dp=4", "ep=4", f"serving={serving}"), []
+    load, made = ("dp=4", "ep=4", f"serving={serving}", "pad=none"), []
     for sets in ((f"batch={batch}", *load), ("batch=16", *load)):
         made.append(simulate("olmoe-1b-7b", Workload(4, 64, 8), "h100-sxm-x4", Scenario.of(*sets)).prediction)
     if (batch, serving) == (8, "static"):
