@@ -38,6 +38,7 @@ _PLAIN = "sglang 0.5.14"
 _PLAIN_ROUTERS = ("4096x14336x2x8", "2816x704x8x128")
 # And DeepSeek-V3's router keeps to groups of experts, for which these logits were not made: it chooses others.
 _GROUP_ROUTER = "7168x2048x8x256"
+_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 def read_measurements(path: Path, hardware: str) -> Measured:
@@ -68,6 +69,8 @@ def _read(path: Path) -> pd.DataFrame:
     import pandas as pd
     import pyarrow as pa
 
+    if path.suffix not in _SUFFIXES:
+        raise CalibrationError(f"{path}: expected a RUN or a file that ends in {', '.join(_SUFFIXES)}")
     try:
         if path.suffix == ".csv":
             table = pd.read_csv(path)

@@ -31,7 +31,8 @@ def wrong_unit(seconds: FloatArray, law_s: FloatArray) -> str:
     ratio = float(np.median(seconds[known] / law_s[known])) if known.any() else 1.0
     if 1 / _UNIT < ratio < _UNIT:
         return ""
-    return f"times are {ratio:,.3g} x what the law expects (median): expected seconds, not ms, us or ns (a column latency: ms)"
+    said = f"{ratio:,.0f}" if ratio > 1 else f"{ratio:.2g}"
+    return f"times are {said} x what the law expects (median): expected seconds, not ms, us or ns (a column latency: ms)"
 
 
 def dims_of(kind: str) -> frozenset[str]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from moetrace.errors import ProfileError
 from moetrace.hardware import ANY_ENGINE, Family, Hardware
-from moetrace.machines import links
+from moetrace.machines import links, seen
 from moetrace.machines.forms import FORMS, Cache, Parts, Setting
 from moetrace.op import Costs, FloatArray, Rows, Works
 
@@ -55,7 +55,7 @@ def cost(
         compute_s[rows], memory_s[rows] = parts.compute_s, parts.memory_s
         fixed_s[rows], expected_s[rows] = parts.fixed_s, parts.expected_s
         network_s[rows] = 0.0 if parts.network_s is None else parts.network_s
-        error[rows] = errors(family, some, parts)
+        error[rows] = _beyond(errors(family, some, parts), family, some)
     lower_s = np.maximum(works["bytes_min"] / hw.memory.bytes_per_s, works["flops"] / peak)
     alone = works["net_ranks"] == 1  # no engine launches a collective of one rank
     for column in (compute_s, memory_s, network_s, fixed_s, expected_s, lower_s):
@@ -131,6 +131,12 @@ def errors(family: Family, works: Works, parts: Parts) -> FloatArray:
     if parts.further is None:
         return own
     return np.where(parts.further > 0, np.expm1(np.hypot(np.log1p(own), np.log1p(parts.further))), own)
+
+
+def _beyond(own: FloatArray, family: Family, works: Works) -> FloatArray:
+    """Errors of ops, [ops], with what sizes that their fit did not see add (`seen.further`), as squares of logarithms."""
+    further = seen.further(family.seen, len(family.error_decades), works.ops)
+    return own if further is None else np.where(further > 0, np.expm1(np.hypot(np.log1p(own), further)), own)
 
 
 def _own_errors(family: Family, works: Works, parts: Parts) -> FloatArray:

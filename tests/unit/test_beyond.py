@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from moetrace import ops
-from moetrace.cost import PriceContext
+from moetrace.cost import PriceContext, price
 from moetrace.cost.beyond import beyond, said
 from moetrace.hardware import Hardware, load_hardware
-from moetrace.machines.seen import ranges
+from moetrace.machines.seen import FURTHER, further, ranges
 from moetrace.op import Op, OpColumns
 
 SEEN = {"tokens": (1.0, 512.0), "hidden": (2048.0, 7168.0), "inter": (64.0, 4096.0), "experts": (8.0, 256.0),
@@ -119,3 +119,45 @@ def test_a_size_that_two_types_saw_up_to_other_ends_is_named_once_by_the_end_pas
         said({"decode": [*above, *below, "b"]})
         == "decode: b, experts tokens above 512, experts tokens below 16"
     )
+
+
+def widths(hw: Hardware, *rows: dict[str, float]) -> list[float]:
+    """The logarithms of the errors of modules of these sizes."""
+    return np.log1p(price(ops.works([Op.of("moe_module", "bf16", **row) for row in rows]), hw).error).tolist()
+
+
+def test_an_interval_widens_with_the_logarithm_of_the_distance_from_what_was_seen() -> None:
+    """Not inside, continuously at the edge, alike above and below, and of several sizes as the root of squares."""
+    hw = machine(error_decades=(), error_terms={}, error_rises=(), error=0.05)
+    own = np.log(1.05)
+    inside = [{**INSIDE, "hidden": size} for size in (2048, 4096, 7168)] + [INSIDE, {**INSIDE, "tokens": 512}]
+    assert widths(hw, *inside) == pytest.approx([own] * 5, rel=1e-12)
+    (near,) = widths(hw, {**INSIDE, "hidden": 7169})
+    assert own < near < own + 1e-6
+    above, below, both = widths(
+        hw,
+        {**INSIDE, "inter": 4096 * 8},
+        {**INSIDE, "inter": 8},
+        {**INSIDE, "inter": 4096 * 8, "hidden": 7168 * 8},
+    )
+    far = FURTHER * np.log(8)
+    assert above == below == pytest.approx(np.hypot(own, far))
+    assert both == pytest.approx(np.sqrt(own**2 + 2 * far**2))
+    growing = widths(hw, *({**INSIDE, "tokens": 2**i} for i in range(8, 31)))
+    assert growing == sorted(growing) and growing[1] < own + 1e-9 < growing[2]
+
+
+def test_errors_of_larger_ops_reach_as_far_as_the_rows_that_they_were_found_on() -> None:
+    """Rows above the most tokens that are fitted have intervals of their own: their decade begins where such rows were."""
+    op = ops.works([Op.of("moe_module", "bf16", **{**INSIDE, "tokens": 1000})]).ops
+    assert further(SEEN, 0, op) == pytest.approx(FURTHER * np.log(1000 / 512))
+    assert further(SEEN, 3, op) == pytest.approx(FURTHER * np.log(1000 / 512))
+    assert further(SEEN, 4, op) is None
+    assert further({}, 4, op) is None and further({"m": (1.0, 2.0)}, 0, op) is None
+
+
+def test_an_op_of_nothing_is_no_further_off_than_one_of_one() -> None:
+    works = ops.works(
+        [Op.of("all_reduce", "bf16", bytes=0, ranks=2), Op.of("all_reduce", "bf16", bytes=1, ranks=2)]
+    )
+    assert further({"bytes": (64.0, 1e9)}, 0, works.ops) == pytest.approx([FURTHER * np.log(64)] * 2)

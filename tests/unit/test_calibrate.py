@@ -302,6 +302,11 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(CalibrationError, match="cannot be read as CSV, JSON lines or Parquet"):
         calibrate([tmp_path / "a.parquet"], "h100-sxm")
+    for name in ("mine.txt", "nothing"):
+        with pytest.raises(
+            CalibrationError, match=rf"{name}: expected a RUN or a file that ends in \.parquet, \.csv"
+        ):
+            calibrate([tmp_path / name], "h100-sxm")
     (tmp_path / "b.csv").write_text("x,y\n1,2\n")
     with pytest.raises(CalibrationError, match="unknown dim 'x'"):
         calibrate([tmp_path / "b.csv"], "h100-sxm")
