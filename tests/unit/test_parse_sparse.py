@@ -46,7 +46,9 @@ def ops_of(run: Run) -> dict[str, set[str]]:
 KNOWN = "flash_fwd_splitkv_mla_fp8_sparse_kernel"
 
 
-def test_an_indexers_kernels_have_sizes_and_the_gemms_beside_them_none(tmp_path: Path, model: ModelSpec) -> None:
+def test_an_indexers_kernels_have_sizes_and_the_gemms_beside_them_none(
+    tmp_path: Path, model: ModelSpec
+) -> None:
     """8 x 4,096 tokens are scored, 8 x 2,048 attended to. Engines order and fuse the six projections in their ways."""
     found = ops_of(replayed(tmp_path / "a.json", KNOWN, model))
     assert found["sm90_fp8_paged_mqa_logits"] == {"index_scores fp8 heads=64 head_dim=128 batch=8 kv=32768"}
@@ -60,7 +62,9 @@ def test_an_indexers_kernels_have_sizes_and_the_gemms_beside_them_none(tmp_path:
     assert found[NORM] == {"norm bf16 tokens=8 width=7168", "norm bf16"}
 
 
-def test_an_attention_of_unknown_name_is_the_one_over_what_is_picked(tmp_path: Path, model: ModelSpec) -> None:
+def test_an_attention_of_unknown_name_is_the_one_over_what_is_picked(
+    tmp_path: Path, model: ModelSpec
+) -> None:
     hidden, known = (replayed(tmp_path / f"{name}.json", name, model) for name in ("strange", KNOWN))
     assert hidden.column("op").to_pylist() == known.column("op").to_pylist()
 
