@@ -372,6 +372,19 @@ def test_parts_are_whole_and_fill_eight_turns_at_most(tiles: int, parts: int) ->
     assert found == pytest.approx(7e-6 + merge_s + turns * (4e-6 + 14 / parts * 1e-6))
 
 
+@pytest.mark.parametrize(
+    ("batch", "dim", "tiles"), [(50, 128, 1.0), (50, 64, 0.5), (25, 128, 0.5), (400, 128, 0.0)]
+)
+def test_processors_wait_for_merges_as_often_as_they_have_sequences(
+    batch: int, dim: int, tiles: float
+) -> None:
+    """Two KV heads; 800 tiles fill eight turns, are not cut and merge nothing."""
+    without, merging = (
+        cost(told(**CUTS, merge_s=s), decode(batch, 512, dim=dim)).fixed_s[0] for s in (0.0, 1e-6)
+    )
+    assert merging - without == pytest.approx(tiles * 1e-6)
+
+
 ALONE = {
     "grouped_rows": 32.0,
     "grouped_tiles": 25.0,
@@ -418,6 +431,13 @@ def test_most_threads_add_up_narrow_heads_sooner(tiles: int, dim: int, share: fl
     value = {**ALONE, "least_s": 9e-5, "tile_wide_s": 1e-6}
     found = cost(told(**value, eta_bw=1e3), decode(tiles, 500, 1, 1, dim)).fixed_s[0]
     assert found == pytest.approx(7e-6 + 2e-6 + share * (9e-5 + 1e-6))
+
+
+def test_tiles_of_heads_alone_start_before_memory_streams_and_walk_beside_it() -> None:
+    """800 tiles of 2,048 tokens, 840 MB: two turns that start in 2 us each and walk 64 us, shorter than memory takes."""
+    found = cost(told(**ALONE), decode(800, 2048, 1, 1))
+    assert found.memory_s[0] > 800e-6
+    assert found.expected_s[0] == pytest.approx(7e-6 + 2 * 2e-6 + found.memory_s[0], rel=1e-6)
 
 
 def test_values_of_heads_alone_come_from_the_cache_while_the_keys_under_way_fit() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from moetrace.hardware import Hardware
+from moetrace.machines.forms import Cache
 from moetrace.op import Op
 from tests.unit.test_form_attention import cost, decode, told
 
@@ -111,6 +112,60 @@ def test_windows_cost_a_tile_more_by_its_width(dim: int, cost_of: str) -> None:
 )
 def test_more_rows_than_64_take_several_groups_of_warps(heads: int, dim: int, several: int) -> None:
     assert fixed(TOLD32, decode(1, 50, heads, 1, dim), several_s=1e-6) == pytest.approx(several * 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "dim", "heads", "tokens", "several"),
+    [
+        (2.0, 64, 1, 160, 1),
+        (1.0, 64, 1, 160, 1),
+        (2.0, 128, 64, 128, 0),
+        (2.0, 128, 65, 128, 1),
+        (1.0, 128, 1, 96, 0),
+    ],
+)
+def test_a_kernel_built_for_192_rows_alone_takes_them_for_one(
+    kv_dtype: float, dim: int, heads: int, tokens: int, several: int
+) -> None:
+    """Of heads up to 64 wide; those up to 128 wide have both kernels."""
+    kernel = {**TOLD32, "most_parts": 1.0, "flash3": kv_dtype, "tile_rows": 192.0}
+    assert blocks(kernel, decode(1, 3 * tokens, heads, 1, dim)) == pytest.approx(3)
+    assert blocks(kernel, decode(1, 3 * tokens + 1, heads, 1, dim)) == pytest.approx(4)
+    assert fixed(kernel, decode(1, 50, heads, 1, dim), several_s=1e-6) == pytest.approx(several * 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("writes", "context", "cache", "block"),
+    [
+        (0.0, 1024, "warm", 0.75), (0.0, 1024, "cold", 1.0), (1.0, 1024, "warm", 0.75), (1.0, 1024, "cold", 1.5),
+        (1.0, 6144, "warm", 1.5), (1.0, 4883, "warm", 0.875),  # 40 MB: half from memory
+    ],
+)  # fmt: skip
+def test_blocks_from_memory_take_longer_and_of_single_tokens_a_while_at_least(
+    writes: float, context: int, cache: Cache, block: float
+) -> None:
+    """16 sequences of one KV head, 2 x 256 bytes a token, in a cache of 50 MB; 1 us a block, 0.75 from there."""
+    kernel = {
+        **TOLD32,
+        "most_parts": 1.0,
+        "writes": writes,
+        "cached": 0.75,
+        "least_s": 1.5e-6,
+        "per_block_s": 1e-6,
+    }
+    one = cost(told(**kernel), decode(16, context, 1, 1), cache)
+    none = cost(told(**{**kernel, "per_block_s": 0.0, "least_s": 0.0}), decode(16, context, 1, 1), cache)
+    assert (one.fixed_s[0] - none.fixed_s[0]) / -(-context // 128) == pytest.approx(block * 1e-6, rel=0.02)
+
+
+@pytest.mark.parametrize(("kv_dtype", "peak"), [(2.0, 1e15), (1.0, 2e15)])
+def test_over_a_cache_of_8_bits_arithmetic_is_of_8_bits(kv_dtype: float, peak: float) -> None:
+    """64 rows of one; half of the peak is reached. Never less than the op's own arithmetic at its own peak."""
+    hw = told(**{**TOLD32, "flash3": kv_dtype})
+    hw = replace(hw, peaks={"bf16": 1e15, "fp8": 2e15})
+    for heads, seconds in ((1, 64 / (0.5 * peak)), (64, max(1 / 1e15, 1 / (0.5 * peak)) * 64)):
+        found = cost(hw, decode(10, 12_800, heads, 1))
+        assert found.compute_s[0] == pytest.approx(4 * 128 * 128_000 * seconds)
 
 
 def test_a_merge_is_launched_where_parts_might_be_and_costs_the_tiles_that_do_not_wait() -> None:

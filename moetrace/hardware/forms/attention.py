@@ -72,7 +72,7 @@ ATTENTION = Schema.of(
         1e-4,
         2e-6,
         0,
-        "walk of a head that is alone at least, once it has a token for each thread",
+        "walk of a head that is alone at least, once it has a token for each thread; a block of single tokens from memory",
         2.0,
     ),
     Parameter(
@@ -139,7 +139,7 @@ ATTENTION = Schema.of(
         1e-5,
         5e-7,
         0,
-        "the kernel that merges, for each eight rows, whether they were cut or not",
+        "the kernel that merges, for each eight rows, whether they were cut or not; of parts begun anew, for each tile",
     ),
     Parameter(
         "alone_s", "s", 0, 1e-3, 1e-7, 0, "floor of the kernel for heads that are alone, beyond the other's"

@@ -41,13 +41,15 @@ Cut whatever it costs. TensorRT-LLM's first kernel cuts a sequence whatever that
 and each part starts anew (`per_part`): more sequences may take less time. It cuts all the context; parts that lie beyond a
 window start too, but walk nothing and take half of the others' time in merging (inferred). Its tiles are filled to 16 rows, 16
 more take `several` (warpTile in xqa/mha.cu). While a processor starts a part, memory gives others their bytes: the longer of
-memory and all turns, starts and walks, and no ramp. A kernel before it makes queries and keys ready (`shared`), which the
-other one does itself. (github.com/NVIDIA/TensorRT-LLM, decoderXQAConstants.h and computeMultiBlockCount.) Over an fp8 cache,
-where there is no other kernel, `at_once` of its parts start beside each other on a processor (three, inferred: 256, 512, 1,024
-and 2,048 of them take 1, 2, 3 and 6 times 3.4 us; of heads 64 wide four, `narrow_at_once`: 512 in one turn; one less where a
-tile has more than 16 rows: 32 heads 128 wide take four turns of 1,024 parts), a block takes `query_s` longer for each query
-head, and parts beyond a window end at once, in a tenth of the time (`skips`, inferred: a window of 128 tokens takes 8 us
-whether its context has two parts or 90, and 512 of them take the second turn of 1,024 parts).
+memory and all turns, starts and walks, and no ramp. What ends a tile's last part merges them all, as often as a processor has
+tiles, while others wait (`merge_s`; inferred: cut in two, tiles take 1.8 us more in one turn, 3.4 in two or more). A kernel
+before it makes queries and keys ready (`shared`), which the other one does itself. (github.com/NVIDIA/TensorRT-LLM,
+decoderXQAConstants.h and computeMultiBlockCount.) Over an fp8 cache, where there is no other kernel, `at_once` of its parts
+start beside each other on a processor (three, inferred: 256, 512, 1,024 and 2,048 of them take 1, 2, 3 and 6 times 3.4 us; of
+heads 64 wide four, `narrow_at_once`: 512 in one turn; one less where a tile has more than 16 rows: 32 heads 128 wide take four
+turns of 1,024 parts), a block takes `query_s` longer for each query head, and parts beyond a window end at once, in a tenth of
+the time (`skips`, inferred: a window of 128 tokens takes 8 us whether its context has two parts or 90, and 512 of them take
+the second turn of 1,024 parts).
 
 Prompts. Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). A few queries
 more than a tile holds, which is priced by that kernel, may take half as long as the tile that is full. Where `prompt_flops` is

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from moetrace.machines.forms.attention_tiles import Cut, Tiles
+from moetrace.machines.forms.attention_tiles import WIDTH, Cut, Tiles
 from moetrace.machines.forms.base import smoothmax
 from moetrace.op import FloatArray, Works
 
@@ -25,7 +25,10 @@ def merging(
     """Seconds of merging the parts of sequences, [ops], of a kernel that cuts them whatever it costs."""
     passed = 0.0 if c["skips"] else _PASSED * (cut.count - cut.inside)
     parts = np.where(anew, cut.inside + passed, cut.count if c["whole_tiles"] else tile.parts)
-    walk_s, tile_s = c["per_split_s"] * parts, np.zeros_like(parts)
+    walk_s = c["per_split_s"] * parts
+    # A thread block that ends a sequence's last part merges it, while others of its processor's wait.
+    turn_s = c["merge_s"] * tile.count / processors * tile.wide / WIDTH
+    tile_s = np.where(anew & cut.any, turn_s, 0.0)
     if c["merged_rows"]:
         walk_s = walk_s + _idle(c, works, tile, parts, processors)
         launched = (tile.blocks > c["whole_blocks"]) & (_own(works, tile) < _FILLED * c["whole_tiles"])

@@ -1,7 +1,8 @@
 """FlashAttention-3 (`flash3`): attention whose tiles, blocks, parts and merge are those of its own scheduler.
 
-    tile     = rows (query heads of a KV head x queries) of one sequence: 64 of heads up to 128 wide where that suffices, else
-               192 up to 64 wide and 128 wider; blocks of KV tokens by the width (`_BLOCKS`), 1 or 2 bytes an element
+    tile     = rows (query heads of a KV head x queries) of one sequence: 64 of heads up to 128 wide where that suffices and is
+               built (`tile_rows`), else 192 up to 64 wide and 128 wider; blocks of KV tokens by the width (`_BLOCKS`), 1 or 2
+               bytes an element
     limit    = `most_parts`; where the kernel chooses: 0.85 of the parts of one sequence that fill the processors, no more than
                its blocks, or one up to `whole_blocks` blocks or where its tiles fill 0.8 of the processors
     each     = 1.1 x all blocks / processors, rounded up; parts = blocks of a sequence / each, rounded up, at most the limit
@@ -28,6 +29,12 @@ ones; that few heads 64 wide take tiles of 64 rows too, since their times step e
 wait on a processor beside the tiles before them.
 SGLang stores each token's keys and values first, a warp to a token (store_kvcache in its jit_kernel, kvcache.cuh): 50 ps for a
 byte, as H100's times of 12 to 64 KV heads over caches of both types have it, however many sequences.
+SGLang's 64 wide heads take the tile of 192 rows for one query too (`tile_rows`; its fork,
+github.com/sgl-project/sgl-flash-attn, has none of 64 rows for them): a single block takes 1.4 us longer there than of heads
+128 wide, in vLLM 1.5 less. Over an fp8 cache queries are converted and multiplied in 8 bits. What lies in cache SGLang's fp8
+blocks wait 0.75 of the time for (`cached`), from memory at least `least_s`, since it keeps single tokens and reads each one's
+place first (both inferred: heads 128 wide take 0.95 us a block from cache, 1.43 from memory, 64 wide ones 1.0 and 1.4; vLLM's
+no longer from memory).
 Prompts, whose rows exceed a tile, keep matrix units and exponentials busy (machines/forms/prompts): walk is the latter, and a
 turn is a processor's share of the tiles. What limits their parts is the kernel's choice.
 Steps: in heads and queries where tiles or the merge's rows are full, in context where a block begins (under a window, where
@@ -91,7 +98,7 @@ class _Tiles:
     left: FloatArray
 
 
-def _tiles(works: Works, element_bytes: float) -> _Tiles:
+def _tiles(works: Works, c: Mapping[str, float]) -> _Tiles:
     width, value = works.dim("head_dim"), works.dim("v_dim", 0.0)
     value = np.where(value > 0, value, width)
     batch, heads, kv_heads = np.maximum(works.dim("batch"), 1.0), works.dim("heads"), works.dim("kv_heads")
@@ -101,8 +108,9 @@ def _tiles(works: Works, element_bytes: float) -> _Tiles:
     queries = np.where(queries > 0, queries, batch)
     rows = heads / kv_heads * queries / batch
     kind = np.searchsorted(_WIDTHS, width)
-    kind = np.where((kind < 2) & (rows > _FEW), kind + 4, kind)
-    block, built = _BLOCKS[element_bytes][kind], _ROWS[kind]
+    few = np.where(kind == 0, _FEW * (c["tile_rows"] <= _FEW), _FEW)
+    kind = np.where((kind < 2) & (rows > few), kind + 4, kind)
+    block, built = _BLOCKS[c["flash3"]][kind], _ROWS[kind]
     whole = np.ceil(uncut / block)
     blocks = np.where(works.dim("window", 0.0) > 0, whole - np.floor((uncut - context) / block), whole)
     walks = prompts.walks(works, built, block)
@@ -133,7 +141,7 @@ def _limit(c: Mapping[str, float], tile: _Tiles, kv_heads: FloatArray) -> FloatA
 
 def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     """Seconds of attention ops, [ops]; nan where batch, heads or context is not known."""
-    tile, processors, told = _tiles(works, c["flash3"]), at.hw.multiprocessors, c["set_for"]
+    tile, processors, told = _tiles(works, c), at.hw.multiprocessors, c["set_for"]
     limit = _limit(c, tile, works.dim("kv_heads"))
     each = np.maximum(1.0, np.ceil(_SPARE * tile.count * tile.whole / told - _EDGE))
     parts = np.maximum(1.0, np.minimum(np.ceil(tile.whole / each), limit))
@@ -144,11 +152,14 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     walked = np.maximum(1.0, walked)
     walks = np.where(cut, turns_of(tile.count * parts, told, min(told, processors)), turns) * walked
     turns = np.where(tile.prompt, np.maximum(1.0, tile.count * parts / processors), turns)
-    block_s = c["per_block_s"] + c["per_wide_s"] * tile.wide
     matrix_s, special_s = prompts.busy(tile.walks, at, parts, 1.0, told)
-    walk_s = np.where(tile.prompt, special_s, walks * block_s)
     read_s, memory_s, far = _memory(c, works, at, np.where(cut, tile.left * parts, 0.0))
-    compute_s = np.where(tile.prompt, matrix_s, works["flops"] * tile.padding / (c["eta_flops"] * at.peak))
+    block_s = (c["per_block_s"] + c["per_wide_s"] * tile.wide) * (c["cached"] + (1.0 - c["cached"]) * far)
+    block_s = np.maximum(
+        block_s, c["writes"] * c["least_s"] * far
+    )  # single tokens' places are read before they are
+    walk_s = np.where(tile.prompt, special_s, walks * block_s)
+    compute_s = np.where(tile.prompt, matrix_s, _padded(c, works, at, tile))
     start_s = _start(c, works, tile, turns, processors) + c["ramp_s"] * far * filled(works["bytes"], at)
     # Rows beyond the last are merged from all the parts that there is room for.
     room = np.maximum(tile.room, np.exp2(np.ceil(np.log2(limit))))
@@ -178,6 +189,12 @@ def _memory(
     far = from_memory(works["bytes"] + left, 0.0, at, PAGED)
     byte_s = far / (c["eta_bw"] * at.hw.memory.bytes_per_s)
     return (works["bytes"] - unawaited(works, at)) * byte_s, works["bytes"] * byte_s, far
+
+
+def _padded(c: Mapping[str, float], works: Works, at: Setting, tile: _Tiles) -> FloatArray:
+    """Arithmetic of decoding's whole tiles; over a cache of 8 bits it is of 8 bits too."""
+    peak = at.peak if c["flash3"] > 1.0 else np.maximum(at.peak, at.hw.peaks.get("fp8", 0.0))
+    return np.asarray(works["flops"] * np.maximum(1.0 / at.peak, tile.padding / (c["eta_flops"] * peak)))
 
 
 def _start(

@@ -6,8 +6,8 @@
     walk     = slots x tokens of a part x width / 128 at block_tokens in per_block x alone, at least least_s x wide once
                every thread has a token; wide = slots x width / 128, at most 1; of a last turn less, as processors have fewer
     memory   = bytes / (eta_bw x bandwidth): all keys, then all values of a tile
-    expected = t0 + max(memory + what a last, partial turn walks longer, turns x (per_tile + tile_wide x wide + walk
-               + alone_split where cut))
+    expected = t0 + turns x (per_tile + tile_wide x wide) + max(memory + what a last, partial turn walks longer,
+               turns x (walk + alone_split where cut))
 
 The rule is that of decoderMaskedMultiheadAttentionLaunch.h (multi_block_grid_setup; 32 warps on a processor) and
 AttentionOp::getMaxNumSeqLenTile (github.com/NVIDIA/TensorRT-LLM). So 128 tiles cut in two fill 132 processors twice and take
@@ -64,8 +64,8 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting, token_s: FloatArr
     wide = np.minimum(1.0, slots * width / 128.0)
     least_s = c["least_s"] * np.minimum(wide, tokens * width / (128.0 * _FIRST / _WARPS * threads))
     walk_s = np.maximum(least_s, slots * tokens * token_s)
-    tile_s = c["per_tile_s"] + c["tile_wide_s"] * wide
-    turn_s = tile_s + c["alone_split_s"] * (parts > 1.0)
+    start_s = whole * (c["per_tile_s"] + c["tile_wide_s"] * wide)
+    split_s = whole * c["alone_split_s"] * (parts > 1.0)
     # Where keys and values lie in one place: the keys of the tiles under way wait in the cache for their values' turn.
     kept = c["fetched"] if at.cache == "warm" else 1.0
     under_way = works["kv_bytes"] * kept * np.minimum(1.0, told / turns)
@@ -78,7 +78,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting, token_s: FloatArr
     share = np.where(rest > 0, np.ceil(rest * slots - _EDGE) / slots, full < 1.0)
     tail_s = np.where(rest > 0, np.maximum(0.0, walk_s * share - memory_s * rest * told / turns), 0.0)
     walks = whole * (full + share) / np.ceil(turns / told)
-    serial_s = whole * turn_s + walks * walk_s
-    # The tail is a walk's, which serial_s has too: no more than memory and all that is serial.
-    overlapped_s = np.minimum(smoothmax(_SHARP, memory_s + tail_s, serial_s), memory_s + serial_s)
-    return Alone(memory_s, whole * tile_s, walks * walk_s, whole * (turn_s - tile_s), overlapped_s)
+    walked_s = split_s + walks * walk_s
+    # The tail is a walk's, which walked_s has too: no more than memory and all walks.
+    streamed_s = np.minimum(smoothmax(_SHARP, memory_s + tail_s, walked_s), memory_s + walked_s)
+    return Alone(memory_s, start_s, walks * walk_s, split_s, start_s + streamed_s)
