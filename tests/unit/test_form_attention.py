@@ -62,7 +62,7 @@ def test_short_sequences_cost_their_tiles() -> None:
 
 
 def test_prompts_are_none_of_a_kernel_for_decoding() -> None:
-    """Above a tile's queries the kernel is the prompts' own: tiles of 128 rows, heads alone or not, in parts or not."""
+    """Above 32 queries the kernel is the prompts' own: tiles of 128 rows, heads alone or not, in parts or not."""
     value = {
         "grouped_rows": 32.0,
         "tile_rows": 32.0,
@@ -77,8 +77,28 @@ def test_prompts_are_none_of_a_kernel_for_decoding() -> None:
         found, expected = cost(hw, op), cost(plain, op)
         assert found.expected_s[0] == pytest.approx(expected.expected_s[0])
         assert found.expected_s[0] >= found.lower_bound_s[0]
-    tile, more = (cost(hw, decode(1, 4096, q=queries)).fixed_s[0] for queries in (8, 9))
-    assert tile != pytest.approx(more, rel=0.1)  # four query heads share a KV head: 32 rows, then 36
+    drafted, more = (cost(hw, decode(1, 4096, q=queries)).fixed_s[0] for queries in (32, 33))
+    assert drafted != pytest.approx(more, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("queries", "tiles"), [(1, 1), (2, 1), (4, 1), (5, 2), (16, 4), (17, 3), (24, 3), (25, 4), (32, 4)]
+)
+def test_drafted_tokens_fill_tiles_of_their_own(queries: int, tiles: int) -> None:
+    """Four query heads share a KV head: 16 rows, or 32 from 17 queries on; 100 processors, and one sequence in eight parts."""
+    value = {
+        "grouped_rows": 32.0,
+        "tile_rows": 32.0,
+        "split_turns": 8.0,
+        "set_for": 100.0,
+        "block_tokens": 64.0,
+    }
+    value |= {"per_tile_s": 0.0, "per_block_s": 0.0, "per_split_s": 0.0, "split_s": 0.0, "merge_s": 1e-6}
+    found = cost(told(**value), decode(50, 1024, 4, 1, q=50 * queries)).fixed_s[0]
+    assert found == pytest.approx(7e-6 + 50 * tiles / 100 * 1e-6)
+    for heads, kv_heads in ((8, 8), (64, 1)):  # alone with one query, not with two
+        one, two = (cost(told(**value), decode(1, 1024, heads, kv_heads, q=q)) for q in (1, 2))
+        assert (one.fixed_s[0] < two.fixed_s[0]) and two.fixed_s[0] > 7e-6
 
 
 def test_a_wide_head_starts_slower() -> None:

@@ -51,12 +51,15 @@ turns of 1,024 parts), a block takes `query_s` longer for each query head, and p
 the time (`skips`, inferred: a window of 128 tokens takes 8 us whether its context has two parts or 90, and 512 of them take
 the second turn of 1,024 parts).
 
-Prompts. Both are kernels of decoding; prompts, whose queries exceed a tile, have one of their own (its fmha_v2). A few queries
-more than a tile holds, which is priced by that kernel, may take half as long as the tile that is full. Where `prompt_flops` is
-told, several queries that fill more than a tile of decoding keep matrix units and exponentials busy (machines/forms/prompts),
-and begin a tile as decoding does. The shares are of published speeds, not fitted: 0.89 of FlashAttention-2 on A100 (73 % of
-the peak, arXiv 2307.08691; taken for FlashInfer and TensorRT-LLM there too), 0.49 of Triton and 0.87 of cuDNN on H100 (395 and
-617 TFLOP/s of heads 128 wide, arXiv 2407.08608, figure 5), the latter for TensorRT-LLM.
+Drafted tokens and prompts. Both are kernels of decoding. Several queries of a sequence, whatever their heads share, are
+drafted tokens up to 32: tiles of 16 rows (of 32 from 17 queries on) that read what their sequence's others do, cut as so many
+tiles are (multi_query_tokens in decoderXQAImplPrecompiled.cpp; none was fitted, so that what fills more than a tile has the
+prompts' further error). More are a prompt, of a kernel of its own (its fmha_v2), which cuts nothing: the 33rd query of one
+long sequence takes up to ten times as long, and heads that are alone less with two queries than with one. Where `prompt_flops`
+is told, several queries that fill more than a tile of decoding keep matrix units and exponentials busy
+(machines/forms/prompts), and begin a tile as decoding does. The shares are of published speeds, not fitted: 0.89 of
+FlashAttention-2 on A100 (73 % of the peak, arXiv 2307.08691; taken for FlashInfer and TensorRT-LLM there too), 0.49 of Triton
+and 0.87 of cuDNN on H100 (395 and 617 TFLOP/s of heads 128 wide, arXiv 2407.08608, figure 5), the latter for TensorRT-LLM.
 
 FlashAttention-2 and Triton. The former cuts only where query heads share a KV head and each sequence has one query
 (`alone_whole`; mha_varlen_fwd in its flash_api.cpp: vLLM on A100), so that one sequence of 32,768 tokens takes 20 times as long
@@ -129,7 +132,7 @@ import numpy.typing as npt
 from moetrace.hardware import SCHEMAS
 from moetrace.machines.forms import flash3, masked, prompts, triton
 from moetrace.machines.forms.attention_merge import merging
-from moetrace.machines.forms.attention_tiles import WIDTH, Cut, Tiles, cuts, shapes
+from moetrace.machines.forms.attention_tiles import DRAFTED, WIDTH, Cut, Tiles, cuts, shapes
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
 from moetrace.machines.forms.tiles import PAGED, filled, from_memory, together, turns_of, unawaited
 from moetrace.op import FloatArray, Works
@@ -295,7 +298,9 @@ def _prompts(
     queries, batch = works.dim("q", 0.0), np.maximum(works.dim("batch"), 1.0)
     filled = works.dim("heads") / works.dim("kv_heads") * queries / batch > c["tile_rows"]
     prompt = filled & (queries > batch)
-    rows, further = np.flatnonzero(prompt), np.where(prompt, prompts.FURTHER_OTHERS, 0.0)
+    further = np.where(prompt, prompts.FURTHER_OTHERS, 0.0)
+    drafted = (c["set_for"] > 0) & (not c["triton"]) & (queries <= DRAFTED * batch)
+    rows = np.flatnonzero(prompt & ~drafted)
     if not rows.size:
         return further
     walk = prompts.walks(works.take(rows), prompts.ROWS, prompts.BLOCK)

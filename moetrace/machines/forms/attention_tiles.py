@@ -15,6 +15,8 @@ _ANY_GROUP = 1024.0  # `grouped_rows` of a library with one kernel for any numbe
 # Of kernels that cut whatever it costs: tokens of a part at least; no more parts than the root of so many times their number.
 _PART, _FEWER = 128.0, 8.0
 _ENOUGH = 0.85  # of the parts that use most processors, the share that FlashAttention-3 is content with
+# Queries of a sequence that TensorRT-LLM takes for drafted tokens, tiles of as many rows up to 16, then of 32 (mTileSize).
+DRAFTED, _DRAFTED_ROWS = 32.0, 16.0
 _PROMPT_ROWS = 128.0  # of a tile, queries, of a prompt's kernel where decoding has others
 _MOST = 160.0  # tokens of a block, however narrow the head
 _FIRST = 8  # sequences that tell how many parts those have that are dealt out in turn
@@ -65,11 +67,12 @@ def shapes(works: Works, c: Mapping[str, float]) -> Tiles:
     few = batch * kv_heads * parts < c["grouped_tiles"]
     queries = works.dim("q", 0.0)
     queries = np.where(queries > 0, queries, batch)
-    # Kernels that were set up for decoding take one query, or as many as a tile holds; prompts have another.
+    # Kernels that were set up for decoding take drafted tokens too, in tiles of their own; prompts have another.
     several = (c["set_for"] > 0) & (queries > batch)
     each = queries / batch
-    prompt = several & (group * each > c["tile_rows"])
-    tile_rows = np.where(prompt, _PROMPT_ROWS, c["tile_rows"])
+    prompt = several & (each > DRAFTED)
+    drafted_rows = np.where(each <= _DRAFTED_ROWS, _DRAFTED_ROWS, c["tile_rows"])
+    tile_rows = np.where(several, np.where(prompt, _PROMPT_ROWS, drafted_rows), c["tile_rows"])
     alone = (grouped_rows < _ANY_GROUP) & ((group <= 1.0) | ~mla & ((group > grouped_rows) | few)) & ~several
     kv_heads = np.where(alone, heads, kv_heads)
     rows = heads / kv_heads * each
