@@ -132,7 +132,7 @@ import numpy.typing as npt
 from moetrace.hardware import SCHEMAS
 from moetrace.machines.forms import flash3, masked, prompts, triton
 from moetrace.machines.forms.attention_merge import merging
-from moetrace.machines.forms.attention_tiles import DRAFTED, WIDTH, Cut, Tiles, cuts, shapes
+from moetrace.machines.forms.attention_tiles import WIDTH, Cut, Tiles, cuts, shapes
 from moetrace.machines.forms.base import Form, Parts, Setting, smoothmax
 from moetrace.machines.forms.tiles import PAGED, filled, from_memory, together, turns_of, unawaited
 from moetrace.op import FloatArray, Works
@@ -153,7 +153,7 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
         return flash3.seconds(c, works, at)
     priced = triton.seconds if c["triton"] else _tiled
     fixed_s, terms, overlapped_s = priced(c, works, at)
-    further = _prompts(c, works, at, terms, overlapped_s) if c["prompt_flops"] else None
+    further = prompts.instead(c, works, at, terms, overlapped_s) if c["prompt_flops"] else None
     serial_s = terms["start"] + terms["walk"] + terms["split"]
     # A call that is launched eagerly takes the host's time, beside which its kernels run.
     apart = _SHARP if c["eager"] else 1.0
@@ -220,7 +220,7 @@ def _tiled(
         "walk": np.where(split, cut_s, walk_s), "split": np.where(split, c["split_s"], merge_s),
     }  # fmt: skip
     if c["set_for"] and tile.alone.any():
-        _mask(c, works, at, tile, terms, overlapped_s)
+        masked.instead(c, works, at, tile, terms, overlapped_s)
     return fixed_s, terms, overlapped_s
 
 
@@ -271,48 +271,6 @@ def _streamed(
     """The first block, which nothing hides, then the longest of what goes on beside each other."""
     rest = 1.0 - np.divide(first_s, walk_s, out=np.ones_like(walk_s), where=walk_s > first_s)
     return np.asarray(first_s + smoothmax(_SHARP, memory_s, compute_s * rest, walk_s * rest))
-
-
-def _mask(
-    c: Mapping[str, float], works: Works, at: Setting, tile: Tiles, terms: Mapping[str, FloatArray],
-    overlapped_s: FloatArray,
-) -> None:  # fmt: skip
-    """Puts the seconds of the kernel for heads that are alone in the place of the other's."""
-    rows = np.flatnonzero(tile.alone)
-    block_s = (c["block_s"] or c["per_block_s"]) + c["even_blocks"] * c["per_wide_s"]
-    token_s = c["alone"] * block_s / c["block_tokens"] * tile.wide[rows] / WIDTH
-    own = masked.seconds(c, works.take(rows), at, token_s)
-    terms["memory"][rows], terms["compute"][rows], terms["start"][rows] = own.memory_s, 0.0, own.start_s
-    terms["walk"][rows], terms["split"][rows], overlapped_s[rows] = own.walk_s, own.split_s, own.overlapped_s
-
-
-def _prompts(
-    c: Mapping[str, float],
-    works: Works,
-    at: Setting,
-    terms: Mapping[str, FloatArray],
-    overlapped_s: FloatArray,
-) -> FloatArray:
-    """Puts the seconds of a kernel for prompts in the place of the other's, where queries fill more than a tile; their further
-    error, [ops]."""
-    queries, batch = works.dim("q", 0.0), np.maximum(works.dim("batch"), 1.0)
-    filled = works.dim("heads") / works.dim("kv_heads") * queries / batch > c["tile_rows"]
-    prompt = filled & (queries > batch)
-    further = np.where(prompt, prompts.FURTHER_OTHERS, 0.0)
-    drafted = (c["set_for"] > 0) & (not c["triton"]) & (queries <= DRAFTED * batch)
-    rows = np.flatnonzero(prompt & ~drafted)
-    if not rows.size:
-        return further
-    walk = prompts.walks(works.take(rows), prompts.ROWS, prompts.BLOCK)
-    own = Setting(at.hw, at.peak[rows], at.cache, at.engine)
-    compute_s, walk_s = prompts.busy(walk, own, 1.0, c["prompt_flops"], c["set_for"])
-    turns = np.maximum(1.0, walk.count / at.hw.multiprocessors)
-    start_s = turns * c["per_tile_s"] * walk.pair_flops / (4.0 * WIDTH)
-    streamed_s = smoothmax(_SHARP, terms["memory"][rows], compute_s + walk_s)
-    terms["compute"][rows], terms["walk"][rows] = compute_s, walk_s
-    terms["start"][rows], terms["split"][rows] = start_s, 0.0
-    overlapped_s[rows] = smoothmax(c["blend"], start_s, streamed_s)
-    return further
 
 
 def _cut(

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moetrace.machines.forms.attention_tiles import WIDTH, Tiles
 from moetrace.machines.forms.base import Setting, smoothmax
 from moetrace.machines.forms.tiles import PAGED, from_memory, turns_of
 from moetrace.op import FloatArray, Works
@@ -82,3 +83,16 @@ def seconds(c: Mapping[str, float], works: Works, at: Setting, token_s: FloatArr
     # The tail is a walk's, which walked_s has too: no more than memory and all walks.
     streamed_s = np.minimum(smoothmax(_SHARP, memory_s + tail_s, walked_s), memory_s + walked_s)
     return Alone(memory_s, start_s, walks * walk_s, split_s, start_s + streamed_s)
+
+
+def instead(
+    c: Mapping[str, float], works: Works, at: Setting, tile: Tiles, terms: Mapping[str, FloatArray],
+    overlapped_s: FloatArray,
+) -> None:  # fmt: skip
+    """Puts the seconds of the kernel for heads that are alone in the place of the other's."""
+    rows = np.flatnonzero(tile.alone)
+    block_s = (c["block_s"] or c["per_block_s"]) + c["even_blocks"] * c["per_wide_s"]
+    token_s = c["alone"] * block_s / c["block_tokens"] * tile.wide[rows] / WIDTH
+    own = seconds(c, works.take(rows), at, token_s)
+    terms["memory"][rows], terms["compute"][rows], terms["start"][rows] = own.memory_s, 0.0, own.start_s
+    terms["walk"][rows], terms["split"][rows], overlapped_s[rows] = own.walk_s, own.split_s, own.overlapped_s

@@ -20,11 +20,13 @@ Such an op errs by more than the decoding that its coefficients were fitted on (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from moetrace.machines.forms.base import Setting
+from moetrace.machines.forms.attention_tiles import DRAFTED, WIDTH
+from moetrace.machines.forms.base import Setting, smoothmax
 from moetrace.op import FloatArray, Works
 
 ROWS = BLOCK = 128.0  # rows of a tile and tokens of a block where nothing else is known
@@ -35,6 +37,7 @@ _CLOCK = 1.5e9  # of a machine whose clock no profile says
 FURTHER, FURTHER_OTHERS = 0.15, 0.3
 # Where a kernel's coefficients do not tell them: between the 108 and the 132 of those measured.
 _PROCESSORS = 120.0
+_SHARP = 8.0  # p of memory beside arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +88,32 @@ def busy(
         walk.pairs / (_EXPONENTIALS * (at.hw.clock_hz or _CLOCK)) * np.maximum(1.0 / processors, longest)
     )
     return compute_s, special_s
+
+
+def instead(
+    c: Mapping[str, float],
+    works: Works,
+    at: Setting,
+    terms: Mapping[str, FloatArray],
+    overlapped_s: FloatArray,
+) -> FloatArray:
+    """Puts the seconds of a kernel for prompts in the place of the other's, where queries fill more than a tile; their further
+    error, [ops]."""
+    queries, batch = works.dim("q", 0.0), np.maximum(works.dim("batch"), 1.0)
+    filled = works.dim("heads") / works.dim("kv_heads") * queries / batch > c["tile_rows"]
+    prompt = filled & (queries > batch)
+    further = np.where(prompt, FURTHER_OTHERS, 0.0)
+    drafted = (c["set_for"] > 0) & (not c["triton"]) & (queries <= DRAFTED * batch)
+    rows = np.flatnonzero(prompt & ~drafted)
+    if not rows.size:
+        return further
+    walk = walks(works.take(rows), ROWS, BLOCK)
+    own = Setting(at.hw, at.peak[rows], at.cache, at.engine)
+    compute_s, walk_s = busy(walk, own, 1.0, c["prompt_flops"], c["set_for"])
+    turns = np.maximum(1.0, walk.count / at.hw.multiprocessors)
+    start_s = turns * c["per_tile_s"] * walk.pair_flops / (4.0 * WIDTH)
+    streamed_s = smoothmax(_SHARP, terms["memory"][rows], compute_s + walk_s)
+    terms["compute"][rows], terms["walk"][rows] = compute_s, walk_s
+    terms["start"][rows], terms["split"][rows] = start_s, 0.0
+    overlapped_s[rows] = smoothmax(c["blend"], start_s, streamed_s)
+    return further
