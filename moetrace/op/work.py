@@ -62,7 +62,7 @@ class Work:
     @property
     def bytes_min(self) -> float:
         """Bytes that are touched for certain."""
-        return self.bytes - self.weight_bytes + self.weight_bytes_min
+        return self.weight_bytes_min + self.kv_bytes + self.act_bytes
 
     @property
     def intensity(self) -> float:

@@ -138,6 +138,7 @@ def test_a_work_adds_up() -> None:
     )  # fmt: skip
     assert (w.bytes, w.kv_bytes, w.act_bytes, w.bytes_min) == (40, 21, 9, 34)
     assert w.intensity == 3
+    assert Work(weight_bytes=1e17, act_read_bytes=1).bytes_min == 1  # not lost beside the weights
     assert np.isnan(Work(flops=1).intensity)  # nothing moves
     assert not UNKNOWN.known and UNKNOWN.bytes == 0 and replace(w, known=False) != w
 
