@@ -31,15 +31,18 @@ def step_ops(
     context: int,
     decode: bool = True,
     beside: Beside = NONE,
+    apart: bool = False,
 ) -> tuple[Placed, ...]:
     """(layer, op) of one forward pass in launch order; layer -1 outside of the layers.
 
     `queries` new tokens in each of `batch` sequences, `context` tokens per sequence with them. In decode MLA attends to
     its compressed cache with absorbed projections, else it expands keys and values (DeepSeek-V2, arXiv 2405.04434, 2.1).
     `beside` are worked through in the same pass, as engines that
-    chunk prefills do: GEMMs and experts see all tokens together, attention takes the two kinds apart.
+    chunk prefills do: GEMMs and experts see all tokens together, attention takes the two kinds apart. With `apart` the pass is
+    over these prompts alone.
     """
     p = Pass(model, batch, queries, context, decode, beside)
+    p = p.apart[-1] if apart else p
     out: list[Placed] = [
         (NO_LAYER, p.small("embedding", tokens=p.tokens, hidden=model.hidden, vocab=model.vocab))
     ]

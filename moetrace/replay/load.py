@@ -16,6 +16,8 @@ from moetrace.synthesize import Workload
 LOAD = ("batch", "input_len", "output_len")
 DRAFTING = ("draft", "draft_tokens", "acceptance")
 YIELDED = "tokens_per_step"
+# Engines whose steps work on prompts or decode, never both, unless asked (SGLang's srt/server_args.py: enable_mixed_chunk).
+APART = frozenset({"sglang"})
 
 
 def read_load(sets: Sequence[str]) -> tuple[Workload, list[str]]:
@@ -47,6 +49,8 @@ def workload_of(workload: Workload, scenario: Scenario) -> tuple[Workload, Scena
     if scenario.get("host") is not None:
         said["host_s"] = scenario.get("host")
     said["groups"] = scenario.get("dp", 1)
+    if scenario.get("engine") is not None:
+        said["apart"] = str(scenario.get("engine")).partition("@")[0] in APART
     rest = tuple(s for s in scenario.settings if s.name not in (*said, "serving", "host", *DRAFTING, YIELDED))
     return replace(workload, **said), replace(scenario, settings=rest)
 

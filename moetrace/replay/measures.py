@@ -123,9 +123,11 @@ def first_and_rest(
         alone, work, others = middle_and_others(steps, seconds, load, expected)
         rest += others + (draft.others_s if draft else 0.0)
         more = overhead + (draft.tokens * draft.middle_s if draft else 0.0)
-        # There are no fewer steps than work on others' prompts.
-        rest += max(0.0, (load.batch - 1) * load.chunks / load.beside[0] - later) * (alone + more)
-        first += (load.parts - 1) * alone + (load.chunks - 1) * work + load.parts * more + (alone + more) / 2
+        theirs = (load.batch - 1) * load.chunks / load.beside[0]
+        # There are no fewer steps than work on others' prompts; where these are steps of their own, the host adds to them too.
+        rest += theirs * overhead if load.apart else max(0.0, theirs - later) * (alone + more)
+        between = 0.0 if load.apart else (load.parts - 1) * alone
+        first += between + (load.chunks - 1) * work + load.parts * more + (alone + more) / 2
     else:
         first += overhead
     return first + (draft.prompt_s if draft else 0.0), rest
@@ -152,6 +154,8 @@ def _middle_and_more(
         return float(middle), float(column[step_weights(steps) == 0].sum())
 
     alone, mixed = both(seconds)
+    if load.apart:
+        return alone, mixed
     usual = (alone, mixed) if expected is None else both(expected)
     return alone, float(beyond(mixed, usual[1], usual[0]))
 

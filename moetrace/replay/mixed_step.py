@@ -34,6 +34,7 @@ class Busiest:
     decoding: Any
     prompts: Any
     new: Any
+    apart: bool = False  # nothing decodes beside the prompts
 
     @property
     def tokens(self) -> Any:
@@ -57,9 +58,12 @@ class Busiest:
     def share(self, op: Op, at: At) -> Op:
         """An op of all groups' tokens, at those of the group with most; it sees all, the prompts' or those decoding."""
         if at.layer < 0 and op.kind in _LAST:
-            return edit.scaled(op, self.own_batch + round(self.own_prompts), self.batch + round(self.prompts))
+            own, whole = round(self.own_prompts), round(self.prompts)
+            return edit.scaled(
+                op, own if self.apart else self.own_batch + own, whole if self.apart else self.batch + whole
+            )
         if op.has("batch"):
-            decodes = not op.has("pairs") and op["batch"] == self.batch
+            decodes = not self.apart and not op.has("pairs") and op["batch"] == self.batch
         elif op.has("m") and op["m"] != self.tokens:
             # MLA projects into its cache one head at a time, in decode, and of prompts of which an indexer picks tokens.
             decodes = op.has("b") and op["m"] == self.decoding
@@ -81,7 +85,9 @@ def busiest_groups(draft: Draft, groups: int) -> Mapping[int, Busiest]:
         return {}
     prompts, new = load["beside"]
     return {
-        i: Busiest(groups, step.batch, step.tokens - round(prompts * new), prompts, new)
+        i: Busiest(
+            groups, step.batch, step.tokens - round(prompts * new), prompts, new, bool(load.get("apart"))
+        )
         for i, step in enumerate(draft.steps)
         if step.phase == "mixed" and step.tokens and step.batch == load["batch"]
     }

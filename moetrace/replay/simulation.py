@@ -51,7 +51,7 @@ _ASSUMED = (
 
 _SERVED = (
     "a steady load: the batch is full at any time, with sequences of equal lengths, each at a different point; the next starts "
-    "as one ends; prompts are processed beside decoding, and the host adds {overhead} to each step"
+    "as one ends; prompts are processed {where}, and the host adds {overhead} to each step"
 )
 _QUEUED = (
     "more prompts arrive than are processed: those of {batch} sequences take {steps:,.0f} steps while one decodes {output_len} "
@@ -154,7 +154,7 @@ def _summary(
         "parallel": base["parallel"],
         "metrics": found,
         "steps": [
-            _step(step, times.tolist(), weight)
+            _step(step, times.tolist(), weight, load)
             for step, times, weight in zip(meta.steps, prediction.step_s, weights, strict=True)
         ],
         "families": rows_of(spent_by(prediction), *drafted),
@@ -177,7 +177,8 @@ def _load_said(load: Workload) -> str:
     """What the load and its host are taken to be, in words."""
     stated = f"{overhead_s(load) * 1e3:g} ms"
     if load.served:
-        return _SERVED.format(overhead=stated)
+        where = "in steps of their own" if load.apart else "beside decoding"
+        return _SERVED.format(overhead=stated, where=where)
     if load.host_s is None:
         return _ASSUMED.format(overhead="no scheduler, tokenizer or network adds time")
     return _ASSUMED.format(overhead=f"the host adds {stated} to each step, as stated")
@@ -191,15 +192,17 @@ def _queued(load: Workload) -> list[str]:
 
 
 def _is_queued(load: Workload) -> bool:
-    return load.served and bool(outrun(prompt_steps(load), load.output_len))
+    """Whether prompts are more than the steps work on; where they have steps of their own, decoding waits for these."""
+    return load.served and not load.apart and bool(outrun(prompt_steps(load), load.output_len))
 
 
-def _step(step: Step, times: list[float], weight: float) -> dict[str, Any]:
+def _step(step: Step, times: list[float], weight: float, load: Workload) -> dict[str, Any]:
     seconds, low, high = times
+    prompts = step.phase == "mixed" and load.apart
     return {
         "name": step.name,
         "phase": step.phase,
-        "context": context_of(step),
+        "context": load.beside[2] if prompts else context_of(step),
         "step_s": seconds,
         "low_s": low,
         "high_s": high,

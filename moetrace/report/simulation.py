@@ -144,7 +144,7 @@ def _families(facts: Facts) -> Table:
 
 def _first(facts: Facts) -> str:
     """What the step beside the decode steps is called."""
-    return "mixed step" if facts["serving"] == "continuous" else "prefill"
+    return "mixed step" if facts["steps"][0]["name"] == "mixed" else "prefill"
 
 
 def _steps(facts: Facts) -> Table:

@@ -40,8 +40,8 @@ class Workload:
     `served`, the load is steady instead: as one sequence ends, the next starts, and its prompt is worked through in parts of
     at most `chunk` tokens beside the decoding of the others (continuous batching). `verify` tokens of each sequence go
     through one decode step (those drafted and one more; 1 without speculation). The host adds `host_s` to each step; None:
-    not stated. Raises ScenarioError unless all are whole
-    numbers of at least 1, of `output_len` at least 2 under a steady load.
+    not stated. With `apart` prompts have steps of their own, in which nothing decodes. Raises ScenarioError unless all are
+    whole numbers of at least 1, of `output_len` at least 2 under a steady load.
     """
 
     batch: int
@@ -52,6 +52,7 @@ class Workload:
     verify: int = 1
     host_s: float | None = None
     groups: int = 1
+    apart: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "input_len", "output_len", "chunk", "verify", "groups"):
@@ -135,6 +136,8 @@ def meta_of(model: ModelSpec, workload: Workload, steps: tuple[Step, ...]) -> Me
     said: dict[str, object] = {"batch": batch, "input_len": prompt, "output_len": workload.output_len}
     if workload.served:
         said["beside"] = workload.beside[:2]
+    if workload.served and workload.apart:
+        said["apart"] = True
     return Meta(
         kind="synthesized",
         source=f"{model.name}, batch {batch}, {prompt} in, {workload.output_len} out",
@@ -162,14 +165,14 @@ def passes_of(
     if workload.served:
         plan[0] = ("mixed", workload.verify, prompt + workload.output_len // 2)
     for index, (phase, queries, context) in enumerate(plan):
-        name = f"decode {context - prompt}" if phase == "decode" else phase
+        apart = phase == "mixed" and workload.apart
+        name = f"decode {context - prompt}" if phase == "decode" else "prefill" if apart else phase
         beside = workload.beside if phase == "mixed" else (0, 0, 0)
-        tokens, kv = (
-            batch * queries + round(beside[0] * beside[1]),
-            batch * context + round(beside[0] * beside[2]),
-        )
+        tokens, kv = round(beside[0] * beside[1]), round(beside[0] * beside[2])
+        if not apart:
+            tokens, kv = batch * queries + tokens, batch * context + kv
         steps.append(Step(index, name, phase, 0, 0, batch, tokens, kv))
-        passes.append(step_ops(model, batch, queries, context, phase != "prefill", beside))
+        passes.append(step_ops(model, batch, queries, context, phase != "prefill", beside, apart))
     return tuple(steps), tuple(passes)
 
 

@@ -70,8 +70,12 @@ def first_and_rest(
     more = overhead_s(load) + tokens * middle
     alone, work, own = middle_and_others(steps, seconds, load, space)
     parts, chunks = spread(load.parts, space), spread(load.chunks, space)
-    waited = (parts - 1) * alone + (chunks - 1) * work + parts * more + (alone + more) / 2
-    held = np.maximum(0.0, (spread(load.batch, space) - 1) * chunks / spread(load.beside[0], space) - later)
+    waited = (chunks - 1) * work + parts * more + (alone + more) / 2
+    theirs = (spread(load.batch, space) - 1) * chunks / spread(load.beside[0], space)
+    if load.apart:
+        return seconds[0] + waited + prompt, rest + own + others + theirs * overhead_s(load)
+    waited = waited + (parts - 1) * alone
+    held = np.maximum(0.0, theirs - later)
     return seconds[0] + waited + prompt, rest + own + others + held * (alone + more)
 
 
@@ -84,7 +88,7 @@ def middle_and_others(
     decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
     at = [spread(context_of(steps[i]), space) for i in decode]
     alone = _between(target, at, [seconds[i] for i in decode])
-    more = beyond(first, first[:1], alone[:1])
+    more = first if load.apart else beyond(first, first[:1], alone[:1])
     prompts = spread(load.chunks, space) / spread(load.beside[0], space)
     others = (spread(load.batch, space) - 1) * prompts * more
     return alone, more, others

@@ -97,7 +97,7 @@ class Drafts:
     def _parted(self, case: Case, hw: Hardware) -> Iterator[Shape | tuple[IntArray, str]]:
         like = (
             case.model.name,
-            *(case.scenario.get(name) for name in ("dp", "pp", "overlap", "serving", "draft")),
+            *(case.scenario.get(name) for name in ("dp", "pp", "overlap", "serving", "draft", "engine")),
         )
         waiting = [(some, False) for some in self.parts.get(like, [np.arange(self.size)])]
         done: list[IntArray] = []
@@ -161,7 +161,8 @@ class Drafts:
         """The draft before its knobs."""
         kinds = _layer_kinds(model, turned)
         # A drafting model has its data-parallel group's part of the batch, whose lanes live as long as their space.
-        key = (model, load.served, load.chunk, load.verify, load.groups, kinds, id(space), id(load.batch))
+        made = (load.served, load.chunk, load.verify, load.groups, load.apart)
+        key = (model, *made, kinds, id(space), id(load.batch))
         if key not in self.outlines:
             self.outlines[key] = _outline(model, load, kinds)
         return self.outlines[key].draft(hw, turned)

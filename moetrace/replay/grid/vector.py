@@ -197,7 +197,7 @@ class _Waiting:
     def _queued(self) -> IntArray:
         """Whether a steady load's prompts are more than its steps work through, of each scenario: 1 or 0."""
         load, space = self.shape.load, self.shape.space
-        if not load.served:
+        if not load.served or load.apart:
             return np.zeros(space.size, dtype=np.int64)
         found = outrun(spread(prompt_steps(load), space), spread(load.output_len, space))
         return np.asarray(found, dtype=np.int64)

@@ -1,0 +1,80 @@
+"""A steady load under an engine whose prompts have steps of their own (SGLang): what a prompt adds, and when."""
+
+from __future__ import annotations
+
+import pytest
+
+from moetrace.model import load_model
+from moetrace.replay import Scenario, simulate
+from moetrace.replay.measures import STEP_OVERHEAD_S
+from moetrace.replay.simulation import Simulation
+from moetrace.synthesize import Workload, synthesize
+
+OLMOE = load_model("olmoe-1b-7b")
+
+
+def served(*sets: str, load: Workload, hw: str = "h100-sxm", engine: str = "sglang") -> Simulation:
+    return simulate(OLMOE, load, hw, Scenario.of("serving=continuous", f"engine={engine}", *sets))
+
+
+def value(done: Simulation, name: str) -> float:
+    return float(done.summary["metrics"][name]["value"])
+
+
+@pytest.mark.parametrize(("batch", "prompts"), [(1, 1), (2, 1), (32, 1), (33, 33 / 32), (128, 4)])
+def test_others_prompts_hold_decoding_up_for_whole_steps(batch: int, prompts: float) -> None:
+    """32 steps to a sequence: from 33 sequences on more than one prompt comes between two of them."""
+    load = Workload(batch, 256, 32)
+    assert load.beside[0] == pytest.approx(prompts)
+    done = served(load=load)
+    steps = done.summary["steps"]
+    assert [step["name"] for step in steps[:1]] == ["prefill"] and steps[0]["context"] == 256
+    decode = sum(step["step_s"] * step["stands_for"] for step in steps) / 31
+    others = (batch - 1) / prompts * (steps[0]["step_s"] + STEP_OVERHEAD_S)
+    assert value(done, "tpot") == pytest.approx(decode + STEP_OVERHEAD_S + others / 31)
+    assert not done.summary["queued"]
+
+
+def test_the_step_of_a_prompt_is_that_of_a_static_batch_of_it() -> None:
+    alone = simulate(OLMOE, Workload(1, 300, 8), "h100-sxm", Scenario.of("engine=sglang", "routing=skewed"))
+    done = served(load=Workload(8, 300, 8))
+    assert done.summary["steps"][0]["step_s"] == alone.summary["steps"][0]["step_s"]
+    assert "processed in steps of their own" in done.summary["assumptions"][0]
+
+
+@pytest.mark.parametrize("engine", ["any", "vllm", "trtllm@1.0", "sglang@0.5.6"])
+def test_the_engine_decides_whether_prompts_are_beside_decoding(engine: str) -> None:
+    done = served(load=Workload(16, 256, 32), engine=engine)
+    apart = engine.startswith("sglang")
+    assert done.summary["steps"][0]["name"] == ("prefill" if apart else "mixed")
+    where = "in steps of their own" if apart else "beside decoding"
+    assert f"processed {where}" in done.summary["assumptions"][0]
+
+
+def test_a_long_prompts_parts_follow_each_other_without_a_decode_step_between() -> None:
+    """TTFT: half a step, then 1,024 tokens in two steps of a chunk, and the host beside each."""
+    done = served("chunk=512", load=Workload(4, 1024, 64))
+    first, middle = done.summary["steps"][0]["step_s"], done.summary["steps"][2]["step_s"]
+    waited = (middle + STEP_OVERHEAD_S) / 2 + 2 * (first + STEP_OVERHEAD_S)
+    assert value(done, "ttft") == pytest.approx(waited, rel=1e-3)
+
+
+def test_nothing_decodes_in_a_prompts_step() -> None:
+    """So its tokens are the prompts' alone, and so are the sequences of its last ops and of its attention."""
+    run = synthesize(OLMOE, Workload(64, 100, 32, served=True, apart=True))
+    assert run.meta.steps[0].tokens == 200 and run.meta.steps[0].phase == "mixed"
+    ops = run.to_pandas()
+    ops = ops[ops.step == 0]
+    assert set(ops[ops.kind == "lm_head"].op) == {"lm_head bf16 m=2 n=50304 k=2048"}
+    (attention,) = set(ops[ops.kind == "attention"].op)
+    assert "batch=2 " in attention and "q=200" in attention
+
+
+def test_a_group_has_its_prompts_alone_under_attention_data_parallelism() -> None:
+    """Four groups, eight prompts in a step: two to each; its projections see 200 tokens, the experts all 800."""
+    done = served("dp=4", "ep=4", load=Workload(256, 100, 32), hw="h100-sxm-x4")
+    ops = done.run.to_pandas()
+    ops = ops[ops.step == ops.step.min()]
+    assert {op.split(" m=")[1].split()[0] for op in ops[ops.kind == "qkv_proj"].op} == {"200"}
+    assert {op.split(" m=")[1].split()[0] for op in ops[ops.kind == "lm_head"].op} == {"2"}
+    assert all("tokens=800 " in op for op in ops[ops.kind == "moe_gate_up"].op)
