@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_CONFIG_BYTES = 4 << 20
 _ABOUT = ("_source", "_note", "_same_shape_as")  # what an entry says of itself
-_INFER_KEYS = (
+INFER_KEYS = (  # dims that tell models apart
     "hidden",
     "layers",
     "vocab",
@@ -137,8 +137,8 @@ def infer_model(seen: Mapping[str, int]) -> tuple[ModelSpec, str] | None:
     Keys of `seen`: hidden, layers, vocab, heads, kv_heads, head_dim, experts, topk, expert_inter, has_indexer
     (0 where it is not said), those that are known. One dim alone is never enough. Raises ModelError on another key.
     """
-    if odd := [key for key in seen if key not in _INFER_KEYS]:
-        raise ModelError(unknown("dim to infer a model from", odd[0], _INFER_KEYS))
+    if odd := [key for key in seen if key not in INFER_KEYS]:
+        raise ModelError(unknown("dim to infer a model from", odd[0], INFER_KEYS))
     if len(seen) < 2:
         return None
     specs = [load_model(name) for name in model_names() if not same_shape_as(name)]
@@ -149,6 +149,6 @@ def infer_model(seen: Mapping[str, int]) -> tuple[ModelSpec, str] | None:
         return None
     alike = [name for name in model_names() if same_shape_as(name) == fits[0].name]
     longest = max(model.max_context for model in (fits[0], *map(load_model, alike)))
-    said = ", ".join(f"{key} {seen[key]}" for key in _INFER_KEYS if key in seen)
+    said = ", ".join(f"{key} {seen[key]}" for key in INFER_KEYS if key in seen)
     said = f"model {fits[0].name} inferred from the trace ({said}): no other in the catalogue has these"
     return fits[0].with_edits(max_context=longest), said

@@ -15,6 +15,7 @@ from moetrace.op import Amounts, Op, OpGroup, Works, element_bytes
 from moetrace.ops import attention
 from moetrace.ops.attention import mla_work, pairs
 from moetrace.ops.base import Kind, Seen, act
+from moetrace.ops.gemm import quantize_work
 from moetrace.ops.gemm import work as gemm_work
 
 _FP32, _INT32 = 4.0, 4.0
@@ -50,15 +51,6 @@ def sparse_mla_work(op: OpGroup) -> Amounts:
     return mla_work(op, "chosen")
 
 
-def prep_work(op: OpGroup) -> Amounts:
-    """Queries of the indexer rotated and quantised: every value in, and out in the narrow type."""
-    return Amounts(
-        flops=2.0 * op["elements"],
-        act_read_bytes=op["elements"] * act(op),
-        act_write_bytes=op["elements"] * element_bytes(op.weight_dtype),
-    )
-
-
 def write_work(op: OpGroup) -> Amounts:
     """One key of each token quantised into the indexer's cache, with its scale."""
     return Amounts(
@@ -89,7 +81,7 @@ KINDS = (
     Kind("sparse_mla", "attention", ("batch", "heads", "kv_lora", "rope", "kv", "chosen"), sparse_mla_work),
     Kind("index_scores", "attention", (*_SEEN, "heads", "head_dim"), scores_work),
     Kind("index_topk", "attention", (*_SEEN, "chosen"), choice_work),
-    Kind("index_prep", "attention", ("elements",), prep_work),
+    Kind("index_prep", "attention", ("elements",), quantize_work),  # queries, rotated and quantised
     Kind("index_write", "attention", ("tokens", "head_dim"), write_work),
     Kind("index_proj", "dense_gemm", ("m", "n", "k"), gemm_work),
     Kind("index_weights", "dense_gemm", ("m", "n", "k"), gemm_work),

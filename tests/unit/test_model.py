@@ -22,7 +22,7 @@ from moetrace.model import (
     model_names,
     same_shape_as,
 )
-from moetrace.model.catalogue import _entry
+from moetrace.model.catalogue import INFER_KEYS, _entry
 from moetrace.model.config import _COUNTED_BY, _FULL_KV
 from tests.conftest import REPO
 
@@ -657,19 +657,7 @@ def test_infer_model_needs_exactly_one_that_fits() -> None:
 @pytest.mark.parametrize("name", model_names())
 def test_infer_model_finds_every_entry_by_all_its_dims(name: str) -> None:
     spec = load_model(same_shape_as(name) or name)
-    keys = (
-        "hidden",
-        "layers",
-        "vocab",
-        "heads",
-        "kv_heads",
-        "head_dim",
-        "experts",
-        "topk",
-        "expert_inter",
-        "has_indexer",
-    )
-    found = infer_model({key: getattr(spec, key) for key in keys})
+    found = infer_model({key: getattr(spec, key) for key in INFER_KEYS})
     alike = [other for other in model_names() if same_shape_as(other) == spec.name]
     longest = max(load_model(other).max_context for other in (spec.name, *alike))
     assert found is not None and found[0] == spec.with_edits(max_context=longest)
