@@ -67,13 +67,15 @@ def stated(scenario: Scenario) -> Drafting | None:
 
 
 def places(hw: Hardware, scenario: Scenario) -> list[tuple[Hardware, Scenario]]:
-    """Where a drafting model may run, best first: cut over tp where that is all devices, else whole on every one."""
+    """Where a drafting model may run and how, best first: cut over tp where that is all devices, else whole on every one; under
+    the same engine."""
     tp, laid = int(scenario.get("tp", 1)), scenario.get("placement")
     in_graphs = scenario.get("graph") != "off" and scenario.get("pad") != "none"
-    unpadded = [] if in_graphs or hw.device_class != "gpu" else ["pad=none"]
-    cut = [(hw, Scenario.of(f"tp={tp}", *unpadded))] if hw.gpus > 1 and tp == hw.gpus else []
+    like = [] if in_graphs or hw.device_class != "gpu" else ["pad=none"]
+    like += [f"engine={engine}"] if (engine := scenario.get("engine")) is not None else []
+    cut = [(hw, Scenario.of(f"tp={tp}", *like))] if hw.gpus > 1 and tp == hw.gpus else []
     alone = hw if hw.gpus == 1 else replace(hw, name=hw.base or hw.name, gpus=1, base=None)
-    return [*cut, (alone, Scenario.of(*([f"placement={laid}"] if laid else []), *unpadded))]
+    return [*cut, (alone, Scenario.of(*([f"placement={laid}"] if laid else []), *like))]
 
 
 def load_of(load: Workload, scenario: Scenario) -> Workload:

@@ -200,3 +200,11 @@ def test_a_drafting_model_runs_in_graphs_where_the_model_does() -> None:
     assert [str(how.label) for _, how in places(H100, Scenario.of("graph=off"))] == ["pad=none"]
     assert [str(how.label) for _, how in places(H100, Scenario())] == ["as recorded"]
     assert [how.settings for _, how in places(load_hardware("cs3"), Scenario())] == [()]
+
+
+def test_a_drafting_model_runs_under_the_engine_of_the_one_it_drafts_for() -> None:
+    assert [str(how.label) for _, how in places(H100, Scenario.of("engine=vllm"))] == ["engine=vllm"]
+    assert [
+        how.get("engine")
+        for _, how in places(load_hardware("h100-sxm-x4"), Scenario.of("tp=4", "engine=vllm"))
+    ] == ["vllm"] * 2
