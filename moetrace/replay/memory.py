@@ -19,6 +19,7 @@ from moetrace.model import ModelSpec
 from moetrace.op import element_bytes
 from moetrace.replay.draft import Draft
 from moetrace.replay.lanes import largest, smallest
+from moetrace.replay.mixed_step import PROMPTS
 from moetrace.replay.parallel import Parallel
 
 # Framework, activations and collectives' buffers of one GPU: 2-4 GB and NCCL's 0.35-0.4 GB are seen in serving; the middle.
@@ -222,7 +223,7 @@ def _held(draft: Draft) -> list[tuple[int, int]]:
     """
     steps = [step for step in draft.steps if step.kv_tokens]
     if "beside" in draft.run.meta.facts.get("workload", {}):  # of a prediction of it too
-        steps = [step for step in steps if step.phase != "mixed"] or steps
+        steps = [step for step in steps if step.phase not in PROMPTS] or steps
     return [(step.kv_tokens or 0, step.batch or 1) for step in steps]
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moetrace.op import Op
     from moetrace.replay.draft import At, Draft
 
+PROMPTS = ("prefill", "mixed")  # phases of steps that work on prompts: of their own, or beside decoding
 # Of the ops outside of the layers: those that see the last tokens of each sequence alone.
 _LAST = frozenset({"lm_head", "sampling", "elementwise"})
 
@@ -75,7 +76,7 @@ class Busiest:
 
 
 def busiest_groups(draft: Draft, groups: int) -> Mapping[int, Busiest]:
-    """The mixed steps of a synthesized steady load, by index.
+    """The steps of a synthesized steady load that work on prompts, beside decoding or in steps of their own, by index.
 
     A recorded mixed step does not say how many of its sequences are prompts, and a run whose batch was edited no longer has
     those that it was made with: they are not in here.
@@ -89,5 +90,5 @@ def busiest_groups(draft: Draft, groups: int) -> Mapping[int, Busiest]:
             groups, step.batch, step.tokens - round(prompts * new), prompts, new, bool(load.get("apart"))
         )
         for i, step in enumerate(draft.steps)
-        if step.phase == "mixed" and step.tokens and step.batch == load["batch"]
+        if step.phase in PROMPTS and step.tokens and step.batch == load["batch"]
     }

@@ -13,7 +13,7 @@ from moetrace.forward import causal_pairs
 from moetrace.op import Op
 from moetrace.replay import edit
 from moetrace.replay.draft import At, Draft
-from moetrace.replay.mixed_step import Busiest, busiest_groups
+from moetrace.replay.mixed_step import PROMPTS, Busiest, busiest_groups
 from moetrace.replay.parallel import Share
 from moetrace.run import GENERATING
 
@@ -24,7 +24,6 @@ _ATTENTION_OUT = (
 )
 _FFN_OUT = (frozenset({"moe_combine", "moe_down", "moe_experts", "dense_down", "shared_down"}),)
 _OF_ALL = edit.MODULE | {"reduce_scatter"}  # what has the tokens of all data-parallel groups
-_PROMPTS = ("prefill", "mixed")  # phases of steps that work on prompts
 # Tokens of a rank from which vLLM halves a step that decodes, and one with prompts (dbo_decode_token_threshold and
 # dbo_prefill_token_threshold of its config).
 VLLM_HALVES = (32, 512)
@@ -89,7 +88,7 @@ def prompt_tokens(draft: Draft, asked: str) -> dict[int, Any]:
         step, whole = draft.steps[i], draft.batch_of(i)
         if i in busiest:
             found[i] = busiest[i].own_tokens
-        elif step.phase in _PROMPTS and step.tokens and whole:
+        elif step.phase in PROMPTS and step.tokens and whole:
             found[i] = -(-step.tokens * share.batch // whole)
     return found
 
@@ -288,7 +287,7 @@ class _Exchange:
         """Tokens that a rank gives: its own where prompts are worked on (vLLM, device_communicators/all2all.py: all_gatherv by
         each rank's size), padded to those of the group with most in decode graphs."""
         step, mixed = self.draft.steps[at.step], self.busiest.get(at.step)
-        whole = mixed.tokens if mixed else step.tokens if step.phase in _PROMPTS else None
+        whole = mixed.tokens if mixed else step.tokens if step.phase in PROMPTS else None
         return op["tokens"] if whole is None else -(-whole // self.draft.parallel.dp)
 
     def _dims(self, op: Op, at: At, tokens: float) -> dict[str, float]:

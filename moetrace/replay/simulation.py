@@ -198,7 +198,7 @@ def _is_queued(load: Workload) -> bool:
 
 def _step(step: Step, times: list[float], weight: float, load: Workload) -> dict[str, Any]:
     seconds, low, high = times
-    prompts = step.phase == "mixed" and load.apart
+    prompts = step.phase == "prefill" and load.apart
     return {
         "name": step.name,
         "phase": step.phase,

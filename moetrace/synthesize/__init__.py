@@ -131,7 +131,7 @@ def _synthesized(model: ModelSpec, workload: Workload) -> Run:
 
 
 def meta_of(model: ModelSpec, workload: Workload, steps: tuple[Step, ...]) -> Meta:
-    """The metadata of a workload's run; of a steady load also the prompts in its mixed step and their new tokens (`beside`)."""
+    """The metadata of a workload's run; of a steady load also the prompts of a step and their new tokens (`beside`)."""
     batch, prompt = workload.batch, workload.input_len
     said: dict[str, object] = {"batch": batch, "input_len": prompt, "output_len": workload.output_len}
     if workload.served:
@@ -166,12 +166,13 @@ def passes_of(
         plan[0] = ("mixed", workload.verify, prompt + workload.output_len // 2)
     for index, (phase, queries, context) in enumerate(plan):
         apart = phase == "mixed" and workload.apart
-        name = f"decode {context - prompt}" if phase == "decode" else "prefill" if apart else phase
+        shown = "prefill" if apart else phase
+        name = f"decode {context - prompt}" if phase == "decode" else shown
         beside = workload.beside if phase == "mixed" else (0, 0, 0)
         tokens, kv = round(beside[0] * beside[1]), round(beside[0] * beside[2])
         if not apart:
             tokens, kv = batch * queries + tokens, batch * context + kv
-        steps.append(Step(index, name, phase, 0, 0, batch, tokens, kv))
+        steps.append(Step(index, name, shown, 0, 0, batch, tokens, kv))
         passes.append(step_ops(model, batch, queries, context, phase != "prefill", beside, apart))
     return tuple(steps), tuple(passes)
 

@@ -62,7 +62,7 @@ def test_a_long_prompts_parts_follow_each_other_without_a_decode_step_between() 
 def test_nothing_decodes_in_a_prompts_step() -> None:
     """So its tokens are the prompts' alone, and so are the sequences of its last ops and of its attention."""
     run = synthesize(OLMOE, Workload(64, 100, 32, served=True, apart=True))
-    assert run.meta.steps[0].tokens == 200 and run.meta.steps[0].phase == "mixed"
+    assert run.meta.steps[0].tokens == 200 and run.meta.steps[0].phase == "prefill"
     ops = run.to_pandas()
     ops = ops[ops.step == 0]
     assert set(ops[ops.kind == "lm_head"].op) == {"lm_head bf16 m=2 n=50304 k=2048"}
@@ -78,3 +78,12 @@ def test_a_group_has_its_prompts_alone_under_attention_data_parallelism() -> Non
     assert {op.split(" m=")[1].split()[0] for op in ops[ops.kind == "qkv_proj"].op} == {"200"}
     assert {op.split(" m=")[1].split()[0] for op in ops[ops.kind == "lm_head"].op} == {"2"}
     assert all("tokens=800 " in op for op in ops[ops.kind == "moe_gate_up"].op)
+
+
+def test_it_is_a_prefill_step_by_every_name() -> None:
+    """Nothing decodes in it, so neither `attribute --phase prefill` nor what is said of it calls it `mixed`."""
+    done = served(load=Workload(16, 2048, 32))
+    assert {step["phase"] for step in done.summary["steps"]} == {"prefill", "decode"}
+    assert set(done.run.to_pandas().phase) == {"prefill", "decode"}
+    assert "prefill" in done.summary["beyond_fit"] and "mixed" not in done.summary["beyond_fit"]
+    assert "mixed" not in " ".join(done.summary["assumptions"])

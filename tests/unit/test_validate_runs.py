@@ -124,3 +124,28 @@ def test_the_pages_tell_how_far_off_printed_runs_are() -> None:
         assert f"{short[name]} {runs[name]})" in page and f"{short[name]} {runs[name]})" in readme
     assert f"{short['B200']} too short {runs['B200']} runs)" in readme
     assert f"The interval held {held}." in page and f"the interval held {held} of them" in readme
+
+
+def test_the_pages_tell_how_far_off_single_sequences_are_by_model() -> None:
+    """Medians of one at a time, and of DeepSeek-R1 in flight, as accuracy.md's sentences have them."""
+    page = " ".join((REPO / "docs" / "accuracy.md").read_text().split())
+    alone: dict[tuple[str, str], list[float]] = {}
+    flying, even = [], []
+    for one in entries([figure for figure in shipped() if figure.kind == "SRV"]):
+        assert one.error is not None and one.estimate
+        name = one.figure.model, one.figure.hw.split("-")[0]
+        if one.figure.batch == "1":
+            error = one.error if one.figure.unit == "ms" else 1 / (1 + one.error) - 1
+            alone.setdefault(name, []).append(error)
+        elif name == ("DeepSeek-R1", "B200"):
+            flying.append(one.error)
+            even.append(float(one.note.split("uniform routing gives ")[1].split()[0]) / one.measured - 1)
+    off = {name: f"{100 * abs(statistics.median(errors)):.0f} %" for name, errors in alone.items()}
+    for sentence in (
+        f"Qwen3-30B-A3B on A100 by {off['Qwen3-30B-A3B', 'A100']}, on H20 by {off['Qwen3-30B-A3B', 'H20']}, "
+        f"Qwen3-235B-A22B on B200 by {off['Qwen3-235B-A22B-Instruct-2507', 'B200']}, GLM-4.6 by {off['GLM-4.6', 'B200']};",
+        f"MiniMax-M2.5 by {off['MiniMax-M2.5', 'H100']} on H100 (SGLang 0.5.9) and by {off['MiniMax-M2.5', 'B200']} on B200",
+        f"gpt-oss-120b on B200 one at a time ({off['gpt-oss-120b', 'B200']})",
+        f"in flight {-100 * statistics.median(flying):.0f} % too short, {-100 * statistics.median(even):.0f} % with uniform",
+    ):
+        assert sentence in page, sentence

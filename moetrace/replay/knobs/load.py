@@ -105,7 +105,8 @@ def batch(draft: Draft, value: int) -> Draft:
 
 def _steady(draft: Draft) -> bool:
     """Whether a step of a steady load works on prompts, of which a group has one at least."""
-    return any(step.phase == "mixed" for step in draft.steps)
+    own = "prefill" if "beside" in draft.run.meta.facts.get("workload", {}) else None
+    return any(step.phase in ("mixed", own) for step in draft.steps)
 
 
 @knob("context", "KV tokens per sequence that a decode step attends to", "a whole number", one_whole)
