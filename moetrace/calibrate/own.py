@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from moetrace.calibrate.measured import Measured, TextArray
+from moetrace.cost.bulk import COST_COLUMNS
 from moetrace.cost.check import dims_of
 from moetrace.cost.names import COLUMNS
 from moetrace.cost.reading import TIMES, batches, seconds_of
@@ -84,6 +85,10 @@ def _check_names(table: pd.DataFrame, path: Path) -> None:
     dims = frozenset[str]().union(*map(dims_of, KINDS)) | {"context"}
     known = dims | _OWN | _OP | set(COLUMNS) | set(TIMES)
     strange = next((str(name) for name in table.columns if name not in known), None)
+    if strange in {name for name, *_ in COST_COLUMNS}:
+        raise CalibrationError(
+            f"{path}: column {strange} is what moetrace cost predicts, not a measurement: leave out the columns that it adds"
+        )
     if strange is not None:
         kinds = sorted(set(table["kind"].astype(str))) if "kind" in table else []
         here = frozenset[str]().union(*map(dims_of, kinds)) or dims

@@ -32,7 +32,10 @@ def wrong_unit(seconds: FloatArray, law_s: FloatArray) -> str:
     if 1 / _UNIT < ratio < _UNIT:
         return ""
     said = f"{ratio:,.0f}" if ratio > 1 else f"{ratio:.2g}"
-    return f"times are {said} x what the law expects (median): expected seconds, not ms, us or ns (a column latency: ms)"
+    return (
+        f"times are {said} x what the law expects (median): their unit is another than their column says "
+        "(seconds; latency and latency_ms: ms; latency_us: us)"
+    )
 
 
 def dims_of(kind: str) -> frozenset[str]:

@@ -227,6 +227,7 @@ def test_too_little_is_not_fitted(tmp_path: Path) -> None:
         ({"tokens": -4}, "row 1: tokens is below 1"),
         ({"seconds": "abc"}, "row 1: seconds is 'abc': expected a number"),
         ({"run_id": 1}, "unknown dim 'run_id': there are distinct, .*; leave out what is not a dim of an op"),
+        ({"time_s": 1e-5}, "column time_s is what moetrace cost predicts, not a measurement"),
         ({"token": 1}, "unknown dim 'token': did you mean 'tokens'"),
         ({"latency": 1.0}, "columns seconds and latency both say the time: leave one out"),
         ({"op": "norm"}, "row 1: op 'norm' lacks a kind or a dtype"),
