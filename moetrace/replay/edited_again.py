@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moetrace.errors import ScenarioError
+from moetrace.hardware import ANY_ENGINE
 from moetrace.replay.draft import Draft
 
 _ONCE = "replay what it was made from, with all edits at once"
@@ -31,6 +32,15 @@ def check_again(draft: Draft) -> None:
                 f"{setting}: the run is a prediction whose decode steps are padded to sizes of graphs: {_ONCE}, or edit one "
                 "made with pad=none"
             )
+        if (
+            padded
+            and name == "engine"
+            and _sizes_of(setting.text) != _sizes_of(said.get("engine", ANY_ENGINE))
+        ):
+            raise ScenarioError(
+                f"{setting}: the run is a prediction whose decode steps are padded to sizes of another engine's graphs: "
+                f"{_ONCE}, or edit one made with pad=none"
+            )
         before = next((f"{other}={said[other]}" for other in _SHARES.get(name, ()) if other in said), None)
         if before:
             raise ScenarioError(
@@ -46,6 +56,12 @@ def check_again(draft: Draft) -> None:
             raise ScenarioError(
                 f"{setting}: the run is a prediction with {name}={was} and no longer holds what was recorded: {_ONCE}"
             )
+
+
+def _sizes_of(engine: str) -> str:
+    """The engine whose graphs' sizes, and whose padded rows, a step has under this one: vLLM's where none is named."""
+    name = engine.partition("@")[0]
+    return "vllm" if name == ANY_ENGINE else name
 
 
 def _check_whole(said: Mapping[str, str]) -> None:

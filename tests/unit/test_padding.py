@@ -196,6 +196,31 @@ def test_a_padded_prediction_is_not_edited_where_rows_would_follow(edit: str) ->
     assert replay(captured.run, H100, Scenario.of("batch=32")).run.meta.steps[1].batch == 32
 
 
+@pytest.mark.parametrize(
+    ("made", "then"), [("vllm", "sglang"), ("sglang", "vllm"), ("any", "trtllm"), ("trtllm", "any")]
+)
+def test_a_padded_prediction_keeps_the_engine_whose_graphs_it_has(made: str, then: str) -> None:
+    """Ten sequences run as 12 in SGLang, as 16 elsewhere, of which TensorRT-LLM's padded rows choose experts."""
+    run = simulate(QWEN, Workload(10, 100, 8), H100, Scenario.of(f"engine={made}")).run
+    with pytest.raises(ScenarioError, match=f"engine={then}: .* another engine's graphs"):
+        replay(run, H100, Scenario.of(f"engine={then}"))
+    unpadded = simulate(QWEN, Workload(10, 100, 8), H100, Scenario.of(f"engine={made}", "pad=none")).run
+    found = replay(unpadded, H100, Scenario.of(f"engine={then}"))
+    direct = simulate(QWEN, Workload(10, 100, 8), H100, Scenario.of(f"engine={then}", "pad=none"))
+    assert found.step_s.tolist() == direct.prediction.step_s.tolist()
+
+
+@pytest.mark.parametrize(
+    ("made", "then"), [("any", "vllm"), ("vllm@0.19.0", "any"), ("sglang", "sglang@0.5")]
+)
+def test_a_padded_prediction_takes_an_engine_with_the_same_graphs(made: str, then: str) -> None:
+    run = simulate(QWEN, Workload(10, 100, 8), H100, Scenario.of(f"engine={made}")).run
+    direct = simulate(QWEN, Workload(10, 100, 8), H100, Scenario.of(f"engine={then}"))
+    assert (
+        replay(run, H100, Scenario.of(f"engine={then}")).step_s.tolist() == direct.prediction.step_s.tolist()
+    )
+
+
 def test_a_drafting_model_runs_in_graphs_where_the_model_does() -> None:
     assert [str(how.label) for _, how in places(H100, Scenario.of("graph=off"))] == ["pad=none"]
     assert [str(how.label) for _, how in places(H100, Scenario())] == ["as recorded"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moetrace.model import load_model
-from moetrace.replay import Scenario, simulate
+from moetrace.replay import Scenario, replay, simulate
 from moetrace.replay.measures import STEP_OVERHEAD_S
 from moetrace.replay.simulation import Simulation
 from moetrace.synthesize import Workload, synthesize
@@ -87,3 +87,25 @@ def test_it_is_a_prefill_step_by_every_name() -> None:
     assert set(done.run.to_pandas().phase) == {"prefill", "decode"}
     assert "prefill" in done.summary["beyond_fit"] and "mixed" not in done.summary["beyond_fit"]
     assert "mixed" not in " ".join(done.summary["assumptions"])
+
+
+@pytest.mark.parametrize(
+    ("made", "then", "said"),
+    [
+        ("sglang", "vllm", "stay in steps of their own; that engine works on them beside decoding"),
+        ("vllm", "sglang@0.5.6", "stay beside decoding; that engine works on them in steps of their own"),
+    ],
+)
+def test_a_prediction_under_another_engine_says_where_its_prompts_stay(
+    made: str, then: str, said: str
+) -> None:
+    run = served("pad=none", load=Workload(8, 300, 8), engine=made).run
+    found = replay(run, "h100-sxm", Scenario.of(f"engine={then}"))
+    assert any(said in note for note in found.summary["assumptions"])
+    same = replay(run, "h100-sxm", Scenario.of(f"engine={made}@9"))
+    assert not any("prompts stay" in note for note in same.summary["assumptions"])
+    static = simulate(OLMOE, Workload(8, 300, 8), "h100-sxm", Scenario.of(f"engine={made}", "pad=none")).run
+    assert not any(
+        "prompts stay" in note
+        for note in replay(static, "h100-sxm", Scenario.of(f"engine={then}")).summary["assumptions"]
+    )

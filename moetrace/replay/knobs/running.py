@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from moetrace.errors import ScenarioError
@@ -66,6 +67,7 @@ def engine(draft: Draft, value: str) -> Draft:
         raise ScenarioError(
             f"engine={value}: {draft.hw.name} has no coefficients of that engine (it has {', '.join(sorted(fitted)) or 'none'})"
         )
+    draft = draft.noted(*_prompts_stay(draft, value))
     if draft.hw.is_other_version(value):
         measured = draft.hw.engines.get(name, "a version that its profile does not tell")
         return draft.noted(
@@ -73,6 +75,22 @@ def engine(draft: Draft, value: str) -> Draft:
             f"known, so they may err by {100 * OTHER_VERSION:.0f} % more, the most that was seen between versions on two chips"
         )
     return draft
+
+
+def _prompts_stay(draft: Draft, value: str) -> list[str]:
+    """What is said where a steady load's run has its prompts elsewhere than this engine would."""
+    from moetrace.replay.load import APART  # here: it reads the knobs
+
+    load = draft.run.meta.facts.get("workload")
+    if not isinstance(load, Mapping) or "beside" not in load:
+        return []
+    apart = bool(load.get("apart"))
+    if apart == (value.partition("@")[0] in APART):
+        return []
+    stay, would = ("in steps of their own", "beside decoding")[:: 1 if apart else -1]
+    return [
+        f"engine={value}: the run's prompts stay {stay}; that engine works on them {would}: simulate the model under it"
+    ]
 
 
 @knob(
