@@ -126,8 +126,9 @@ def first_and_rest(
         theirs = (load.batch - 1) * load.chunks / load.beside[0]
         # There are no fewer steps than work on others' prompts; where these are steps of their own, the host adds to them too.
         rest += theirs * overhead if load.apart else max(0.0, theirs - later) * (alone + more)
-        between = 0.0 if load.apart else (load.parts - 1) * alone
-        first += between + (load.chunks - 1) * work + load.parts * more + (alone + more) / 2
+        # Nothing decodes, or is drafted, in the prompt's own steps where these are apart.
+        between = load.parts * overhead if load.apart else (load.parts - 1) * alone + load.parts * more
+        first += between + (load.chunks - 1) * work + (alone + more) / 2
     else:
         first += overhead
     return first + (draft.prompt_s if draft else 0.0), rest

@@ -109,3 +109,22 @@ def test_a_prediction_under_another_engine_says_where_its_prompts_stay(
         "prompts stay" in note
         for note in replay(static, "h100-sxm", Scenario.of(f"engine={then}")).summary["assumptions"]
     )
+
+
+def test_nothing_is_drafted_between_a_prompts_parts() -> None:
+    """Two more drafted tokens make the half step longer that a prompt waits for, whatever its own parts are."""
+
+    def more(chunk: int) -> float:
+        one, three = (
+            value(
+                served(
+                    "draft=qwen3-0.6b", f"draft_tokens={tokens}", "acceptance=0.5", f"chunk={chunk}",
+                    load=Workload(8, 4096, 64),
+                ),
+                "ttft",
+            )
+            for tokens in (1, 3)
+        )  # fmt: skip
+        return three - one
+
+    assert more(512) == pytest.approx(more(4096), rel=1e-6)

@@ -70,11 +70,12 @@ def first_and_rest(
     more = overhead_s(load) + tokens * middle
     alone, work, own = middle_and_others(steps, seconds, load, space)
     parts, chunks = spread(load.parts, space), spread(load.chunks, space)
-    waited = (chunks - 1) * work + parts * more + (alone + more) / 2
+    waited = (chunks - 1) * work + (alone + more) / 2
     theirs = (spread(load.batch, space) - 1) * chunks / spread(load.beside[0], space)
     if load.apart:
+        waited = waited + parts * overhead_s(load)
         return seconds[0] + waited + prompt, rest + own + others + theirs * overhead_s(load)
-    waited = waited + (parts - 1) * alone
+    waited = waited + (parts - 1) * alone + parts * more
     held = np.maximum(0.0, theirs - later)
     return seconds[0] + waited + prompt, rest + own + others + held * (alone + more)
 
