@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import statistics
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from moetrace.validate.measured import measured_table
 from moetrace.validate.simulating import MACHINES, machine_of, model_of
 from moetrace.validate.sources import SOURCES, kernels
 from moetrace.validate.sources.moe_bench import variants
+from tests.conftest import REPO
 
 
 def figure(**given: str) -> Figure:
@@ -463,3 +465,23 @@ def test_a_kind_of_several_sources_says_how_many_there_are() -> None:
     several = [stated_kernel(id=f"PRK-{i}", source=f"engine#{i // 2}") for i in range(4)]
     names = [group["name"] for group in summary(table_of(list(entries(several))))["groups"]["source"]]
     assert names == ["PRK: engine#0 and 1 more"]
+
+
+def test_the_readme_tells_how_far_off_printed_kernels_are() -> None:
+    off: dict[tuple[str, str], list[float]] = {}
+    for found in entries([row for row in shipped() if row.kind == "PRK"]):
+        assert found.error is not None
+        chip = {"B200": "Blackwell", "B300": "Blackwell", "GB200": "Blackwell", "GB300": "Blackwell"}
+        name = found.figure.hw.split("-")[0]
+        off.setdefault((chip.get(name, name), found.figure.model), []).append(abs(found.error))
+    mean = {name: f"{100 * statistics.mean(errors):.0f} %" for name, errors in off.items()}
+    median = {name: f"{100 * statistics.median(errors):.0f} %" for name, errors in off.items()}
+    new = [("Blackwell", family) for family in ("MoE module", "GEMM", "attention", "MLA")]
+    moe, gemm, attention, mla = new
+    readme = " ".join((REPO / "README.md").read_text().split())
+    assert (
+        f"MoE modules are off by {mean['H200', 'MoE module']} on H200 (mean of {len(off['H200', 'MoE module'])}), "
+        f"{mean['L40S', 'MoE module']} on L40S and {mean[moe]} on B200 and B300 (of {len(off[moe])}; median {median[moe]}); "
+        f"there GEMMs are off by {mean[gemm]} (of {len(off[gemm])}), attention by {mean[attention]} "
+        f"(of {len(off[attention])}; median {median[attention]}) and MLA by {mean[mla]} (of {len(off[mla])})"
+    ) in readme
