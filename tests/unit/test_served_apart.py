@@ -128,3 +128,14 @@ def test_nothing_is_drafted_between_a_prompts_parts() -> None:
         return three - one
 
     assert more(512) == pytest.approx(more(4096), rel=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_another_batch_of_a_saved_steady_load_says_that_its_prompts_shrink(engine: str) -> None:
+    run = served("pad=none", load=Workload(8, 300, 8), engine=engine).run
+
+    def said(batch: int) -> bool:
+        notes = replay(run, "h100-sxm", Scenario.of(f"batch={batch}")).summary["assumptions"]
+        return any("one whole prompt, or a chunk" in note for note in notes)
+
+    assert said(4) and not said(8)

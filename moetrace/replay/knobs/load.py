@@ -100,12 +100,22 @@ def batch(draft: Draft, value: int) -> Draft:
         draft = draft.noted(
             f"batch={value}: ops whose shapes hold neither tokens nor sequences keep their size, the largest is {fixed[0]}"
         )
+    if _of_steady_load(draft) and any(n != value for n in was.values()):
+        draft = draft.noted(
+            f"batch={value}: prompts grow and shrink with the sequences, while a steady load of another batch works on one "
+            "whole prompt, or a chunk of it, at least: simulate the model with it"
+        )
     return draft.rewrite(change).with_steps(lambda i, step: edit.scaled_step(step, value, was[i] or value))
+
+
+def _of_steady_load(draft: Draft) -> bool:
+    """Whether the run is a synthesized steady load's."""
+    return "beside" in draft.run.meta.facts.get("workload", {})
 
 
 def _steady(draft: Draft) -> bool:
     """Whether a step of a steady load works on prompts, of which a group has one at least."""
-    own = "prefill" if "beside" in draft.run.meta.facts.get("workload", {}) else None
+    own = "prefill" if _of_steady_load(draft) else None
     return any(step.phase in ("mixed", own) for step in draft.steps)
 
 
