@@ -117,7 +117,7 @@ def test_the_pages_tell_how_far_off_printed_runs_are() -> None:
     runs = {name: f"on {name} ({len(off[name])}" for name in off}
     assert f"Of {len(found)} runs {sum(e < 0 for e in off['all'])} took longer than predicted" in page
     assert (
-        f"The time per token is {short['all']} too short in the median: {short['B200']} {runs['B200']} runs)"
+        f"The predicted time per token is {short['all']} too short in the median: {short['B200']} {runs['B200']} runs)"
         in page
     )
     for name in ("MI300X", "H20", "A100"):
