@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from moetrace.errors import ScenarioError
 from moetrace.hardware import ANY_ENGINE
 from moetrace.replay.draft import Draft
+from moetrace.replay.scenario import Setting
 
 _ONCE = "replay what it was made from, with all edits at once"
 # Knobs whose per cent is of the experts, or of their width, that there are: knobs that may have changed these, the last of
@@ -16,6 +17,7 @@ _SHARES = {"prune_inter": ("prune_inter", "n_e"), "prune_intra": ("prune_intra",
 _OF_EXPERTS = frozenset({*_SHARES, "n_e", "ffn", "dtype", "act", "n_a", "batch", "routing", "eplb"})
 # Knobs that another number of rows would follow from.
 _OF_ROWS = frozenset({"batch", "dp", "pp", "pad", "graph"})
+_LAYOUT = ("gpus", "nodes", "tp", "ep")
 # Values that ask for what was recorded.
 _BACK = {"n_a": "native", "routing": "recorded", "fusion": "recorded", "experts": "fused"}
 
@@ -27,19 +29,10 @@ def check_again(draft: Draft) -> None:
     padded = draft.run.meta.kind == "predicted" and bool(draft.run.meta.facts.get("padded"))
     for setting in draft.scenario.settings:
         name = setting.name
-        if padded and name in _OF_ROWS:
+        if padded and _pads_anew(draft, setting):
             raise ScenarioError(
-                f"{setting}: the run is a prediction whose decode steps are padded to sizes of graphs: {_ONCE}, or edit one "
-                "made with pad=none"
-            )
-        if (
-            padded
-            and name == "engine"
-            and _sizes_of(setting.text) != _sizes_of(said.get("engine", ANY_ENGINE))
-        ):
-            raise ScenarioError(
-                f"{setting}: the run is a prediction whose decode steps are padded to sizes of another engine's graphs: "
-                f"{_ONCE}, or edit one made with pad=none"
+                f"{setting}: the run is a prediction whose decode steps are padded to sizes of graphs, and other rows, or "
+                f"other work of theirs, would follow: {_ONCE}, or edit one made with pad=none"
             )
         before = next((f"{other}={said[other]}" for other in _SHARES.get(name, ()) if other in said), None)
         if before:
@@ -58,8 +51,20 @@ def check_again(draft: Draft) -> None:
             )
 
 
+def _pads_anew(draft: Draft, setting: Setting) -> bool:
+    """Whether other rows of a padded prediction would follow from this, or other experts of them (`replay/padding`)."""
+    before = _sizes_of(draft.made_with.get("engine", ANY_ENGINE))
+    if setting.name == "engine":
+        return _sizes_of(setting.text) != before
+    if setting.name == "overlap":
+        return setting.text != "none"
+    if before == "sglang" and setting.name in _LAYOUT:  # with ep its padded rows choose no experts
+        return (draft.parallel.ep == 1) != (draft.ran.ep == 1)
+    return setting.name in _OF_ROWS
+
+
 def _sizes_of(engine: str) -> str:
-    """The engine whose graphs' sizes, and whose padded rows, a step has under this one: vLLM's where none is named."""
+    """The engine whose graphs a step runs in under this one: vLLM's where none is named."""
     name = engine.partition("@")[0]
     return "vllm" if name == ANY_ENGINE else name
 

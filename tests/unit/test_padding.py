@@ -202,7 +202,7 @@ def test_a_padded_prediction_is_not_edited_where_rows_would_follow(edit: str) ->
 def test_a_padded_prediction_keeps_the_engine_whose_graphs_it_has(made: str, then: str) -> None:
     """Ten sequences run as 12 in SGLang, as 16 elsewhere, of which TensorRT-LLM's padded rows choose experts."""
     run = simulate(QWEN, Workload(10, 100, 8), H100, Scenario.of(f"engine={made}")).run
-    with pytest.raises(ScenarioError, match=f"engine={then}: .* another engine's graphs"):
+    with pytest.raises(ScenarioError, match=f"engine={then}: .* padded to sizes of graphs"):
         replay(run, H100, Scenario.of(f"engine={then}"))
     unpadded = simulate(QWEN, Workload(10, 100, 8), H100, Scenario.of(f"engine={made}", "pad=none")).run
     found = replay(unpadded, H100, Scenario.of(f"engine={then}"))
@@ -219,6 +219,24 @@ def test_a_padded_prediction_takes_an_engine_with_the_same_graphs(made: str, the
     assert (
         replay(run, H100, Scenario.of(f"engine={then}")).step_s.tolist() == direct.prediction.step_s.tolist()
     )
+
+
+def test_padded_rows_of_sglang_that_choose_experts_are_not_shared_out_anew() -> None:
+    """With ep they choose none, and what goes in halves has even sizes; vLLM's choose none in any case."""
+    made = {
+        engine: simulate(QWEN, Workload(10, 100, 8), H100, Scenario.of(f"engine={engine}")).run
+        for engine in ("sglang", "vllm")
+    }
+    pair = load_hardware("h100-sxm-x2")
+    for sets in (("tp=2", "ep=2"), ("tp=2", "overlap=two_batch")):
+        with pytest.raises(ScenarioError, match="padded to sizes of graphs"):
+            replay(made["sglang"], pair, Scenario.of(*sets))
+    for engine, sets in (("sglang", ("tp=2",)), ("vllm", ("tp=2", "ep=2"))):
+        direct = simulate(QWEN, Workload(10, 100, 8), pair, Scenario.of(f"engine={engine}", *sets))
+        assert (
+            replay(made[engine], pair, Scenario.of(*sets)).step_s.tolist()
+            == direct.prediction.step_s.tolist()
+        )
 
 
 def test_a_drafting_model_runs_in_graphs_where_the_model_does() -> None:
