@@ -91,7 +91,13 @@ def power_law_counts(
     if order is not None:
         counts, back = counts[order], np.argsort(order)
     while rest := total - int(counts.sum()):
-        open_to = counts < tokens if rest > 0 else counts > 0
-        first = np.argsort(np.where(open_to, counts if rest > 0 else -counts, total + 1), kind="stable")
-        counts[first[: min(abs(rest), int(open_to.sum()))]] += np.sign(rest)
+        sign = 1 if rest > 0 else -1
+        room = tokens - counts if rest > 0 else counts
+        open_to = room > 0
+        rounds = abs(rest) // int(open_to.sum())
+        if rounds:  # one each, as often as all that are open have room for
+            counts[open_to] += sign * min(rounds, int(room[open_to].min()))
+        else:
+            first = np.argsort(np.where(open_to, sign * counts, total + 1), kind="stable")
+            counts[first[: abs(rest)]] += sign
     return counts if back is None else counts[back]

@@ -93,9 +93,12 @@ def balanced_counts(experts: int, topk: int, tokens: int) -> FloatArray:
     """Tokens of each expert, [1, experts]: a stride of ceil(E / k) between one token's choices, so that T tokens touch
     min(E, T k) experts, spread over all ranks."""
     stride = -(-experts // topk)
-    first = np.arange(tokens) if tokens >= stride else np.arange(tokens) * stride // max(tokens, 1)
+    # Tokens begin at 0, 1, 2, ... round the experts, or, where they are fewer than a stride, evenly in one.
+    rounds, rest = divmod(tokens, experts) if tokens >= stride else (0, tokens)
+    first = np.arange(rest) if tokens >= stride else np.arange(rest) * stride // max(tokens, 1)
     chosen = (first[:, None] + np.arange(topk)[None] * stride) % experts
-    return np.bincount(chosen.ravel(), minlength=experts)[None].astype(np.float64)
+    counts = rounds * topk + np.bincount(chosen.ravel(), minlength=experts)
+    return counts[None].astype(np.float64)
 
 
 def uniform_counts(experts: int, topk: int, tokens: int, draws: int = DRAWS) -> FloatArray:

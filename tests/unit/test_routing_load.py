@@ -48,6 +48,27 @@ def test_loads_stay_within_what_can_be(size: tuple[int, int, int], routing: str)
         assert found.rows[0] <= tokens * topk * 1.05
 
 
+def test_what_rounding_leaves_is_dealt_one_by_one() -> None:
+    """In rounds, and from the least loaded on: the counts are the same as with a round at a time."""
+    for seed in range(30):
+        counts = power_law_counts(16, 3, 40, 3.0, np.random.default_rng(seed))
+        assert counts.sum() == 120 and counts.min() >= 0 and counts.max() <= 40
+        weight = (1.0 + np.random.default_rng(seed).random(16) * (32.0**-2 - 1.0)) ** -0.5
+        slow = np.minimum(np.rint(weight / weight.sum() * 120), 40).astype(np.int64)
+        while rest := 120 - int(slow.sum()):
+            open_to = slow < 40 if rest > 0 else slow > 0
+            first = np.argsort(np.where(open_to, slow if rest > 0 else -slow, 121), kind="stable")
+            slow[first[: min(abs(rest), int(open_to.sum()))]] += np.sign(rest)
+        assert counts.tolist() == slow.tolist()
+
+
+@pytest.mark.parametrize("routing", ["balanced", "power_law:1.2", "power_law:3", "uniform"])
+def test_a_thousand_million_tokens_are_counted_without_one_of_them_being_drawn(routing: str) -> None:
+    """288 million tokens of a prompt, at a batch of a million, took 23 GB."""
+    found = rank_load([routing], 64, 6, 10**9, 4)
+    assert found.distinct[0] <= 16 + 1e-9 and found.rows[0] >= 1.5 * 10**9 * (1 - 1e-9)
+
+
 def test_left_over_choices_are_spread_over_ranks_or_all_on_the_first() -> None:
     """One token's eight choices on eight ranks: one each, or all on one, as two families of tables have them."""
     assert rank_load(["power_law:1.01"], 256, 8, 1, 8).distinct[0] == 1
