@@ -40,7 +40,7 @@ from moetrace.machines.gpu import decade_of
 from moetrace.op import Costs, FloatArray, OpColumns
 
 IntArray = npt.NDArray[np.int64]
-# Dims that count tokens, or follow from how many there are and where they go.
+# Dims that count tokens, follow from how many there are and where they go, or say whose they are.
 SIZES = frozenset(
     {
         "tokens",
@@ -55,6 +55,7 @@ SIZES = frozenset(
         "distinct_est",
         "elements",
         "bytes",
+        "prompt",
     }
 )
 _HALF_FLOOR, _SHARPNESS, _REACH = 0.1, 2.0, 2.0

@@ -112,6 +112,7 @@ def _linear(p: Pass) -> tuple[Op, ...]:
             batch=part.batch,
             **heads,
             **({"q": part.tokens} if part.queries > 1 else {}),
+            **part.mark,
         )
         for part in p.apart
     )
@@ -125,6 +126,7 @@ def _linear(p: Pass) -> tuple[Op, ...]:
                 tokens=part.tokens,
                 width=2 * keys + values,
                 taps=m.linear_conv,
+                **part.mark,
             )
             for part in p.apart
         ),

@@ -82,7 +82,7 @@ def _latent(p: Pass, window: int) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
         return (expand,), (attention(p, window, heads),)
     absorb = p.gemm("qkv_proj", m.kv_lora, m.nope_dim, b=m.heads)  # into the latent, one GEMM per head
     expand = p.gemm("o_proj", m.v_dim, m.kv_lora, b=m.heads)  # and out of it
-    return (absorb,), (_attend(p), expand)
+    return (absorb.with_dims(**p.mark),), (_attend(p), expand.with_dims(**p.mark))
 
 
 def _attend(p: Pass) -> Op:

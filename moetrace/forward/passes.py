@@ -48,6 +48,11 @@ class Pass:
             alone, batch=round(prompts), queries=new, context=seen, decode=False, mean=prompts
         )
 
+    @property
+    def mark(self) -> dict[str, int]:
+        """A dim of ops that are the prompts' alone, which those that decode may be equal to in size but for it."""
+        return {"prompt": 1} if self.mean else {}
+
     def gemm(self, kind: str, n: int, k: int, dtype: str = "", **more: int) -> Op:
         """A GEMM over all tokens of the pass; weights in the model's own type unless `dtype` says otherwise."""
         return Op.of(

@@ -63,10 +63,13 @@ class Busiest:
             return edit.scaled(
                 op, own if self.apart else self.own_batch + own, whole if self.apart else self.batch + whole
             )
-        if op.has("batch"):
-            decodes = not self.apart and not op.has("pairs") and op["batch"] == self.batch
+        if op.has("prompt") or op.has("pairs"):
+            decodes = False
+        elif op.has("batch"):
+            decodes = not self.apart and op["batch"] == self.batch
         elif op.has("m") and op["m"] != self.tokens:
-            # MLA projects into its cache one head at a time, in decode, and of prompts of which an indexer picks tokens.
+            # MLA projects into its cache one head at a time in decode. Of prompts of which an indexer picks tokens, too: those
+            # are marked, but not in runs saved by earlier versions.
             decodes = op.has("b") and op["m"] == self.decoding
         else:
             return edit.scaled(op, self.own_tokens, self.tokens)

@@ -68,6 +68,13 @@ def test_more_by_the_law_is_never_less(
     assert told(measured, anchor, floor, law * more) >= told(measured, anchor, floor, law) * (1 - 1e-12)
 
 
+def test_an_op_of_prompts_is_told_by_an_anchor_of_its_size() -> None:
+    op = "qkv_proj bf16 m=64 n=512 k=128 b=128"
+    anchors = pd.DataFrame({"op": [op], "seconds": [1e-4]})
+    found = cost(pd.DataFrame({"op": [f"{op} prompt=1"]}), "h100-sxm", anchor=anchors).to_pandas()
+    assert found.time_s[0] == pytest.approx(1e-4)
+
+
 def test_a_table_is_told_relative_to_its_nearest_anchors() -> None:
     plain = cost(frame([1, 16, 64]), "h100-sxm").to_pandas()
     anchors = frame([1, 64]).assign(seconds=[plain.time_s[0] * 1.3, plain.time_s[2] * 0.9])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moetrace.forward import step_ops
@@ -48,6 +48,9 @@ def sized(ops: list[Op]) -> list[tuple[str, dict[str, float]]]:
     st.integers(2, 600),
     st.integers(1, 3),
 )
+@example("deepseek-v3.2", 2500, 2500, 2600, 1)  # as many tokens of a prompt as decode
+@example("deepseek-v3.2", 1250, 2500, 2600, 2)
+@example("qwen3-next-80b-a3b", 2, 24_576, 4, 1)  # two sequences, and one and a half prompts, which is two
 def test_the_ops_are_those_of_the_group_with_most_to_do(
     name: str, batch: int, prompt: int, out: int, verify: int
 ) -> None:

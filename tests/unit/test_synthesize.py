@@ -222,9 +222,9 @@ def test_a_layer_with_linear_attention_by_hand() -> None:
         "qkv_proj bf16 m=104 n=12288 k=2048",
         "qkv_proj bf16 m=104 n=64 k=2048",
         "linear_conv bf16 batch=4 tokens=4 width=8192 taps=4",
-        "linear_conv bf16 batch=2 tokens=100 width=8192 taps=4",
+        "linear_conv bf16 batch=2 tokens=100 width=8192 taps=4 prompt=1",
         "linear_attention fp32/bf16 batch=4 heads=32 kv_heads=16 head_dim=128 v_dim=128",
-        "linear_attention fp32/bf16 batch=2 heads=32 kv_heads=16 head_dim=128 v_dim=128 q=100",
+        "linear_attention fp32/bf16 batch=2 heads=32 kv_heads=16 head_dim=128 v_dim=128 q=100 prompt=1",
         "norm bf16 tokens=3328 width=128 residual=1 writes=1",
         "o_proj bf16 m=104 n=2048 k=4096",
     ]
