@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from moetrace.cost.check import dims_of
 from moetrace.cost.names import COLUMNS
 from moetrace.cost.reading import TIMES, batches, seconds_of
 from moetrace.cost.table import read_ops
+from moetrace.engines import stated
 from moetrace.errors import CalibrationError, ScenarioError, unknown
 from moetrace.hardware import ANY_ENGINE, profile_names
 from moetrace.op import FloatArray, OpColumns
@@ -30,8 +30,6 @@ _OWN = frozenset({
 })  # fmt: skip
 _OP = frozenset({"op", "kind", "dtype", "routing", "moe_tp", "moe_ep", "isl", "step", "kv_cache_dtype"})
 _SHAPE_FREE = frozenset({"tokens", "m", "batch", "kv", "context", "q", "distinct", "distinct_est", "rows"})
-_ENGINE = re.compile(r"([a-z][a-z0-9_-]*)(?:[@ ]+v?[0-9]\S*)?")  # and a version
-_SPELT = {"tensorrt_llm": "trtllm", "tensorrtllm": "trtllm", "trt_llm": "trtllm"}
 
 
 def read_own(table: pd.DataFrame, path: Path, hardware: str) -> Measured:
@@ -102,13 +100,12 @@ def engine_of(name: str, where: str) -> str:
 
     Raises CalibrationError for what can be no key.
     """
-    found = _ENGINE.fullmatch(name.strip().lower())
+    found = stated(name)
     if found is None:
         raise CalibrationError(
             f"{where}: engine {name!r}: expected a name of letters, digits and _, such as vllm"
         )
-    plain = found[1].replace("-", "_")
-    return _SPELT.get(plain, plain)
+    return found[0]
 
 
 def _texts(table: pd.DataFrame, name: str, default: str) -> TextArray:

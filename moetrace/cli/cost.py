@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     default="any",
     show_default=True,
-    help="Engine whose kernels were fitted apart: vllm, sglang, trtllm, or any.",
+    help="Engine whose kernels were fitted apart: vllm, sglang, trtllm, or any; with its version: sglang@0.4.4.",
 )
 @click.option(
     "--cache",

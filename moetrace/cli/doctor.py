@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moetrace.cli.options import hardware_option, json_option, open_source, reading_options, run_argument
+from moetrace.engines import stated
+from moetrace.errors import unknown
 
 if TYPE_CHECKING:
     from moetrace.parse.ranks import Found
@@ -18,10 +20,24 @@ ENGINES = ("vllm", "sglang", "tensorrt-llm", "transformers")
 LACKING = 1
 
 
+def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The engine however it is written, with a version or without."""
+    if value is None:
+        return None
+    name = (stated(value) or (value,))[0]
+    name = "tensorrt-llm" if name == "trtllm" else name
+    if name not in ENGINES:
+        raise click.BadParameter(unknown("engine", value, ENGINES), ctx, param)
+    return name
+
+
 @click.command()
 @run_argument
 @click.option(
-    "--engine", type=click.Choice(ENGINES), help="The engine that ran, if the trace does not show it."
+    "--engine",
+    metavar=f"[{'|'.join(ENGINES)}]",
+    callback=_engine,
+    help="The engine that ran, if the trace does not show it.",
 )
 @reading_options
 @hardware_option("The machine it ran on, if the trace does not say.")

@@ -10,7 +10,16 @@ import numpy.typing as npt
 
 from moetrace import ops as work_of
 from moetrace.cost.price import PriceContext, as_priced
-from moetrace.hardware import ANY_ENGINE, FORM_OF, OF_BF16, UNLIKE, Family, Hardware, coefficient_family
+from moetrace.hardware import (
+    ANY_ENGINE,
+    FOREIGN,
+    FORM_OF,
+    OF_BF16,
+    UNLIKE,
+    Family,
+    Hardware,
+    coefficient_family,
+)
 from moetrace.machines.gpu import families_of
 from moetrace.machines.seen import sizes
 from moetrace.op import Op, Works
@@ -26,9 +35,10 @@ _SPLIT = re.compile("[:@ ]")  # a key's family from its element type, engine and
 def beyond(works: Works, hw: Hardware, context: PriceContext) -> Iterator[tuple[str, BoolArray]]:
     """(reason, which ops it holds for [ops]) of all that the coefficients of `hw` were not calibrated on.
 
-    Reasons: another machine's coefficients, another element type's or engine's, assumed ones, and each size outside of the
-    least and the most that the fit saw. Only of families that are measured anywhere: the small kernels round them are assumed
-    on every machine, and their errors say so. Linear attention and indexers are named all the same: they are attention's.
+    Reasons: another machine's coefficients, kernels of it that do not carry over, another element type's or engine's,
+    assumed ones, and each size outside of the least and the most that the fit saw. Only of families that are measured anywhere:
+    the small kernels round them are assumed on every machine, and their errors say so. Linear attention and indexers are named
+    all the same: they are attention's.
     """
     works = works if hw.law == "wafer" else as_priced(works)
     types = works.ops.types
@@ -73,7 +83,9 @@ def _of_type(op: Op, name: str, key: str, family: Family, hw: Hardware, engine: 
     if op.kind in UNLIKE:
         yield f"{op.kind}: coefficients of {name}, no kernel of its own was measured"
     if family.provenance.startswith(TRANSFERRED):
-        yield f"{hw.base or hw.name} itself: {family.provenance}"
+        yield f"{hw.base or hw.name} itself: {family.provenance.partition(FOREIGN)[0].rstrip()}"
+        if FOREIGN in family.provenance:
+            yield f"{name}: kernels that do not carry over"
     elif family.provenance == "assumed":
         yield f"{name} of {op.weight_dtype}: assumed"
     if OF_BF16 in key:

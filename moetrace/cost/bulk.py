@@ -18,6 +18,7 @@ from moetrace.cost.bounds import BoolArray, cache_warm, fits_memory, interval
 from moetrace.cost.price import PriceContext, price
 from moetrace.cost.reading import batches
 from moetrace.cost.table import OpTable, columns_of, read_ops
+from moetrace.engines import engine_among
 from moetrace.errors import ScenarioError, unknown
 from moetrace.files import table_facts, write_whole
 from moetrace.hardware import ANY_ENGINE, ENGINES, Hardware, load_hardware
@@ -104,7 +105,7 @@ def context_for(
     whose layers share them, and on the `placement` of experts. Raises ScenarioError on a wafer without
     a model, or elsewhere with one, and for an engine or cache that there is not.
     """
-    _check_engine(hw, engine)
+    engine = _checked_engine(hw, engine)
     if cache not in get_args(Cache):
         raise ScenarioError(unknown("value of cache", str(cache), get_args(Cache)))
     plain = PriceContext(engine=engine, cache=cache)
@@ -122,14 +123,13 @@ def context_for(
     return plain.of_model(load_model(model), placement)
 
 
-def _check_engine(hw: Hardware, engine: str) -> None:
-    """Raises ScenarioError for an engine that nobody knows: its ops would be priced as those of an engine not measured."""
-    name = str(engine).partition("@")[0]
+def _checked_engine(hw: Hardware, engine: str) -> str:
+    """The engine by its key. Raises ScenarioError for one that nobody knows: its ops would be priced as of one not measured."""
     known = {ANY_ENGINE, *ENGINES, *(key.partition("@")[2] for key in hw.families)} - {""}
-    if name not in known:
-        raise ScenarioError(unknown("value of engine", name, sorted(known)))
+    name = engine_among(known, "engine", str(engine))
     if name != ANY_ENGINE and hw.device_class != "gpu":
         raise ScenarioError(f"engine={engine}: {hw.name} is not a GPU, and its law knows no engines")
+    return name
 
 
 @dataclass(slots=True)

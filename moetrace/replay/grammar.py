@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from moetrace.engines import engine_among
 from moetrace.errors import ScenarioError, unknown
 from moetrace.units import SECONDS
 
@@ -19,7 +20,6 @@ MAX_WHOLE = 10**9
 MAX_LAYERS = 4096
 _LONGEST_S = 60.0
 ENGINES = ("any", "vllm", "sglang", "trtllm")
-_VERSION = re.compile(r"\d+(\.\w+)*")
 
 Parse = Callable[[str, str], Any]
 
@@ -141,12 +141,7 @@ def model_name(name: str, text: str) -> str:
 
 def engine_name(name: str, text: str) -> str:
     """A serving engine, with its version behind an ``@`` or without."""
-    engine, at, version = text.partition("@")
-    if engine not in ENGINES:
-        raise ScenarioError(unknown(f"value of {name}", engine, ENGINES))
-    if at and (engine == ENGINES[0] or not _VERSION.fullmatch(version)):
-        raise ScenarioError(f"{name}={text}: expected an engine and its version, such as sglang@0.4.4")
-    return text
+    return engine_among(ENGINES, name, text)
 
 
 def routing_name(name: str, text: str) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One knob at one value; `text` is how the user wrote the value."""
+    """One knob at one value; `text` is how the user wrote the value, an engine by its key."""
 
     name: str
     text: str

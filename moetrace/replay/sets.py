@@ -54,7 +54,12 @@ def values_of(name: str, text: str) -> tuple[Setting, ...]:
     parts = [part.strip() for part in str(text).split(",")]
     if "" in parts:
         raise ScenarioError(f"{name}={text}: a value is missing (expected {knob.grammar})")
-    settings = tuple(Setting(name, part, knob.parse(name, part)) for part in parts)
+    values = [knob.parse(name, part) for part in parts]
+    # An engine by its key, however it was written: what is saved of a run says which it was.
+    settings = tuple(
+        Setting(name, value if name == "engine" else part, value)
+        for part, value in zip(parts, values, strict=True)
+    )
     if len({s.value for s in settings}) < len(settings):
         raise ScenarioError(f"{name}={text}: a value is given twice")
     return settings

@@ -23,6 +23,7 @@ from moetrace.cost import PriceContext, price
 from moetrace.cost.bounds import beats_bound, cache_warm, interval
 from moetrace.cost.reading import batches
 from moetrace.cost.table import read_ops
+from moetrace.engines import stated
 from moetrace.errors import ScenarioError
 from moetrace.hardware import ANY_ENGINE, ENGINES, load_hardware, profile_names
 from moetrace.machines.gpu import tokens_of
@@ -83,13 +84,19 @@ def _parts(batch: pa.Table, frame: pd.DataFrame, path: Path) -> Iterator[_Part]:
         return
     seconds = _seconds(frame, path)
     named = next((n for n in ("engine", "aic_framework") if n in frame), None)
-    engines = [e if e in ENGINES else ANY_ENGINE for e in (frame[named] if named else [None] * len(frame))]
+    engines = [_engine(e) for e in (frame[named] if named else [None] * len(frame))]
     pairs = list(zip(systems.tolist(), engines, strict=True))
     for system, engine in sorted(set(pairs)):
         at = np.flatnonzero([pair == (system, engine) for pair in pairs])
         read = read_ops(batch.take(pa.array(at)), engine)
         why = np.array(read.problems, dtype=object)[read.problem]
         yield _Part(read.ops, seconds[at], at, why, system, engine)
+
+
+def _engine(said: object) -> str:
+    """The engine of a row by its key, with its version where it says one; ``any`` where it is none that is told apart."""
+    found = stated(said) if isinstance(said, str) else None
+    return "@".join(filter(None, found)) if found and found[0] in ENGINES else ANY_ENGINE
 
 
 def _machines(frame: pd.DataFrame, path: Path) -> npt.NDArray[np.object_]:
@@ -128,9 +135,9 @@ def _rows(part: _Part, path: Path, texts: npt.NDArray[np.object_], marked: npt.N
     beaten = good & beats_bound(costs, warm, part.seconds)
     why = np.where(part.why == "", np.array(costs.words, dtype=object)[costs.word], part.why)
     note = np.where(marked, "marked by its source: quality_flag", "").astype(object)
+    engine = part.engine.partition("@")[0]
     note[beaten & ~marked] = [
-        f"beats the lower bound: {cause(part.ops, part.engine, int(i))}"
-        for i in np.flatnonzero(beaten & ~marked)
+        f"beats the lower bound: {cause(part.ops, engine, int(i))}" for i in np.flatnonzero(beaten & ~marked)
     ]
     low, high = (
         np.where(good, end * 1e3, np.nan) for end in interval(costs, warm, costs.expected_s, costs.error)

@@ -52,6 +52,11 @@ def test_types_engines_and_machines_that_were_not_measured_are_named() -> None:
     assert found(op, machine(provenance="assumed")) == {"experts of bf16: assumed"}
     moved = replace(machine(provenance="transferred from h100-sxm"), name="h200-sxm-x4", base="h200-sxm")
     assert found(op, moved) == {"h200-sxm itself: transferred from h100-sxm"}
+    foreign = machine(provenance="transferred from h100-sxm (its kernels do not carry over)")
+    assert found(op, replace(foreign, name="b200")) == {
+        "b200 itself: transferred from h100-sxm",  # once, beside families whose kernels do
+        "experts: kernels that do not carry over",
+    }
     assert found(replace(op, dtype="int8/bf16"), machine()) >= {"experts of int8: 16-bit coefficients"}
     bare = machine()
     bare = replace(bare, families={k: f for k, f in bare.families.items() if "@vllm" not in k})

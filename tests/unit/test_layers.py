@@ -23,7 +23,7 @@ ROWS = (
     {"run"},
     {"routing", "model", "hardware"},
     {"op"},
-    {"units", "files", "given", "grouping", "markup", "signals", "cluster"},
+    {"units", "engines", "files", "given", "grouping", "markup", "signals", "cluster"},
     {"errors", "scratch"},
 )
 DEPTH = {part: depth for depth, row in enumerate(ROWS) for part in row}
