@@ -9,6 +9,8 @@ queries, keys, values and gate and of what is one per head, short convolution, d
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moetrace.forward.latent import mla_ops
 from moetrace.forward.passes import NONE, Beside, Pass, attention, causal_pairs, weights
 from moetrace.model import ModelSpec
@@ -32,6 +34,7 @@ def step_ops(
     decode: bool = True,
     beside: Beside = NONE,
     apart: bool = False,
+    others: int = 0,
 ) -> tuple[Placed, ...]:
     """(layer, op) of one forward pass in launch order; layer -1 outside of the layers.
 
@@ -39,10 +42,10 @@ def step_ops(
     its compressed cache with absorbed projections, else it expands keys and values (DeepSeek-V2, arXiv 2405.04434, 2.1).
     `beside` are worked through in the same pass, as engines that
     chunk prefills do: GEMMs and experts see all tokens together, attention takes the two kinds apart. With `apart` the pass is
-    over these prompts alone.
+    over these prompts alone, and the experts see `others` tokens too, those of data-parallel groups that decode meanwhile.
     """
     p = Pass(model, batch, queries, context, decode, beside)
-    p = p.apart[-1] if apart else p
+    p = replace(p.apart[-1], others=others) if apart else p
     out: list[Placed] = [
         (NO_LAYER, p.small("embedding", tokens=p.tokens, hidden=model.hidden, vocab=model.vocab))
     ]
@@ -174,7 +177,7 @@ def _moe(p: Pass) -> tuple[Op, ...]:
     hidden, inter = padded(m.hidden, pad), padded(m.expert_inter, pad)
     chosen = {"tokens": p.tokens, "experts": m.experts, "topk": m.topk}
     dims = {
-        "tokens": p.tokens,
+        "tokens": p.tokens + p.others,
         "hidden": hidden,
         "inter": inter,
         "experts": m.experts,
@@ -186,7 +189,7 @@ def _moe(p: Pass) -> tuple[Op, ...]:
     if m.expert_dtype in _FUSED_ACTIVATION:
         gate_up = gate_up.with_dims(fused=1)
     else:
-        act = (p.small("moe_act", tokens=p.tokens, inter=inter, topk=m.topk),)
+        act = (p.small("moe_act", tokens=p.tokens + p.others, inter=inter, topk=m.topk),)
     return (
         *(_mlp(p, "shared", m.shared_inter) if m.shared_inter else ()),
         *(_shared_gate(p) if m.shared_inter and m.shared_gate else ()),

@@ -20,7 +20,8 @@ class Pass:
     """One forward pass: `queries` new tokens in each of `batch` sequences, which then have `context` tokens each.
 
     Beside a decode, prompts of other sequences may be worked through: (how many on average, new tokens of each, context of each
-    with them). A pass over such prompts alone has `mean` of them, as whole sequences as they can be.
+    with them). A pass over such prompts alone has `mean` of them, as whole sequences as they can be. `others` are tokens of
+    other groups, which the experts alone see.
     """
 
     model: ModelSpec
@@ -30,6 +31,7 @@ class Pass:
     decode: bool
     beside: Beside = NONE
     mean: float = 0.0
+    others: int = 0
 
     @property
     def tokens(self) -> int:

@@ -124,6 +124,11 @@ def first_and_rest(
         rest += others + (draft.others_s if draft else 0.0)
         more = overhead + (draft.tokens * draft.middle_s if draft else 0.0)
         theirs = (load.batch - 1) * load.chunks / load.beside[0]
+        if load.decodes_on:
+            first = max(first, alone)
+            # Steps in which it decodes beside other groups' prompts.
+            on = min(later, theirs * (1 - load.working_groups / load.groups))
+            rest -= on * (all_decode / later + overhead)
         # There are no fewer steps than work on others' prompts; where these are steps of their own, the host adds to them too.
         rest += theirs * overhead if load.apart else max(0.0, theirs - later) * (alone + more)
         # Nothing decodes, or is drafted, in the prompt's own steps where these are apart.
@@ -156,7 +161,7 @@ def _middle_and_more(
 
     alone, mixed = both(seconds)
     if load.apart:
-        return alone, mixed
+        return alone, max(alone, mixed) if load.decodes_on else mixed
     usual = (alone, mixed) if expected is None else both(expected)
     return alone, float(beyond(mixed, usual[1], usual[0]))
 

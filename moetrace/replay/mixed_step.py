@@ -35,7 +35,9 @@ class Busiest:
     decoding: Any
     prompts: Any
     new: Any
-    apart: bool = False  # nothing decodes beside the prompts
+    apart: bool = False  # no group decodes beside its own prompts
+    # Prompts of a group that has any, where those without decode on; None: each has its share of all.
+    each: Any = None
 
     @property
     def tokens(self) -> Any:
@@ -49,12 +51,18 @@ class Busiest:
     @property
     def own_prompts(self) -> Any:
         """Those of the group with most, dealt out evenly: a prompt is one group's."""
-        return largest(1.0, self.prompts / self.groups)
+        return largest(1.0, self.prompts / self.groups) if self.each is None else self.each
+
+    @property
+    def differ(self) -> bool:
+        """Whether only some groups have prompts."""
+        return self.each is not None or bool(self.prompts < self.groups)
 
     @property
     def own_tokens(self) -> Any:
         """Tokens of the group with most."""
-        return self.decoding // self.batch * self.own_batch + round(self.own_prompts * self.new)
+        own = round(self.own_prompts * self.new)
+        return own if self.apart else self.decoding // self.batch * self.own_batch + own
 
     def share(self, op: Op, at: At) -> Op:
         """An op of all groups' tokens, at those of the group with most; it sees all, the prompts' or those decoding."""
@@ -63,16 +71,17 @@ class Busiest:
             return edit.scaled(
                 op, own if self.apart else self.own_batch + own, whole if self.apart else self.batch + whole
             )
+        seen = round(self.prompts * self.new) if self.apart else self.tokens
         if op.has("prompt") or op.has("pairs"):
             decodes = False
         elif op.has("batch"):
             decodes = not self.apart and op["batch"] == self.batch
-        elif op.has("m") and op["m"] != self.tokens:
+        elif op.has("m") and op["m"] != seen:
             # MLA projects into its cache one head at a time in decode. Of prompts of which an indexer picks tokens, too: those
             # are marked, but not in runs saved by earlier versions.
-            decodes = op.has("b") and op["m"] == self.decoding
+            decodes = not self.apart and op.has("b") and op["m"] == self.decoding
         else:
-            return edit.scaled(op, self.own_tokens, self.tokens)
+            return edit.scaled(op, self.own_tokens, seen)
         if decodes:
             return edit.scaled(op, self.own_batch, self.batch)
         return edit.scaled(op, self.own_prompts, self.prompts)
@@ -88,10 +97,9 @@ def busiest_groups(draft: Draft, groups: int) -> Mapping[int, Busiest]:
     if "beside" not in load:
         return {}
     prompts, new = load["beside"]
+    apart, each = bool(load.get("apart")), load.get("own_prompts")
     return {
-        i: Busiest(
-            groups, step.batch, step.tokens - round(prompts * new), prompts, new, bool(load.get("apart"))
-        )
+        i: Busiest(groups, step.batch, step.tokens - round(prompts * new), prompts, new, apart, each)
         for i, step in enumerate(draft.steps)
         if step.phase in PROMPTS and step.tokens and step.batch == load["batch"]
     }

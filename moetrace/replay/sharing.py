@@ -153,7 +153,7 @@ def _is_halved(draft: Draft, i: int, share: Share, prompt: Any) -> bool:
     if engine not in ("sglang", "vllm"):
         return True
     mixed = busiest_groups(draft, draft.parallel.dp).get(i)
-    differ = mixed is not None and bool(mixed.prompts < mixed.groups)
+    differ = mixed is not None and mixed.differ
     if engine == "sglang":
         return not differ
     if draft.parallel.dp == 1:
@@ -237,9 +237,10 @@ def with_exchange(draft: Draft, asked: str, busiest: Mapping[int, Busiest]) -> D
         if p.ep > 1
         else "gathered, and outputs scattered back"
     )
+    on = any(mixed.each is not None for mixed in busiest.values())
     prompts = (
         "; a prompt is worked through by one group, prompts that come at once by as many as there are, and the other groups "
-        "wait at the experts"
+        + ("decode beside it" if on else "wait at the experts")
         if busiest
         else ""
     )

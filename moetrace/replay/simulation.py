@@ -178,6 +178,7 @@ def _load_said(load: Workload) -> str:
     stated = f"{overhead_s(load) * 1e3:g} ms"
     if load.served:
         where = "in steps of their own" if load.apart else "beside decoding"
+        where += ", beside which data-parallel groups that have none decode" if load.decodes_on else ""
         return _SERVED.format(overhead=stated, where=where)
     if load.host_s is None:
         return _ASSUMED.format(overhead="no scheduler, tokenizer or network adds time")

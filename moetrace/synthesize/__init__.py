@@ -40,8 +40,9 @@ class Workload:
     `served`, the load is steady instead: as one sequence ends, the next starts, and its prompt is worked through in parts of
     at most `chunk` tokens beside the decoding of the others (continuous batching). `verify` tokens of each sequence go
     through one decode step (those drafted and one more; 1 without speculation). The host adds `host_s` to each step; None:
-    not stated. With `apart` prompts have steps of their own, in which nothing decodes. Raises ScenarioError unless all are
-    whole numbers of at least 1, of `output_len` at least 2 under a steady load.
+    not stated. With `apart` prompts have steps of their own, in which nothing decodes, but in those of the data-parallel
+    `groups` that have none (`decodes_on`). Raises ScenarioError unless all are whole numbers of at least 1, of `output_len`
+    at least 2 under a steady load.
     """
 
     batch: int
@@ -77,11 +78,38 @@ class Workload:
         In a steady load each of `output_len` steps sees ``batch / output_len`` prompts arrive, each of which takes `chunks` of
         such steps; where that is below one, one comes at a time, and no group works on more than `chunk` tokens. Engines fill a
         step with the next prompt's tokens where one ends, so the mean need not be whole. A prompt longer than `chunk` has
-        the mean of its full steps here.
+        the mean of its full steps here. Where groups without a prompt decode on, each works on its own as they come, and
+        `working_groups` of them do so at a time.
         """
         new = min(self.input_len, self.chunk)
+        if self.decodes_on:
+            return self.own_prompts * self.working_groups, new, -(-(self.input_len + new) // 2)
         prompts = max(1.0, min(self.batch * self.chunks / self.output_len, self.groups * self.chunk / new))
         return prompts, new, -(-(self.input_len + new) // 2)
+
+    @property
+    def decodes_on(self) -> bool:
+        """Whether data-parallel groups without a prompt decode beside another's: drafted tokens hold them back (SGLang,
+        managers/scheduler.py: get_next_batch_to_run)."""
+        return self.served and self.apart and self.groups > 1 and self.verify == 1
+
+    @property
+    def own_prompts(self) -> float:
+        """Prompts of one group in a step in which it has any, where others decode on: those that its decode steps end."""
+        new, batch = min(self.input_len, self.chunk), self.batch / self.groups
+        return max(1.0, min(batch * self.chunks / self.output_len, self.chunk / new))
+
+    @property
+    def working_groups(self) -> float:
+        """Groups that work on prompts in a step in which any does, where others decode on: the mean, but at least one. In
+        `output_len` steps that decode a group has as many more for its prompts."""
+        steps = self.batch / self.groups * self.chunks / self.own_prompts
+        return max(1.0, self.groups * (steps / (steps + self.output_len)))
+
+    @property
+    def decoding_on(self) -> int:
+        """Sequences that decode in a step in which other groups work on prompts."""
+        return round(self.batch * (1 - self.working_groups / self.groups)) if self.decodes_on else 0
 
     @property
     def chunks(self) -> float:
@@ -138,6 +166,8 @@ def meta_of(model: ModelSpec, workload: Workload, steps: tuple[Step, ...]) -> Me
         said["beside"] = workload.beside[:2]
     if workload.served and workload.apart:
         said["apart"] = True
+    if workload.decodes_on:
+        said["own_prompts"] = workload.own_prompts
     return Meta(
         kind="synthesized",
         source=f"{model.name}, batch {batch}, {prompt} in, {workload.output_len} out",
@@ -166,14 +196,17 @@ def passes_of(
         plan[0] = ("mixed", workload.verify, prompt + workload.output_len // 2)
     for index, (phase, queries, context) in enumerate(plan):
         apart = phase == "mixed" and workload.apart
+        others = workload.decoding_on if apart else 0
         shown = "prefill" if apart else phase
         name = f"decode {context - prompt}" if phase == "decode" else shown
         beside = workload.beside if phase == "mixed" else (0, 0, 0)
         tokens, kv = round(beside[0] * beside[1]), round(beside[0] * beside[2])
-        if not apart:
+        if apart:
+            tokens += others
+        else:
             tokens, kv = batch * queries + tokens, batch * context + kv
         steps.append(Step(index, name, shown, 0, 0, batch, tokens, kv))
-        passes.append(step_ops(model, batch, queries, context, phase != "prefill", beside, apart))
+        passes.append(step_ops(model, batch, queries, context, phase != "prefill", beside, apart, others))
     return tuple(steps), tuple(passes)
 
 

@@ -77,6 +77,7 @@ def is_answered_alike(asked: Case, columns: Mapping[str, np.ndarray], together: 
     assert together.gpus[row] == alone["gpus"]
 
 
+SGLANG = ("serving=continuous", "engine=sglang")
 DRAFT = ("draft=qwen3-0.6b", "draft_tokens=3", "acceptance=0.7")
 
 
@@ -93,7 +94,9 @@ GRIDS = [
     (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", "ep=4"), of([4, 33], [100], [64])),
     (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", "ep=4", "serving=continuous"), of([1, 33, 96], [100, 9000], [1, 40])),
     (("olmoe-1b-7b", "h100-sxm", "serving=continuous", "engine=sglang"), of([1, 2, 33], [100, 9000], [1, 2, 64])),
-    (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", "ep=4", "serving=continuous", "engine=sglang"), of([1, 96], [100, 9000], [40])),
+    (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", "ep=4", *SGLANG), of([1, 96, 700], [100, 9000], [2, 40])),
+    (("deepseek-v2-lite", "h100-sxm-x4", "dp=2", "tp=2", *SGLANG, "chunk=64"), of([1, 96], [300], [40])),
+    (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", *SGLANG, "tokens_per_step=2"), of([1, 700], [100], [40])),
     (("qwen3-8b", "h100-sxm", "serving=continuous", "engine=sglang", *DRAFT), of([1, 33], [300, 9000], [40])),
     (("deepseek-v2-lite", "h100-sxm-x4", "dp=2", "tp=2", "serving=continuous", "chunk=512"), of([1, 96], [300], [1, 40])),
     (("mixtral-8x7b", "h100-sxm"), of([1, 512], [2048], [2048])),

@@ -70,14 +70,70 @@ def test_nothing_decodes_in_a_prompts_step() -> None:
     assert "batch=2 " in attention and "q=200" in attention
 
 
-def test_a_group_has_its_prompts_alone_under_attention_data_parallelism() -> None:
-    """Four groups, eight prompts in a step: two to each; its projections see 200 tokens, the experts all 800."""
-    done = served("dp=4", "ep=4", load=Workload(256, 100, 32), hw="h100-sxm-x4")
+@pytest.mark.parametrize(("drafted", "tokens"), [((), 2 * 200 + 2 * 64), (("tokens_per_step=2",), 4 * 200)])
+def test_a_group_has_its_prompts_alone_under_attention_data_parallelism(
+    drafted: tuple[str, ...], tokens: int
+) -> None:
+    """Four groups of 64: two prompts to each of those that work on any, whose projections see 200 tokens. The experts see also
+    what the two other groups decode; where tokens are drafted, all four wait, and so have eight prompts in a step."""
+    done = served("dp=4", "ep=4", *drafted, load=Workload(256, 100, 32), hw="h100-sxm-x4")
     ops = done.run.to_pandas()
     ops = ops[ops.step == ops.step.min()]
     assert {op.split(" m=")[1].split()[0] for op in ops[ops.kind == "qkv_proj"].op} == {"200"}
     assert {op.split(" m=")[1].split()[0] for op in ops[ops.kind == "lm_head"].op} == {"2"}
-    assert all("tokens=800 " in op for op in ops[ops.kind == "moe_gate_up"].op)
+    assert all(f"tokens={tokens} " in op for op in ops[ops.kind == "moe_gate_up"].op)
+    said = " ".join(done.summary["assumptions"])
+    assert ("which data-parallel groups that have none decode" in said) == (not drafted)
+    assert ("the other groups wait at the experts" in said) == bool(drafted)
+
+
+def groups_of(
+    batch: int, groups: int = 4, chunk: int = 8192, input_len: int = 100, verify: int = 1
+) -> Workload:
+    return Workload(batch, input_len, 32, served=True, chunk=chunk, verify=verify, groups=groups, apart=True)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 11, 64, 256, 1000])
+def test_a_sequence_loses_the_steps_of_its_own_groups_prompts_alone(batch: int) -> None:
+    done = served("dp=4", "ep=4", load=Workload(batch, 100, 32), hw="h100-sxm-x4")
+    steps, load = done.summary["steps"], groups_of(batch)
+    first = steps[0]["step_s"] + STEP_OVERHEAD_S
+    decode = sum(step["step_s"] * step["stands_for"] for step in steps) / 31 + STEP_OVERHEAD_S
+    others = (batch - 1) / load.beside[0]
+    on = min(31.0, others * (1 - load.working_groups / 4))
+    assert value(done, "tpot") == pytest.approx((others * first + (31 - on) * decode) / 31)
+    assert value(done, "e2e") >= others * first
+
+
+@pytest.mark.parametrize("chunk", [50, 300, 8192])
+def test_all_prompts_are_worked_through_in_as_many_steps_as_there_are(chunk: int) -> None:
+    """While one sequence decodes 32 tokens: as many as its group works on prompts in, and those; all of them have prompts from
+    where one group's no longer has a step of its own. Nothing jumps there."""
+    before = 0.0
+    for batch in range(1, 600):
+        load = groups_of(batch, chunk=chunk)
+        own = batch / 4 * load.chunks / load.own_prompts
+        steps = batch * load.chunks / load.beside[0]
+        assert steps <= (own + 32) * (1 + 1e-9)
+        assert load.working_groups == 1 or steps == pytest.approx(own + 32)
+        assert 1 <= load.working_groups < 4 and before <= steps <= before + load.chunks + 1e-9
+        before = steps
+
+
+@pytest.mark.parametrize("batch", [1, 33, 600])
+def test_one_group_and_drafted_tokens_have_the_prompts_that_they_had(batch: int) -> None:
+    alone, drafted = groups_of(batch, groups=1), groups_of(batch, verify=2)
+    mixed = Workload(batch, 100, 32, served=True, groups=4)
+    assert alone.beside == Workload(batch, 100, 32, served=True).beside and alone.decoding_on == 0
+    assert drafted.beside == mixed.beside and drafted.decoding_on == 0
+
+
+def test_a_step_in_which_others_decode_is_no_shorter_than_theirs() -> None:
+    """16 tokens of a prompt are attended to sooner than what 64 sequences of 9,000 decode."""
+    done = served("dp=4", "ep=4", "chunk=16", load=Workload(256, 9000, 8), hw="h100-sxm-x4")
+    first, *decode = (step["step_s"] for step in done.summary["steps"])
+    assert first < min(decode)
+    assert value(done, "ttft") >= 9000 / 16 * min(decode)
 
 
 def test_it_is_a_prefill_step_by_every_name() -> None:

@@ -74,7 +74,12 @@ def first_and_rest(
     theirs = (spread(load.batch, space) - 1) * chunks / spread(load.beside[0], space)
     if load.apart:
         waited = waited + parts * overhead_s(load)
-        return seconds[0] + waited + prompt, rest + own + others + theirs * overhead_s(load)
+        first = seconds[0]
+        if load.decodes_on:
+            first = np.maximum(first, alone)
+            on = np.minimum(later, theirs * (1 - spread(load.working_groups, space) / load.groups))
+            rest = rest - on * (each + overhead_s(load))
+        return first + waited + prompt, rest + own + others + theirs * overhead_s(load)
     waited = waited + (parts - 1) * alone + parts * more
     held = np.maximum(0.0, theirs - later)
     return seconds[0] + waited + prompt, rest + own + others + held * (alone + more)
@@ -89,6 +94,8 @@ def middle_and_others(
     decode = [i for i, step in enumerate(steps) if step.phase == "decode"]
     at = [spread(context_of(steps[i]), space) for i in decode]
     alone = _between(target, at, [seconds[i] for i in decode])
+    if load.decodes_on:
+        first = np.maximum(first, alone)  # groups decode meanwhile
     more = first if load.apart else beyond(first, first[:1], alone[:1])
     prompts = spread(load.chunks, space) / spread(load.beside[0], space)
     others = (spread(load.batch, space) - 1) * prompts * more
