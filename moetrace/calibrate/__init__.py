@@ -124,8 +124,8 @@ def facts_of(key: str, form: str, hw: Hardware) -> dict[str, float]:
 
 
 def _fastest(groups: Sequence[Group], key: str, rows: Measured, hw: Hardware, cache: Cache) -> Group | None:
-    """What `any` takes where kernels are too far apart for one set: those of the engine that is fastest on the rows of all,
-    with an interval that holds 80 % of these."""
+    """What `any` takes where kernels are too far apart for one set: those of the engine that is fastest on average over the
+    rows of all, with an interval that holds 80 % of these."""
     found = [g for g in groups if g.key.startswith(f"{key}@")]
     if not found:
         return None

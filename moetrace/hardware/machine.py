@@ -40,7 +40,7 @@ FALLBACK = {
 _NARROW_ERROR = 1.0
 NARROW = frozenset({"fp8", "fp8_block", "int8", "int4", "mxfp8", "mxfp4", "nvfp4"})
 OF_BF16 = "of 16-bit kernels, error widened for"
-FASTEST = "of the fastest,"
+FASTEST = "of the fastest on average,"
 # Whose coefficients an op kind takes, where that is not its own family's. The small kernels of an MoE module share the
 # module's fitted time per launch, so that the parts add up to the measured whole; every GEMM is a GEMM.
 _MODEL_OF_KIND = {
@@ -225,9 +225,10 @@ class Hardware:
         an error of a factor of two more, or what the profile says (`narrow_error`), and the key says so.
         What one other engine was measured for, but not this one, errs by OTHER_ENGINE more, and so does, where no engine is
         said, what only one was measured for; what several others were measured for errs by BEYOND_ENGINES more, as the error of
-        the law of all holds what these differ by. Where none is said and one set of coefficients holds for none, the fastest
-        engine's stand, with an error that spans the others', and the key names it. What has another kernel than was measured
-        (`UNLIKE`) errs by more, and the key says so.
+        the law of all holds what these differ by. Where none is said and one set of coefficients holds for none, those of the
+        engine that is fastest on average over what was measured stand, with an error that spans the others' (of a single size
+        another may be the fastest), and the key names it. What has another kernel than was measured (`UNLIKE`) errs by more,
+        and the key says so.
         """
         if kind in UNLIKE:
             measured_kind, further = UNLIKE[kind]

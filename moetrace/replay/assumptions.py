@@ -106,8 +106,9 @@ def _of_machine(draft: Draft, priced: Priced) -> list[str]:
         )
     for key, engine in _remarks(priced, FASTEST):
         said.append(
-            f"{key}: engines' kernels on {draft.hw.name} are too far apart for one law, so the fastest, {engine}'s, is "
-            "taken and the interval spans the others: name the engine (--set engine=...)"
+            f"{key}: engines' kernels on {draft.hw.name} are too far apart for one law, so that of {engine}, the "
+            "fastest on average over what was measured, is taken; of a single size another may be faster, which the interval "
+            "allows for: name the engine (--set engine=...)"
         )
     borrowed = _remarks(priced, OF_BF16)
     factors = [1.0 + draft.hw.narrow_error(re.split("[:@]", key)[0], dtype) for key, dtype in borrowed]
