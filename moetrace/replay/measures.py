@@ -95,14 +95,14 @@ def step_weights(steps: tuple[Step, ...]) -> FloatArray:
 
 
 def prompt_steps(load: Workload) -> Any:
-    """Steps of a steady load that the prompts of all of its sequences take, while each decodes `output_len` tokens; of many
-    scenarios, where the load's numbers are Lanes."""
+    """Steps of a steady load that the prompts of all of its sequences take, while each decodes `output_len` tokens in its
+    `steps`; of many scenarios, where the load's numbers are Lanes."""
     return load.batch * load.chunks / load.beside[0]
 
 
-def outrun(prompts: Any, output_len: Any) -> Any:
+def outrun(prompts: Any, steps: Any) -> Any:
     """Whether `prompt_steps` are more than the steps that a sequence decodes in."""
-    return prompts > output_len * (1 + 1e-9)
+    return prompts > steps * (1 + 1e-9)
 
 
 def first_and_rest(
@@ -130,7 +130,7 @@ def first_and_rest(
             on = min(later, theirs * (1 - load.working_groups / load.groups))
             rest -= on * (all_decode / later + overhead)
         # There are no fewer steps than work on others' prompts; where these are steps of their own, the host adds to them too.
-        rest += theirs * overhead if load.apart else max(0.0, theirs - later) * (alone + more)
+        rest += theirs * overhead if load.apart else max(0.0, theirs - rounds) * (alone + more)
         # Nothing decodes, or is drafted, in the prompt's own steps where these are apart.
         between = load.parts * overhead if load.apart else (load.parts - 1) * alone + load.parts * more
         first += between + (load.chunks - 1) * work + (alone + more) / 2

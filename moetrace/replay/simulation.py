@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from moetrace.hardware import Hardware, load_hardware
 from moetrace.model import ModelSpec, load_model
-from moetrace.replay import speculate
+from moetrace.replay import measures, speculate
 from moetrace.replay.draft import Draft
 from moetrace.replay.economics import economics
 from moetrace.replay.engine import AS_RECORDED, Prediction, predict
@@ -55,8 +55,8 @@ _SERVED = (
 )
 _QUEUED = (
     "more prompts arrive than are processed: those of {batch} sequences take {steps:,.0f} steps while one decodes {output_len} "
-    "tokens; it is assumed to wait for them between its tokens, where an engine lets it queue before the first: TPOT is too "
-    "long and TTFT too short; E2E and throughput include the wait"
+    "tokens{own}; it is assumed to wait for them between its tokens, where an engine lets it queue before the first: TPOT is "
+    "too long and TTFT too short; E2E and throughput include the wait"
 )
 
 
@@ -100,9 +100,10 @@ def simulate(
     speculation = speculate.asked(scenario)
     drafting = speculate.stated(scenario)
     if drafting:
-        load = replace(load, verify=ceil(drafting.ends[0].yielded))
+        load = replace(load, verify=ceil(drafting.ends[0].yielded), yielded=drafting.ends[0].yielded)
     if speculation:
-        load = replace(load, verify=speculation[1] + 1)
+        yielded = measures.Draft(*speculation[1:], 0.0, 0.0).yielded
+        load = replace(load, verify=speculation[1] + 1, yielded=yielded)
     turned = served_as(model, load, turned)
     run = synthesize(model, load)
     if speculation:
@@ -189,12 +190,13 @@ def _queued(load: Workload) -> list[str]:
     """What is said of a steady load whose prompts take more steps than a sequence decodes in."""
     if not _is_queued(load):
         return []
-    return [_QUEUED.format(batch=load.batch, steps=prompt_steps(load), output_len=load.output_len)]
+    own = f" in {load.steps:,.0f} steps" if load.yielded > 1 else ""
+    return [_QUEUED.format(batch=load.batch, steps=prompt_steps(load), output_len=load.output_len, own=own)]
 
 
 def _is_queued(load: Workload) -> bool:
     """Whether prompts are more than the steps work on; where they have steps of their own, decoding waits for these."""
-    return load.served and not load.apart and bool(outrun(prompt_steps(load), load.output_len))
+    return load.served and not load.apart and bool(outrun(prompt_steps(load), load.steps))
 
 
 def _step(step: Step, times: list[float], weight: float, load: Workload) -> dict[str, Any]:

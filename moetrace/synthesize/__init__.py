@@ -39,10 +39,10 @@ class Workload:
     A static batch: all start together, the prefill step yields the first token of each, a decode step every later one. With
     `served`, the load is steady instead: as one sequence ends, the next starts, and its prompt is worked through in parts of
     at most `chunk` tokens beside the decoding of the others (continuous batching). `verify` tokens of each sequence go
-    through one decode step (those drafted and one more; 1 without speculation). The host adds `host_s` to each step; None:
-    not stated. With `apart` prompts have steps of their own, in which nothing decodes, but in those of the data-parallel
-    `groups` that have none (`decodes_on`). Raises ScenarioError unless all are whole numbers of at least 1, of `output_len`
-    at least 2 under a steady load.
+    through one decode step (those drafted and one more; 1 without speculation), which yields `yielded` tokens. The host adds
+    `host_s` to each step; None: not stated. With `apart` prompts have steps of their own, in which nothing decodes, but in
+    those of the data-parallel `groups` that have none (`decodes_on`). Raises ScenarioError unless all are whole numbers of
+    at least 1 (but `yielded`), of `output_len` at least 2 under a steady load.
     """
 
     batch: int
@@ -54,6 +54,7 @@ class Workload:
     host_s: float | None = None
     groups: int = 1
     apart: bool = False
+    yielded: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("batch", "input_len", "output_len", "chunk", "verify", "groups"):
@@ -61,6 +62,8 @@ class Workload:
             whole = isinstance(value, Integral) and not isinstance(value, bool)
             if not whole or not 1 <= value <= MAX_TOKENS:
                 raise ScenarioError(f"{name} is {value!r}: expected a whole number from 1 to {MAX_TOKENS}")
+        if not 1 <= self.yielded <= MAX_TOKENS:
+            raise ScenarioError(f"yielded is {self.yielded!r}: expected a number from 1 to {MAX_TOKENS}")
         if self.served and self.output_len == 1:
             raise ScenarioError(
                 "output_len=1: nothing is decoded, so a steady load has no steps beside which prompts are worked through: ask "
@@ -75,17 +78,23 @@ class Workload:
     def beside(self) -> tuple[float, int, int]:
         """(prompts, new tokens of each, context of each with them) of a step that works on prompts beside decoding.
 
-        In a steady load each of `output_len` steps sees ``batch / output_len`` prompts arrive, each of which takes `chunks` of
-        such steps; where that is below one, one comes at a time, and no group works on more than `chunk` tokens. Engines fill a
-        step with the next prompt's tokens where one ends, so the mean need not be whole. A prompt longer than `chunk` has
-        the mean of its full steps here. Where groups without a prompt decode on, each works on its own as they come, and
-        `working_groups` of them do so at a time.
+        In a steady load each of the `steps` in which a sequence decodes sees ``batch / steps`` prompts arrive, each of which
+        takes `chunks` of such steps, or of its own, in which no others arrive (`apart`); where that is below one, one comes at
+        a time, and no group works on more than `chunk` tokens. Engines fill a step with the next prompt's tokens where one
+        ends, so the mean need not be whole. A prompt longer than `chunk` has the mean of its full steps here. Where groups
+        without a prompt decode on, each works on its own as they come, and `working_groups` of them do so at a time.
         """
         new = min(self.input_len, self.chunk)
         if self.decodes_on:
             return self.own_prompts * self.working_groups, new, -(-(self.input_len + new) // 2)
-        prompts = max(1.0, min(self.batch * self.chunks / self.output_len, self.groups * self.chunk / new))
+        arrive = self.batch * (1.0 if self.apart else self.chunks) / self.steps
+        prompts = max(1.0, min(arrive, self.groups * self.chunk / new))
         return prompts, new, -(-(self.input_len + new) // 2)
+
+    @property
+    def steps(self) -> float:
+        """Steps in which one sequence decodes `output_len` tokens."""
+        return self.output_len / self.yielded
 
     @property
     def decodes_on(self) -> bool:

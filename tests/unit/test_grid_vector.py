@@ -97,6 +97,8 @@ GRIDS = [
     (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", "ep=4", *SGLANG), of([1, 96, 700], [100, 9000], [2, 40])),
     (("deepseek-v2-lite", "h100-sxm-x4", "dp=2", "tp=2", *SGLANG, "chunk=64"), of([1, 96], [300], [40])),
     (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", *SGLANG, "tokens_per_step=2"), of([1, 700], [100], [40])),
+    (("olmoe-1b-7b", "h100-sxm", *SGLANG[:1], "tokens_per_step=2.5", "chunk=256"), of([1, 33], [100, 4096], [2, 40])),
+    (("olmoe-1b-7b", "h100-sxm-x4", "dp=4", *SGLANG, "chunk=64", *DRAFT), of([1, 33], [300], [40])),
     (("qwen3-8b", "h100-sxm", "serving=continuous", "engine=sglang", *DRAFT), of([1, 33], [300, 9000], [40])),
     (("deepseek-v2-lite", "h100-sxm-x4", "dp=2", "tp=2", "serving=continuous", "chunk=512"), of([1, 96], [300], [1, 40])),
     (("mixtral-8x7b", "h100-sxm"), of([1, 512], [2048], [2048])),

@@ -494,3 +494,24 @@ def test_a_prediction_of_parts_of_steps_is_not_edited_again(sets: tuple[str, ...
         replay(made.run, "h100-sxm-x4", Scenario.of("n_a=4"))
     facts, _ = report_facts(made.run, None, None, short=True)
     assert facts["answers"]
+
+
+@pytest.mark.parametrize("engine", ["any", "sglang"])
+@pytest.mark.parametrize("yields", [1, 2, 4])
+def test_as_many_prompts_arrive_as_sequences_end(engine: str, yields: int) -> None:
+    """A sequence whose steps yield several tokens ends after fewer of them, so more prompts arrive in each."""
+    asked = ("serving=continuous", f"engine={engine}", f"tokens_per_step={yields}")
+    run = simulate("olmoe-1b-7b", Workload(64, 100, 64), "h100-sxm", Scenario.of(*asked)).run
+    assert run.meta.facts["workload"]["beside"][0] == pytest.approx(yields)
+
+
+def test_drafting_leaves_no_fewer_steps_than_work_on_prompts() -> None:
+    """Eight sequences of 32 whole chunks are 224 steps between a sequence's first token and its last, which takes 16."""
+    asked = ("serving=continuous", "tokens_per_step=4", "chunk=256")
+    done = simulate("olmoe-1b-7b", Workload(8, 8192, 64), "h100-sxm", Scenario.of(*asked)).summary
+    mixed = done["steps"][0]["step_s"]
+    assert done["queued"] and "steps while one decodes 64 tokens in 16 steps" in " ".join(done["assumptions"])
+    assert done["metrics"]["e2e"]["value"] - done["metrics"]["ttft"]["value"] >= 224 * mixed * 0.99
+    few = simulate("olmoe-1b-7b", Workload(1, 8192, 64), "h100-sxm", Scenario.of(*asked)).summary
+    said = simulate("olmoe-1b-7b", Workload(1, 8192, 64), "h100-sxm", Scenario.of(*asked[::2])).summary
+    assert few["queued"] and not said["queued"]  # 32 prompts' steps in 16, and in 64

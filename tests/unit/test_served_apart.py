@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moetrace.model import load_model
@@ -70,13 +72,15 @@ def test_nothing_decodes_in_a_prompts_step() -> None:
     assert "batch=2 " in attention and "q=200" in attention
 
 
-@pytest.mark.parametrize(("drafted", "tokens"), [((), 2 * 200 + 2 * 64), (("tokens_per_step=2",), 4 * 200)])
+@pytest.mark.parametrize(
+    ("drafted", "batch", "tokens"), [((), 256, 2 * 200 + 2 * 64), (("tokens_per_step=2",), 128, 4 * 200)]
+)
 def test_a_group_has_its_prompts_alone_under_attention_data_parallelism(
-    drafted: tuple[str, ...], tokens: int
+    drafted: tuple[str, ...], batch: int, tokens: int
 ) -> None:
-    """Four groups of 64: two prompts to each of those that work on any, whose projections see 200 tokens. The experts see also
-    what the two other groups decode; where tokens are drafted, all four wait, and so have eight prompts in a step."""
-    done = served("dp=4", "ep=4", *drafted, load=Workload(256, 100, 32), hw="h100-sxm-x4")
+    """Four groups: two prompts to each of those that work on any, whose projections see 200 tokens. The experts see also
+    what the two other groups of 64 decode; where tokens are drafted, all four wait, and there are eight prompts in a step."""
+    done = served("dp=4", "ep=4", *drafted, load=Workload(batch, 100, 32), hw="h100-sxm-x4")
     ops = done.run.to_pandas()
     ops = ops[ops.step == ops.step.min()]
     assert {op.split(" m=")[1].split()[0] for op in ops[ops.kind == "qkv_proj"].op} == {"200"}
@@ -126,6 +130,15 @@ def test_one_group_and_drafted_tokens_have_the_prompts_that_they_had(batch: int)
     mixed = Workload(batch, 100, 32, served=True, groups=4)
     assert alone.beside == Workload(batch, 100, 32, served=True).beside and alone.decoding_on == 0
     assert drafted.beside == mixed.beside and drafted.decoding_on == 0
+
+
+@pytest.mark.parametrize("chunk", [64, 128, 300, 8192])
+def test_no_prompt_arrives_while_all_groups_work_on_prompts(chunk: int) -> None:
+    """Where tokens are drafted: so many come after a step that decodes, in however many parts each is worked through."""
+    load = replace(groups_of(48, input_len=300, verify=2, chunk=chunk), yielded=2.0)
+    assert load.beside[0] == pytest.approx(48 * 2 / 32)
+    assert groups_of(48, input_len=300, verify=2, chunk=chunk).beside[0] == pytest.approx(48 / 32)
+    assert replace(load, batch=300).beside[0] == pytest.approx(min(300 * 2 / 32, 4 * max(1, chunk / 300)))
 
 
 def test_a_step_in_which_others_decode_is_no_shorter_than_theirs() -> None:

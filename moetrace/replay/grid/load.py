@@ -81,7 +81,7 @@ def first_and_rest(
             rest = rest - on * (each + overhead_s(load))
         return first + waited + prompt, rest + own + others + theirs * overhead_s(load)
     waited = waited + (parts - 1) * alone + parts * more
-    held = np.maximum(0.0, theirs - later)
+    held = np.maximum(0.0, theirs - later / yielded)
     return seconds[0] + waited + prompt, rest + own + others + held * (alone + more)
 
 

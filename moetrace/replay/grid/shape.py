@@ -125,10 +125,9 @@ class Drafts:
         first = {name: lanes.spread()[0].item() for name, lanes in space.given.items()}
         load, turned = workload_of(_ONE, _with(case.scenario, space.given))
         alone, _ = workload_of(_ONE, _with(case.scenario, first))
+        verify, yielded = _verified(case.scenario)
+        load, alone = (replace(one, verify=verify, yielded=yielded) for one in (load, alone))
         drafting = self._drafting(case, hw, load, some, space)
-        if drafting is not None:
-            verify = ceil(drafting.said) if drafting.said is not None else drafting.tokens + 1
-            load, alone = replace(load, verify=verify), replace(alone, verify=verify)
         turned = served_as(case.model, alone, turned)
         draft = with_knobs(self._draft(case.model, hw, turned, load, space))
         counted = count_of(draft, self._times(case.model, turned))
@@ -161,7 +160,7 @@ class Drafts:
         """The draft before its knobs."""
         kinds = _layer_kinds(model, turned)
         # A drafting model has its data-parallel group's part of the batch, whose lanes live as long as their space.
-        made = (load.served, load.chunk, load.verify, load.groups, load.apart)
+        made = (load.served, load.chunk, load.verify, load.groups, load.apart, load.yielded)
         key = (model, *made, kinds, id(space), id(load.batch))
         if key not in self.outlines:
             self.outlines[key] = _outline(model, load, kinds)
@@ -189,6 +188,16 @@ def _moved(shape: Shape, hw: Hardware, scenario: Scenario) -> Shape:
         own = replace(own, draft=replace(own.draft, hw=there[own.draft.hw.gpus]))
         drafting = replace(drafting, shape=own)
     return replace(shape, draft=replace(shape.draft, hw=hw), drafting=drafting)
+
+
+def _verified(scenario: Scenario) -> tuple[int, float]:
+    """(tokens of each sequence that go through a step, tokens that it yields)."""
+    if (stated := speculate.stated(scenario)) is not None:
+        yielded = stated.ends[0].yielded
+        return ceil(yielded), yielded
+    if (asked := speculate.asked(scenario)) is None:
+        return 1, 1.0
+    return asked[1] + 1, measures.Draft(asked[1], asked[2], 0.0, 0.0).yielded
 
 
 def _with(scenario: Scenario, values: Mapping[str, Any]) -> Scenario:

@@ -199,7 +199,7 @@ class _Waiting:
         load, space = self.shape.load, self.shape.space
         if not load.served or load.apart:
             return np.zeros(space.size, dtype=np.int64)
-        found = outrun(spread(prompt_steps(load), space), spread(load.output_len, space))
+        found = outrun(spread(prompt_steps(load), space), spread(load.steps, space))
         return np.asarray(found, dtype=np.int64)
 
     def _memory(self, out: Answers) -> None:
