@@ -111,6 +111,11 @@ def show_replays(asked: GridAsked, replays: Replays, force: bool, as_json: bool)
             "--scheduler: a run is replayed in this process; a cluster works out grids of 'moetrace simulate'"
         )
     check_measures(read_slo(asked.slo) if asked.slo else {})
+    if (asked.pareto or asked.slo or asked.budget) and not replays.run.meta.step_is_token:
+        raise ScenarioError(
+            "the run is a simulation with prompts, the host's time or drafting between its steps, so that replays of it have "
+            "no TPOT to choose by: give --pareto, --slo and --budget to 'moetrace simulate'"
+        )
     _show(asked, replays, force, as_json)
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from moetrace import markup
 from moetrace.diff.gates import METRICS, Gate, check_metrics
 from moetrace.diff.intervals import LEAST, difference
+from moetrace.diff.metrics import change_of, judged, metrics_of, tpot_of
 from moetrace.diff.samples import BETWEEN, IDLE, Key, Samples, collect
 from moetrace.errors import RunError, ScenarioError, unknown
 from moetrace.given import several
@@ -120,12 +121,10 @@ def diff(
         "runs": {"before": _run_facts(before, a), "after": _run_facts(after, b)},
     }
     facts["differences"] = _differences(facts["runs"])
-    facts["metrics"] = {
-        metric: _metric(_series(a, metric), _series(b, metric), paired, confidence)
-        for metric in ("tpot", "step", "busy", "idle")
-    }
+    facts["tpot_of"] = tpot_of(before, after) if name == "decode" else "steps"
+    facts["metrics"] = metrics_of(before, after, a, b, facts["tpot_of"], paired, confidence)
     facts |= tables
-    facts["gates"] = [_judged(gate, before, after, confidence) for gate in wanted]
+    facts["gates"] = [judged(gate, before, after, confidence) for gate in wanted]
     facts["notes"] = _notes(before, after, a, b, paired)
     return Diff(facts)
 
@@ -161,7 +160,7 @@ def _table(
     for i, (family, op, layer) in enumerate(groups):
         mean, width = float(change.mean[i]), float(half[i])
         row: dict[str, Any] = {"family": family, "op": op, "layer": layer}
-        row |= _change(float(before[0][:, i].mean()), float(after[0][:, i].mean()), mean, width)
+        row |= change_of(float(before[0][:, i].mean()), float(after[0][:, i].mean()), mean, width)
         for side, (_, work) in (("before", before), ("after", after)):
             count, moved, timed = work[:, i].tolist()
             row[f"count_{side}"] = count
@@ -184,50 +183,6 @@ def _grouped(
         seconds[:, place[group_of(key)]] += samples.seconds[:, column]
         work[:, place[group_of(key)]] += parts[:, column]
     return seconds, work
-
-
-def _change(before: float, after: float, mean: float, half: float) -> dict[str, Any]:
-    """A change with its interval, in seconds and as a share of what it was; without an interval the ends are null."""
-    known = np.isfinite(half)
-    low, high = (mean - half, mean + half) if known else (None, None)
-    return {
-        "before_s": before,
-        "after_s": after,
-        "change_s": mean,
-        "low_s": low,
-        "high_s": high,
-        "change": mean / before if before else None,
-        "low": low / before if known and before and low is not None else None,
-        "high": high / before if known and before and high is not None else None,
-        "sure": bool(known and mean != 0 and abs(mean) > half),
-    }
-
-
-def _metric(before: FloatArray, after: FloatArray, paired: bool, confidence: float) -> dict[str, Any]:
-    change = difference(before[:, None], after[:, None], paired)
-    half = float(change.half_width((1 - confidence) / 2)[0])
-    return _change(float(before.mean()), float(after.mean()), float(change.mean[0]), half)
-
-
-def _series(samples: Samples, metric: str) -> FloatArray:
-    """Seconds of a metric, or of an op family, by step."""
-    outside = {"tpot": (), "step": (BETWEEN,), "prefill": (BETWEEN,), "busy": (BETWEEN, IDLE)}
-    if metric in outside:
-        keys = [key for key in samples.keys if key not in outside[metric]]
-    else:
-        keys = [key for key in samples.keys if key[0] == metric]
-    series: FloatArray = samples.columns(keys).sum(axis=1)
-    return series
-
-
-def _judged(gate: Gate, before: Run, after: Run, confidence: float) -> dict[str, Any]:
-    phase = "prefill" if gate.metric == "prefill" else "decode"
-    a, b = collect(before, phase), collect(after, phase)
-    judged = gate.judge(_series(a, gate.metric), _series(b, gate.metric), a.alike(b), confidence)
-    return {
-        **judged,
-        "meaning": METRICS.get(gate.metric, f"time of the ops of {gate.metric} in a decode step"),
-    }
 
 
 def _run_facts(run: Run, samples: Samples) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from moetrace.ops.columns import record_columns
 from moetrace.replay.anchor import Priced
 from moetrace.replay.draft import Draft
 from moetrace.replay.edited_again import fuses, made_by
-from moetrace.run import Meta, Step, nullable, numbers, ops_table, text_column
+from moetrace.run import TPOT, Meta, Step, nullable, numbers, ops_table, text_column
 
 IntArray = npt.NDArray[np.int64]
 _ADDED = " (added by the replay)"
@@ -50,12 +50,15 @@ def meta_of(
     """The metadata of the predicted run."""
     meta, hw = draft.run.meta, draft.hw
     facts = {
-        **dict(meta.facts),
+        **{name: fact for name, fact in meta.facts.items() if name != TPOT},
         "scenario": made_by(draft),
         **({"fused": True} if fuses(draft) else {}),
         **({"padded": True} if draft.padded else {}),
         "price_context": asdict(context),  # so that attribution prices the run as the replay did
         "measured_on": meta.hardware or meta.device,
+        **(
+            {} if meta.step_is_token else {TPOT: None}
+        ),  # that was of the simulation, not of what becomes of it
     }
     return replace(
         meta,

@@ -35,7 +35,7 @@ from moetrace.replay.measures import (
 from moetrace.replay.scenario import Scenario, machine_of
 from moetrace.replay.speculate import Drafting, beside
 from moetrace.replay.summary import EXTRAPOLATED
-from moetrace.run import Run, Step
+from moetrace.run import TPOT, Run, Step
 from moetrace.synthesize import Workload, check_workload, synthesize
 from moetrace.units import seconds
 
@@ -111,7 +111,19 @@ def simulate(
     prediction = predict(run, hw, turned, drafting.beside if drafting else None)
     prediction.summary.update(scenario=scenario.texts(), label=scenario.label)
     prediction = replace(prediction, scenario=scenario)
-    return Simulation(prediction, _summary(run, prediction, load, hw, drafting, price_per_hour))
+    summary = _summary(run, prediction, load, hw, drafting, price_per_hour)
+    of_steps = not (drafting or load.served or overhead_s(load))
+    made = _with_tpot(prediction.run, summary["metrics"]["tpot"], of_steps)
+    return Simulation(replace(prediction, run=made), summary)
+
+
+def _with_tpot(run: Run, found: dict[str, Any], of_steps: bool) -> Run:
+    """The run with its TPOT, and whether that is of its decode steps alone."""
+    if found["value"] is None:
+        return run
+    ends = {"low_s": found["low"], "high_s": found["high"]}
+    said = {"expected_s": found["value"], **ends, "of_steps": of_steps}
+    return run.with_meta(facts={**run.meta.facts, TPOT: said})
 
 
 def _summary(

@@ -136,7 +136,8 @@ class Tally:
             columns = np.array(steps, dtype=np.float64).T
             step_s, low_s, high_s, was_s = (float(np.median(column)) / 1e9 for column in columns[:4])
             tokens = columns[5]
-            rate = float(np.median(tokens)) / step_s if tokens.all() and step_s > 0 else None
+            told = phase != "decode" or self._run.meta.step_is_token
+            rate = float(np.median(tokens)) / step_s if told and tokens.all() and step_s > 0 else None
             out[phase] = {
                 "steps": len(steps),
                 "step_s": step_s,
@@ -145,7 +146,7 @@ class Tally:
                 "idle_share": float(np.median(columns[4])),
                 "measured_s": was_s if self._run.meta.kind == "measured" else None,
                 "tokens_per_s": rate,
-                "tpot_s": step_s if phase == "decode" else None,
+                "tpot_s": step_s if phase == "decode" and told else None,
             }
         return out
 

@@ -33,14 +33,32 @@ def diff_report(facts: Facts, by: str, top: int, everything: bool = False) -> li
 
 
 def headline(facts: Facts) -> str:
-    """What became of the time that a token costs."""
+    """What became of the time that a token costs; also of a decode step, where that is another."""
+    if facts["tpot_of"] == "steps":
+        return _headline(facts)
+    step = facts["metrics"]["step"]
+    line = f"decode step: {_became(step, facts['confidence'])}"
+    if facts["tpot_of"] == "none":
+        return f"{line}; tpot is not compared: prompts, the host's time or drafting are in it, and it is not known of both"
+    tpot = facts["metrics"]["tpot"]
+    change = percent_change(tpot["change"]) if tpot["change_s"] else "no change"
+    was, now = seconds(tpot["before_s"]), seconds(tpot["after_s"])
+    return f"tpot as simulated: {was} -> {now}: {change}; its {line}"
+
+
+def _headline(facts: Facts) -> str:
     tpot = facts["metrics"]["tpot"]
     what = "tpot" if facts["phase"] == "decode" else f"{step_of(facts)}, with the wait before it"
-    line = f"{what}: {seconds(tpot['before_s'])} -> {seconds(tpot['after_s'])}"
-    if tpot["change_s"] == 0:
+    return f"{what}: {_became(tpot, facts['confidence'])}"
+
+
+def _became(metric: Facts, confidence: float) -> str:
+    """A metric before and after, its change, and whether that is noise."""
+    line = f"{seconds(metric['before_s'])} -> {seconds(metric['after_s'])}"
+    if metric["change_s"] == 0:
         return f"{line}: no change"
-    line += f": {percent_change(tpot['change'])} ({interval(tpot, facts['confidence'])})"
-    return line if tpot["sure"] else f"{line}{beside(tpot)}"
+    line += f": {percent_change(metric['change'])} ({interval(metric, confidence)})"
+    return line if metric["sure"] else f"{line}{beside(metric)}"
 
 
 def step_of(facts: Facts) -> str:

@@ -11,6 +11,7 @@ from moetrace.model import ModelSpec
 from moetrace.run.columns import GENERATING, RUN_VERSION, main_phase
 
 OWN_EXPERTS = "own_experts"  # among a run's facts
+TPOT = "tpot"  # among a simulation's facts; null once it is replayed, where a decode step is not that
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,18 @@ class Meta:
     def own_experts(self) -> bool:
         """Whether distinct experts are counted on the experts of each op's own rank, of `ep` that share them out."""
         return self.ep > 1 and self.facts.get(OWN_EXPERTS) is True
+
+    @property
+    def step_is_token(self) -> bool:
+        """Whether a decode step is what a token costs each sequence: not in a simulation of a steady load, whose prompts come
+        between, of drafted tokens, or with a host's time beside the device's."""
+        found = self.facts.get(TPOT, {"of_steps": "beside" not in self.facts.get("workload", {})})
+        return bool(found and found["of_steps"])
+
+    @property
+    def tpot(self) -> Mapping[str, float] | None:
+        """A simulation's TPOT (`expected_s`, `low_s`, `high_s`, and whether it is `of_steps` alone); None where not known."""
+        return self.facts.get(TPOT)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict that from_dict reads back."""

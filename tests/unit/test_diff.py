@@ -16,12 +16,14 @@ from moetrace.diff.gates import Gate
 from moetrace.diff.intervals import Mean, difference, t_quantile
 from moetrace.diff.samples import MOST, collect
 from moetrace.errors import RunError, ScenarioError
-from moetrace.replay import simulate
+from moetrace.replay import Scenario, replay, simulate
 from moetrace.report.diff import diff_report
+from moetrace.report.facts import report_facts
 from moetrace.report.html.diff import render_diff
 from moetrace.report.terminal import plain
 from moetrace.run import Meta, Run, Step, ops_table
 from moetrace.synthesize import Workload
+from moetrace.units import seconds
 from tests.reports import SCRIPT, facts_of
 
 # family, kind, layer, ns
@@ -228,3 +230,64 @@ def test_names_in_the_page_stay_text_and_its_facts_are_the_json() -> None:
     assert SCRIPT not in page and "window.hacked" in page
     assert facts_of(page)["op_layers"] == json.loads(json.dumps(found.facts["op_layers"]))
     assert "https://" not in page.replace("https://ui.perfetto.dev", "")
+
+
+LOADS = {
+    "steady": (Workload(4, 256, 16, served=True), ()),
+    "host": (Workload(4, 256, 16, host_s=5e-3), ()),
+    "drafted": (Workload(4, 256, 16), ("tokens_per_step=2",)),
+}
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_a_saved_simulation_has_the_tpot_that_simulate_said(load, tmp_path):
+    """Its decode step was given as ``tpot`` without a word."""
+    workload, sets = LOADS[load]
+    found = [simulate("olmoe-1b-7b", workload, hw, Scenario.of(*sets)) for hw in ("h100-sxm", "a100-sxm")]
+    saved = [one.run.save(tmp_path / str(i)) for i, one in enumerate(found)]
+    said = [one.summary["metrics"]["tpot"] for one in found]
+    facts = diff(*saved).facts
+    tpot, step = facts["metrics"]["tpot"], facts["metrics"]["step"]
+    assert facts["tpot_of"] == "simulation" and tpot["low_s"] is None and not tpot["sure"]
+    assert [tpot["before_s"], tpot["after_s"]] == [one["value"] for one in said]
+    assert abs(tpot["before_s"] / step["before_s"] - 1) > 0.1
+    text = plain(diff_report(facts, "family", 3))
+    assert f"tpot as simulated: {seconds(tpot['before_s'])} -> {seconds(tpot['after_s'])}: +" in text
+    assert f"its decode step: {seconds(step['before_s'])} -> {seconds(step['after_s'])}: +" in text
+    assert "as simulated</p>" in render_diff(diff(*saved))
+    answer = report_facts(saved[0], machines=[], short=True)[0]["answers"][0]
+    (line,) = [line for line in answer["lines"] if line["label"] == "TPOT"]
+    assert line["value"] == seconds(said[0]["value"])
+    assert line["note"].startswith(f"{seconds(said[0]['low'])} to {seconds(said[0]['high'])}, as simulated")
+    for gate in ("tpot<+3%", "tpot<1s"):
+        with pytest.raises(RunError, match="or drafting are not its TPOT: gate on step"):
+            diff(*saved, gates=[gate])
+    assert diff(*saved, gates=["step<1s"]).facts["gates"][0]["result"] == "passed"
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_what_is_replayed_of_a_simulation_has_no_tpot_where_its_steps_are_not_that(load):
+    workload, sets = LOADS[load]
+    run = simulate("olmoe-1b-7b", workload, "h100-sxm", Scenario.of(*sets)).run
+    again = replay(run, "a100-sxm")
+    phase = again.summary["phases"]["decode"]
+    assert phase["step_s"] > 0 and phase["tpot_s"] is None and phase["tokens_per_s"] is None
+    facts = diff(run, again.run).facts
+    assert facts["tpot_of"] == "none" and "tpot" not in facts["metrics"]
+    text = plain(diff_report(facts, "family", 3))
+    assert "decode step: " in text and "; tpot is not compared: " in text
+    assert "Time per output token" not in render_diff(diff(run, again.run))
+    lines = report_facts(again.run, machines=[], short=True)[0]["answers"][0]["lines"]
+    assert ("TPOT", "not known") in [(line["label"], line["value"]) for line in lines]
+
+
+def test_a_batch_that_starts_together_has_its_decode_steps_as_tpot():
+    """Also beside one that drafts, with which it is compared as simulated."""
+    run = simulate("olmoe-1b-7b", Workload(4, 256, 16), "h100-sxm").run
+    again = replay(run, "a100-sxm")
+    assert again.summary["phases"]["decode"]["tpot_s"] and again.summary["phases"]["decode"]["tokens_per_s"]
+    facts = diff(run, again.run, gates=["tpot<1s"]).facts
+    assert facts["tpot_of"] == "steps" and facts["gates"][0]["result"] == "passed"
+    assert facts["metrics"]["tpot"]["before_s"] == pytest.approx(run.meta.tpot["expected_s"], rel=0.01)
+    drafted = simulate("olmoe-1b-7b", Workload(4, 256, 16), "h100-sxm", Scenario.of("tokens_per_step=2")).run
+    assert diff(run, drafted).facts["tpot_of"] == "simulation"

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from moetrace.cli.replay import replay as verb
 from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.parse import parse
-from moetrace.replay import Scenario, replay
+from moetrace.replay import Scenario, replay, simulate
 from moetrace.replay.grid import recorded
 from moetrace.replay.grid.choose import Limits, front
 from moetrace.replay.grid.recorded import Replays, check_measures, replays_of
@@ -144,3 +146,18 @@ def test_limits_on_what_a_replay_has_not_are_refused() -> None:
 
 def test_a_scenario_of_the_plan_is_the_one_that_was_asked_for() -> None:
     assert plan("n_a=4", machines=("h100-sxm",)).pairs[0][1] == Scenario.of("n_a=4")
+
+
+def test_replays_of_a_steady_load_have_no_tpot_to_choose_by(tmp_path: Path) -> None:
+    """Their decode steps were taken for it."""
+    load = Workload(4, 256, 16, served=True)
+    simulate("olmoe-1b-7b", load, "h100-sxm").run.save(tmp_path / "run")
+    call = [str(tmp_path / "run"), "--hw", "a100-sxm", "--n-a", "4,8"]
+    done = CliRunner().invoke(verb, [*call, "--slo", "tpot=1s"])
+    assert done.exit_code and "no TPOT to choose by" in str(done.exception)
+    done = CliRunner().invoke(verb, [*call, "--grid", str(tmp_path / "grid")])
+    assert not done.exit_code and "TPOT and rates are not known: the run is a simulation" in done.output
+    rows = pq.read_table(tmp_path / "grid" / "scenarios").to_pylist()
+    assert all(
+        row["step_s"] > 0 and row["tpot_s"] is None and row["output_throughput_per_s"] is None for row in rows
+    )

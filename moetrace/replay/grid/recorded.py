@@ -30,6 +30,10 @@ _FIGURES = (
     "step_s", "step_low_s", "step_high_s", "measured_s", "idle_share", "anchored_share", "tpot_s", "user_speed_per_s",
     "output_throughput_per_s", "output_per_gpu_per_s", "tokens_per_joule", "cost_per_million_tokens", "needed_bytes",
 )  # fmt: skip
+_NO_TPOT = (
+    "TPOT and rates are not known: the run is a simulation with prompts, the host's time or drafting between its steps; "
+    "simulate the model in a grid"
+)
 MEASURED = ("tpot", "user_speed", "output_throughput")  # measures that a replay has
 
 
@@ -61,10 +65,11 @@ class Replays:
     @property
     def notes(self) -> tuple[str, ...]:
         """What must be said of all scenarios."""
+        said = () if self.run.meta.step_is_token else (_NO_TPOT,)
         if "layers" in self.knobs:
-            return ()
+            return said
         layers = [int(part.numpy("layer").max(initial=-1)) + 1 for part in self.run.parts(("layer",))]
-        return tuple(fewer_layers(max(layers, default=0), self.run.meta.native_layers))
+        return (*said, *fewer_layers(max(layers, default=0), self.run.meta.native_layers))
 
     def tasks(self) -> Iterator[Task]:
         """All scenarios, in tasks of few."""

@@ -236,12 +236,13 @@ def _steps(
     columns = (span / 1e9, low / 1e9, high / 1e9, idle)
     medians = np.array([np.median(column.reshape(len(made), -1)[:, mine], axis=1) for column in columns])
     was = float(np.median(measured[mine])) / 1e9 if run.meta.kind == "measured" else None
+    told = phase != "decode" or run.meta.step_is_token
     for one, (step_s, low_s, high_s, idle_share) in zip(made, medians.T.tolist(), strict=True):
         tokens = [produced(one.draft, i) or 0 for i in mine]
-        rate = float(np.median(tokens)) / step_s if all(tokens) and step_s > 0 else None
+        rate = float(np.median(tokens)) / step_s if told and all(tokens) and step_s > 0 else None
         yield phase, {
             "step_s": step_s, "step_low_s": low_s, "step_high_s": high_s, "measured_s": was, "idle_share": idle_share,
-            "tpot_s": step_s if phase == "decode" else None, "tokens_per_s": rate,
+            "tpot_s": step_s if phase == "decode" and told else None, "tokens_per_s": rate,
         }  # fmt: skip
 
 

@@ -77,6 +77,7 @@ def _time(facts: Facts) -> dict[str, Any] | None:
             seconds(phase["lower_bound_s"] or None),
             "bytes certainly touched and FLOPs at datasheet peaks",
         ),
+        *_tpot(facts["attribution"]["run"], name),
     ]
     spread = sorted(s["span_s"] for s in facts["attribution"]["steps"] if (s["phase"] or "unknown") == name)
     sure = (
@@ -88,6 +89,19 @@ def _time(facts: Facts) -> dict[str, Any] | None:
         "time", "breakdown", f"Where does {_a_step(name)} go?", seconds(phase["span_s"]), lines,
         f"{facts['attribution']['run']['kind']}: {sure}",
     )  # fmt: skip
+
+
+def _tpot(run: Facts, phase: str) -> list[Line]:
+    """What a token costs in a simulation whose decode step is not that."""
+    found = run.get("tpot", {"of_steps": "beside" not in run.get("workload", {})})
+    if phase != "decode" or (found and found["of_steps"]):
+        return []
+    if not found or "expected_s" not in found:
+        return [("TPOT", "not known", "it has prompts, the host or drafting in it: simulate this scenario")]
+    ends = f"{seconds(found['low_s'])} to {seconds(found['high_s'])}"
+    return [
+        ("TPOT", seconds(found["expected_s"]), f"{ends}, as simulated, with prompts, the host or drafting")
+    ]
 
 
 def _experts(facts: Facts) -> dict[str, Any] | None:
