@@ -93,6 +93,7 @@ class Meta:
         )
         values["model"] = ModelSpec.from_dict(raw["model"]) if raw.get("model") else None
         values["notes"] = tuple(values.get("notes", ()))
+        _check_facts(values.get("facts", {}))
         return cls(**values)
 
 
@@ -108,6 +109,22 @@ _JSON: dict[str, tuple[tuple[type, ...], str]] = {
     "ModelSpec | None": ((dict, _NONE), "a model or null"),
     "Mapping[str, Any]": ((dict,), "an object"),
 }
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Raises RunError where what a simulation states of its load is not as it was written."""
+    tpot, load = facts.get(TPOT), facts.get("workload", {})
+    if not isinstance(load, dict):
+        raise RunError("facts.workload: expected an object")
+    if tpot is None:
+        return
+    numbers = isinstance(tpot, dict) and [tpot.get(name) for name in ("expected_s", "low_s", "high_s")]
+    if (
+        not numbers
+        or not all(type(n) in (int, float) for n in numbers)
+        or not isinstance(tpot.get("of_steps"), bool)
+    ):
+        raise RunError(f"facts.{TPOT}: expected an object of expected_s, low_s, high_s and of_steps, or null")
 
 
 def _checked(cls: type[Meta] | type[Step], raw: Any, where: str) -> dict[str, Any]:

@@ -97,6 +97,28 @@ def test_a_model_record_of_the_wrong_kind_is_named(tmp_path: Path) -> None:
             Run.load(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tpot", 7),
+        ("tpot", {"expected_s": 1.0}),
+        ("tpot", {"expected_s": 1, "low_s": "x", "high_s": 2, "of_steps": True}),
+        ("workload", 7),
+    ],
+)
+def test_what_a_simulation_states_is_read_as_it_was_written_or_refused(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    file = made(tmp_path / "run") / "run.json"
+    raw = json.loads(file.read_text())
+    stated = {"expected_s": 0.02, "low_s": 0.01, "high_s": 0.03, "of_steps": False}
+    file.write_text(json.dumps({**raw, "facts": {**raw["facts"], "tpot": stated}}))
+    assert Run.load(tmp_path / "run").meta.tpot == stated
+    file.write_text(json.dumps({**raw, "facts": {**raw["facts"], name: value}}))
+    with pytest.raises(RunError, match=rf"run.json .*facts\.{name}: expected"):
+        Run.load(tmp_path / "run")
+
+
 def test_a_table_of_another_schema_is_one_short_line(tmp_path: Path) -> None:
     file = made(tmp_path / "run") / "ops.parquet"
     whole = pq.read_table(file)
