@@ -56,9 +56,8 @@ def meta_of(
         **({"padded": True} if draft.padded else {}),
         "price_context": asdict(context),  # so that attribution prices the run as the replay did
         "measured_on": meta.hardware or meta.device,
-        **(
-            {} if meta.step_is_token else {TPOT: None}
-        ),  # that was of the simulation, not of what becomes of it
+        # A TPOT is of the simulation, not of what becomes of it.
+        **({} if meta.step_is_token else {TPOT: None}),
     }
     return replace(
         meta,

@@ -70,10 +70,8 @@ class Meta:
 
     @property
     def step_is_token(self) -> bool:
-        """Whether a decode step is what a token costs each sequence: not in a simulation of a steady load, whose prompts come
-        between, of drafted tokens, or with a host's time beside the device's."""
-        found = self.facts.get(TPOT, {"of_steps": "beside" not in self.facts.get("workload", {})})
-        return bool(found and found["of_steps"])
+        """Whether a decode step is what a token costs each sequence (`step_is_token`)."""
+        return step_is_token(self.facts)
 
     @property
     def tpot(self) -> Mapping[str, float] | None:
@@ -109,6 +107,13 @@ _JSON: dict[str, tuple[tuple[type, ...], str]] = {
     "ModelSpec | None": ((dict, _NONE), "a model or null"),
     "Mapping[str, Any]": ((dict,), "an object"),
 }
+
+
+def step_is_token(facts: Mapping[str, Any]) -> bool:
+    """Whether a decode step is what a token costs each sequence, by a run's facts: not in a simulation of a steady load, whose
+    prompts come between, of drafted tokens, or with a host's time beside the device's."""
+    found = facts.get(TPOT, {"of_steps": "beside" not in facts.get("workload", {})})
+    return bool(found and found["of_steps"])
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:

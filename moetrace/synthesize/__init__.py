@@ -62,7 +62,8 @@ class Workload:
             whole = isinstance(value, Integral) and not isinstance(value, bool)
             if not whole or not 1 <= value <= MAX_TOKENS:
                 raise ScenarioError(f"{name} is {value!r}: expected a whole number from 1 to {MAX_TOKENS}")
-        if not 1 <= self.yielded <= MAX_TOKENS:
+        yielded: object = self.yielded
+        if not isinstance(yielded, (int, float)) or not 1 <= yielded <= MAX_TOKENS:
             raise ScenarioError(f"yielded is {self.yielded!r}: expected a number from 1 to {MAX_TOKENS}")
         if self.served and self.output_len == 1:
             raise ScenarioError(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from moetrace.errors import ScenarioError
 from moetrace.model import load_model
 from moetrace.replay import Scenario, replay, simulate
 from moetrace.replay.measures import STEP_OVERHEAD_S
@@ -208,3 +209,9 @@ def test_another_batch_of_a_saved_steady_load_says_that_its_prompts_shrink(engin
         return any("one whole prompt, or a chunk" in note for note in notes)
 
     assert said(4) and not said(8)
+
+
+@pytest.mark.parametrize("yielded", [0.5, float("nan"), "2", None])
+def test_tokens_that_a_step_yields_are_a_number_of_at_least_one(yielded: object) -> None:
+    with pytest.raises(ScenarioError, match=r"yielded is .*: expected a number from 1"):
+        Workload(1, 2, 3, yielded=yielded)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from typing import Any
 from moetrace import units
 from moetrace.report.facts.saves import saves, shares, verdict, within
 from moetrace.report.tables import clean, number, of, percent, plural, seconds, share, shorten, size
+from moetrace.run import TPOT, step_is_token
 
 Facts = Mapping[str, Any]
 Line = tuple[str, str, str]
@@ -93,10 +94,9 @@ def _time(facts: Facts) -> dict[str, Any] | None:
 
 def _tpot(run: Facts, phase: str) -> list[Line]:
     """What a token costs in a simulation whose decode step is not that."""
-    found = run.get("tpot", {"of_steps": "beside" not in run.get("workload", {})})
-    if phase != "decode" or (found and found["of_steps"]):
+    if phase != "decode" or step_is_token(run):
         return []
-    if not found or "expected_s" not in found:
+    if (found := run.get(TPOT)) is None:
         return [("TPOT", "not known", "it has prompts, the host or drafting in it: simulate this scenario")]
     ends = f"{seconds(found['low_s'])} to {seconds(found['high_s'])}"
     return [
