@@ -50,7 +50,7 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
     "chunk": ("64", "512", "8192"),
     "overlap": ("none", "two_batch"),
     "routing": ("uniform", "balanced", "power_law:1.2", "skewed", "skewed:0.5"),
-    "engine": ("any", "vllm", "sglang", "trtllm", "vllm@0.19.0", "sglang@0.4.4"),
+    "engine": ("any", "vllm", "sglang", "trtllm", "vllm@0.19.0", "sglang@0.4.4", "sglang@0.5.10"),
     "experts": ("fused", "unfused"),
     "graph": ("on", "off"),
     "pad": ("engine", "routed", "none"),

@@ -14,15 +14,10 @@ from moetrace.replay.anchor import KEPT, UNPRICED, Priced
 from moetrace.replay.copies import copy_error
 from moetrace.replay.distinct import UNIFORM
 from moetrace.replay.draft import EXPERTS, Draft
-from moetrace.replay.schedule import HOST_LAUNCH_S
-from moetrace.replay.setting import launch_s
+from moetrace.replay.launching import launches_said
 from moetrace.run import GENERATING
 
 IntArray = npt.NDArray[np.int64]
-_BACK_TO_BACK = "ops run back to back on one stream, as from a CUDA graph: no launch gaps and no overlap"
-_LAUNCHED = (
-    f"the host launches op by op, {HOST_LAUNCH_S * 1e6:.0f} us each within a factor of two; ops wait for it"
-)
 _MANY = 2  # times the step's tokens: more rows than that are not its tokens'
 _WORTH_SAYING = 0.05  # of the predicted time
 
@@ -80,7 +75,7 @@ def _of_anchor(draft: Draft, source: Hardware | None) -> list[str]:
         why = f"the machine of the recording ({meta.device or 'not named'}) has no profile"
     said = [
         f"unanchored: {why}, so only ops, dims, order and routing carry over and every time is the law's",
-        _LAUNCHED if launch_s(draft, source) else _BACK_TO_BACK,
+        launches_said(draft, source),
     ]
     if meta.device_class == "cpu" and draft.scenario.get("fusion", "runs") == "recorded":
         said.append("each recorded operator is one kernel there: a serving engine fuses many small ones")

@@ -17,14 +17,13 @@ from moetrace.replay.draft import Draft
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Ends = tuple[IntArray, IntArray] | tuple[FloatArray, FloatArray]  # of an interval
 
 
 def errs_by_family(draft: Draft) -> bool:
     """Whether the draft's ops have errors by family: on a wafer, or with another machine's coefficients, they have one for
-    all; an eager host's is beside theirs."""
-    hw = draft.hw
-    moved = any(family.transferred for family in hw.families.values())
-    return hw.law != "wafer" and not moved and draft.stated("graph") != "off"
+    all."""
+    return draft.hw.law != "wafer" and not any(family.transferred for family in draft.hw.families.values())
 
 
 def together(deviations: FloatArray) -> FloatArray:
@@ -54,16 +53,14 @@ def narrowed(
     return span, span - _whole((span - low) * below), span + _whole((high - span) * above)
 
 
-def beside_ops(
-    spans: IntArray, ops: tuple[IntArray, IntArray], host: tuple[IntArray, IntArray]
-) -> tuple[IntArray, IntArray]:
-    """Both ends of each segment from those by what is wrong with ops and by what is wrong with the host, in ns.
+def beside_ops(spans: IntArray | FloatArray, ops: Ends, host: Ends) -> tuple[FloatArray, FloatArray]:
+    """Both ends of each span from those by what is wrong with ops and by what is wrong with the host, in whole ns.
 
     The two have nothing to do with each other: the squares of their logarithms are added.
     """
     whole, both = np.log(np.maximum(spans, 1)), np.log(np.maximum(np.stack([ops, host]), 1))
     low, high = np.exp(np.hypot(*(both - whole)))
-    return _whole(spans / low), _whole(spans * high)
+    return np.rint(spans / low), np.rint(spans * high)
 
 
 def _summed(place: IntArray, off: IntArray, families: int, segments: int) -> FloatArray:

@@ -20,15 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 # Of the times from launch call to start of rows that an idle device waited for, this percentile is the bare launch latency.
 _LATENCY_PERCENTILE = 10
-# What one kernel costs the host in eager PyTorch, dispatch and arguments included. 3-5 us of CPU per kernel are known for the
-# launch itself, and 16.7 us lie between two launches (the median, profiler on) of a public trace of transformers on an H100:
-# the geometric middle, right within a factor of two. A recording's host is as sure, replayed on another chip's machine.
-HOST_LAUNCH_S = 8e-6
-HOST_LAUNCH_FACTOR = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +71,18 @@ def lay_out(
     inserted: BoolArray,
     dur: IntArray,
     gaps: bool = True,
-    launch_s: float = 0.0,
+    launch_s: FloatArray | float = 0.0,
     waits: tuple[IntArray, IntArray] | None = None,
     host: float = 1.0,
+    ahead: FloatArray | float = 0.0,
 ) -> tuple[IntArray, IntArray]:
     """(start of each row in ns from its segment's begin, ns that each segment takes) with new durations.
 
     `rows` [n] are entries of the timeline in their new order, segments still ascending: some may be repeated or left
     out. Where they are not consecutive, and round an `inserted` row (it names the row it follows), nothing overlaps.
     Without `gaps` all rows follow one another at once: how another class of device would overlap them is not known. With
-    `launch_s` too, the host launches one row after another, each taking it so long, and a row waits for its launch.
+    `launch_s` too, of each segment or of all, the host launches one row after another, each taking it so long, and a row waits
+    for its launch; 0: none does. It is `ahead` ns ahead of the device as its segment begins.
     `waits` [n] are what of the recorded and of the new durations is waiting for other ranks: what overlaps that does not move
     with it. The recorded host takes `host` times as long.
     """
@@ -100,18 +98,23 @@ def lay_out(
     # Between clusters: end = max(end before, host) + wait + length, solved with a running maximum of what is left of
     # the host's time after all waits and lengths so far.
     seg = segment[heads]
-    pace = round(launch_s * 1e9)
-    clock = _running_sum(
-        np.where(own, _times(line.host[rows], host), 0) if not pace else np.full(rows.size, pace), segment
-    )[heads]
+    pace = _by_segment(np.asarray(launch_s) * 1e9, line)[segment]
+    own_host = np.where(own, _times(line.host[rows], host), 0)
+    clock = _running_sum(np.where(pace > 0, pace, own_host), segment)[heads]
+    clock = np.where(pace[heads] > 0, clock - _by_segment(ahead, line)[seg], clock)
     step = np.where(own & line.head[rows], line.wait[rows], 0)[heads] + length
     total = _running_sum(step, seg)
-    held = (own & line.launched[rows])[heads] if not pace else np.ones(heads.size, dtype=bool)
+    held = (own & line.launched[rows])[heads] | (pace[heads] > 0)
     slack = np.where(held, np.maximum(clock + step - total, 0), 0)
     end = total + _running_max(slack, seg)
     spans = np.zeros(int(line.segment[-1]) + 1, dtype=np.int64)
     np.maximum.at(spans, seg, end)
     return (end - length)[cluster] + offset, spans
+
+
+def _by_segment(ns: FloatArray | float, line: Timeline) -> IntArray:
+    """Whole ns of each segment, given for each or for all."""
+    return np.broadcast_to(np.rint(ns).astype(np.int64), int(line.segment[-1]) + 1)
 
 
 def _within_clusters(

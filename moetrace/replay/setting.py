@@ -1,4 +1,4 @@
-"""What beside its ops decides how long a draft takes: the machine that anchors it, what the law asks, launches, crossings."""
+"""What beside its ops decides how long a draft takes: the machine that anchors it, what the law asks, crossings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from moetrace.cost import PriceContext
 from moetrace.errors import ScenarioError
 from moetrace.hardware import ANY_ENGINE, Hardware, load_hardware
 from moetrace.machines.wafer import crossings_s
-from moetrace.replay import memory, schedule
+from moetrace.replay import memory
 from moetrace.replay.draft import Draft
 from moetrace.run import Run
 
@@ -44,21 +44,6 @@ def context_of(draft: Draft, need: memory.Need, beside: memory.Beside | None = N
         beside_bytes=beside.need.model_bytes if beside else 0.0,
         share=beside.share if beside else 1.0,
     )
-
-
-def launch_s(draft: Draft, source: Hardware | None) -> float:
-    """Host time per kernel where the replay launches one by one and the recording does not say how; 0 otherwise.
-
-    Raises ScenarioError where a recording's own launches are to be kept and they are those of a graph.
-    """
-    if draft.stated("graph") != "off":
-        return 0.0
-    if source is not None and (draft.run.numpy("graph") >= 0).any():
-        raise ScenarioError(
-            "graph=off: the recording replays a graph, and kernels that a compiler fused into it would not be there in eager "
-            "mode; simulate the model"
-        )
-    return 0.0 if source is not None else schedule.HOST_LAUNCH_S
 
 
 def crossing_ns(draft: Draft, need: memory.Need) -> list[int]:

@@ -14,8 +14,9 @@ from moetrace.replay import schedule, shares
 from moetrace.replay.anchor import Held, Priced, price_cells
 from moetrace.replay.draft import Draft
 from moetrace.replay.intervals import beside_ops, narrowed
+from moetrace.replay.launching import HOST_LAUNCH_FACTOR, ahead_ns, launch_s
 from moetrace.replay.predicted import first_rows, per_step
-from moetrace.replay.setting import keeps_gaps, launch_s
+from moetrace.replay.setting import keeps_gaps
 from moetrace.replay.waits import waits_of
 
 IntArray = npt.NDArray[np.int64]
@@ -62,21 +63,25 @@ def timed(
     measured = measured - was
     dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
     error = np.nan_to_num(priced.error)[draft.cell]
-    eager = launch_s(draft, source)
-    off = schedule.HOST_LAUNCH_FACTOR
+    of_step = draft.base.step[first_rows(draft)]
+    pace = launch_s(draft, source)
+    launch, ahead = pace[of_step], np.zeros(of_step.size)
 
-    def lay_out(durations: IntArray, launch: float, host: float = 1.0) -> tuple[IntArray, IntArray, IntArray]:
+    def lay_out(durations: IntArray, host: float = 1.0) -> tuple[IntArray, IntArray, IntArray]:
         return waits.laid_out(
             durations,
-            lambda d, w: schedule.lay_out(line, draft.rows, draft.inserted, d, gaps, launch, (was, w), host),
+            lambda d, w: schedule.lay_out(
+                line, draft.rows, draft.inserted, d, gaps, launch * host, (was, w), host, ahead
+            ),
         )
 
     ends = [np.rint(d).astype(np.int64) for d in (dur, dur / (1 + error), dur * (1 + error))]
-    laid = [lay_out(d, host) for d, host in zip(ends, (eager, eager / off, eager * off), strict=True)]
+    if launch.any():
+        ahead = ahead_ns(draft, pace, per_step(draft, lay_out(ends[0])[1]))[of_step]
+    laid = [lay_out(d) for d in ends]
     start, _, dur = laid[0]
     segment = line.segment[draft.rows]
     alone = exposed_by(segment, start, start + dur)[0]
-    of_step = draft.base.step[first_rows(draft)]
     turns = shares.turns_of(draft, context)
 
     def spans_of(laid: list[tuple[IntArray, IntArray, IntArray]]) -> list[IntArray]:
@@ -86,9 +91,16 @@ def timed(
     spans, low, high = narrowed(draft, segment, ends, (expected, fast, slow))
     more = shares.unhidden(draft, segment, laid[0][2], laid[0][1], turns)
     high = shares.with_unhidden(spans, high, more).astype(np.int64)
-    if gaps and source is not None and source.chip != draft.hw.chip and line.launched.any():
-        by_host = spans_of([lay_out(ends[0], 0.0, factor) for factor in (1 / off, off)])
-        low, high = beside_ops(spans, (low, high), (by_host[0], by_host[1]))
+    moved = gaps and source is not None and source.chip != draft.hw.chip and line.launched.any()
+    if moved or launch.any():
+        by_host = spans_of(
+            [lay_out(ends[0], factor) for factor in (1 / HOST_LAUNCH_FACTOR, HOST_LAUNCH_FACTOR)]
+        )
+        both = beside_ops(spans, (low, high), (by_host[0], by_host[1]))
+        low, high = (
+            np.where(moved | (launch > 0), *pair).astype(np.int64)
+            for pair in zip(both, (low, high), strict=True)
+        )
     worked = np.bincount(segment, alone, spans.size).astype(np.float64)
     busy = per_step(draft, shares.worked(draft, worked, laid[0][1], spans - crossing[of_step])) + crossing
     return Timed(priced, measured, start, dur, dur - ends[0], was, spans, low, high, busy, crossing)

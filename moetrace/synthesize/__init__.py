@@ -178,6 +178,8 @@ def meta_of(model: ModelSpec, workload: Workload, steps: tuple[Step, ...]) -> Me
         said["apart"] = True
     if workload.decodes_on:
         said["own_prompts"] = workload.own_prompts
+    if workload.verify > 1:
+        said["verify"] = workload.verify
     return Meta(
         kind="synthesized",
         source=f"{model.name}, batch {batch}, {prompt} in, {workload.output_len} out",

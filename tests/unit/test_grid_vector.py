@@ -130,6 +130,19 @@ GRIDS = [
     (("olmoe-1b-7b", "h100-sxm", "graph=off"), of([1, 8, 300], [300], [1, 40], n_a=[2, 8])),
     (("gpt-oss-20b", "h100-sxm-x4", "graph=off", "tp=4"), of([1, 64], [64], [512])),
     (("llama-3.2-1b", "h100-sxm", "graph=off", "layers=20"), of([1, 64], [64], [40])),
+    (("olmoe-1b-7b", "h100-sxm", "engine=sglang@0.5.6"), of([1, 8, 300], [20, 300, 9000], [2, 40], n_a=[2, 8])),
+    (
+        ("deepseek-v2-lite", "h100-sxm-x4", "serving=continuous", "engine=sglang", "tp=4"),
+        of([8, 64], [300, 2048, 2049, 9000], [40]),
+    ),
+    (
+        ("gpt-oss-20b", "h100-sxm-x4", "serving=continuous", "engine=sglang", "dp=4", "ep=4", "overlap=two_batch"),
+        of([8, 64], [300, 4000], [40], n_a=[2, 4]),
+    ),
+    (
+        ("olmoe-1b-7b", "b200", "serving=continuous", "engine=sglang@0.5.6", "draft=qwen3-0.6b", "draft_tokens=3"),
+        of([8, 64], [300], [40]),
+    ),
     (("olmoe-1b-7b", "h100-sxm-x4", "graph=off", "pp=2", "tp=2", "overlap=two_batch"), of([1, 8], [300], [40])),
     (("olmoe-1b-7b", "h100-sxm", "experts=unfused"), of([1, 8, 300], [300], [1, 40], n_a=[2, 8])),
     (("deepseek-v2-lite", "h100-sxm-x4", "experts=unfused", "graph=off", "ep=4"), of([1, 8], [300], [40], n_a=[2, 6])),

@@ -106,7 +106,7 @@ def test_eager_launches_are_as_sure_as_the_time_of_a_launch() -> None:
     alone = replace(LOAD, batch=1)
     found = simulate(OLMOE, alone, H100, Scenario.of("graph=off")).summary["metrics"]["tpot"]
     assert found["high"] == pytest.approx(2 * found["value"], rel=0.05)
-    assert found["low"] < 0.8 * found["value"]
+    assert found["low"] < 0.9 * found["value"]
 
 
 def test_other_prompts_hold_decoding_up_by_less_than_their_prefill() -> None:

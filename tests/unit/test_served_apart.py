@@ -188,7 +188,7 @@ def test_nothing_is_drafted_between_a_prompts_parts() -> None:
         one, three = (
             value(
                 served(
-                    "draft=qwen3-0.6b", f"draft_tokens={tokens}", "acceptance=0.5", f"chunk={chunk}",
+                    "draft=qwen3-0.6b", f"draft_tokens={tokens}", "acceptance=0.5", f"chunk={chunk}", "graph=on",
                     load=Workload(8, 4096, 64),
                 ),
                 "ttft",

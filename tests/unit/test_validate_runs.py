@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 import moetrace
+from moetrace.replay.launching import SGLANG_LAUNCH_S
 from moetrace.validate import entries
 from moetrace.validate.entry import NOT_SIMULATED, PREDICTED, Entry
 from moetrace.validate.figure import COLUMNS, Figure, shipped
@@ -96,7 +97,7 @@ def test_what_a_row_leaves_open_is_not_guessed(given: dict[str, str], why: str) 
 
 
 def test_shipped_runs_are_all_predicted_and_no_table_is_taken_whole() -> None:
-    rows = [figure for figure in shipped() if figure.kind == "SRV"]
+    rows = [figure for figure in shipped() if figure.kind in ("SRV", "TTF")]
     tables = Counter((row.source, row.model, row.hw, row.precision) for row in rows)
     assert len(rows) >= 100 and max(tables.values()) <= 12
     assert {found.verdict for found in entries(rows)} == {PREDICTED}
@@ -126,6 +127,27 @@ def test_the_pages_tell_how_far_off_printed_runs_are() -> None:
     assert f"The interval held {held}." in page and f"the interval held {held} of them" in readme
 
 
+def test_the_page_tells_how_far_off_the_first_token_of_one_request_is() -> None:
+    found = list(entries([figure for figure in shipped() if figure.kind == "TTF"]))
+    page = " ".join((REPO / "docs" / "accuracy.md").read_text().split())
+    short = -100 * statistics.median(one.error for one in found if one.error is not None)
+    held = sum(bool(one.within) for one in found)
+    assert f"(kind TTF: {len(found)} medians of the same runs" in page
+    assert (
+        f"comes out {short:.0f} % too short in the median, and the interval holds {held} of {len(found)};"
+        in page
+    )
+
+
+def test_the_page_s_launches_of_short_prompts_are_the_constant_s() -> None:
+    """Their geometric mean, which the page prints in whole us an op."""
+    page = (REPO / "docs" / "accuracy.md").read_text()
+    table = page.partition("| us an op |")[2].partition("\n\n")[0].splitlines()[2:]
+    printed = [float(row.split("|")[5]) for row in table]
+    assert len(printed) == 9
+    assert statistics.geometric_mean(printed) * 1e-6 == pytest.approx(SGLANG_LAUNCH_S, rel=0.02)
+
+
 def test_the_pages_tell_how_far_off_single_sequences_are_by_model() -> None:
     """Medians of one at a time, and of DeepSeek-R1 in flight, as accuracy.md's sentences have them."""
     page = " ".join((REPO / "docs" / "accuracy.md").read_text().split())
@@ -141,11 +163,12 @@ def test_the_pages_tell_how_far_off_single_sequences_are_by_model() -> None:
             flying.append(one.error)
             even.append(float(one.note.split("uniform routing gives ")[1].split()[0]) / one.measured - 1)
     off = {name: f"{100 * abs(statistics.median(errors)):.0f} %" for name, errors in alone.items()}
+    mine, uniform = 100 * statistics.median(flying), 100 * statistics.median(even)
     for sentence in (
         f"Qwen3-30B-A3B on A100 by {off['Qwen3-30B-A3B', 'A100']}, on H20 by {off['Qwen3-30B-A3B', 'H20']}, "
         f"Qwen3-235B-A22B on B200 by {off['Qwen3-235B-A22B-Instruct-2507', 'B200']}, GLM-4.6 by {off['GLM-4.6', 'B200']};",
         f"MiniMax-M2.5 by {off['MiniMax-M2.5', 'H100']} on H100 (SGLang 0.5.9) and by {off['MiniMax-M2.5', 'B200']} on B200",
         f"gpt-oss-120b on B200 one at a time ({off['gpt-oss-120b', 'B200']})",
-        f"in flight {-100 * statistics.median(flying):.0f} % too short, {-100 * statistics.median(even):.0f} % with uniform",
+        f"in flight {-mine:.0f} % too short, {uniform:.0f} % too long with uniform",
     ):
         assert sentence in page, sentence

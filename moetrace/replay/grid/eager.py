@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from moetrace.replay.draft import Draft
 from moetrace.replay.lanes import Lanes, Space
-from moetrace.replay.schedule import HOST_LAUNCH_FACTOR, HOST_LAUNCH_S
-from moetrace.replay.setting import launch_s
+from moetrace.replay.launching import HOST_LAUNCH_FACTOR, launch_s
 
 FloatArray = npt.NDArray[np.float64]
+# Of times as expected and at both ends, those that go with the ops at both ends, and with the host at both.
+OPS_AT = [0, 1, 2, 0, 0]
 IntArray = npt.NDArray[np.int64]
 
 
@@ -33,16 +34,24 @@ class Sequence:
     times: Any = 1
 
 
-def launches(draft: Draft, of_cell: IntArray, layers: tuple[int, ...] | None) -> tuple[Sequence, ...]:
-    """The order of the ops of each step of a draft, where the host launches them one by one; else none.
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step whose ops the host launches one by one, in this order, `pace` ns apart."""
+
+    step: int
+    order: Sequence
+    pace: float
+
+
+def launches(draft: Draft, of_cell: IntArray, layers: tuple[int, ...] | None) -> tuple[Launched, ...]:
+    """The steps of a draft whose ops the host launches one by one.
 
     `layers` are the drafted layers that stand for the model's, in order; None: the drafted ones are all there are.
     """
-    if not launch_s(draft, None):
-        return ()
     out = []
+    pace = np.rint(launch_s(draft, None) * 1e9)
     step, cell = draft.base.step[draft.rows], draft.cell
-    for i in range(len(draft.steps)):
+    for i in np.flatnonzero(pace).tolist():
         blocks: list[tuple[int, list[int]]] = []
         for layer, some in groupby(cell[step == i].tolist(), key=lambda c: draft.at[c].layer):
             blocks.append((layer, list(some)))
@@ -53,7 +62,7 @@ def launches(draft: Draft, of_cell: IntArray, layers: tuple[int, ...] | None) ->
         for layer, same in groupby(order):
             parts.append(Sequence((known[layer],), len(list(same))))
         parts += [_sequence(draft, cells, of_cell) for _, cells in blocks[inside[-1] + 1 :]]
-        out.append(Sequence(tuple(parts)))
+        out.append(Launched(i, Sequence(tuple(parts)), float(pace[i])))
     return tuple(out)
 
 
@@ -75,7 +84,7 @@ def _sequence(draft: Draft, cells: list[int], of_cell: IntArray) -> Sequence:
 
 @dataclass(frozen=True, slots=True)
 class _Time:
-    """Of a sequence: ns of its work, its launches, and the most ns by which the host is behind; [3, scenarios] or less."""
+    """Of a sequence: ns of its work, its launches, and the most ns by which the host is behind; [5, scenarios] or less."""
 
     work: FloatArray
     launched: Any
@@ -92,15 +101,14 @@ class _Time:
         return _Time(self.work * times, self.launched * times, self.behind + more)
 
 
-def spans(order: tuple[Sequence, ...], ns: Callable[[int], FloatArray], space: Space) -> FloatArray:
-    """ns of each step: as expected and at both ends, [steps, 3, scenarios]; `ns` gives those of one op, [3, scenarios or 1]."""
-    ends = (HOST_LAUNCH_S, HOST_LAUNCH_S / HOST_LAUNCH_FACTOR, HOST_LAUNCH_S * HOST_LAUNCH_FACTOR)
-    pace = np.array([[float(round(launch * 1e9))] for launch in ends])
-    out = np.empty((len(order), 3, space.size))
-    for i, step in enumerate(order):
-        found = _time(step, ns, pace, {})
-        out[i] = found.work + np.maximum(0.0, found.behind)
-    return out
+def spans(launched: Launched, ns: Callable[[int], FloatArray], ahead: FloatArray, space: Space) -> FloatArray:
+    """ns of a step, [5, scenarios]: as expected, with its ops at both ends, and with its host at both.
+
+    `ns` gives those of one op: as expected and at both ends, [3, scenarios or 1]; the host is `ahead` ns ahead, [scenarios].
+    """
+    host = np.array([1.0, 1.0, 1.0, 1 / HOST_LAUNCH_FACTOR, HOST_LAUNCH_FACTOR])[:, None]
+    found = _time(launched.order, lambda op: ns(op)[OPS_AT], np.rint(launched.pace * host), {})
+    return np.broadcast_to(found.work + np.maximum(0.0, found.behind - ahead), (host.size, space.size))
 
 
 def _time(
@@ -117,7 +125,7 @@ def _time(
             times = [_time(part, ns, pace, known) for part in some if isinstance(part, Sequence)]
         for time in times:
             found = time if found is None else found.then(time, pace)
-    found = found if found is not None else _Time(np.zeros((3, 1)), 0, np.full((3, 1), -np.inf))
+    found = found if found is not None else _Time(np.zeros((5, 1)), 0, np.full((5, 1), -np.inf))
     again = sequence.times.spread() if isinstance(sequence.times, Lanes) else sequence.times
     known[id(sequence)] = found if again is sequence.times and again == 1 else found.repeated(again, pace)
     return known[id(sequence)]

@@ -27,12 +27,13 @@ from moetrace.replay.draft import Draft
 from moetrace.replay.edited_again import check_again
 from moetrace.replay.editing import check_parallelism, fused, turned
 from moetrace.replay.engine import replay
+from moetrace.replay.launching import launch_s
 from moetrace.replay.lengths import context_facts
 from moetrace.replay.outcome import focus_of, measured_ns, produced, rests_on_measurement, routing_said
 from moetrace.replay.parallel import Share
 from moetrace.replay.predicted import per_step
 from moetrace.replay.scenario import Scenario, machine_of
-from moetrace.replay.setting import context_of, crossing_ns, launch_s, source_of
+from moetrace.replay.setting import context_of, crossing_ns, source_of
 from moetrace.replay.timed import Timed, timed
 from moetrace.replay.unfused import unrolled
 from moetrace.run import Run
@@ -93,7 +94,9 @@ class Replayer:
                 continue
             draft = made.draft
             alike_context = replace(made.context, model_bytes=0.0, beside_bytes=0.0)
-            key = (draft.hw.name, alike_context, draft.scenario.get("graph"), bool(draft.shares))
+            pace = launch_s(draft, source_of(self.run, draft.hw))
+            launched = (draft.parallel, *pace.tolist()) if pace.any() else ()
+            key = (draft.hw.name, alike_context, launched, bool(draft.shares))
             alike.setdefault(key, []).append((place, made))
         for group in alike.values():
             for some in _cut(group):

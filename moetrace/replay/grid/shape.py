@@ -24,7 +24,7 @@ from moetrace.replay.draft import At, Draft
 from moetrace.replay.editing import with_knobs
 from moetrace.replay.grammar import Segments
 from moetrace.replay.grid.counted import Counted, Key, count_of, key_of
-from moetrace.replay.grid.eager import Sequence, launches
+from moetrace.replay.grid.eager import Launched, launches
 from moetrace.replay.lanes import Diverged, Space
 from moetrace.replay.load import served_as, workload_of
 from moetrace.replay.scenario import Scenario, Setting, machine_of
@@ -70,8 +70,7 @@ class Shape:
     load: Workload
     counted: Counted
     drafting: Drafting | None = None
-    # In which the ops of each step are launched, where the host does so one by one.
-    order: tuple[Sequence, ...] = ()
+    launched: tuple[Launched, ...] = ()  # the steps whose ops the host launches one by one
 
 
 class Drafts:
@@ -131,8 +130,8 @@ class Drafts:
         turned = served_as(case.model, alone, turned)
         draft = with_knobs(self._draft(case.model, hw, turned, load, space))
         counted = count_of(draft, self._times(case.model, turned))
-        order = launches(draft, counted.of_cell, self._order(case.model, turned))
-        return Shape(some, space, draft, load, counted, drafting, order)
+        launched = launches(draft, counted.of_cell, self._order(case.model, turned))
+        return Shape(some, space, draft, load, counted, drafting, launched)
 
     def _drafting(
         self, case: Case, hw: Hardware, load: Workload, some: IntArray, space: Space
@@ -153,7 +152,9 @@ class Drafts:
             except ScenarioError:
                 continue
             break
-        shape = Shape(some, space, draft, own, count_of(draft, self._times(model, how)))
+        counted = count_of(draft, self._times(model, how))
+        launched = launches(draft, counted.of_cell, self._order(model, how))
+        shape = Shape(some, space, draft, own, counted, launched=launched)
         return Drafting(tokens, acceptance, None, shape)
 
     def _draft(self, model: ModelSpec, hw: Hardware, turned: Scenario, load: Workload, space: Space) -> Draft:

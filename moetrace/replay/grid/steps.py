@@ -12,12 +12,13 @@ from moetrace.cost.beyond import with_phase
 from moetrace.replay import halves, memory
 from moetrace.replay.anchor import LONGEST_NS
 from moetrace.replay.columns import column, works_on
-from moetrace.replay.grid.eager import spans
+from moetrace.replay.grid.eager import OPS_AT, spans
 from moetrace.replay.grid.load import spread
 from moetrace.replay.grid.shape import Shape
 from moetrace.replay.grid.times import Pricing, Times
-from moetrace.replay.intervals import errs_by_family, together
+from moetrace.replay.intervals import beside_ops, errs_by_family, together
 from moetrace.replay.lanes import Axis
+from moetrace.replay.launching import ahead_ns, launch_s
 from moetrace.replay.setting import context_of, crossing_ns
 from moetrace.replay.shares import UNHIDDEN, in_five, with_unhidden
 
@@ -54,7 +55,7 @@ class Steps:
         self.ns = np.ascontiguousarray(by_family.sum(axis=1).transpose(1, 0, 2))
         self.alone = self.ns[:, 0]
         self.too_long = self.ns[:, 2].sum(axis=0) > LONGEST_NS
-        if self.shape.order:
+        if self.shape.launched:
             self.ns = self._launched()
         if self.shape.draft.shares:
             self._share_out()
@@ -62,6 +63,10 @@ class Steps:
             self._narrow()
         if self.shape.draft.shares:
             self.ns[:, 2] = with_unhidden(self.ns[:, 0], self.ns[:, 2], self.unhidden)
+        for step in (launched.step for launched in self.shape.launched):
+            span, low, high, *host = self.ns[step]
+            self.ns[step, 1:3] = beside_ops(span, (low, high), (host[0], host[1]))
+        self.ns = self.ns[:, :3]
         crossing = crossing_ns(self.shape.draft, self.need)
         self.ns = self.ns + np.stack([spread(ns, self.space) for ns in crossing])[:, None]
 
@@ -107,7 +112,7 @@ class Steps:
         return ns * np.stack([column(n, axis, ns.shape[2]) for n in times])
 
     def _launched(self) -> FloatArray:
-        """ns of each step whose ops wait for the host to launch them, [steps, 3, scenarios]."""
+        """ns of each step as expected, with its ops at both ends and with its host at both, [steps, 5, scenarios]."""
         of_op: dict[int, Axis | None] = {}
         for axis, members in self.placed.axes.values():
             of_op |= dict.fromkeys(members.tolist(), axis)
@@ -116,7 +121,11 @@ class Steps:
             axis, begin = of_op[op], int(self.placed.begin[op])
             return self.times.ns[:, [begin] if axis is None else begin + axis.index]
 
-        return spans(self.shape.order, ns, self.space)
+        out, draft = self.ns[:, OPS_AT], self.shape.draft
+        ahead = ahead_ns(draft, launch_s(draft, None), self.ns[:, 0])
+        for launched in self.shape.launched:
+            out[launched.step] = spans(launched, ns, ahead[launched.step], self.space)
+        return out
 
     def _share_out(self) -> None:
         """What pipelines and halves make of the steps: `shares.stretched`, for every scenario."""
@@ -134,8 +143,10 @@ class Steps:
             return lambda weight: self._summed(place, 1, self.count * weight, ns)[:, 0]
 
         weights = halves.weights(self.shape.counted.ops, draft.hw)
+        ends = OPS_AT[: self.ns.shape[1]]
         sums = halves.sums(weights, total(self.times.ns), total(flying))
-        sent = self.of_family.get(_SENT, np.zeros((1, 3, 1))).transpose(1, 0, 2)
+        sums = {name: by_end[ends] for name, by_end in sums.items()}
+        sent = self.of_family.get(_SENT, np.zeros((1, 3, 1))).transpose(1, 0, 2)[ends]
         computing = self.ns.transpose(1, 0, 2) - sent
         both = halves.together(sums, computing, in_five(draft)[:, None], draft.hw).transpose(1, 0, 2)
         more = np.where(self.halves, UNHIDDEN * np.maximum(2 * self.ns - both, 0.0)[:, 0], 0.0)
@@ -164,7 +175,7 @@ class Steps:
             out[_SENT] = span - rest
         else:
             factor = np.ones_like(span)
-            if self.shape.order:
+            if self.shape.launched:
                 factor = span / np.maximum(self.alone, 1e-3)
             if self.shape.draft.shares:
                 one = span / np.maximum(self.alone, 1e-3)

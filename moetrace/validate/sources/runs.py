@@ -1,4 +1,4 @@
-"""SRV: whole runs of MoE models under an engine, as people printed what serving benchmarks told them.
+"""SRV, TTF: whole runs of MoE models under an engine, as people printed what serving benchmarks told them.
 
 Several in flight are a steady load, of as many sequences as were in flight on the mean where that is printed (`in_flight`),
 else of the stated maximum; one at a time is a static batch of one. Lengths are the run's means. `other_knob` is
@@ -15,19 +15,20 @@ from moetrace.validate.figure import Figure
 from moetrace.validate.simulating import machine_of, model_of, need, simulated
 from moetrace.validate.sources.served import STEADY, knobs, sizes_of
 
-KINDS = ("SRV",)
+KINDS = ("SRV", "TTF")
 # What is printed and its unit -> the measure of a simulation, and the printed unit in its own. Over sequences of equal
 # lengths the mean time between tokens is TPOT's.
 _MEASURES = {
     ("itl", "ms"): ("tpot", 1e-3),
     ("tpot", "ms"): ("tpot", 1e-3),
+    ("ttft", "ms"): ("ttft", 1e-3),
     ("throughput", "tok/s"): ("throughput", 1.0),
     ("output_throughput", "tok/s"): ("output_throughput", 1.0),
 }
 
 
 def entries(figure: Figure, among: Sequence[Figure]) -> list[Entry]:
-    """The entry of a run's time per token, or of its speed; of a steady load the note has uniform routing's too."""
+    """The entry of a run's time per token, of its TTFT or of its speed; of a steady load the note has uniform routing's too."""
     if (figure.metric, figure.unit) not in _MEASURES:
         raise RefusalError(f"no prediction is made of {figure.metric} in {figure.unit}")
     per = _MEASURES[figure.metric, figure.unit][1]

@@ -1,0 +1,127 @@
+"""Steps whose ops the host launches one by one: which they are, how long they take and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moetrace.model import load_model
+from moetrace.replay import Scenario, replay, simulate
+from moetrace.replay.launching import HOST_LAUNCH_FACTOR, HOST_LAUNCH_S, SGLANG_LAUNCH_S
+from moetrace.replay.simulation import Simulation
+from moetrace.synthesize import Workload
+
+OLMOE, V3 = load_model("olmoe-1b-7b"), load_model("deepseek-v3")
+SHORT = Workload(1, 200, 8)
+
+
+def alone(*sets: str, load: Workload = SHORT, hw: str = "h100-sxm") -> Simulation:
+    return simulate(OLMOE, load, hw, Scenario.of(*sets))
+
+
+def step_s(done: Simulation, at: int = 0, name: str = "step_s") -> float:
+    return float(done.summary["steps"][at][name])
+
+
+def ops_of(done: Simulation, step: int = 0) -> int:
+    return int((done.run.numpy("step") == step).sum())
+
+
+def launched(done: Simulation) -> bool:
+    return any("SGLang's host launches steps with prompts" in text for text in done.summary["assumptions"])
+
+
+def test_a_short_prompt_under_an_sglang_without_prompt_graphs_takes_as_long_as_its_launches() -> None:
+    """The last op runs once it has been launched, which is when all have been."""
+    done = alone("engine=sglang@0.5.6")
+    whole = SGLANG_LAUNCH_S * ops_of(done)
+    assert whole < step_s(done) < whole + step_s(alone("engine=sglang@0.5.6", "graph=on"))
+    assert launched(done)
+
+
+def test_decode_steps_come_from_graphs_whatever_prompts_do() -> None:
+    one, other = alone("engine=sglang@0.5.6"), alone("engine=sglang@0.5.6", "graph=on")
+    assert [step_s(one, i) for i in (1, 2)] == [step_s(other, i) for i in (1, 2)]
+
+
+def test_a_long_prompt_hides_its_launches() -> None:
+    long = replace(SHORT, input_len=100_000)
+    one, other = (alone("engine=sglang@0.5.6", *more, load=long) for more in ((), ("graph=on",)))
+    assert step_s(one) == pytest.approx(step_s(other), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("engine", "eager"),
+    [
+        ("sglang@0.4.4.post1", True), ("sglang@0.5.9", True), ("sglang@0.5.10", False), ("sglang@0.5.10rc0", False),
+        ("sglang@0.6", False), ("sglang@1.0", False), ("sglang@0.5", True), ("sglang", False), ("vllm@0.11", False),
+        ("any", False), ("trtllm", False),
+    ],
+)  # fmt: skip
+def test_which_versions_launch_prompts_op_by_op(engine: str, eager: bool) -> None:
+    assert launched(alone(f"engine={engine}")) is eager
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sets", "eager"),
+    [
+        (1024, (), False), (2048, (), False), (2049, (), True), (1024, ("dp=8", "ep=8"), True), (1024, ("pp=8",), True),
+        (1024, ("tokens_per_step=2",), True),
+    ],
+)  # fmt: skip
+def test_what_a_new_sglang_holds_in_no_graph(prompt: int, sets: tuple[str, ...], eager: bool) -> None:
+    """MLA of more than 2,048 tokens, data-parallel attention, pipelines, drafted tokens."""
+    laid = sets if any(text.startswith(("dp", "pp")) for text in sets) else ("tp=8", *sets)
+    load = Workload(8, prompt, 64)
+    done = simulate(V3, load, "h200-sxm-x8", Scenario.of("serving=continuous", "engine=sglang", *laid))
+    assert launched(done) is eager
+
+
+def test_of_a_steady_load_a_prompt_is_launched_while_a_decode_step_runs() -> None:
+    load = replace(SHORT, batch=16, output_len=64)
+    done = alone("serving=continuous", "engine=sglang@0.5.6", "routing=uniform", load=load)
+    static = alone("engine=sglang@0.5.6", "routing=uniform", load=replace(load, batch=1))
+    assert step_s(done) == pytest.approx(step_s(static) - step_s(done, 1), rel=1e-6)
+    other = alone("serving=continuous", "engine=sglang@0.5.6", "routing=uniform", "graph=on", load=load)
+    assert step_s(done) > step_s(other)
+
+
+def test_without_any_graph_no_step_is_launched_ahead_and_sglang_s_host_is_its_own() -> None:
+    steps = [alone("graph=off", engine, load=SHORT) for engine in ("engine=sglang", "engine=any")]
+    for done, pace in zip(steps, (SGLANG_LAUNCH_S, HOST_LAUNCH_S), strict=True):
+        assert step_s(done, 1) > pace * ops_of(done, 1)
+        (said,) = [
+            text for text in done.summary["assumptions"] if text.startswith("the host launches op by op")
+        ]
+        assert f"{pace * 1e6:.0f} us each" in said
+    served = alone(
+        "serving=continuous", "graph=off", "engine=sglang", load=replace(SHORT, batch=4, output_len=64)
+    )
+    assert step_s(served) > SGLANG_LAUNCH_S * ops_of(served)
+
+
+def test_a_launched_step_is_as_sure_as_the_time_of_a_launch_and_a_long_one_as_its_ops() -> None:
+    short, long = (
+        alone("engine=sglang@0.5.6", load=replace(SHORT, input_len=n)).summary["steps"][0]
+        for n in (100, 100_000)
+    )
+    assert short["high_s"] == pytest.approx(HOST_LAUNCH_FACTOR * short["step_s"], rel=0.1)
+    assert short["low_s"] == pytest.approx(short["step_s"] / HOST_LAUNCH_FACTOR, rel=0.1)
+    assert long["high_s"] < 1.5 * long["step_s"]
+
+
+def test_a_saved_simulation_keeps_how_its_prompts_were_launched() -> None:
+    load = replace(SHORT, batch=16, output_len=64)
+    done = alone("serving=continuous", "engine=sglang@0.5.6", load=load)
+    again = replay(done.run, "h100-sxm", Scenario.of())
+    assert [s.end_ns - s.start_ns for s in again.run.meta.steps] == [
+        s.end_ns - s.start_ns for s in done.run.meta.steps
+    ]
+    on = replay(done.run, "h100-sxm", Scenario.of("graph=on")).run.meta.steps[0]
+    assert on.end_ns - on.start_ns < 1e9 * step_s(done)
+
+
+def test_on_a_wafer_no_host_launches() -> None:
+    found = simulate(OLMOE, SHORT, "cs3", Scenario.of()).summary
+    assert not any("launches" in text for text in found["assumptions"])
