@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 
-from moetrace.cli.doctor import doctor
 from moetrace.cost import cost
 from moetrace.engines import engine_among, stated
 from moetrace.errors import ScenarioError
 from moetrace.replay import Scenario
 from moetrace.validate.measured import measured_table
+from tests.conftest import Answer
 
 OPS = {"op": ["moe_module fp8 tokens=8 hidden=4096 inter=1536 experts=128 topk=8 distinct=50"]}
 
@@ -66,10 +66,9 @@ def test_a_scored_table_is_priced_by_the_engine_that_it_says(tmp_path: Path) -> 
     assert said["vLLM-0.19.0"] == said["vllm"] != said["any"]
 
 
-def test_doctor_takes_the_engine_however_it_is_written(shipped: Path) -> None:
+def test_doctor_takes_the_engine_however_it_is_written(shipped: Path, call: Callable[..., Answer]) -> None:
     spelt = {"SGLang 0.5.6": "sglang", "trtllm": "tensorrt-llm", "TensorRT-LLM": "tensorrt-llm"}
     for text, name in spelt.items():
-        done = CliRunner().invoke(doctor, [str(shipped), "--engine", text, "--json"])
-        assert f'"engine": "{name}"' in done.output
-    done = CliRunner().invoke(doctor, [str(shipped), "--engine", "sglag"])
-    assert done.exit_code == 2 and "did you mean 'sglang'" in done.output
+        assert f'"engine": "{name}"' in call("doctor", shipped, "--engine", text, "--json").out
+    done = call("doctor", shipped, "--engine", "sglag")
+    assert done.status == 2 and "did you mean 'sglang'" in done.err

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from moetrace.cli.replay import replay as verb
 from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
@@ -22,7 +21,7 @@ from moetrace.replay.grid.recorded import Replays, check_measures, replays_of
 from moetrace.replay.grid.store import open_grid, run_grid
 from moetrace.run import Run
 from moetrace.synthesize import Workload, synthesize
-from tests.conftest import REPO
+from tests.conftest import REPO, Answer
 from tests.drawn_replays import check_replays, replay_sets
 from tests.unit.replay_runs import H100, decode_run
 from tests.unit.test_waits import ranks, slow
@@ -148,15 +147,17 @@ def test_a_scenario_of_the_plan_is_the_one_that_was_asked_for() -> None:
     assert plan("n_a=4", machines=("h100-sxm",)).pairs[0][1] == Scenario.of("n_a=4")
 
 
-def test_replays_of_a_steady_load_have_no_tpot_to_choose_by(tmp_path: Path) -> None:
+def test_replays_of_a_steady_load_have_no_tpot_to_choose_by(
+    tmp_path: Path, call: Callable[..., Answer]
+) -> None:
     """Their decode steps were taken for it."""
     load = Workload(4, 256, 16, served=True)
     simulate("olmoe-1b-7b", load, "h100-sxm").run.save(tmp_path / "run")
-    call = [str(tmp_path / "run"), "--hw", "a100-sxm", "--n-a", "4,8"]
-    done = CliRunner().invoke(verb, [*call, "--slo", "tpot=1s"])
-    assert done.exit_code and "no TPOT to choose by" in str(done.exception)
-    done = CliRunner().invoke(verb, [*call, "--grid", str(tmp_path / "grid")])
-    assert not done.exit_code and "TPOT and rates are not known: the run is a simulation" in done.output
+    asked = ("replay", tmp_path / "run", "--hw", "a100-sxm", "--n-a", "4,8")
+    done = call(*asked, "--slo", "tpot=1s")
+    assert done.status == 2 and "no TPOT to choose by" in done.err
+    done = call(*asked, "--grid", tmp_path / "grid")
+    assert not done.status and "TPOT and rates are not known: the run is a simulation" in done.out
     rows = pq.read_table(tmp_path / "grid" / "scenarios").to_pylist()
     assert all(
         row["step_s"] > 0 and row["tpot_s"] is None and row["output_throughput_per_s"] is None for row in rows
