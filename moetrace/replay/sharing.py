@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from moetrace.errors import ScenarioError
-from moetrace.forward import causal_pairs
 from moetrace.op import Op
 from moetrace.replay import edit
 from moetrace.replay.draft import At, Draft
 from moetrace.replay.mixed_step import PROMPTS, Busiest, busiest_groups
 from moetrace.replay.parallel import Share
+from moetrace.replay.prompt_parts import Shared, part_of_tokens
 from moetrace.run import GENERATING
 
-Shared = Callable[[Op, At], Op]  # what of an op a rank computes at a time
 _ATTENTION_OUT = (
     frozenset({"o_proj"}),
     frozenset({"attention", "mla_attention", "sparse_mla", "linear_attention", "attention_reduce"}),
@@ -91,22 +90,6 @@ def prompt_tokens(draft: Draft, asked: str) -> dict[int, Any]:
         elif step.phase in PROMPTS and step.tokens and whole:
             found[i] = -(-step.tokens * share.batch // whole)
     return found
-
-
-def part_of_tokens(new: Any, old: Any) -> Shared:
-    """An op at `new` of the `old` tokens of a step that works on prompts.
-
-    A part of a prompt attends to what came before it: the parts have the whole's pairs of queries and keys among them.
-    """
-
-    def change(op: Op, at: At) -> Op:
-        if op.has("q", "kv", "batch") and not op.has("pairs"):
-            keys, queries = op["kv"] / op["batch"], op["q"] / op["batch"]
-            seen = op["batch"] * causal_pairs(queries, keys, op.get("window") or op.get("chosen") or 0)
-            op = op.with_dims(pairs=round(seen))
-        return edit.scaled(op, new, old)
-
-    return change
 
 
 def with_stages(draft: Draft, stages: int, parts: Mapping[int, float]) -> Draft:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moetrace.errors import ScenarioError
 from moetrace.hardware import load_hardware
-from moetrace.model import load_model
+from moetrace.model import ModelSpec, load_model
+from moetrace.op import Op
 from moetrace.replay import Scenario, replay, scenarios, shares, simulate
 from moetrace.replay.draft import Draft
 from moetrace.replay.editing import edited
@@ -113,6 +114,22 @@ def test_prompts_go_through_the_stages_in_parts_of_their_tokens(prompt: int, siz
     assert {op["tokens"] for op in first if op.kind == "moe_gate_up"} == {size}
     (attention,) = {op for op in first if op.kind == "attention"}
     assert attention["pairs"] == pytest.approx(prompt * (prompt + 1) / 2 * size / prompt, abs=1)
+    assert attention["q"] == size and attention["kv"] == (prompt + size) / 2  # of all parts the mean
+
+
+@pytest.mark.parametrize("prompt", [4096, 65_536, 131_072, 1_000_000])
+@pytest.mark.parametrize("model", [QWEN, load_model("gpt-oss-20b"), load_model("deepseek-v2-lite")])
+def test_parts_of_a_long_prompt_attend_as_long_as_the_whole_of_it(prompt: int, model: ModelSpec) -> None:
+    """A part's kernel reads what came before it: as if that were all of its keys, parts of 131,072 tokens took a sixteenth."""
+
+    def attention_s(machine: str, *sets: str) -> float:
+        run = simulate(model, Workload(1, prompt, 2), machine, Scenario.of(*sets)).run.to_pandas()
+        mine = run[(run.step == 0) & run.kind.isin(["attention", "mla_attention"])]
+        (queries,) = {Op.parse(text)["q"] for text in mine.op}
+        return float(mine.dur_ns.sum()) / 1e9 * prompt / queries
+
+    whole = attention_s("h100-sxm")
+    assert attention_s("h100-sxm-x2", "pp=2") == pytest.approx(whole, rel=0.1 if prompt > 4096 else 0.3)
 
 
 @pytest.mark.parametrize(

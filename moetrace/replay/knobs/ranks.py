@@ -120,6 +120,7 @@ def pp(draft: Draft, value: int) -> Draft:
         raise ScenarioError(f"{asked}: there are {draft.layers} layers to cut into stages")
     from moetrace.replay import sharing  # here: they bring numpy
     from moetrace.replay.lanes import largest, smallest
+    from moetrace.replay.prompt_parts import part_of_tokens
 
     least, most = PIPELINE_TOKENS
     tokens = sharing.prompt_tokens(draft, asked)
@@ -130,7 +131,7 @@ def pp(draft: Draft, value: int) -> Draft:
         parts[step] = -(-batch // -(-batch // smallest(value, batch)))
         return smallest(value, batch)
 
-    others = {i: sharing.part_of_tokens(size, tokens[i]) for i, size in sizes.items()}
+    others = {i: part_of_tokens(size, tokens[i]) for i, size in sizes.items()}
     draft = sharing.cut(draft, asked, ways, others)
     draft = sharing.with_stages(draft, value, parts)
     return draft.noted(
