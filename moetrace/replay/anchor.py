@@ -44,8 +44,8 @@ COPIED = ", on another layer of its kind"
 # On one chip an op told from another size of it is off by both answers' errors, as if these had nothing to do with each other:
 # of pairs of sizes measured on an H100 or an A100 and priced with its own coefficients that holds 81 to 84 %, half of one error
 # 36 to 47 % (benchmarks/score_ratios.py). What is wrong with a whole chip cancels: priced with the other's coefficients 80 % of
-# the pairs are off by 0.17 (GEMMs), 0.25 (experts) and 0.38 (attention), in logarithms, whatever such a profile states of one
-# answer. With its errors widened as those of a transferred profile are, this holds 97, 92 and 82 % of them.
+# the pairs are off by 0.16 (GEMMs), 0.23 (experts) and 0.36 (attention), in logarithms, whatever such a profile states of one
+# answer. With its errors widened as those of a transferred profile are, this holds 97, 93 and 84 % of them.
 ONE_CHIP_MOST = 0.4
 
 _TRANSFERRED = "transferred from"
