@@ -20,6 +20,7 @@ from moetrace.replay.assumptions import assumptions_of
 from moetrace.replay.copies import copy_error
 from moetrace.replay.draft import Draft
 from moetrace.replay.editing import edited
+from moetrace.replay.launching import launch_s
 from moetrace.replay.notebook import as_html, in_words
 from moetrace.replay.outcome import Outcome
 from moetrace.replay.parallel import Share
@@ -46,7 +47,8 @@ class Prediction:
     """A scenario on a machine: the predicted run, and a JSON-able summary of it (schema ``moetrace.replay/1``).
 
     `step_s` [steps, 3] is what each step takes in seconds: expected, and both ends of the 80 % interval. `shares` has for each
-    step what one rank's ops stand for, empty where all of a step's work is in them.
+    step what one rank's ops stand for, empty where all of a step's work is in them; `launched` whether the host launches its
+    ops one by one, empty where it does in none.
     """
 
     scenario: Scenario
@@ -55,6 +57,7 @@ class Prediction:
     summary: dict[str, Any]
     step_s: FloatArray
     shares: tuple[Share, ...] = ()
+    launched: tuple[bool, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Prediction {in_words(self.summary)}; .summary, .run>"
@@ -122,6 +125,7 @@ class _Whole:
         self.steps = list(run.meta.steps)
         self.step_s = np.zeros((len(self.steps), 3))
         self.shares: tuple[Share, ...] = ()
+        self.launched: tuple[bool, ...] = ()
         self.meta: Meta | None = None
         self.tables = TableParts(OPS_SCHEMA.with_metadata(TABLE_FACTS), run.new_file)
 
@@ -133,6 +137,8 @@ class _Whole:
         for i in np.unique(outcome.draft.base.step).tolist():
             self.steps[i] = meta.steps[i]
         self.shares = outcome.draft.shares
+        launched = launch_s(outcome.draft, outcome.source) > 0
+        self.launched = tuple(launched.tolist()) if launched.any() else ()
         self.step_s += np.stack([outcome.span, outcome.low, outcome.high], axis=1) / 1e9
 
     def prediction(self, hw: Hardware) -> Prediction:
@@ -145,7 +151,9 @@ class _Whole:
         routing = self.run.routing if _keeps_routing(self.scenario) else None
         kept = isinstance(made, pa.Table)
         run = Run(meta, made, routing) if kept else Run(meta, None, routing, file=made)
-        return Prediction(self.scenario, hw.name, run, self.tally.summary(), self.step_s, self.shares)
+        return Prediction(
+            self.scenario, hw.name, run, self.tally.summary(), self.step_s, self.shares, self.launched
+        )
 
 
 def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> None:

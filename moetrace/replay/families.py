@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from moetrace.replay.measures import step_weights
 from moetrace.replay.parallel import Share
 
 FloatArray = npt.NDArray[np.float64]
+IDLE = "idle"  # beside op families: the device waits for the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ def spent_by(prediction: Prediction) -> dict[str, Spent]:
     for family, seconds in _by_step(prediction).items():
         decode = float((seconds * share).sum())
         found[family] = Spent(decode, float(seconds[first].sum()), bound.get(family) if decode else None)
+    if IDLE in found and found[IDLE].decode_s:
+        found[IDLE] = replace(found[IDLE], bound="host")
     return found
 
 
@@ -65,7 +68,8 @@ def _by_step(prediction: Prediction) -> dict[str, FloatArray]:
     """Seconds of each step by op family, which add up to the step.
 
     Where a rank's ops are a part of the step's work (pipelines, halves), the families of its ops take the step's time in
-    proportion, and collectives what is left of it after the rest has been computed.
+    proportion, and collectives what is left of it after the rest has been computed. In steps that wait for the host's launches
+    `IDLE` is the time in which no op runs; of two halves that overlap it is not told apart.
     """
     run = prediction.run
     steps, span = run.meta.steps, prediction.step_s[:, 0]
@@ -82,8 +86,12 @@ def _by_step(prediction: Prediction) -> dict[str, FloatArray]:
     shares = prediction.shares or (Share(1),) * len(steps)
     halves, times = np.array([s.halves for s in shares]), np.array([s.times for s in shares])
     both = times * np.minimum(2.0, span / times / np.maximum(rest, 1e-12))
-    factor = np.where(halves, both, span / np.maximum(rest + sent, 1e-12))
+    launched = np.array(prediction.launched or (False,) * len(steps))
+    waited = np.where(launched & ~halves, np.maximum(np.round(span / times - rest - sent, 9), 0.0), 0.0)
+    factor = np.where(halves, both, span / np.maximum(rest + sent + waited, 1e-12))
     out = {name: seconds * factor for name, seconds in found.items()}
+    if waited.any():
+        out[IDLE] = waited * factor
     if sent.any():
-        out["communication"] = np.maximum(span - rest * factor, 0.0)
+        out["communication"] = np.maximum(span - (rest + waited) * factor, 0.0)
     return out

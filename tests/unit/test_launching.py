@@ -111,6 +111,20 @@ def test_a_launched_step_is_as_sure_as_the_time_of_a_launch_and_a_long_one_as_it
     assert long["high_s"] < 1.5 * long["step_s"]
 
 
+def test_what_the_device_waits_for_its_host_is_idle_beside_the_op_families() -> None:
+    done, other = alone("engine=sglang@0.5.6"), alone("engine=sglang@0.5.6", "graph=on")
+    mine, usual = ({row["family"]: row for row in found.summary["families"]} for found in (done, other))
+    assert mine["idle"]["prefill_s"] == pytest.approx(step_s(done) - step_s(other), abs=1e-8)
+    assert mine["idle"]["decode_s"] == 0 and mine["idle"]["bound"] is None and "idle" not in usual
+    for family, row in usual.items():
+        assert mine[family]["prefill_s"] == pytest.approx(row["prefill_s"], rel=1e-6)
+    off = {row["family"]: row for row in alone("graph=off", "engine=sglang").summary["families"]}
+    assert off["idle"]["bound"] == "host" and off["idle"]["decode_share"] > 0.5
+    assert sum(row["decode_s"] for row in off.values()) == pytest.approx(
+        step_s(alone("graph=off", "engine=sglang"), 1), rel=1e-3
+    )
+
+
 def test_a_saved_simulation_keeps_how_its_prompts_were_launched() -> None:
     load = replace(SHORT, batch=16, output_len=64)
     done = alone("serving=continuous", "engine=sglang@0.5.6", load=load)

@@ -19,7 +19,11 @@ Part = tuple[Case, int, int]
 MINOR = 2  # raised with a column of either table: a grid is not finished with other columns than it was begun
 BREAKDOWN_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("scenario", pa.int64(), "number of the scenario, as in scenarios"),
-    ("family", TEXT, "op family, such as experts, attention, communication"),
+    (
+        "family",
+        TEXT,
+        "op family, such as experts, attention, communication; idle: the device waits for the host",
+    ),
     ("decode_s", pa.float64(), "seconds of the family's ops in the mean decode step"),
     ("prefill_s", pa.float64(), "seconds of the family's ops in the prefill step"),
 )

@@ -12,6 +12,7 @@ from moetrace.cost.beyond import with_phase
 from moetrace.replay import halves, memory
 from moetrace.replay.anchor import LONGEST_NS
 from moetrace.replay.columns import column, works_on
+from moetrace.replay.families import IDLE
 from moetrace.replay.grid.eager import OPS_AT, spans
 from moetrace.replay.grid.load import spread
 from moetrace.replay.grid.shape import Shape
@@ -174,16 +175,21 @@ class Steps:
         if self.shape.draft.hw.device_class == "wafer":
             out[_SENT] = span - rest
         else:
+            shares, waited = bool(self.shape.draft.shares), np.zeros_like(span)
+            times = self.times_of if shares else np.ones_like(span)
+            for step in (launched.step for launched in self.shape.launched):
+                waited[step] = np.maximum(np.rint(span[step] / times[step] - self.alone[step]), 0.0)
             factor = np.ones_like(span)
-            if self.shape.launched:
-                factor = span / np.maximum(self.alone, 1e-3)
-            if self.shape.draft.shares:
-                one = span / np.maximum(self.alone, 1e-3)
-                both = self.times_of * np.minimum(2.0, span / self.times_of / np.maximum(rest, 1e-3))
+            if shares:
+                waited = np.where(self.halves, 0.0, waited)
+                one = span / np.maximum(self.alone + waited, 1e-3)
+                both = times * np.minimum(2.0, span / times / np.maximum(rest, 1e-3))
                 factor = np.where(self.halves, both, one)
             out = {name: ns * factor for name, ns in out.items()}
+            if waited.any():
+                out[IDLE] = waited * factor
             if _SENT in expected:
-                out[_SENT] = np.maximum(span - rest * factor, 0.0)
+                out[_SENT] = np.maximum(span - (rest + waited) * factor, 0.0)
         return {name: ns / 1e9 for name, ns in out.items()}
 
     def spent(self, weights: FloatArray) -> dict[str, tuple[FloatArray, FloatArray]]:
