@@ -48,7 +48,8 @@ class Prediction:
 
     `step_s` [steps, 3] is what each step takes in seconds: expected, and both ends of the 80 % interval. `shares` has for each
     step what one rank's ops stand for, empty where all of a step's work is in them; `launched` whether the host launches its
-    ops one by one, empty where it does in none.
+    ops one by one, empty where it does in none. `ahead_s` [steps] is how long before each step its launch began, 0 where no
+    host launched it beside another.
     """
 
     scenario: Scenario
@@ -56,6 +57,7 @@ class Prediction:
     run: Run
     summary: dict[str, Any]
     step_s: FloatArray
+    ahead_s: FloatArray
     shares: tuple[Share, ...] = ()
     launched: tuple[bool, ...] = ()
 
@@ -124,6 +126,7 @@ class _Whole:
         self.tally = Tally(run)
         self.steps = list(run.meta.steps)
         self.step_s = np.zeros((len(self.steps), 3))
+        self.ahead_s = np.zeros(len(self.steps))
         self.shares: tuple[Share, ...] = ()
         self.launched: tuple[bool, ...] = ()
         self.meta: Meta | None = None
@@ -140,6 +143,7 @@ class _Whole:
         launched = launch_s(outcome.draft, outcome.source) > 0
         self.launched = tuple(launched.tolist()) if launched.any() else ()
         self.step_s += np.stack([outcome.span, outcome.low, outcome.high], axis=1) / 1e9
+        self.ahead_s += outcome.ahead / 1e9
 
     def prediction(self, hw: Hardware) -> Prediction:
         """The whole. Raises ScenarioError if there was no part."""
@@ -152,7 +156,14 @@ class _Whole:
         kept = isinstance(made, pa.Table)
         run = Run(meta, made, routing) if kept else Run(meta, None, routing, file=made)
         return Prediction(
-            self.scenario, hw.name, run, self.tally.summary(), self.step_s, self.shares, self.launched
+            self.scenario,
+            hw.name,
+            run,
+            self.tally.summary(),
+            self.step_s,
+            self.ahead_s,
+            self.shares,
+            self.launched,
         )
 
 
@@ -173,8 +184,8 @@ def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> N
     table = table_of(draft, found.priced, begin[draft.base.segment[draft.rows]] + found.start, found.dur)
     span, low, high = (per_step(draft, ns) for ns in (found.spans, found.low, found.high))
     outcome = Outcome(
-        draft, found.priced, source, found.dur, found.wait, found.was, span, low, high, found.busy, need, context,
-        assumptions,
+        draft, found.priced, source, found.dur, found.wait, found.was, span, low, high, found.busy, found.ahead, need,
+        context, assumptions,
     )  # fmt: skip
     whole.add(meta, table, outcome, crossing)
 

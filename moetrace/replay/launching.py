@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from moetrace.errors import ScenarioError
 from moetrace.hardware import Hardware
 from moetrace.replay.draft import Draft
 from moetrace.replay.edit import EXCHANGES
+from moetrace.replay.lanes import Lanes
 from moetrace.run import Step
 
 IntArray = npt.NDArray[np.int64]
@@ -57,17 +59,23 @@ def launch_s(draft: Draft, source: Hardware | None) -> FloatArray:
 
 
 def ahead_ns(draft: Draft, launch: FloatArray, spans: npt.NDArray[Any]) -> FloatArray:
-    """ns by which the host is ahead of the device as each step begins, of `spans` ns and their shape, [steps, ...].
+    """Whole ns by which the host is ahead of the device as each step begins, of `spans` ns and their shape, [steps, ...].
 
-    SGLang launches a step while the one before runs: in a steady load, before prompts, one that decodes, as after them.
+    SGLang launches a step while the one before runs, but not in pipelines and where tokens are drafted (srt/server_args.py:
+    disable_overlap_schedule). Of a steady load's steps with prompts the share `after_decode` follows one that decodes, whose
+    time is that of the next decode step here; the others follow prompts, whose own launches the host waits for. The mean, so
+    that what the host gains is never more than the steps that decode take.
     """
     ahead, behind = np.zeros(spans.shape), np.zeros(spans.shape[1:])
-    if draft.run.meta.facts.get("workload", {}).get("apart", False):
+    said = _load_of(draft)
+    if said.get("apart", False) and not said.get("drafted", False) and draft.parallel.pp == 1:
+        share = said.get("after_decode", 1.0)
+        share = share.spread() if isinstance(share, Lanes) else share
         for i in reversed(range(len(draft.steps))):
             if draft.steps[i].phase == "decode":
-                behind = spans[i] if not launch[i] else np.zeros(spans.shape[1:])
+                behind = spans[i] * share if not launch[i] else np.zeros(spans.shape[1:])
             elif launch[i]:
-                ahead[i] = behind
+                ahead[i] = np.rint(behind)
     return ahead
 
 
@@ -82,6 +90,12 @@ def launches_said(draft: Draft, source: Hardware | None) -> str:
     return f"SGLang's host launches steps with prompts {each} (graph=on: from a graph, as others are)"
 
 
+def _load_of(draft: Draft) -> Mapping[str, Any]:
+    """What the run says of the workload that it was simulated for; nothing of other runs."""
+    said: Mapping[str, Any] = draft.run.meta.facts.get("workload", {})
+    return said
+
+
 def _in_graph(draft: Draft, step: Step, version: str) -> bool:
     """Whether SGLang holds a step with prompts in a graph; of no stated version, as those do that were measured."""
     release = tuple(int(digits[0]) for part in version.split(".")[:3] if (digits := re.match(r"\d+", part)))
@@ -93,6 +107,6 @@ def _in_graph(draft: Draft, step: Step, version: str) -> bool:
         or any(op.kind in EXCHANGES for op in draft.ops)
     ):
         return False
-    if draft.run.meta.facts.get("workload", {}).get("verify", 1) > 1 or (model and model.index_topk):
+    if _load_of(draft).get("drafted", False) or (model and model.index_topk):
         return False
     return not (model and model.attention == "mla" and (step.tokens or 0) > _GRAPH_TOKENS_MLA)

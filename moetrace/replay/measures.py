@@ -111,9 +111,10 @@ def first_and_rest(
     load: Workload,
     draft: Draft | None = None,
     expected: FloatArray | None = None,
+    ahead_s: float = 0.0,
 ) -> tuple[float, float]:
     """(TTFT, all later tokens of one sequence) in seconds, from those of the synthesized steps; `expected` are these steps' as
-    expected where `seconds` are an end of their interval."""
+    expected where `seconds` are an end of their interval. The launch of a step with prompts begins `ahead_s` before it."""
     weights, later = step_weights(steps), load.output_len - 1
     first, all_decode = float(seconds[weights == 0].sum()), float((seconds * weights).sum())
     overhead = overhead_s(load)
@@ -126,14 +127,12 @@ def first_and_rest(
         theirs = (load.batch - 1) * load.chunks / load.beside[0]
         if load.decodes_on:
             first = max(first, alone)
-            # Steps in which it decodes beside other groups' prompts.
-            on = min(later, theirs * (1 - load.working_groups / load.groups))
-            rest -= on * (all_decode / later + overhead)
+            rest -= load.on_beside * (all_decode / later + overhead)
         # There are no fewer steps than work on others' prompts; where these are steps of their own, the host adds to them too.
         rest += theirs * overhead if load.apart else max(0.0, theirs - rounds) * (alone + more)
         # Nothing decodes, or is drafted, in the prompt's own steps where these are apart.
         between = load.parts * overhead if load.apart else (load.parts - 1) * alone + load.parts * more
-        first += between + (load.chunks - 1) * work + (alone + more) / 2
+        first += between + (load.chunks - 1) * work + load.chunks * ahead_s + (alone + more) / 2
     else:
         first += overhead
     return first + (draft.prompt_s if draft else 0.0), rest

@@ -19,13 +19,14 @@ from moetrace.replay.memory import Need
 from moetrace.run import GENERATING, Run, main_phase
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 UNIFORM = "uniform formula"  # in the words for where distinct experts come from, where no routing was known
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """All that a summary is made of. `dur` is ns by row, of which `wait` is waiting for other ranks and `was` what that was as
-    recorded; `span`, `low`, `high`, `busy` ns by step."""
+    recorded; `span`, `low`, `high`, `busy` and `ahead` (of `Timed`) ns by step."""
 
     draft: Draft
     priced: Priced
@@ -37,6 +38,7 @@ class Outcome:
     low: IntArray
     high: IntArray
     busy: IntArray
+    ahead: FloatArray
     need: Need
     context: PriceContext
     assumptions: tuple[str, ...]

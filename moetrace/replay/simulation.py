@@ -140,8 +140,9 @@ def _summary(
     # Both models' errors are one machine's: they err together.
     columns = zip(prediction.step_s.T, ends, strict=True)
     usual = prediction.step_s[:, 0]
+    ahead_s = float(prediction.ahead_s[0])  # of the step with prompts, which is the first
     found = metrics(
-        [first_and_rest(meta.steps, column, load, draft, usual) for column, draft in columns], load
+        [first_and_rest(meta.steps, column, load, draft, usual, ahead_s) for column, draft in columns], load
     )
     drafted = (drafting.families, drafting.ends[0].tokens) if drafting else ({}, 0)
     beyond_fit = beside(base["beyond_fit"], drafting.beyond_fit if drafting else "")

@@ -68,11 +68,12 @@ def stated(scenario: Scenario) -> Drafting | None:
 
 def places(hw: Hardware, scenario: Scenario) -> list[tuple[Hardware, Scenario]]:
     """Where a drafting model may run and how, best first: cut over tp where that is all devices, else whole on every one; under
-    the same engine."""
+    the same engine, and from graphs as the model is."""
     tp, laid = int(scenario.get("tp", 1)), scenario.get("placement")
-    in_graphs = scenario.get("graph") != "off" and scenario.get("pad") != "none"
-    like = [] if in_graphs or hw.device_class != "gpu" else ["pad=none"]
-    like += [f"engine={engine}"] if (engine := scenario.get("engine")) is not None else []
+    on_gpu = hw.device_class == "gpu"
+    like = ["pad=none"] if scenario.get("pad") == "none" and on_gpu else []
+    told = {name: scenario.get(name) for name in ("engine", "graph") if on_gpu or name == "engine"}
+    like += [f"{name}={value}" for name, value in told.items() if value is not None]
     cut = [(hw, Scenario.of(f"tp={tp}", *like))] if hw.gpus > 1 and tp == hw.gpus else []
     alone = hw if hw.gpus == 1 else replace(hw, name=hw.base or hw.name, gpus=1, base=None)
     return [*cut, (alone, Scenario.of(*([f"placement={laid}"] if laid else []), *like))]
@@ -80,7 +81,9 @@ def places(hw: Hardware, scenario: Scenario) -> list[tuple[Hardware, Scenario]]:
 
 def load_of(load: Workload, scenario: Scenario) -> Workload:
     """The load of a drafting model: one token at a time, of the sequences of its data-parallel group."""
-    return replace(load, batch=-(-load.batch // int(scenario.get("dp", 1))), verify=1, host_s=None, groups=1)
+    return replace(
+        load, batch=-(-load.batch // int(scenario.get("dp", 1))), verify=1, host_s=None, groups=1, drafts=True
+    )
 
 
 def beside(model: str, draft: str) -> str:

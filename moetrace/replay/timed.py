@@ -29,7 +29,7 @@ class Timed:
 
     By row: `measured` as recorded without waiting, `start` from its segment's begin, `dur` with the `wait` for other ranks in
     it, `was` what that was as recorded. By segment (step and rank): `spans` and both ends of its 80 % interval. By step:
-    `busy`, in which some op runs, and `crossing`, spent between wafers.
+    `busy`, in which some op runs, `crossing`, spent between wafers, and `ahead`, which its launch began before it.
     """
 
     priced: Priced
@@ -43,6 +43,7 @@ class Timed:
     high: IntArray
     busy: IntArray
     crossing: IntArray
+    ahead: FloatArray
 
 
 def timed(
@@ -65,19 +66,19 @@ def timed(
     error = np.nan_to_num(priced.error)[draft.cell]
     of_step = draft.base.step[first_rows(draft)]
     pace = launch_s(draft, source)
-    launch, ahead = pace[of_step], np.zeros(of_step.size)
+    launch, ahead = pace[of_step], np.zeros(len(draft.steps))
 
     def lay_out(durations: IntArray, host: float = 1.0) -> tuple[IntArray, IntArray, IntArray]:
         return waits.laid_out(
             durations,
             lambda d, w: schedule.lay_out(
-                line, draft.rows, draft.inserted, d, gaps, launch * host, (was, w), host, ahead
+                line, draft.rows, draft.inserted, d, gaps, launch * host, (was, w), host, ahead[of_step]
             ),
         )
 
     ends = [np.rint(d).astype(np.int64) for d in (dur, dur / (1 + error), dur * (1 + error))]
     if launch.any():
-        ahead = ahead_ns(draft, pace, per_step(draft, lay_out(ends[0])[1]))[of_step]
+        ahead = ahead_ns(draft, pace, per_step(draft, lay_out(ends[0])[1]))
     laid = [lay_out(d) for d in ends]
     start, _, dur = laid[0]
     segment = line.segment[draft.rows]
@@ -103,7 +104,7 @@ def timed(
         )
     worked = np.bincount(segment, alone, spans.size).astype(np.float64)
     busy = per_step(draft, shares.worked(draft, worked, laid[0][1], spans - crossing[of_step])) + crossing
-    return Timed(priced, measured, start, dur, dur - ends[0], was, spans, low, high, busy, crossing)
+    return Timed(priced, measured, start, dur, dur - ends[0], was, spans, low, high, busy, crossing, ahead)
 
 
 def _timeline(draft: Draft) -> tuple[schedule.Timeline, IntArray]:

@@ -41,8 +41,9 @@ class Workload:
     at most `chunk` tokens beside the decoding of the others (continuous batching). `verify` tokens of each sequence go
     through one decode step (those drafted and one more; 1 without speculation), which yields `yielded` tokens. The host adds
     `host_s` to each step; None: not stated. With `apart` prompts have steps of their own, in which nothing decodes, but in
-    those of the data-parallel `groups` that have none (`decodes_on`). Raises ScenarioError unless all are whole numbers of
-    at least 1 (but `yielded`), of `output_len` at least 2 under a steady load.
+    those of the data-parallel `groups` that have none (`decodes_on`). `drafts`: the load is a drafting model's, of another's
+    sequences. Raises ScenarioError unless all are whole numbers of at least 1 (but `yielded`), of `output_len` at least 2 under
+    a steady load.
     """
 
     batch: int
@@ -55,6 +56,7 @@ class Workload:
     groups: int = 1
     apart: bool = False
     yielded: float = 1.0
+    drafts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "input_len", "output_len", "chunk", "verify", "groups"):
@@ -102,6 +104,21 @@ class Workload:
         """Whether data-parallel groups without a prompt decode beside another's: drafted tokens hold them back (SGLang,
         managers/scheduler.py: get_next_batch_to_run)."""
         return self.served and self.apart and self.groups > 1 and self.verify == 1
+
+    @property
+    def on_beside(self) -> float:
+        """Tokens that a sequence decodes beside prompts of groups other than its own, of all after its first."""
+        if not self.decodes_on:
+            return 0.0
+        others = (self.batch - 1) * self.chunks / self.beside[0]
+        return min(self.output_len - 1, others * (1 - self.working_groups / self.groups))
+
+    @property
+    def after_decode(self) -> float:
+        """Share of the steps of prompts alone (`apart`) that follow one of decode alone: the first of each prompt's, as far as
+        there are as many steps that decode."""
+        decode = (self.output_len - 1) / self.yielded - self.on_beside
+        return min(1 / self.chunks, decode / (self.batch * self.chunks / self.beside[0]))
 
     @property
     def own_prompts(self) -> float:
@@ -176,10 +193,11 @@ def meta_of(model: ModelSpec, workload: Workload, steps: tuple[Step, ...]) -> Me
         said["beside"] = workload.beside[:2]
     if workload.served and workload.apart:
         said["apart"] = True
+        said["after_decode"] = workload.after_decode
     if workload.decodes_on:
         said["own_prompts"] = workload.own_prompts
-    if workload.verify > 1:
-        said["verify"] = workload.verify
+    if workload.verify > 1 or workload.drafts:
+        said["drafted"] = True
     return Meta(
         kind="synthesized",
         source=f"{model.name}, batch {batch}, {prompt} in, {workload.output_len} out",

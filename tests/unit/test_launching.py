@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import Scenario, replay, simulate
 from moetrace.replay.launching import HOST_LAUNCH_FACTOR, HOST_LAUNCH_S, SGLANG_LAUNCH_S
 from moetrace.replay.simulation import Simulation
 from moetrace.synthesize import Workload
+from tests.unit.test_gpu_law import faster
 
 OLMOE, V3 = load_model("olmoe-1b-7b"), load_model("deepseek-v3")
 SHORT = Workload(1, 200, 8)
@@ -85,6 +87,78 @@ def test_of_a_steady_load_a_prompt_is_launched_while_a_decode_step_runs() -> Non
     assert step_s(done) == pytest.approx(step_s(static) - step_s(done, 1), rel=1e-6)
     other = alone("serving=continuous", "engine=sglang@0.5.6", "routing=uniform", "graph=on", load=load)
     assert step_s(done) > step_s(other)
+
+
+def test_as_many_prompts_are_launched_ahead_as_decode_steps_run_before() -> None:
+    """Of a prompt in 25 parts the first follows a step that decodes; of more prompts than steps decode not even that does."""
+    parts, many = Workload(16, 1600, 64), Workload(64, 200, 3)
+    for load, chunk, share in ((parts, 64, 1 / 25), (many, 200, 2 / 64)):
+        done, other = (
+            alone("serving=continuous", f"engine={name}", "routing=uniform", f"chunk={chunk}", load=load)
+            for name in ("sglang@0.5.6", "sglang")
+        )
+        whole = SGLANG_LAUNCH_S * ops_of(done)
+        assert step_s(done) == pytest.approx(whole - share * step_s(other, 1), rel=0.01)
+
+
+@pytest.mark.parametrize("more", [("pp=4",), ("tp=4", "tokens_per_step=2")])
+def test_no_prompt_is_launched_ahead_in_pipelines_and_where_tokens_are_drafted(more: tuple[str, ...]) -> None:
+    """SGLang's overlap schedule is off there."""
+    load = Workload(16, 200, 64)
+    done = alone("serving=continuous", "engine=sglang@0.5.6", *more, load=load, hw="h100-sxm-x4")
+    assert step_s(done) > SGLANG_LAUNCH_S * ops_of(done)
+
+
+def test_the_first_token_waits_for_the_decode_step_before_which_its_prompt_was_launched() -> None:
+    """So no prompt takes less than its launches."""
+    load = Workload(16, 200, 64)
+    done = alone("serving=continuous", "engine=sglang@0.5.6", load=load)
+    first, decode, middle = (step_s(done, i) for i in range(3))
+    overhead = 0.5e-3
+    waited = (middle + overhead) / 2 + decode
+    assert done.summary["metrics"]["ttft"]["value"] == pytest.approx(waited + first + overhead)
+    assert first + decode > SGLANG_LAUNCH_S * ops_of(done)
+
+
+@pytest.mark.parametrize(
+    ("load", "sets", "hw"),
+    [
+        (Workload(64, 1000, 64), ("chunk=64",), "h100-sxm"), (Workload(16, 300, 500), (), "h100-sxm"),
+        (Workload(256, 20, 2), (), "h100-sxm"), (Workload(256, 1000, 64), ("dp=8", "ep=8"), "h200-sxm-x8"),
+        (Workload(64, 300, 2), ("dp=4", "chunk=64"), "h100-sxm-x4"),
+        (Workload(64, 1000, 64), ("pp=8", "chunk=64"), "h200-sxm-x8"),
+        (Workload(16, 300, 500), ("chunk=64", "tokens_per_step=2.5"), "h100-sxm"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "more", [{"bandwidth": 1.3}, {"peak": 1.3}, {"link": 1.3}, {"bandwidth": 2, "peak": 2}]
+)
+def test_a_faster_machine_is_no_slower_though_its_host_is_less_ahead(
+    load: Workload, sets: tuple[str, ...], hw: str, more: dict[str, float]
+) -> None:
+    asked = {"bandwidth": 1.0, "peak": 1.0, "link": 1.0} | more
+    machine = load_hardware(hw)
+    scenario = Scenario.of("serving=continuous", "engine=sglang@0.5.6", *sets)
+    one, two = (simulate(OLMOE, load, on, scenario) for on in (machine, faster(machine, **asked)))
+    for name in ("ttft", "tpot", "e2e"):
+        mine, other = (done.summary["metrics"][name]["value"] for done in (one, two))
+        assert other <= mine * (1 + 1e-6), name
+
+
+def test_a_drafting_model_is_launched_as_the_model_is() -> None:
+    def ttft(*sets: str) -> float:
+        drafted = ("draft=qwen3-0.6b", "draft_tokens=3", "acceptance=0", *sets)
+        return float(alone(*drafted).summary["metrics"]["ttft"]["value"])
+
+    new, old, none = (
+        ttft("engine=sglang"),
+        ttft("engine=sglang@0.5.6"),
+        ttft("engine=sglang@0.5.6", "graph=on"),
+    )
+    assert new == old
+    assert (
+        none < old - SGLANG_LAUNCH_S * 28 * 10 / 2
+    )  # layers of the drafting model, and ops of each at least
 
 
 def test_without_any_graph_no_step_is_launched_ahead_and_sglang_s_host_is_its_own() -> None:

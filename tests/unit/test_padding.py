@@ -240,7 +240,8 @@ def test_padded_rows_of_sglang_that_choose_experts_are_not_shared_out_anew() -> 
 
 
 def test_a_drafting_model_runs_in_graphs_where_the_model_does() -> None:
-    assert [str(how.label) for _, how in places(H100, Scenario.of("graph=off"))] == ["pad=none"]
+    for said in ("graph=off", "graph=on", "pad=none"):
+        assert [str(how.label) for _, how in places(H100, Scenario.of(said))] == [said]
     assert [str(how.label) for _, how in places(H100, Scenario())] == ["as recorded"]
     assert [how.settings for _, how in places(load_hardware("cs3"), Scenario())] == [()]
 

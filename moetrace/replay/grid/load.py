@@ -57,8 +57,10 @@ def first_and_rest(
     load: Workload,
     space: Space,
     drafted: Drafted | None,
+    ahead_s: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
-    """(TTFT, all later tokens), [ends, scenarios] each: `measures.first_and_rest`. `seconds` are [steps, ends, scenarios]."""
+    """(TTFT, all later tokens), [ends, scenarios] each: `measures.first_and_rest`. `seconds` are [steps, ends, scenarios],
+    `ahead_s` [scenarios]."""
     later = spread(load.output_len, space) - 1
     none = np.zeros(space.size)
     prompt, step, middle, others = drafted.seconds if drafted else (none, none, none, none)
@@ -70,15 +72,14 @@ def first_and_rest(
     more = overhead_s(load) + tokens * middle
     alone, work, own = middle_and_others(steps, seconds, load, space)
     parts, chunks = spread(load.parts, space), spread(load.chunks, space)
-    waited = (chunks - 1) * work + (alone + more) / 2
+    waited = (chunks - 1) * work + chunks * ahead_s + (alone + more) / 2
     theirs = (spread(load.batch, space) - 1) * chunks / spread(load.beside[0], space)
     if load.apart:
         waited = waited + parts * overhead_s(load)
         first = seconds[0]
         if load.decodes_on:
             first = np.maximum(first, alone)
-            on = np.minimum(later, theirs * (1 - spread(load.working_groups, space) / load.groups))
-            rest = rest - on * (each + overhead_s(load))
+            rest = rest - spread(load.on_beside, space) * (each + overhead_s(load))
         return first + waited + prompt, rest + own + others + theirs * overhead_s(load)
     waited = waited + (parts - 1) * alone + parts * more
     held = np.maximum(0.0, theirs - later / yielded)

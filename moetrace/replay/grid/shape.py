@@ -161,7 +161,7 @@ class Drafts:
         """The draft before its knobs."""
         kinds = _layer_kinds(model, turned)
         # A drafting model has its data-parallel group's part of the batch, whose lanes live as long as their space.
-        made = (load.served, load.chunk, load.verify, load.groups, load.apart, load.yielded)
+        made = (load.served, load.chunk, load.verify, load.groups, load.apart, load.yielded, load.drafts)
         key = (model, *made, kinds, id(space), id(load.batch))
         if key not in self.outlines:
             self.outlines[key] = _outline(model, load, kinds)

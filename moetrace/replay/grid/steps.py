@@ -44,6 +44,7 @@ class Steps:
         self.placed = self.pricing.add(counted, held)
         self.family = np.array(counted.families)
         self.times = Times(np.zeros((3, 0)), np.zeros(0, dtype=np.int64), ())
+        self.ahead_s = np.zeros((len(draft.steps), self.space.size))  # as of a `Prediction`
         self.too_long = np.zeros(0, dtype=np.bool_)  # scenarios of which no whole ns hold the times
 
     def price(self) -> None:
@@ -124,6 +125,7 @@ class Steps:
 
         out, draft = self.ns[:, OPS_AT], self.shape.draft
         ahead = ahead_ns(draft, launch_s(draft, None), self.ns[:, 0])
+        self.ahead_s = ahead / 1e9
         for launched in self.shape.launched:
             out[launched.step] = spans(launched, ns, ahead[launched.step], self.space)
         return out

@@ -137,7 +137,8 @@ class _Waiting:
         steps = shape.draft.steps
         weights = weights_of(steps, space)
         self.steps.price()
-        first, rest = first_and_rest(steps, self.steps.seconds, weights, shape.load, space, self._drafting())
+        by_step, ahead_s = self.steps.seconds, self.steps.ahead_s[0]
+        first, rest = first_and_rest(steps, by_step, weights, shape.load, space, self._drafting(), ahead_s)
         for name, values in measures(first, rest, shape.load, space).items():
             out.metrics[name][:, self.at] = values
         self._memory(out)
