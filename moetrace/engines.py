@@ -31,7 +31,9 @@ def engine_among(known: Iterable[str], what: str, text: str) -> str:
     if name not in known:
         raise ScenarioError(unknown(f"value of {what}", name if version else head, known))
     if not found or (version and (name == "any" or not _VERSION.fullmatch(version))):
-        raise ScenarioError(f"{what}={text}: expected an engine and its version, such as sglang@0.4.4")
+        raise ScenarioError(
+            f"{what}={text}: expected an engine and its version, such as sglang@0.4.4, or the engine alone"
+        )
     return f"{name}@{version}" if version else name
 
 

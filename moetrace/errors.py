@@ -49,7 +49,8 @@ def unknown(what: str, given: str, known: Iterable[str]) -> str:
     said = given.strip().casefold()
     # b200-sxm is b200 and more
     begin = sorted((name for name in plain if said.startswith(name) and 2 * len(name) >= len(said)), key=len)
-    near = begin[-1:] or get_close_matches(said, plain, n=1)
+    longer = [name for name in plain if said and name.startswith(said)]  # qwen3-235b-a22b of qwen3-235b
+    near = begin[-1:] or (longer if len(longer) == 1 else get_close_matches(said, plain, n=1))
     hint = f"did you mean {plain[near[0]]!r}? " if near else ""
     return f"unknown {what} {given!r}: {hint}there are {', '.join(names) or 'none'}"
 

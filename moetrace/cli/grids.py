@@ -139,6 +139,7 @@ def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_
         QUEUED,
         WHY,
         Limits,
+        cheapest,
         front,
         marked,
         met_by,
@@ -168,6 +169,7 @@ def _show_at(asked: GridAsked, root: Path, what: Ask | Replays, force: bool, as_
     facts = report.grid_facts(
         grid.plan, before, took, met, best, marked(grid.parts(why)), limits, asked.pareto, asked.grid
     )
+    facts["cheapest"] = report.rows_of(cheapest(grid.parts(), limits), limits)
     served = [name for name in OTHER_MODEL if name in ("model", *facts["knobs"])]
     shares = met_by(grid.parts(), limits, served) if best is not None else {}
     facts["met_by"] = {

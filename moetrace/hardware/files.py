@@ -35,7 +35,8 @@ def read_profile(name_or_path: str) -> tuple[Path, dict[str, Any]]:
     if path.suffix != ".toml":
         if name_or_path not in profile_names():
             raise ProfileError(
-                unknown("hardware profile", name_or_path, profile_names()) + " (or a path to a .toml file)"
+                unknown("hardware profile", name_or_path, profile_names())
+                + " (h100-sxm-x8 is eight of one; or a path to a .toml file)"
             )
         path = _folder() / f"{name_or_path}.toml"
     try:

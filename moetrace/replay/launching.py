@@ -83,7 +83,12 @@ def launches_said(draft: Draft, source: Hardware | None) -> str:
     """How ops follow one another, in words."""
     pace = launch_s(draft, source)
     if not pace.any():
-        return "ops run back to back on one stream, as from a CUDA graph: no launch gaps and no overlap"
+        said = "ops run back to back on one stream, as from a CUDA graph: no launch gaps and no overlap"
+        simulated = draft.run.meta.kind != "measured" and any(step.phase == "prefill" for step in draft.steps)
+        newest = draft.stated("engine") == "sglang" and not draft.stated("graph") and simulated
+        return said + (
+            "; prompts too, as since SGLang 0.5.10 (engine=sglang@0.5.9: of an older one)" if newest else ""
+        )
     each = f"op by op, {pace.max() * 1e6:.0f} us each within a factor of two; ops wait for it"
     if pace.all():
         return f"the host launches {each}"

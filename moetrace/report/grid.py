@@ -32,10 +32,7 @@ def grid_facts(
     root: Path | None,
 ) -> dict[str, Any]:
     """A JSON-able summary of a grid (schema ``moetrace.grid-summary/1``): counts, and the rows of the front."""
-    rows = best.to_pylist() if best is not None else []
-    rates = limits.per_device(best).tolist() if best is not None else []
-    for row, rate in zip(rows, rates, strict=True):
-        row["budget_per_gpu_per_s"] = rate
+    rows = rows_of(best, limits)
     return {
         "schema": "moetrace.grid-summary/1",
         "scenarios": plan.size,
@@ -55,6 +52,13 @@ def grid_facts(
         "models": len(plan.ask.models) if isinstance(plan, Plan) else 1,
         "written": str(root) if root is not None else None,
     }
+
+
+def rows_of(table: pa.Table | None, limits: Limits) -> list[dict[str, Any]]:
+    """Scenarios as dicts, with what they give of each device of the budget; none of None."""
+    rows: list[dict[str, Any]] = table.to_pylist() if table is not None else []
+    rates = limits.per_device(table).tolist() if table is not None else []
+    return [{**row, "budget_per_gpu_per_s": rate} for row, rate in zip(rows, rates, strict=True)]
 
 
 def about_s(scenarios: int) -> str:
@@ -85,8 +89,11 @@ def grid_report(facts: dict[str, Any]) -> list[Block]:
     lines += _refused(facts)
     lines += _by_model(facts)
     if facts["pareto"]:
-        lines.append(_table(facts))
-        beyond = _beyond_words(facts["pareto"][:_MOST])
+        shown, cheap = facts["pareto"][:_MOST], facts["cheapest"]
+        beyond = _beyond_words([*shown, *cheap])
+        lines.append(_table(facts, "best scenarios, the fastest for a user first", shown, beyond))
+        if cheap:
+            lines.append(_table(facts, "the cheapest output tokens of those that keep to it", cheap, beyond))
         lines += [f"({i}) the fit did not see {text}" for i, text in enumerate(beyond, 1)]
         if len(facts["pareto"]) > _MOST:
             lines.append(f"the first {_MOST} of {len(facts['pareto']):,} rows")
@@ -151,9 +158,7 @@ def _beyond_words(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["beyond_fit"] for row in rows if row["beyond_fit"]))
 
 
-def _table(facts: dict[str, Any]) -> Table:
-    rows = facts["pareto"][:_MOST]
-    beyond = _beyond_words(rows)
+def _table(facts: dict[str, Any], title: str, rows: list[dict[str, Any]], beyond: list[str]) -> Table:
     knobs = [name for name in facts["knobs"] if any(row.get(name) is not None for row in rows)]
     columns: dict[str, list[str]] = {}
     if facts["models"] > 1:
@@ -162,6 +167,8 @@ def _table(facts: dict[str, Any]) -> Table:
     columns["tok/s/user"] = [f"{row[USER]:,.1f}" for row in rows]
     rate = "budget_per_gpu_per_s" if facts["budget_gpus"] else DEVICE
     columns["tok/s/GPU"] = [f"{row[rate]:,.1f}" for row in rows]
+    if any(row.get("wafers") is not None for row in rows):  # each counts as a GPU
+        columns["wafers"] = [DASH if row.get("wafers") is None else f"{row['wafers']:.0f}" for row in rows]
     if any(row["cost_per_million_tokens"] is not None for row in rows):
         columns["cost/Mtok"] = [_figure(row["cost_per_million_tokens"]) for row in rows]
     for name in ("tpot", "ttft"):
@@ -178,7 +185,7 @@ def _table(facts: dict[str, Any]) -> Table:
         for row in rows
     ]
     body = tuple(zip(*columns.values(), strict=True))
-    return Table("best scenarios, the fastest for a user first", tuple(columns), body)
+    return Table(title, tuple(columns), body)
 
 
 def _figure(value: float | None) -> str:

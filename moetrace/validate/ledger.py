@@ -13,6 +13,7 @@ import pyarrow as pa
 from moetrace.calibrate.interval import coverage
 from moetrace.machines.gpu import decade_of
 from moetrace.validate.entry import NOT_SIMULATED, PREDICTED, STATEMENTS, Entry
+from moetrace.validate.figure import shipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,15 +91,22 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def summary(ledger: pa.Table) -> dict[str, Any]:
-    """A JSON-able summary (schema ``moetrace.ledger/1``): `groups` by source, model and hardware; `reasons`."""
+    """A JSON-able summary (schema ``moetrace.ledger/1``): `groups` by source, model and hardware; `reasons`.
+
+    Rows of one's own are a source beside the shipped ones of their kind.
+    """
     rows = ledger.select(
-        ["model", "hardware", "kind", "source", "unit", "error", "within", "verdict", "note"]
+        ["id", "model", "hardware", "kind", "source", "unit", "error", "within", "verdict", "note"]
     )
     rows = rows.to_pandas()
     rows["marked"] = rows["note"].str.startswith("marked ")
-    title = rows.groupby("kind")["source"].agg(_title)
+    ours = {figure.id for figure in shipped()}
+    mine = ~rows["id"].isin(ours)
+    mine &= rows["kind"].isin(set(rows["kind"][~mine]))
+    kind = rows["kind"] + np.where(mine, ", yours", "")
+    title = rows.groupby(kind)["source"].agg(_title)
     ratio = np.where(rows["unit"] == RATIO, ", as ratios", "")
-    rows["source"] = rows["kind"] + ": " + rows["kind"].map(title) + ratio
+    rows["source"] = kind + ": " + kind.map(title) + ratio
     groups = {
         name: [_group(str(key), part) for key, part in rows.groupby(name, sort=True)] for name in GROUPS
     }

@@ -52,7 +52,8 @@ MODELS = {
 def model_of(name: str) -> str:
     """The catalogue's name of a model. Raises RefusalError."""
     plain = name.lower()
-    plain = MODELS.get(plain, plain.removesuffix("-instruct"))
+    last = plain.rpartition("/")[2]  # behind who publishes it, as on a hub
+    plain = MODELS.get(plain) or MODELS.get(last) or last.removesuffix("-instruct")
     if plain not in model_names():
         raise RefusalError(f"model {name!r} is not in the catalogue" if name else "the model is not stated")
     return plain

@@ -70,6 +70,24 @@ def test_a_grid_is_written_and_its_front_shown(call: Callable[..., Answer], tmp_
     assert (json.loads(again.out)["done_before"], json.loads(again.out)["met"]) == (8, 8)
 
 
+def test_the_cheapest_is_shown_beside_the_front_where_there_are_prices(call: Callable[..., Answer]) -> None:
+    priced = (*ARGUMENTS, "--hw", "cs3", "--pareto", "--price-per-hour", "h100-sxm=2,cs3=500")
+    (row,) = json.loads(call(*priced, "--json").out)["cheapest"]
+    told = call(*priced).out
+    head, _, tail = told.partition("the cheapest output tokens of those that keep to it")
+    assert "wafers" in head and "h100-sxm" not in head.partition("best scenarios")[2]
+    assert (
+        row["hardware"] == "h100-sxm"
+        and f"{row['cost_per_million_tokens']:.4g}" in tail
+        and "(2) the" in tail
+    )
+    free = call(*ARGUMENTS, "--pareto")
+    assert (
+        "cheapest" not in free.out
+        and json.loads(call(*ARGUMENTS, "--pareto", "--json").out)["cheapest"] == []
+    )
+
+
 def test_limits_without_a_directory_keep_nothing(
     call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from moetrace.replay.grid.choose import (
     USER,
     Limits,
     Marked,
+    cheapest,
     front,
     marked,
     met_by,
@@ -274,6 +275,24 @@ def test_wafers_are_the_devices_of_their_machine_and_have_room(tmp_path: Path) -
     assert row["output_per_gpu_per_s"] == pytest.approx(rate / 2)
     assert marked([rows]) == Marked(0, 0, 0, 1, {})
     assert [front([rows], Limits(gpus=n))[1] for n in (None, 2, 1)] == [1, 1, 0]
+
+
+def test_the_cheapest_is_told_though_a_wafer_counts_as_one_device(tmp_path: Path) -> None:
+    """A wafer gives more tokens than a GPU, so that the front is its own, whatever it costs."""
+    load = ("batch=1,16", "input_len=64", "output_len=8")
+    grid = open_grid(
+        tmp_path / "grid", Ask(("olmoe-1b-7b",), ("h100-sxm", "cs3"), load, ("h100-sxm=2", "cs3=500"))
+    )
+    run_grid(grid)
+    parts = list(grid.parts())
+    best, found = front(parts, Limits())[0], cheapest(parts, Limits())
+    assert best is not None and set(best["hardware"].to_pylist()) == {"cs3"}
+    assert found is not None and found["hardware"].to_pylist() == ["h100-sxm"]
+    costs = [cost for rows in parts for cost in rows["cost_per_million_tokens"].to_pylist()]
+    assert found["cost_per_million_tokens"].to_pylist() == [min(costs)]
+    only = cheapest(parts, Limits({"user_speed": max(best[USER].to_pylist())}))
+    assert only is not None and only["hardware"].to_pylist() == ["cs3"]
+    assert cheapest(parts, Limits({"user_speed": 1e9})) is None
 
 
 def test_limits_as_they_are_written() -> None:

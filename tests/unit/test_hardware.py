@@ -312,6 +312,8 @@ def test_unknown_name_says_what_there_is() -> None:
         load_hardware("b200-sxm")
     with pytest.raises(ProfileError, match="unknown hardware profile 'h100-sxn': did you mean 'h100-sxm"):
         load_hardware("h100-sxn")
+    with pytest.raises(ProfileError, match="h100-sxm-x8 is eight of one"):
+        load_hardware("8xH100")
 
 
 @pytest.mark.parametrize(

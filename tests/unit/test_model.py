@@ -608,6 +608,8 @@ def test_a_file_that_is_no_config(tmp_path: Path, content: bytes, words: str) ->
 def test_names_and_paths(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="did you mean 'olmoe-1b-7b'"):
         load_model("olmoe-1b7b")
+    with pytest.raises(ModelError, match="did you mean 'qwen3-235b-a22b'"):
+        load_model("Qwen3-235B")  # what it begins with, not qwen3-32b, which is spelled more like it
     with pytest.raises(ModelError, match="no model config at"):
         load_model(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({**SMALL, "auto_map": {"AutoConfig": "evil.Config"}}))

@@ -12,6 +12,7 @@ from moetrace.replay.launching import SGLANG_LAUNCH_S
 from moetrace.validate import entries
 from moetrace.validate.entry import NOT_SIMULATED, PREDICTED, Entry
 from moetrace.validate.figure import COLUMNS, Figure, shipped
+from moetrace.validate.ledger import summary, table_of
 from tests.conftest import REPO
 
 
@@ -89,11 +90,59 @@ def test_a_type_is_set_where_the_checkpoint_has_another() -> None:
         ({"hw": "H20-3e"}, "no profile"),
         ({"unit": "s"}, "no prediction is made of tpot in s"),
         ({"model": "gpt-6"}, "not in the catalogue"),
+        ({"precision": ""}, "not stated: precision"),
+        ({"n_gpus": "8", "parallelism": "tp8"}, "expected TP8"),
+        ({"n_gpus": "8", "parallelism": "TP8 DeepEP"}, "parallelism 'TP8 DeepEP'"),
+        ({"other_knob": "engine=vllm; graphs=off"}, "did you mean 'graph'"),
+        ({"other_knob": "engine=vllm; speculative"}, "other_knob has 'speculative'"),
+        ({"other_knob": "engine=vllm; tp=8"}, "other_knob has 'tp=8'"),
+        ({"other_knob": "in_flight=many"}, "in_flight=many"),
+        ({"other_knob": "in_flight=90"}, "at most 16"),
+        ({"other_knob": "in_flight=2", "batch": "1"}, "at most 1"),
+        ({"value": "-3"}, "not above zero"),
+        ({"value": "fast"}, "not a number"),
+        ({"n_a": "few"}, "n_a=few"),
+        ({"metric": "p99_ttft"}, "but of itl in ms, tpot in ms, ttft in ms"),
     ],
 )
 def test_what_a_row_leaves_open_is_not_guessed(given: dict[str, str], why: str) -> None:
     found = entry(**given)
     assert found.verdict == NOT_SIMULATED and why in found.note
+
+
+def test_what_a_row_states_is_what_is_simulated() -> None:
+    """Another n_a or n_e, and any knob: a setting left unread would be a prediction of another run."""
+    assert "n_a=2" in setting(n_a="2") and "n_a" not in setting(n_a="4")  # gpt-oss's own
+    assert "n_e=16" in setting(n_e="16") and "n_e" not in setting(n_e="32")
+    text = setting(other_knob="engine=vllm;kv=fp8; in_flight=8 ;QUEUED")
+    assert "kv=fp8" in text and "engine=vllm " in text and "--batch 8 " in text
+    fewer, own = entry(n_a="2").estimate, entry().estimate
+    assert fewer and own and fewer.value < own.value
+    assert "uniform routing" not in entry(other_knob="engine=vllm; routing=uniform").note
+    assert "qwen3-235b-a22b" in setting(
+        model="Qwen/Qwen3-235B-A22B-FP8", precision="fp8", n_gpus="8", parallelism="TP8"
+    )
+
+
+def test_rows_of_ones_own_are_summed_up_apart_from_the_shipped_ones() -> None:
+    own = run(source="my cluster")
+    ledger = table_of([*entries([own, next(f for f in shipped() if f.kind == "SRV")])])
+    names = {group["name"]: group["rows"] for group in summary(ledger)["groups"]["source"]}
+    assert names["SRV, yours: my cluster"] == 1 and len(names) == 2
+
+
+def test_the_runs_that_a_constant_was_set_from_say_so() -> None:
+    rows = [found for found in entries(shipped_runs()) if "was set from nine runs" in found.note]
+    table = (REPO / "docs" / "accuracy.md").read_text().partition("| us an op |")[2].partition("\n\n")[0]
+    assert len(rows) == 9 == len(table.splitlines()) - 2
+    for row in rows:
+        model = "-".join(row.figure.model.split("-")[:2])
+        line = next(line for line in table.splitlines() if line.startswith(f"| {model}"))
+        assert f", {row.figure.input_len}, {row.figure.batch}" in line
+
+
+def shipped_runs() -> list[Figure]:
+    return [figure for figure in shipped() if figure.kind == "SRV"]
 
 
 def test_shipped_runs_are_all_predicted_and_no_table_is_taken_whole() -> None:

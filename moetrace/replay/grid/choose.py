@@ -26,7 +26,7 @@ WHY = ("fits", "wafers", "in_context", "routing_source", "problem")
 QUEUED = "queued"  # a column that replays do not have
 # Columns that change what is served.
 OTHER_MODEL = ("model", "n_a", "n_e", "prune_inter", "ffn", "prune_intra", "layers")
-USER, DEVICE = measure_column("user_speed"), "output_per_gpu_per_s"
+USER, DEVICE, COST = measure_column("user_speed"), "output_per_gpu_per_s", "cost_per_million_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,22 @@ def front(parts: Iterable[pa.Table], limits: Limits) -> tuple[pa.Table | None, i
         both = some if best is None else pa.concat_tables([best, some], promote_options="permissive")
         best = both.take(numbers(_unbeaten(_numbers(both, USER), limits.per_device(both))))
     return (best if met else None), met
+
+
+def cheapest(parts: Iterable[pa.Table], limits: Limits) -> pa.Table | None:
+    """The scenario of those that meet the limits whose output tokens cost least, None where none of them has a price.
+
+    The front counts devices alike, a wafer as a GPU, so that it need not be on it.
+    """
+    best: pa.Table | None = None
+    for rows in parts:
+        cost = np.where(limits.met(rows), _numbers(rows, COST), np.inf)
+        cost[np.isnan(cost)] = np.inf
+        if cost.size and np.isfinite(cost.min()):
+            some = rows.take(numbers(np.array([cost.argmin()])))
+            if best is None or _numbers(some, COST)[0] < _numbers(best, COST)[0]:
+                best = some
+    return best
 
 
 @dataclass(frozen=True, slots=True)
