@@ -19,6 +19,7 @@ from moetrace.run import GENERATING
 
 IntArray = npt.NDArray[np.int64]
 _MANY = 2  # times the step's tokens: more rows than that are not its tokens'
+_BLOCK = 128  # rows and columns of weights that share a scale in fp8_block
 _WORTH_SAYING = 0.05  # of the predicted time
 
 
@@ -27,7 +28,7 @@ def assumptions_of(
 ) -> list[str]:
     """What the prediction takes for granted beside what the knobs said. `measured` and `dur` (predicted): ns by row."""
     meta, hw = draft.run.meta, draft.hw
-    said = [*_of_anchor(draft, source), *_of_machine(draft, priced)]
+    said = [*_of_anchor(draft, source), *_of_machine(draft, priced), *_of_blocks(draft)]
     if source is not None:
         said += _of_copies(draft)
     elif meta.kind != "synthesized":  # that one is of no engine
@@ -117,6 +118,18 @@ def _of_machine(draft: Draft, priced: Priced) -> list[str]:
             "more"
         )
     return said
+
+
+def _of_blocks(draft: Draft) -> list[str]:
+    """What engines do not load: experts cut within a block of weights that share a scale (vllm-project/vllm#17569)."""
+    gpu = draft.hw.device_class == "gpu"
+    own = [op for op in draft.ops if op.kind in EXPERTS and op.dtype == "fp8_block" and op.has("inter")]
+    cut = sorted({op["inter"] for op in own if op["inter"] % _BLOCK}) if gpu else []
+    return [
+        f"a rank's part of an expert is {width} wide, no whole number of the {_BLOCK} that share a scale in fp8_block: vLLM "
+        "SGLang do not load a checkpoint cut so (a smaller tp or a larger ep leaves blocks whole)"
+        for width in cut
+    ]
 
 
 def _remarks(priced: Priced, remark: str) -> list[tuple[str, str]]:
