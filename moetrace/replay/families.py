@@ -69,7 +69,7 @@ def _by_step(prediction: Prediction) -> dict[str, FloatArray]:
 
     Where a rank's ops are a part of the step's work (pipelines, halves), the families of its ops take the step's time in
     proportion, and collectives what is left of it after the rest has been computed. In steps that wait for the host's launches
-    `IDLE` is the time in which no op runs; of two halves that overlap it is not told apart.
+    `IDLE` is the time in which no op runs, of two halves what is beyond all ops of both.
     """
     run = prediction.run
     steps, span = run.meta.steps, prediction.step_s[:, 0]
@@ -87,11 +87,13 @@ def _by_step(prediction: Prediction) -> dict[str, FloatArray]:
     halves, times = np.array([s.halves for s in shares]), np.array([s.times for s in shares])
     both = times * np.minimum(2.0, span / times / np.maximum(rest, 1e-12))
     launched = np.array(prediction.launched or (False,) * len(steps))
-    waited = np.where(launched & ~halves, np.maximum(np.round(span / times - rest - sent, 9), 0.0), 0.0)
+    alone = (1 + halves) * (rest + sent)
+    waited = np.where(launched, np.maximum(np.round(span / times - alone, 9), 0.0), 0.0)
     factor = np.where(halves, both, span / np.maximum(rest + sent + waited, 1e-12))
     out = {name: seconds * factor for name, seconds in found.items()}
-    if waited.any():
-        out[IDLE] = waited * factor
+    idle = waited * np.where(halves, times, factor)
+    if idle.any():
+        out[IDLE] = idle
     if sent.any():
-        out["communication"] = np.maximum(span - (rest + waited) * factor, 0.0)
+        out["communication"] = np.maximum(span - rest * factor - idle, 0.0)
     return out

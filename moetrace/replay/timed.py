@@ -66,7 +66,11 @@ def timed(
     error = np.nan_to_num(priced.error)[draft.cell]
     of_step = draft.base.step[first_rows(draft)]
     pace = launch_s(draft, source)
-    launch, ahead = pace[of_step], np.zeros(len(draft.steps))
+    in_halves = shares.halved(draft)
+    launch, ahead = np.where(in_halves, 0.0, pace[of_step]), np.zeros(len(draft.steps))
+    segment = line.segment[draft.rows]
+    turns = shares.turns_of(draft, context)
+    both_launched = 2 * np.bincount(segment, minlength=in_halves.size) * np.where(in_halves, pace[of_step], 0)
 
     def lay_out(durations: IntArray, host: float = 1.0) -> tuple[IntArray, IntArray, IntArray]:
         return waits.laid_out(
@@ -76,34 +80,43 @@ def timed(
             ),
         )
 
+    def launched(host: float = 1.0) -> FloatArray:
+        """ns until the host has launched both halves of a segment."""
+        return np.where(
+            in_halves & (pace[of_step] > 0), np.rint(both_launched * 1e9 * host) - ahead[of_step], 0.0
+        )
+
+    def spans_of(laid: tuple[IntArray, IntArray, IntArray], host: float = 1.0) -> IntArray:
+        _, span, d = laid
+        return shares.stretched(draft, segment, d, span, turns, launched(host)) + crossing[of_step]
+
     ends = [np.rint(d).astype(np.int64) for d in (dur, dur / (1 + error), dur * (1 + error))]
-    if launch.any():
-        ahead = ahead_ns(draft, pace, per_step(draft, lay_out(ends[0])[1]))
+    if pace.any():
+        ahead = ahead_ns(draft, pace, per_step(draft, spans_of(lay_out(ends[0]))))
     laid = [lay_out(d) for d in ends]
     start, _, dur = laid[0]
-    segment = line.segment[draft.rows]
     alone = exposed_by(segment, start, start + dur)[0]
-    turns = shares.turns_of(draft, context)
-
-    def spans_of(laid: list[tuple[IntArray, IntArray, IntArray]]) -> list[IntArray]:
-        return [shares.stretched(draft, segment, d, span, turns) + crossing[of_step] for _, span, d in laid]
-
-    expected, fast, slow = spans_of(laid)
-    spans, low, high = narrowed(draft, segment, ends, (expected, fast, slow))
-    more = shares.unhidden(draft, segment, laid[0][2], laid[0][1], turns)
+    spans, low, high = narrowed(
+        draft, segment, ends, (spans_of(laid[0]), spans_of(laid[1]), spans_of(laid[2]))
+    )
+    more = shares.unhidden(draft, segment, laid[0][2], laid[0][1], turns, launched())
     high = shares.with_unhidden(spans, high, more).astype(np.int64)
     moved = gaps and source is not None and source.chip != draft.hw.chip and line.launched.any()
-    if moved or launch.any():
-        by_host = spans_of(
-            [lay_out(ends[0], factor) for factor in (1 / HOST_LAUNCH_FACTOR, HOST_LAUNCH_FACTOR)]
+    if moved or pace.any():
+        fast, slow = (
+            spans_of(lay_out(ends[0], factor), factor)
+            for factor in (1 / HOST_LAUNCH_FACTOR, HOST_LAUNCH_FACTOR)
         )
-        both = beside_ops(spans, (low, high), (by_host[0], by_host[1]))
+        both = beside_ops(spans, (low, high), (fast, slow))
         low, high = (
-            np.where(moved | (launch > 0), *pair).astype(np.int64)
+            np.where(moved | (pace[of_step] > 0), *pair).astype(np.int64)
             for pair in zip(both, (low, high), strict=True)
         )
     worked = np.bincount(segment, alone, spans.size).astype(np.float64)
-    busy = per_step(draft, shares.worked(draft, worked, laid[0][1], spans - crossing[of_step])) + crossing
+    bare = np.where(
+        in_halves, shares.stretched(draft, segment, laid[0][2], laid[0][1], turns), spans - crossing[of_step]
+    )
+    busy = per_step(draft, shares.worked(draft, worked, laid[0][1], bare)) + crossing
     return Timed(priced, measured, start, dur, dur - ends[0], was, spans, low, high, busy, crossing, ahead)
 
 

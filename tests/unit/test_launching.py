@@ -161,6 +161,27 @@ def test_a_faster_machine_is_no_slower_though_its_host_is_less_ahead(
         assert other <= mine * (1 + 1e-6), name
 
 
+def test_both_halves_of_a_prompt_are_launched() -> None:
+    """So no link makes it shorter, and what the device waits is not the exchanges' time."""
+    asked = ("engine=sglang@0.5.6", "dp=4", "ep=4", "overlap=two_batch")
+    load = replace(SHORT, batch=4)
+    done, faster_link = (
+        simulate(OLMOE, load, on, Scenario.of(*asked))
+        for on in (load_hardware("h100-sxm-x4"), faster(load_hardware("h100-sxm-x4"), 1.0, 1.0, 2.0))
+    )
+    assert step_s(done) == pytest.approx(2 * SGLANG_LAUNCH_S * ops_of(done)) == step_s(faster_link)
+    families = {row["family"]: row["prefill_s"] for row in done.summary["families"]}
+    assert sum(families.values()) == pytest.approx(step_s(done))
+    (one,) = (
+        sum(row["prefill_s"] for row in other.summary["families"])
+        for other in [simulate(OLMOE, load, "h100-sxm-x4", Scenario.of(*asked, "graph=on"))]
+    )
+    assert families["idle"] > step_s(done) - 2 * one and families["communication"] < 2 * one
+    assert done.run.meta.steps[0].end_ns - done.run.meta.steps[0].start_ns == round(step_s(done) * 1e9)
+    low, high = (step_s(done, name=name) for name in ("low_s", "high_s"))
+    assert low < step_s(done) / 1.8 and high > 1.8 * step_s(done)
+
+
 def test_a_drafting_model_is_launched_as_the_model_is() -> None:
     def ttft(*sets: str) -> float:
         drafted = ("draft=qwen3-0.6b", "draft_tokens=3", "acceptance=0", *sets)

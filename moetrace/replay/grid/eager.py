@@ -101,14 +101,22 @@ class _Time:
         return _Time(self.work * times, self.launched * times, self.behind + more)
 
 
-def spans(launched: Launched, ns: Callable[[int], FloatArray], ahead: FloatArray, space: Space) -> FloatArray:
-    """ns of a step, [5, scenarios]: as expected, with its ops at both ends, and with its host at both.
+def spans(
+    launched: Launched, ns: Callable[[int], FloatArray], ahead: FloatArray, space: Space
+) -> tuple[FloatArray, FloatArray]:
+    """(ns of a step, ns until two halves of it are launched), [5, scenarios]: as expected, with its ops at both ends, and with
+    its host at both.
 
     `ns` gives those of one op: as expected and at both ends, [3, scenarios or 1]; the host is `ahead` ns ahead, [scenarios].
     """
     host = np.array([1.0, 1.0, 1.0, 1 / HOST_LAUNCH_FACTOR, HOST_LAUNCH_FACTOR])[:, None]
     found = _time(launched.order, lambda op: ns(op)[OPS_AT], np.rint(launched.pace * host), {})
-    return np.broadcast_to(found.work + np.maximum(0.0, found.behind - ahead), (host.size, space.size))
+    whole, both = (
+        found.work + np.maximum(0.0, found.behind - ahead),
+        2 * found.launched * launched.pace * host,
+    )
+    size = host.size, space.size
+    return np.broadcast_to(whole, size), np.broadcast_to(np.rint(both) - ahead, size)
 
 
 def _time(

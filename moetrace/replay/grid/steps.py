@@ -45,6 +45,7 @@ class Steps:
         self.family = np.array(counted.families)
         self.times = Times(np.zeros((3, 0)), np.zeros(0, dtype=np.int64), ())
         self.ahead_s = np.zeros((len(draft.steps), self.space.size))  # as of a `Prediction`
+        self.both_launched = np.zeros((len(draft.steps), 5, self.space.size))
         self.too_long = np.zeros(0, dtype=np.bool_)  # scenarios of which no whole ns hold the times
 
     def price(self) -> None:
@@ -57,13 +58,17 @@ class Steps:
         self.ns = np.ascontiguousarray(by_family.sum(axis=1).transpose(1, 0, 2))
         self.alone = self.ns[:, 0]
         self.too_long = self.ns[:, 2].sum(axis=0) > LONGEST_NS
+        shares = self.shape.draft.shares
+        if shares:
+            self.times_of = np.stack([spread(share.times, self.space) for share in shares])
+            self.halves = np.stack([spread(share.halves, self.space) > 0 for share in shares])
         if self.shape.launched:
             self.ns = self._launched()
-        if self.shape.draft.shares:
-            self._share_out()
+        if shares:
+            self.ns, self.unhidden = self._shared_out(self.ns)
         if errs_by_family(self.shape.draft):
             self._narrow()
-        if self.shape.draft.shares:
+        if shares:
             self.ns[:, 2] = with_unhidden(self.ns[:, 0], self.ns[:, 2], self.unhidden)
         for step in (launched.step for launched in self.shape.launched):
             span, low, high, *host = self.ns[step]
@@ -124,21 +129,22 @@ class Steps:
             return self.times.ns[:, [begin] if axis is None else begin + axis.index]
 
         out, draft = self.ns[:, OPS_AT], self.shape.draft
-        ahead = ahead_ns(draft, launch_s(draft, None), self.ns[:, 0])
+        whole = self._shared_out(self.ns)[0] if draft.shares else self.ns
+        ahead = ahead_ns(draft, launch_s(draft, None), whole[:, 0])
         self.ahead_s = ahead / 1e9
+        self.both_launched = np.zeros(out.shape)
         for launched in self.shape.launched:
-            out[launched.step] = spans(launched, ns, ahead[launched.step], self.space)
+            step = launched.step
+            found, both = spans(launched, ns, ahead[step], self.space)
+            out[step] = np.where(self.halves[step], out[step], found) if draft.shares else found
+            self.both_launched[step] = both
         return out
 
-    def _share_out(self) -> None:
-        """What pipelines and halves make of the steps: `shares.stretched`, for every scenario."""
-        shares = self.shape.draft.shares
-        self.times_of = np.stack([spread(share.times, self.space) for share in shares])
-        self.halves = np.stack([spread(share.halves, self.space) > 0 for share in shares])
+    def _shared_out(self, ns: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What pipelines and halves make of the steps and what these do not hide: `shares.stretched` and `shares.unhidden`, for
+        every scenario."""
         if not self.halves.any():
-            self.unhidden = np.zeros_like(self.times_of)
-            self.ns = np.rint(self.ns * self.times_of[:, None])
-            return
+            return np.rint(ns * self.times_of[:, None]), np.zeros_like(self.times_of)
         draft, flying = self.shape.draft, self._flying()
 
         def total(ns: FloatArray) -> halves.Summed:
@@ -146,15 +152,16 @@ class Steps:
             return lambda weight: self._summed(place, 1, self.count * weight, ns)[:, 0]
 
         weights = halves.weights(self.shape.counted.ops, draft.hw)
-        ends = OPS_AT[: self.ns.shape[1]]
+        ends = OPS_AT[: ns.shape[1]]
         sums = halves.sums(weights, total(self.times.ns), total(flying))
         sums = {name: by_end[ends] for name, by_end in sums.items()}
         sent = self.of_family.get(_SENT, np.zeros((1, 3, 1))).transpose(1, 0, 2)[ends]
-        computing = self.ns.transpose(1, 0, 2) - sent
+        computing = ns.transpose(1, 0, 2) - sent
         both = halves.together(sums, computing, in_five(draft)[:, None], draft.hw).transpose(1, 0, 2)
-        more = np.where(self.halves, UNHIDDEN * np.maximum(2 * self.ns - both, 0.0)[:, 0], 0.0)
-        self.unhidden = np.rint(more * self.times_of)  # shares.unhidden
-        self.ns = np.rint(np.where(self.halves[:, None], both, self.ns) * self.times_of[:, None])
+        both = np.maximum(both, self.both_launched[:, : ns.shape[1]])
+        more = np.where(self.halves, UNHIDDEN * np.maximum(2 * ns - both, 0.0)[:, 0], 0.0)
+        whole = np.rint(np.where(self.halves[:, None], both, ns) * self.times_of[:, None])
+        return whole, np.rint(more * self.times_of)
 
     def _narrow(self) -> None:
         """The ends of the interval with families' errors independent: `intervals.narrowed`, for every scenario."""
@@ -179,19 +186,20 @@ class Steps:
         else:
             shares, waited = bool(self.shape.draft.shares), np.zeros_like(span)
             times = self.times_of if shares else np.ones_like(span)
+            alone = self.alone * (1 + self.halves) if shares else self.alone
             for step in (launched.step for launched in self.shape.launched):
-                waited[step] = np.maximum(np.rint(span[step] / times[step] - self.alone[step]), 0.0)
-            factor = np.ones_like(span)
+                waited[step] = np.maximum(np.rint(span[step] / times[step] - alone[step]), 0.0)
+            factor, idle = np.ones_like(span), waited
             if shares:
-                waited = np.where(self.halves, 0.0, waited)
                 one = span / np.maximum(self.alone + waited, 1e-3)
                 both = times * np.minimum(2.0, span / times / np.maximum(rest, 1e-3))
                 factor = np.where(self.halves, both, one)
+                idle = waited * np.where(self.halves, times, factor)
             out = {name: ns * factor for name, ns in out.items()}
-            if waited.any():
-                out[IDLE] = waited * factor
+            if idle.any():
+                out[IDLE] = idle
             if _SENT in expected:
-                out[_SENT] = np.maximum(span - (rest + waited) * factor, 0.0)
+                out[_SENT] = np.maximum(span - rest * factor - idle, 0.0)
         return {name: ns / 1e9 for name, ns in out.items()}
 
     def spent(self, weights: FloatArray) -> dict[str, tuple[FloatArray, FloatArray]]:
