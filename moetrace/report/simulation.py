@@ -49,7 +49,7 @@ def simulation_report(simulations: Sequence[Facts]) -> list[Block]:
         _side_by_side(simulations),
         *routing_blocks(simulations, "TPOT"),
         *_sensitivity(simulations),
-        *_formulas(simulations[0]),
+        *_formulas(simulations[0], _priced(simulations)),
         *accuracy_lines(simulations),
         *assumption_lines(simulations),
     ]
@@ -186,7 +186,7 @@ def _fits(facts: Facts) -> str:
 
 def _side_by_side(simulations: Sequence[Facts]) -> Table:
     rows = []
-    priced = any(facts["economics"]["cost_per_million_tokens"] is not None for facts in simulations)
+    priced = _priced(simulations)
     for index, facts in enumerate(simulations, 1):
         metrics = facts["metrics"]
         tpot = metrics["tpot"]
@@ -232,6 +232,10 @@ def _side_by_side(simulations: Sequence[Facts]) -> Table:
     )
     title = f"{clean(simulations[0]['model'])} simulated (no measurement behind it)"
     return Table(title, header, tuple(rows), left=6)
+
+
+def _priced(simulations: Sequence[Facts]) -> bool:
+    return any(facts["economics"]["cost_per_million_tokens"] is not None for facts in simulations)
 
 
 def _per_row(facts: Facts, priced: bool) -> tuple[str, ...]:
@@ -281,11 +285,13 @@ def _sensitivity(simulations: Sequence[Facts]) -> list[Block]:
     return [Table(f"TPOT over that of n_a {clean(asked[0])}, all else equal", header, tuple(rows), left=3)]
 
 
-def _formulas(facts: Facts) -> list[Block]:
+def _formulas(facts: Facts, priced: bool) -> list[Block]:
     shown = ("ttft", "tpot", "itl", "throughput", "output_throughput")
+    cost = "  cost/M tokens = price of a device per hour x devices / output tokens of an hour x 1,000,000"
     return [
         "Definitions:",
         *(f"  {_NAMES[name]} = {clean(facts['metrics'][name]['formula'])}" for name in shown),
+        *([cost] if priced else []),
     ]
 
 

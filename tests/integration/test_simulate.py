@@ -135,6 +135,9 @@ def test_machines_lengths_and_prices_side_by_side(call: Callable[..., Answer]) -
         "simulate", "--model", "deepseek-v2-lite", "--hw", "h100-sxm", *WORKLOAD, "--price-per-hour", "3"
     )
     assert "cost: " in table.out and "energy: " in table.out and "largest batch that fits" in table.out
+    several = (*GPT_OSS, "--hw", "h100-sxm", "--n-a", "4,3")
+    assert "  cost/M tokens = price of a device" in call(*several, "--price-per-hour", "3").out
+    assert "cost/M" not in call(*several).out
     for wrong in ("0", "x", "b200=2"):
         assert "price-per-hour" in call(*GPT_OSS, "--hw", "h100-sxm", "--price-per-hour", wrong).err
 

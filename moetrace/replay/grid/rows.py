@@ -63,7 +63,11 @@ def scenario_columns() -> tuple[tuple[str, pa.DataType, str], ...]:
             pa.float64(),
             f"of output, at the price of a device; {bad}, or no price was said",
         ),
-        ("needed_bytes", pa.float64(), f"memory that one device needs; {bad}, or not known"),
+        (
+            "needed_bytes",
+            pa.float64(),
+            f"memory that weights, cache and buffers need on all devices together; {bad}, or not known",
+        ),
         ("largest_batch", pa.int64(), f"largest batch that fits; {bad}, or not known"),
         ("wafers", pa.int64(), f"wafers that hold the model; {bad}, or the machine is none"),
         (
