@@ -83,7 +83,8 @@ def launches_said(draft: Draft, source: Hardware | None) -> str:
     """How ops follow one another, in words."""
     pace = launch_s(draft, source)
     if not pace.any():
-        said = "ops run back to back on one stream, as from a CUDA graph: no launch gaps and no overlap"
+        graph = ", as from a CUDA graph" if draft.hw.device_class == "gpu" else ""
+        said = f"ops run back to back on one stream{graph}: no launch gaps and no overlap"
         simulated = draft.run.meta.kind != "measured" and any(step.phase == "prefill" for step in draft.steps)
         newest = draft.stated("engine") == "sglang" and not draft.stated("graph") and simulated
         return said + (

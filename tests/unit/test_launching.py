@@ -249,4 +249,5 @@ def test_a_saved_simulation_keeps_how_its_prompts_were_launched() -> None:
 
 def test_on_a_wafer_no_host_launches() -> None:
     found = simulate(OLMOE, SHORT, "cs3", Scenario.of()).summary
-    assert not any("launches" in text for text in found["assumptions"])
+    assert not any("launches" in text or "CUDA" in text for text in found["assumptions"])
+    assert any("back to back" in text for text in found["assumptions"])
