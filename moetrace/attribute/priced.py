@@ -14,7 +14,7 @@ from moetrace.hardware import Hardware, Link
 from moetrace.op import Costs, Op
 from moetrace.parse.nesting import exposed_by
 from moetrace.parse.summary import step_and_device
-from moetrace.run import Run
+from moetrace.run import LAUNCHED, Run
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -41,9 +41,11 @@ def priced_rows(run: Run, hardware: Hardware, latency: int | None) -> Priced:
     group, _ = step_and_device(run)
     start, dur, launch = run.numpy("start_ns"), run.numpy("dur_ns"), run.numpy("launch_ns")
     exposed, gap = exposed_by(group, start, start + dur)
+    waits = np.isin(run.numpy("step"), run.meta.facts.get(LAUNCHED, ()))
+    waited = np.where(waits, gap, _launch_wait(start, gap, launch, latency or 0))
     uncached = replace(hardware, memory=replace(hardware.memory, bytes_per_s=float("inf")))
     return Priced(
-        dur, exposed, gap, _launch_wait(start, gap, launch, latency or 0), index, found, costs,
+        dur, exposed, gap, waited, index, found, costs,
         price_run(run, uncached)[2].lower_bound_s,
         _at_most_half({name: _saving(run, twice, costs) for name, twice in _twice(hardware).items()}),
     )  # fmt: skip

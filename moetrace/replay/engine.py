@@ -180,7 +180,8 @@ def _replay_part(run: Run, hw: Hardware, scenario: Scenario, whole: _Whole) -> N
     said = assumptions_of(draft, source, found.priced, found.measured, found.dur - found.wait)
     assumptions = (*scenario.notes, *draft.notes, *said)
     begin = _begins(draft, found.spans, keeps_gaps(draft, source), whole)
-    meta = meta_of(draft, steps_at(draft, begin, found.spans), assumptions, context)
+    steps = steps_at(draft, begin, found.spans)
+    meta = meta_of(draft, steps, assumptions, context, launch_s(draft, source))
     table = table_of(draft, found.priced, begin[draft.base.segment[draft.rows]] + found.start, found.dur)
     span, low, high = (per_step(draft, ns) for ns in (found.spans, found.low, found.high))
     outcome = Outcome(

@@ -13,9 +13,10 @@ from moetrace.ops.columns import record_columns
 from moetrace.replay.anchor import Priced
 from moetrace.replay.draft import Draft
 from moetrace.replay.edited_again import fuses, made_by
-from moetrace.run import TPOT, Meta, Step, nullable, numbers, ops_table, text_column
+from moetrace.run import LAUNCHED, TPOT, Meta, Step, nullable, numbers, ops_table, text_column
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 _ADDED = " (added by the replay)"
 
 
@@ -45,12 +46,21 @@ def steps_at(draft: Draft, begin: IntArray, spans: IntArray) -> tuple[Step, ...]
 
 
 def meta_of(
-    draft: Draft, steps: tuple[Step, ...], assumptions: tuple[str, ...], context: PriceContext
+    draft: Draft,
+    steps: tuple[Step, ...],
+    assumptions: tuple[str, ...],
+    context: PriceContext,
+    launch: FloatArray,
 ) -> Meta:
-    """The metadata of the predicted run."""
+    """The metadata of the predicted run; `launch` as of `launch_s`."""
     meta, hw = draft.run.meta, draft.hw
     facts = {
-        **{name: fact for name, fact in meta.facts.items() if name != TPOT},
+        **{name: fact for name, fact in meta.facts.items() if name not in (TPOT, LAUNCHED)},
+        **(
+            {LAUNCHED: [s.index for s, pace in zip(steps, launch, strict=True) if pace]}
+            if launch.any()
+            else {}
+        ),
         "scenario": made_by(draft),
         **({"fused": True} if fuses(draft) else {}),
         **({"padded": True} if draft.padded else {}),

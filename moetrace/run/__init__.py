@@ -23,12 +23,13 @@ from moetrace.run.columns import (
     text_column,
     without_nulls,
 )
-from moetrace.run.meta import OWN_EXPERTS, TPOT, Meta, Step, main_steps, step_is_token
+from moetrace.run.meta import LAUNCHED, OWN_EXPERTS, TPOT, Meta, Step, main_steps, step_is_token
 from moetrace.run.parts import TableParts
 from moetrace.run.value import Run, check_runs, runs_of
 
 __all__ = [
-    "GENERATING", "OPS_COLUMNS", "OPS_SCHEMA", "OWN_EXPERTS", "PHASES", "RUN_VERSION", "TABLE_FACTS", "TEXT", "TPOT", "Meta",
+    "GENERATING", "LAUNCHED", "OPS_COLUMNS", "OPS_SCHEMA", "OWN_EXPERTS", "PHASES", "RUN_VERSION", "TABLE_FACTS", "TEXT",
+    "TPOT", "Meta",
     "Run", "Step", "TableParts", "check_runs", "codes_of", "main_phase", "main_steps", "nullable", "numbers", "ops_table",
     "runs_of", "step_is_token", "text_column", "without_nulls",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from moetrace.model import ModelSpec
 from moetrace.run.columns import GENERATING, RUN_VERSION, main_phase
 
 OWN_EXPERTS = "own_experts"  # among a run's facts
+LAUNCHED = "launched"  # among a prediction's facts: its steps whose ops wait for the host, which launches them one by one
 TPOT = "tpot"  # among a simulation's facts; null once it is replayed, where a decode step is not that
 
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from moetrace.attribute import attribute
 from moetrace.hardware import load_hardware
 from moetrace.model import load_model
 from moetrace.replay import Scenario, replay, simulate
 from moetrace.replay.launching import HOST_LAUNCH_FACTOR, HOST_LAUNCH_S, SGLANG_LAUNCH_S
 from moetrace.replay.simulation import Simulation
+from moetrace.report.facts.whatif import what_ifs
 from moetrace.synthesize import Workload
 from tests.unit.test_gpu_law import faster
 
@@ -245,6 +247,21 @@ def test_a_saved_simulation_keeps_how_its_prompts_were_launched() -> None:
     ]
     on = replay(done.run, "h100-sxm", Scenario.of("graph=on")).run.meta.steps[0]
     assert on.end_ns - on.start_ns < 1e9 * step_s(done)
+
+
+def test_what_a_step_waits_for_its_launches_is_told_as_that() -> None:
+    """Not as other idle time, of which no fewer launches would save any."""
+    done = alone("engine=sglang@0.5.6")
+    prompt, decode = attribute(done.run, "h100-sxm").summary["steps"][:2]
+    assert prompt["launch_bound_s"] == pytest.approx(
+        prompt["idle_s"] - SGLANG_LAUNCH_S
+    )  # before its first op
+    assert prompt["critical"] == "launch"
+    assert decode["launch_bound_s"] == 0
+    on = replay(done.run, "h100-sxm", Scenario.of("graph=on"))
+    assert attribute(on.run, "h100-sxm").summary["steps"][0]["launch_bound_s"] == 0
+    eager = what_ifs(alone("graph=off", "engine=sglang").run, ["h100-sxm"], 1.0, short=True)["machines"][0]
+    assert eager["launch_saves"] == pytest.approx(0.5, rel=0.2)
 
 
 def test_on_a_wafer_no_host_launches() -> None:

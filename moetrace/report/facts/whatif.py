@@ -116,8 +116,9 @@ def _scenario(depth: tuple[str, ...], hw: Hardware, run: Run) -> Scenario:
 def machine_row(base: Prediction, hw: Hardware, waits: float) -> dict[str, Any]:
     """One machine: the prediction's summary for a decode step, and where its time goes by what bounds it.
 
-    `memory_saves` and `launch_saves` are the shares of the step that twice the bandwidth and half the launch cost would save. A
-    predicted run has no launch times: its idle time is the recording's, and so is the part of it that waits for launches.
+    `memory_saves` and `launch_saves` are the shares of the step that twice the bandwidth and half the launch cost would save.
+    The idle time of a recording's prediction is the recording's, and so is the part of it that waits for launches; where no
+    recording says, all of it does in steps that the host launches.
     """
     facts, held = base.summary, attribute(base.run, hw).summary
     phase = main_phase(facts["phases"]) or "unknown"
@@ -138,7 +139,9 @@ def machine_row(base: Prediction, hw: Hardware, waits: float) -> dict[str, Any]:
             for name in ("memory", "compute", "network", "fixed", "unexplained", "idle")
         },
         "memory_saves": saves.get("memory bandwidth", 0.0),
-        "launch_saves": saves.get("fixed cost per op", 0.0) + waits * saves.get("other idle time", 0.0),
+        "launch_saves": saves.get("fixed cost per op", 0.0)
+        + saves.get("launch waits", 0.0)
+        + waits * saves.get("other idle time", 0.0),
         "distinct": facts["distinct"],
         "memory": facts["memory"],
         "wafers": facts["wafers"],
