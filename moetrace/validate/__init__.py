@@ -40,11 +40,12 @@ def validate(
         if path.suffix != ".parquet":
             known = {f.id: f for f in figures}
             own = figure.read(path)
-            if taken := next((f.id for f in own if known.get(f.id, f).said != f.said), None):
-                raise ScenarioError(
-                    f"{path}: {taken} is the id of another figure already: give it one of its own"
-                )
-            figures += [f for f in own if f.id not in known]
+            for one in own:
+                if known.setdefault(one.id, one).said != one.said:
+                    raise ScenarioError(
+                        f"{path}: {one.id} is the id of another figure already: give it one of its own"
+                    )
+            figures = list(known.values())
     done: list[Entry] = []
     for entry in entries(figures):
         done.append(entry)
@@ -65,4 +66,8 @@ def entries(figures: Sequence[figure.Figure]) -> Iterator[Entry]:
             except MoetraceError as why:
                 yield refused(one, str(why))
     for stranger in left:
-        yield refused(stranger, f"no mapping for figures {stranger.kind}")
+        kinds = ", ".join(sorted(kind for source in SOURCES for kind in source.KINDS))
+        yield refused(
+            stranger,
+            f"no mapping for figures {stranger.kind}: an id begins with SRV- (a run), TTF- or another of {kinds}",
+        )

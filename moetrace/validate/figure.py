@@ -72,10 +72,15 @@ def shipped() -> list[Figure]:
 def read(path: Path) -> list[Figure]:
     """The figures of a CSV with the columns of `Figure`. Raises ScenarioError if it is none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(_figures(csv.DictReader(file, strict=True), str(path)))
+        with path.open(
+            encoding="utf-8-sig", newline=""
+        ) as file:  # spreadsheets write a mark before the first column
+            found = list(_figures(csv.DictReader(file, strict=True), str(path)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ScenarioError(f"{path}: cannot be read as a table of figures ({plainly(error)})") from error
+    if not found:
+        raise ScenarioError(f"{path}: no row: expected a figure in each")
+    return found
 
 
 def _figures(rows: csv.DictReader[str], name: str) -> Iterator[Figure]:
@@ -86,6 +91,10 @@ def _figures(rows: csv.DictReader[str], name: str) -> Iterator[Figure]:
             "(docs/validate.md); measured ops are read from a .parquet file"
         )
     for row in rows:
+        if None in row:  # the cells beyond the last column
+            raise ScenarioError(
+                f"{name}, line {rows.line_num}: more cells than columns: quote a text or a number that has a comma"
+            )
         given = {column: (row[column] or "").strip() for column in COLUMNS}
         if not given["id"] or not given["metric"]:
             raise ScenarioError(f"{name}, line {rows.line_num}: a figure needs an id and a metric")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 import moetrace
+from moetrace.errors import ScenarioError
 from moetrace.replay.launching import SGLANG_LAUNCH_S
-from moetrace.validate import entries
+from moetrace.validate import entries, validate
 from moetrace.validate.entry import NOT_SIMULATED, PREDICTED, Entry
 from moetrace.validate.figure import COLUMNS, Figure, shipped
 from moetrace.validate.ledger import summary, table_of
@@ -129,6 +132,37 @@ def test_rows_of_ones_own_are_summed_up_apart_from_the_shipped_ones() -> None:
     ledger = table_of([*entries([own, next(f for f in shipped() if f.kind == "SRV")])])
     names = {group["name"]: group["rows"] for group in summary(ledger)["groups"]["source"]}
     assert names["SRV, yours: my cluster"] == 1 and len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{head}\n", "no row: expected a figure in each"),
+        ("{head}\n{row},more\n", "line 2: more cells than columns"),
+        ("{head}\n{row}\n{other}\n", "SRV-9 is the id of another figure already"),
+    ],
+)
+def test_tables_that_would_be_read_askew_are_refused(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(ScenarioError, match=why):
+        validate(written(tmp_path, text))
+
+
+def test_a_spreadsheet_s_mark_is_no_column_and_the_same_row_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[Figure.__module__], "shipped", list)
+    ledger = validate(written(tmp_path, "\ufeff{head}\n{row}\n{row}\n"))
+    assert ledger["id"].to_pylist() == ["SRV-9"] and ledger["verdict"].to_pylist() == [PREDICTED]
+
+
+def written(folder: Path, text: str) -> Path:
+    row, other = (
+        ",".join(getattr(one, name) for name in COLUMNS) for one in (run(source="mine"), run(value="6"))
+    )
+    (folder / "mine.csv").write_text(
+        text.format(head=",".join(COLUMNS), row=row, other=other), encoding="utf-8"
+    )
+    return folder / "mine.csv"
 
 
 def test_the_runs_that_a_constant_was_set_from_say_so() -> None:
