@@ -164,8 +164,11 @@ class Stages:
         def look(rows: Rows) -> None:
             inside = rows.step[rows.step >= 0]
             low, high = (int(inside.min()), int(inside.max()) + 1) if len(inside) else (0, 0)
-            rows.step, said = drop_strays(rows.step, rows.start, rows.end, high - low, low)
-            strays.extend(said)
+            if (
+                not rows.on_cpu
+            ):  # an operator runs within its step's range, however long the system kept it waiting
+                rows.step, said = drop_strays(rows.step, rows.start, rows.end, high - low, low)
+                strays.extend(said)
             for i, at in by_step(rows):
                 self._span_ns[i] = rows.end[at].max() - rows.start[at].min()
             if self.captures:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from moetrace.routing.distinct import FloatArray, IntArray
 from moetrace.routing.drawn import power_law_counts
+from moetrace.routing.load import balanced_places
 
 _GROUPS, _KEPT, _BEST = 8, 4, 2
 _DRAWS, _SEED = 8, 1
@@ -49,9 +50,9 @@ def _dealt(
     """(choices of tokens that differ, how many tokens make them) of each draw: experts in order of their load, each dealt to
     as many tokens in turn as choose it."""
     if routing == "balanced":
-        stride = -(-experts // topk)
+        stride, places = balanced_places(experts, topk)
         first = np.arange(tokens) if tokens >= stride else np.arange(tokens) * stride // max(tokens, 1)
-        ids = (first[:, None] + np.arange(topk)[None] * stride) % experts
+        ids = (first[:, None] + places[None]) % experts
         return [np.unique(ids, axis=0, return_counts=True)]
     random, alpha, draws = np.random.default_rng(_SEED), float(routing.rpartition("_")[2]), []
     in_turn = np.arange(experts).reshape(ep, -1).T.ravel()  # ranks, each by the index of its experts

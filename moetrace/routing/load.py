@@ -92,13 +92,21 @@ def rank_load(
 def balanced_counts(experts: int, topk: int, tokens: int) -> FloatArray:
     """Tokens of each expert, [1, experts]: a stride of ceil(E / k) between one token's choices, so that T tokens touch
     min(E, T k) experts, spread over all ranks."""
-    stride = -(-experts // topk)
+    stride, places = balanced_places(experts, topk)
     # Tokens begin at 0, 1, 2, ... round the experts, or, where they are fewer than a stride, evenly in one.
     rounds, rest = divmod(tokens, experts) if tokens >= stride else (0, tokens)
     first = np.arange(rest) if tokens >= stride else np.arange(rest) * stride // max(tokens, 1)
-    chosen = (first[:, None] + np.arange(topk)[None] * stride) % experts
+    chosen = (first[:, None] + places[None]) % experts
     counts = rounds * topk + np.bincount(chosen.ravel(), minlength=experts)
     return counts[None].astype(np.float64)
+
+
+def balanced_places(experts: int, topk: int) -> tuple[int, npt.NDArray[np.int64]]:
+    """(the stride, the first token's choices, [topk]) of balanced routing; evenly apart where the stride meets one expert twice
+    (5 of 8)."""
+    stride = -(-experts // topk)
+    places = np.arange(topk) * stride % experts
+    return stride, places if np.unique(places).size == topk else np.arange(topk) * experts // topk
 
 
 def uniform_counts(experts: int, topk: int, tokens: int, draws: int = DRAWS) -> FloatArray:

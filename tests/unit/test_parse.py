@@ -206,3 +206,30 @@ def test_a_recording_is_the_same_run_by_its_trace_and_by_its_folder(tmp_path):
     alone = tmp_path / RECORDING.name
     alone.write_bytes(RECORDING.read_bytes())
     assert parse(alone).routing is None
+
+
+def test_operators_that_the_system_kept_waiting_stay_in_their_step(tmp_path):
+    """A process that is off the CPU for 30 ms in the middle of a step: on a GPU what comes so late is taken for a stray."""
+    events = []
+    for step, wait in enumerate((0, 0, 30_000, 0)):
+        begin = 1_000_000 * step
+        events.append(
+            event(
+                f"moetrace.step#{step} decode batch=4 tokens=4 kv=40",
+                "user_annotation",
+                begin,
+                900 + wait,
+                tid=7,
+            )
+        )
+        for i in range(20):
+            at = begin + 10 + 20 * i + (wait if i >= 17 else 0)
+            dims = {"Input Dims": [[4, 64], [64, 64]], "Input type": ["float", "float"]}
+            events.append(
+                event("aten::mm", "cpu_op", at, 12, tid=7, **{"External id": 100 * step + i + 1, **dims})
+            )
+    run = parse(write(tmp_path / "t.json", events))
+    assert np.bincount(run.numpy("step").astype(int)).tolist() == [20] * 4
+    assert not any("stray" in note for note in run.meta.notes)
+    spans = [step.end_ns - step.start_ns for step in run.meta.steps]
+    assert spans[2] > 30_000_000 > max(spans[0], spans[1], spans[3])

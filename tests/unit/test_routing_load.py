@@ -34,6 +34,16 @@ def test_distinct_experts_as_published_for_16_tokens_of_8_out_of_128(routing: st
     assert found.distinct[0] == pytest.approx(distinct, abs=3) and found.rows[0] == 128
 
 
+@pytest.mark.parametrize("experts", [8, 16, 60, 64])
+def test_balanced_tokens_choose_no_expert_twice(experts: int) -> None:
+    """A stride of ceil(E / k) round the experts comes back to its first: 5 of 8 were 4."""
+    for topk in range(1, experts + 1):
+        assert np.count_nonzero(balanced_counts(experts, topk, 1)) == topk
+        for tokens in (2, 3, experts, 3 * experts + 1):
+            counts = balanced_counts(experts, topk, tokens)
+            assert counts.sum() == tokens * topk and counts.max() <= tokens
+
+
 @settings(max_examples=40)
 @given(sizes, st.sampled_from(["uniform", "balanced", "power_law:1.01", "power_law:1.2", "power_law:1"]))
 def test_loads_stay_within_what_can_be(size: tuple[int, int, int], routing: str) -> None:
