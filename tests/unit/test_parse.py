@@ -223,7 +223,7 @@ def test_operators_that_the_system_kept_waiting_stay_in_their_step(tmp_path):
             )
         )
         for i in range(20):
-            at = begin + 10 + 20 * i + (wait if i >= 17 else 0)
+            at = begin + 10 + 20 * i + (wait if i == 19 else 0)
             dims = {"Input Dims": [[4, 64], [64, 64]], "Input type": ["float", "float"]}
             events.append(
                 event("aten::mm", "cpu_op", at, 12, tid=7, **{"External id": 100 * step + i + 1, **dims})
