@@ -164,9 +164,8 @@ class Stages:
         def look(rows: Rows) -> None:
             inside = rows.step[rows.step >= 0]
             low, high = (int(inside.min()), int(inside.max()) + 1) if len(inside) else (0, 0)
-            if (
-                not rows.on_cpu
-            ):  # an operator runs within its step's range, however long the system kept it waiting
+            # An operator runs within its step's range, however long the system kept it waiting.
+            if not rows.on_cpu:
                 rows.step, said = drop_strays(rows.step, rows.start, rows.end, high - low, low)
                 strays.extend(said)
             for i, at in by_step(rows):
