@@ -107,7 +107,7 @@ def _in_graph(draft: Draft, step: Step, version: str) -> bool:
     release = tuple(int(digits[0]) for part in version.split(".")[:3] if (digits := re.match(r"\d+", part)))
     ranks, model = draft.parallel, draft.model
     if (
-        (version and release < _GRAPHS_SINCE)
+        (version and release < _GRAPHS_SINCE[: len(release)])
         or ranks.dp > 1
         or ranks.pp > 1
         or any(op.kind in EXCHANGES for op in draft.ops)

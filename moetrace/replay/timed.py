@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from moetrace.replay.intervals import beside_ops, narrowed
 from moetrace.replay.launching import HOST_LAUNCH_FACTOR, ahead_ns, launch_s
 from moetrace.replay.predicted import first_rows, per_step
 from moetrace.replay.setting import keeps_gaps
-from moetrace.replay.waits import waits_of
+from moetrace.replay.waits import Waits, waits_of
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -56,68 +57,128 @@ def timed(
 ) -> Timed:
     """The draft in time. `source` is the machine whose measurement anchors it, `crossing` [steps] ns between wafers, `copies`
     the error of each cell that repeats another layer, `held` as of `price_cells`."""
-    gaps = keeps_gaps(draft, source)
     priced = price_cells(draft, source, PriceContext(engine=context.engine), context, copies, held)
-    line, measured = _timeline(draft)
-    waits = waits_of(draft, gaps)
-    was = waits.recorded(draft.rows.size)
-    measured = measured - was
+    layout, measured = Layout.of(draft, source, context, crossing)
+    measured = measured - layout.was
     dur = priced.durations(draft.cell, np.where(draft.inserted, 0, measured))
     error = np.nan_to_num(priced.error)[draft.cell]
-    of_step = draft.base.step[first_rows(draft)]
-    pace = launch_s(draft, source)
-    in_halves = shares.halved(draft)
-    launch, ahead = np.where(in_halves, 0.0, pace[of_step]), np.zeros(len(draft.steps))
-    segment = line.segment[draft.rows]
-    turns = shares.turns_of(draft, context)
-    both_launched = 2 * np.bincount(segment, minlength=in_halves.size) * np.where(in_halves, pace[of_step], 0)
+    ends = [np.rint(d).astype(np.int64) for d in (dur, dur / (1 + error), dur * (1 + error))]
+    layout = layout.with_host_ahead(ends[0])
+    laid = layout.laid_out(ends[0])
+    spans, low, high = layout.interval(ends, laid)
+    return Timed(
+        priced, measured, laid.start, laid.dur, laid.dur - ends[0], layout.was, spans, low, high, layout.busy(laid, spans),
+        crossing, layout.ahead,
+    )  # fmt: skip
 
-    def lay_out(durations: IntArray, host: float = 1.0) -> tuple[IntArray, IntArray, IntArray]:
-        return waits.laid_out(
-            durations,
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """Rows in time: `start` from their segment's begin and `dur` with waiting, ns by row; `spans` of their segments, ns."""
+
+    start: IntArray
+    spans: IntArray
+    dur: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a draft's rows lie in time, whatever each takes.
+
+    By row: `segment`, and `was`, the recorded waiting for other ranks. By segment: `of_step`, its step; `pace`, host seconds
+    per op; `halved`, whether it goes in two halves. By step, in ns: `crossing`, between wafers, and `ahead`, by which the host
+    is. `moved`: the recording's host launches for another chip.
+    """
+
+    draft: Draft
+    line: schedule.Timeline
+    waits: Waits
+    turns: shares.Turns | None
+    gaps: bool
+    moved: bool
+    was: IntArray
+    segment: IntArray
+    of_step: IntArray
+    pace: FloatArray
+    halved: npt.NDArray[np.bool_]
+    crossing: IntArray
+    ahead: FloatArray
+
+    @classmethod
+    def of(
+        cls, draft: Draft, source: Hardware | None, context: PriceContext, crossing: IntArray
+    ) -> tuple[Layout, IntArray]:
+        """(the layout, the host not ahead; measured duration of each row). Raises ScenarioError as `launch_s`."""
+        gaps, of_step = keeps_gaps(draft, source), draft.base.step[first_rows(draft)]
+        line, measured = _timeline(draft)
+        waits = waits_of(draft, gaps)
+        moved = gaps and source is not None and source.chip != draft.hw.chip and bool(line.launched.any())
+        made = cls(
+            draft, line, waits, shares.turns_of(draft, context), gaps, moved, waits.recorded(draft.rows.size),
+            line.segment[draft.rows], of_step, launch_s(draft, source)[of_step], shares.halved(draft), crossing,
+            np.zeros(len(draft.steps)),
+        )  # fmt: skip
+        return made, measured
+
+    def with_host_ahead(self, dur: IntArray) -> Layout:
+        """The layout with the host ahead as steps of rows that take `dur` ns let it."""
+        if not self.pace.any():
+            return self
+        pace = np.zeros(len(self.draft.steps))
+        pace[self.of_step] = self.pace
+        spans = per_step(self.draft, self.spans(self.laid_out(dur)))
+        return replace(self, ahead=ahead_ns(self.draft, pace, spans))
+
+    def laid_out(self, dur: IntArray, host: float = 1.0) -> Laid:
+        """Rows that take `dur` ns without waiting, and a host `host` times its time."""
+        launch = np.where(self.halved, 0.0, self.pace) * host
+        draft, ahead = self.draft, self.ahead[self.of_step]
+        start, spans, whole = self.waits.laid_out(
+            dur,
             lambda d, w: schedule.lay_out(
-                line, draft.rows, draft.inserted, d, gaps, launch * host, (was, w), host, ahead[of_step]
+                self.line, draft.rows, draft.inserted, d, self.gaps, launch, (self.was, w), host, ahead
             ),
         )
+        return Laid(start, spans, whole)
 
-    def launched(host: float = 1.0) -> FloatArray:
-        """ns until the host has launched both halves of a segment."""
-        return np.where(
-            in_halves & (pace[of_step] > 0), np.rint(both_launched * 1e9 * host) - ahead[of_step], 0.0
+    def spans(self, laid: Laid, host: float = 1.0) -> IntArray:
+        """ns of each segment: with both halves, all parts of a pipeline, and between wafers."""
+        return self._stretched(laid, self._launched(host)) + self.crossing[self.of_step]
+
+    def interval(self, ends: Sequence[IntArray], laid: Laid) -> tuple[IntArray, IntArray, IntArray]:
+        """ns of each segment as expected, `laid`, and at both ends of its 80 % interval; `ends` are those of rows."""
+        others = [self.spans(self.laid_out(dur)) for dur in ends[1:]]
+        spans, low, high = narrowed(
+            self.draft, self.segment, list(ends), (self.spans(laid), others[0], others[1])
         )
-
-    def spans_of(laid: tuple[IntArray, IntArray, IntArray], host: float = 1.0) -> IntArray:
-        _, span, d = laid
-        return shares.stretched(draft, segment, d, span, turns, launched(host)) + crossing[of_step]
-
-    ends = [np.rint(d).astype(np.int64) for d in (dur, dur / (1 + error), dur * (1 + error))]
-    if pace.any():
-        ahead = ahead_ns(draft, pace, per_step(draft, spans_of(lay_out(ends[0]))))
-    laid = [lay_out(d) for d in ends]
-    start, _, dur = laid[0]
-    alone = exposed_by(segment, start, start + dur)[0]
-    spans, low, high = narrowed(
-        draft, segment, ends, (spans_of(laid[0]), spans_of(laid[1]), spans_of(laid[2]))
-    )
-    more = shares.unhidden(draft, segment, laid[0][2], laid[0][1], turns, launched())
-    high = shares.with_unhidden(spans, high, more).astype(np.int64)
-    moved = gaps and source is not None and source.chip != draft.hw.chip and line.launched.any()
-    if moved or pace.any():
-        fast, slow = (
-            spans_of(lay_out(ends[0], factor), factor)
-            for factor in (1 / HOST_LAUNCH_FACTOR, HOST_LAUNCH_FACTOR)
-        )
+        more = shares.unhidden(self.draft, self.segment, laid.dur, laid.spans, self.turns, self._launched())
+        high = shares.with_unhidden(spans, high, more).astype(np.int64)
+        waits_for_host = (self.pace > 0) | self.moved
+        if not waits_for_host.any():
+            return spans, low, high
+        factors = (1 / HOST_LAUNCH_FACTOR, HOST_LAUNCH_FACTOR)
+        fast, slow = (self.spans(self.laid_out(ends[0], factor), factor) for factor in factors)
         both = beside_ops(spans, (low, high), (fast, slow))
         low, high = (
-            np.where(moved | (pace[of_step] > 0), *pair).astype(np.int64)
-            for pair in zip(both, (low, high), strict=True)
+            np.where(waits_for_host, *pair).astype(np.int64) for pair in zip(both, (low, high), strict=True)
         )
-    worked = np.bincount(segment, alone, spans.size).astype(np.float64)
-    bare = np.where(
-        in_halves, shares.stretched(draft, segment, laid[0][2], laid[0][1], turns), spans - crossing[of_step]
-    )
-    busy = per_step(draft, shares.worked(draft, worked, laid[0][1], bare)) + crossing
-    return Timed(priced, measured, start, dur, dur - ends[0], was, spans, low, high, busy, crossing, ahead)
+        return spans, low, high
+
+    def busy(self, laid: Laid, spans: IntArray) -> IntArray:
+        """ns of each step in which some op runs, or between wafers."""
+        alone = exposed_by(self.segment, laid.start, laid.start + laid.dur)[0]
+        worked = np.bincount(self.segment, alone, spans.size).astype(np.float64)
+        bare = np.where(self.halved, self._stretched(laid), spans - self.crossing[self.of_step])
+        return per_step(self.draft, shares.worked(self.draft, worked, laid.spans, bare)) + self.crossing
+
+    def _stretched(self, laid: Laid, launched: FloatArray | float = 0.0) -> IntArray:
+        return shares.stretched(self.draft, self.segment, laid.dur, laid.spans, self.turns, launched)
+
+    def _launched(self, host: float = 1.0) -> FloatArray:
+        """ns until the host has launched both halves of a segment."""
+        rows = np.bincount(self.segment, minlength=self.halved.size)
+        ns = np.rint(2 * rows * self.pace * 1e9 * host) - self.ahead[self.of_step]
+        return np.where(self.halved & (self.pace > 0), ns, 0.0)
 
 
 def _timeline(draft: Draft) -> tuple[schedule.Timeline, IntArray]:

@@ -59,7 +59,8 @@ def test_a_long_prompt_hides_its_launches() -> None:
     ("engine", "eager"),
     [
         ("sglang@0.4.4.post1", True), ("sglang@0.5.9", True), ("sglang@0.5.10", False), ("sglang@0.5.10rc0", False),
-        ("sglang@0.6", False), ("sglang@1.0", False), ("sglang@0.5", True), ("sglang", False), ("vllm@0.11", False),
+        ("sglang@0.6", False), ("sglang@1.0", False), ("sglang@0.5", False), ("sglang@0.4", True),
+        ("sglang", False), ("vllm@0.11", False),
         ("any", False), ("trtllm", False),
     ],
 )  # fmt: skip
