@@ -534,3 +534,22 @@ def test_a_profile_without_a_network_says_so_beyond_its_node() -> None:
         and "all_gather" in costs.words[costs.word[1]]
     )
     assert np.isnan(costs.expected_s[0]) and costs.expected_s[1] > 0
+
+
+@pytest.mark.parametrize("engine", ["any", "vllm", "sglang", "trtllm"])
+def test_no_engines_own_kernel_reaches_another_node(engine: str) -> None:
+    """8 KiB among two nodes took 16 us, the own kernel's and a network's; NCCL's own model gives 26 (nccl#1453). None of it was
+    measured, so the interval is of a factor of two."""
+    op = Op.of("all_reduce", bytes=8192, ranks=16)
+    found = cost(op, engine=engine)
+    assert found.expected_s[0] == pytest.approx(26e-6, rel=0.05) and found.error[0] >= 1.0
+    large = cost(Op.of("all_reduce", bytes=1e9, ranks=16), engine=engine)
+    assert 0.25 <= large.error[0] < 0.5
+    sizes = [total("all_reduce", n, 16, engine=engine) for n in np.geomspace(1e3, 1e9, 200)]
+    assert (np.diff(sizes) >= 0).all() and max(np.exp(np.diff(np.log(sizes)))) < 1.2
+
+
+def test_collectives_between_nodes_are_less_sure_than_within_one() -> None:
+    for kind in ("all_gather", "reduce_scatter", "all_to_all", "send_recv"):
+        near, far = (cost(Op.of(kind, bytes=65536, ranks=n)).error[0] for n in (8, 16))
+        assert far > 1.5 * near
