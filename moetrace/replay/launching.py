@@ -29,7 +29,8 @@ HOST_LAUNCH_FACTOR = 2.0
 # the decode step that runs while it is launched; geometric mean of 32 to 86.
 SGLANG_LAUNCH_S = 65e-6
 # SGLang holds prompts in graphs too from this version on (github.com/sgl-project/sglang, #16331), but not steps of more tokens
-# than this with MLA, nor an indexer's, nor data-parallel attention, expert exchanges, pipelines and drafted tokens.
+# than this with MLA, nor an indexer's, nor data-parallel attention, expert exchanges, pipelines and drafted tokens, and on
+# NVIDIA's GPUs alone (docs/advanced_features/piecewise_cuda_graph.md).
 _GRAPHS_SINCE = (0, 5, 10)
 _GRAPH_TOKENS_MLA = 2048
 
@@ -108,6 +109,7 @@ def _in_graph(draft: Draft, step: Step, version: str) -> bool:
     ranks, model = draft.parallel, draft.model
     if (
         (version and release < _GRAPHS_SINCE[: len(release)])
+        or draft.hw.title.startswith("AMD")
         or ranks.dp > 1
         or ranks.pp > 1
         or any(op.kind in EXCHANGES for op in draft.ops)

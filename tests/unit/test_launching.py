@@ -99,6 +99,11 @@ def test_what_a_new_sglang_holds_in_no_graph(prompt: int, sets: tuple[str, ...],
     assert launched(done) is eager
 
 
+@pytest.mark.parametrize(("machine", "eager"), [("h100-sxm", False), ("b300", False), ("mi300x", True)])
+def test_only_nvidia_s_gpus_have_graphs_for_sglang_s_prompts(machine: str, eager: bool) -> None:
+    assert launched(alone("engine=sglang", hw=machine)) is eager
+
+
 def test_of_a_steady_load_a_prompt_is_launched_while_a_decode_step_runs() -> None:
     load = replace(SHORT, batch=16, output_len=64)
     done = alone("serving=continuous", "engine=sglang@0.5.6", "routing=uniform", load=load)
