@@ -34,7 +34,8 @@ larger chunk, 32 of less than 8, 64 of less than 64, else 128 (src/enqueue.cc, n
 64 MiB and 1 GiB. Filling its pipeline takes `switch_fill` rounds, and each chunk as long as `switch_gap_bytes` more.
 Beyond `domain_gpus` ranks, what leaves the node crosses the network, whose rate per device is a datasheet's; its share of these
 kinds is assumed. No engine's own kernel reaches there: all-reduces are the library's, with the latency of a chain through a
-node by its own model. None of it was measured: a further error of a factor of two of latency, 25 % of bytes.
+node by its own model; NCCL's own (`nccl`) are as within a full node, and the network beside. None of it was measured: a further
+error of a factor of two of latency, 25 % of bytes.
 Steps: NCCL's changes of protocol and of chunks; in bytes where an engine's own all-reduce ends (8 MiB in vLLM's and SGLang's
 custom_all_reduce.py; 16 MiB in SGLang on H100, 8 and 1 in TensorRT-LLM on H100 and A100, inferred; among more than four H100
 256 KiB in vLLM, whose symmetric memory ends at 64 MiB: CUSTOM_ALL_REDUCE_MAX_SIZES and SYMM_MEM_ALL_REDUCE_MAX_SIZES of its
@@ -88,13 +89,15 @@ def collective(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     n, nbytes = np.maximum(works["net_ranks"], 1.0), works["net_bytes"]
     wire, network_s, between_s = _sent(c, works, at)
     rounds = works.ops.by_type([_RINGS.get(op.kind, 0.0) for op in works.ops.types])
-    steps, ring = rounds * (n - 1), rounds > 0
+    # An all-reduce goes round a node, and no further: between nodes each device meets those of its own place.
+    inside = np.where(rounds > 1.0, np.minimum(n, at.hw.domain_gpus), n)
+    steps, ring = rounds * (inside - 1), rounds > 0
     peers = np.where(
         works.ops.by_type([float(op.kind == "all_to_all") for op in works.ops.types]) > 0, n - 1, 1.0
     )
     # One rank's share of a ring's step; what one peer gets of what is sent to each.
     share = wire / np.maximum(np.where(ring, steps, peers), 1.0)
-    low, streams, switched = _protocol(c, nbytes, wire, n, steps)
+    low, streams, switched = _protocol(c, nbytes, wire, inside, steps)
     direct = np.where(n > 1, share, 0.0) <= c["direct_low_bytes"]
     low, streams, switched = np.where(ring, low, direct), np.where(ring, streams, ~direct), ring & switched
     further = 1.0 + np.where(ring & ~switched, c["channels"] * np.minimum(share / _CHANNEL, 1.0) ** 2, 0.0)
@@ -108,10 +111,11 @@ def collective(c: Mapping[str, float], works: Works, at: Setting) -> Parts:
     )
     filling_s = np.where(ring, filling_s, c["copy_s"] * np.minimum(part, _CHUNK) / _MB)
     first = np.where(ring | low, 0.0, _CHANNELS * np.minimum(part, _LEAST_PARTS[1]))
-    taking = np.where(switched, _rounds(c, nbytes, n), _lost(c["pair_loss"], n)) * smoothmax(
+    taking = np.where(switched, _rounds(c, nbytes, inside), _lost(c["pair_loss"], inside)) * smoothmax(
         _BESIDE, wire, first
     )
-    floor_s, ranks_s = c["latency_s"] * further, np.where(switched, 0.0, c["per_rank_s"] * (n - 1) * further)
+    floor_s = c["latency_s"] * further
+    ranks_s = np.where(switched, 0.0, c["per_rank_s"] * (inside - 1) * further)
     serial_s = np.where(low, c["serial_s"] * serial, 0.0)
     chunks_s = np.where(low | switched, 0.0, filling_s + c["start_s"] * streams)
     link_s = taking / (c["efficiency"] * rate(at)) + network_s
