@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 
 from moetrace.errors import ScenarioError, plainly
+from moetrace.replay.knobs import KNOBS
+
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +53,17 @@ class Figure:
     def whole(self, name: str) -> int | None:
         """A column as a whole number, None where it is empty or says something else."""
         text = str(getattr(self, name))
-        return int(text) if text.isdigit() else None
+        return int(text) if text.isdecimal() else None
 
     @property
     def measured(self) -> float | None:
-        """The value as a number, ``~`` left out; None where it is a range, a bound or words."""
+        """The value as a number, ``~`` and commas of thousands left out; None where it is a range, a bound or words, or where
+        its comma may stand for a point (``1,5``)."""
+        text = self.value.removeprefix("~")
+        if _THOUSANDS.fullmatch(text):
+            text = text.replace(",", "")
         try:
-            return float(self.value.removeprefix("~").replace(",", ""))
+            return None if "_" in text else float(text)
         except ValueError:
             return None
 
@@ -84,11 +92,18 @@ def read(path: Path) -> list[Figure]:
 
 
 def _figures(rows: csv.DictReader[str], name: str) -> Iterator[Figure]:
-    missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
+    given_names = list(rows.fieldnames or ())
+    missing = [column for column in COLUMNS if column not in given_names]
     if missing:
         raise ScenarioError(
             f"{name}: no column {', '.join(missing)}: expected those of a table of figures "
             "(docs/validate.md); measured ops are read from a .parquet file"
+        )
+    if twice := [column for column in COLUMNS if given_names.count(column) > 1]:
+        raise ScenarioError(f"{name}: more than one column {', '.join(twice)}: expected each once")
+    if unread := [column for column in given_names if column in KNOBS and column not in COLUMNS]:
+        raise ScenarioError(
+            f"{name}: the column {unread[0]} would not be read: state it in other_knob, as {unread[0]}=VALUE"
         )
     for row in rows:
         if None in row:  # the cells beyond the last column

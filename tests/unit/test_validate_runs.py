@@ -104,6 +104,10 @@ def test_a_type_is_set_where_the_checkpoint_has_another() -> None:
         ({"other_knob": "in_flight=2", "batch": "1"}, "at most 1"),
         ({"value": "-3"}, "not above zero"),
         ({"value": "fast"}, "not a number"),
+        ({"value": "1,5"}, "'1,5' is not a number"),
+        ({"value": "12,34.5"}, "not a number"),
+        ({"value": "1_0"}, "not a number"),
+        ({"batch": "\N{SUPERSCRIPT TWO}"}, "not stated: batch"),
         ({"n_a": "few"}, "n_a=few"),
         ({"metric": "p99_ttft"}, "but of itl in ms, tpot in ms, ttft in ms"),
     ],
@@ -111,6 +115,11 @@ def test_a_type_is_set_where_the_checkpoint_has_another() -> None:
 def test_what_a_row_leaves_open_is_not_guessed(given: dict[str, str], why: str) -> None:
     found = entry(**given)
     assert found.verdict == NOT_SIMULATED and why in found.note
+
+
+def test_commas_of_thousands_are_read() -> None:
+    for text in ("1,234.5", "~1,234.5", "1234.5"):
+        assert run(value=text).measured == 1234.5
 
 
 def test_what_a_row_states_is_what_is_simulated() -> None:
@@ -140,6 +149,8 @@ def test_rows_of_ones_own_are_summed_up_apart_from_the_shipped_ones() -> None:
         ("{head}\n", "no row: expected a figure in each"),
         ("{head}\n{row},more\n", "line 2: more cells than columns"),
         ("{head}\n{row}\n{other}\n", "SRV-9 is the id of another figure already"),
+        ("{head},batch\n{row},64\n", "more than one column batch"),
+        ("{head},engine\n{row},sglang\n", "the column engine would not be read: state it in other_knob"),
     ],
 )
 def test_tables_that_would_be_read_askew_are_refused(tmp_path: Path, text: str, why: str) -> None:
