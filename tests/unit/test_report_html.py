@@ -245,3 +245,11 @@ def test_a_long_run_says_what_memory_it_takes(run_dir, tmp_path, monkeypatch):
     )
     assert result.exit_code == 0 and "ops are held in memory, about 0.2 GB" in result.stderr
     assert "held in memory" not in result.stdout
+
+
+def test_waits_for_launches_of_a_prediction_are_not_said_to_be_measured():
+    load = moetrace.Workload(batch=4, input_len=64, output_len=8)
+    told = moetrace.simulate("qwen3-30b-a3b", load, "h100-sxm", moetrace.Scenario.of("graph=off"))
+    page = render([make_report(told.run, machines=[])])
+    (said,) = re.findall(r'<span class="what">launch waits</span>.*?<span class="note">(.*?)</span>', page)
+    assert said == "as predicted"
