@@ -72,6 +72,9 @@ def need(figure: Figure, *names: str) -> list[int]:
     """The columns of a figure as whole numbers. Raises RefusalError that names those not stated."""
     values = [figure.whole(name) for name in names]
     missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    said = [f"{name} {text!r}" for name in missing if (text := str(getattr(figure, name)).strip())]
+    if missing and len(said) == len(missing):
+        raise RefusalError(f"{', '.join(said)}: expected a whole number")
     if missing:
         raise RefusalError(f"not stated: {', '.join(missing)}")
     return [value for value in values if value is not None]

@@ -90,6 +90,8 @@ def test_a_type_is_set_where_the_checkpoint_has_another() -> None:
         ({"n_gpus": "8", "parallelism": "TP8 PP2"}, "parallelism 'TP8 PP2'"),
         ({"n_gpus": "8", "parallelism": ""}, "parallelism ''"),
         ({"output_len": ""}, "not stated: output_len"),
+        ({"batch": "64k"}, "batch '64k': expected a whole number"),
+        ({"batch": "8.0"}, "batch '8.0': expected a whole number"),
         ({"hw": "H20-3e"}, "no profile"),
         ({"unit": "s"}, "no prediction is made of tpot in s"),
         ({"model": "gpt-6"}, "not in the catalogue"),
