@@ -109,7 +109,7 @@ def test_a_type_is_set_where_the_checkpoint_has_another() -> None:
         ({"value": "1,5"}, "'1,5' is not a number"),
         ({"value": "12,34.5"}, "not a number"),
         ({"value": "1_0"}, "not a number"),
-        ({"batch": "\N{SUPERSCRIPT TWO}"}, "not stated: batch"),
+        ({"batch": "\N{SUPERSCRIPT TWO}"}, "expected a whole number"),
         ({"n_a": "few"}, "n_a=few"),
         ({"metric": "p99_ttft"}, "but of itl in ms, tpot in ms, ttft in ms"),
     ],
