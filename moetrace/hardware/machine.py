@@ -238,7 +238,7 @@ class Hardware:
             return f"{key} (for {kind})", found.widened(further)
         name = engine.partition("@")[0]
         key, found = self._family(kind, family, dtype, name)
-        measured = [one for one in ENGINES if f"{key}@{one}" in self.families]
+        measured = [one for one in ENGINES if self._is_measured(f"{key}@{one}")]
         if len(measured) == 1 if name == ANY_ENGINE else measured:
             wider = OTHER_ENGINE if len(measured) == 1 else BEYOND_ENGINES
             return f"{key} (of {', '.join(measured)})", found.widened(wider)
@@ -247,6 +247,9 @@ class Hardware:
             return f"{key} ({FASTEST} {fastest[0]})", found
         other = self.is_other_version(engine) and found.provenance != "assumed"
         return (f"{key} (as of {engine})", found.widened(OTHER_VERSION)) if other else (key, found)
+
+    def _is_measured(self, key: str) -> bool:
+        return key in self.families and self.families[key].provenance != "assumed"
 
     def is_other_version(self, engine: str) -> bool:
         """Whether an engine with its version (``vllm@0.11.2``) is not what was measured; not if it says none."""

@@ -542,3 +542,15 @@ def test_on_the_same_processors_with_slower_units_what_is_not_theirs_takes_as_ma
     assert h20.families["dense_gemm"]["eta_flops"] == h100.families["dense_gemm"]["eta_flops"]
     cycles, moved = (hw.families["experts@sglang"] for hw in (h100, h20))
     assert moved["eta_flops"] == cycles.at_pace(h100.pace, h20.pace)["eta_flops"]
+
+
+def test_an_engines_assumption_stands_for_no_other_engine() -> None:
+    """mxfp4 experts of vLLM and TensorRT-LLM are surer than those of any engine, of which no kernel was measured either."""
+    h100 = load_hardware("h100-sxm")
+    found = {e: h100.family("moe_module", "experts", "mxfp4", e) for e in ("any", "vllm", "sglang", "trtllm")}
+    assert {e: key for e, (key, _) in found.items()} == {
+        "any": "experts:mxfp4", "sglang": "experts:mxfp4", "vllm": "experts:mxfp4@vllm", "trtllm": "experts:mxfp4@trtllm"
+    }  # fmt: skip
+    assert {family.value["eta_bw"] for _, family in found.values()} == {0.5}
+    assert found["vllm"][1].error == found["trtllm"][1].error == 0.6
+    assert found["any"][1].error == found["sglang"][1].error == 1.2
