@@ -49,42 +49,27 @@ def halved(draft: Draft) -> npt.NDArray[np.bool_]:
     return _columns(draft)[0] if draft.shares else np.zeros(_steps(draft).size, dtype=np.bool_)
 
 
-def stretched(
+def shared_out(
     draft: Draft,
     segment: IntArray,
     dur: npt.NDArray[np.generic],
     spans: IntArray,
     turns: Turns | None,
     launched: FloatArray | float = 0.0,
-) -> IntArray:
-    """ns of each segment (step and rank) from those of its ops laid out once, `spans`; `dur` ns by row.
+) -> tuple[IntArray, IntArray]:
+    """(ns of each segment (step and rank) from those of its ops laid out once, `spans`; ns by which each may take longer, as
+    halves hide less of each other than all that they could, `UNHIDDEN`). `dur` ns by row.
 
     Two halves that overlap take turns, and what one sends hides beside a stage of the other: `halves`; they are `launched`
     after so many ns. A pipeline's parts multiply the time.
     """
     if not draft.shares:
-        return spans
+        return spans, np.zeros_like(spans)
     halved, times, _ = _columns(draft)
     both = np.maximum(_both(draft, segment, dur, spans, turns), launched)
-    return np.asarray(np.rint(np.where(halved, both, spans) * times), dtype=np.int64)
-
-
-def unhidden(
-    draft: Draft,
-    segment: IntArray,
-    dur: npt.NDArray[np.generic],
-    spans: IntArray,
-    turns: Turns | None,
-    launched: FloatArray | float = 0.0,
-) -> IntArray:
-    """ns by which each segment may take longer, as halves hide less of each other than all that they could (`UNHIDDEN`);
-    `launched` as of `stretched`."""
-    if not draft.shares:
-        return np.zeros_like(spans)
-    halved, times, _ = _columns(draft)
-    both = np.maximum(_both(draft, segment, dur, spans, turns), launched)
-    more = UNHIDDEN * np.maximum(2 * spans - both, 0.0)
-    return np.asarray(np.rint(np.where(halved, more, 0.0) * times), dtype=np.int64)
+    more = np.where(halved, UNHIDDEN * np.maximum(2 * spans - both, 0.0), 0.0)
+    whole = np.where(halved, both, spans)
+    return np.rint(whole * times).astype(np.int64), np.rint(more * times).astype(np.int64)
 
 
 def with_unhidden(

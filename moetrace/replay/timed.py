@@ -143,7 +143,7 @@ class Layout:
 
     def spans(self, laid: Laid, host: float = 1.0) -> IntArray:
         """ns of each segment: with both halves, all parts of a pipeline, and between wafers."""
-        return self._stretched(laid, self._launched(host)) + self.crossing[self.of_step]
+        return self._shared_out(laid, self._launched(host))[0] + self.crossing[self.of_step]
 
     def interval(self, ends: Sequence[IntArray], laid: Laid) -> tuple[IntArray, IntArray, IntArray]:
         """ns of each segment as expected, `laid`, and at both ends of its 80 % interval; `ends` are those of rows."""
@@ -151,7 +151,7 @@ class Layout:
         spans, low, high = narrowed(
             self.draft, self.segment, list(ends), (self.spans(laid), others[0], others[1])
         )
-        more = shares.unhidden(self.draft, self.segment, laid.dur, laid.spans, self.turns, self._launched())
+        more = self._shared_out(laid, self._launched())[1]
         high = shares.with_unhidden(spans, high, more).astype(np.int64)
         waits_for_host = (self.pace > 0) | self.moved
         if not waits_for_host.any():
@@ -168,11 +168,11 @@ class Layout:
         """ns of each step in which some op runs, or between wafers."""
         alone = exposed_by(self.segment, laid.start, laid.start + laid.dur)[0]
         worked = np.bincount(self.segment, alone, spans.size).astype(np.float64)
-        bare = np.where(self.halved, self._stretched(laid), spans - self.crossing[self.of_step])
+        bare = np.where(self.halved, self._shared_out(laid)[0], spans - self.crossing[self.of_step])
         return per_step(self.draft, shares.worked(self.draft, worked, laid.spans, bare)) + self.crossing
 
-    def _stretched(self, laid: Laid, launched: FloatArray | float = 0.0) -> IntArray:
-        return shares.stretched(self.draft, self.segment, laid.dur, laid.spans, self.turns, launched)
+    def _shared_out(self, laid: Laid, launched: FloatArray | float = 0.0) -> tuple[IntArray, IntArray]:
+        return shares.shared_out(self.draft, self.segment, laid.dur, laid.spans, self.turns, launched)
 
     def _launched(self, host: float = 1.0) -> FloatArray:
         """ns until the host has launched both halves of a segment."""

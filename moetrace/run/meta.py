@@ -122,6 +122,14 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     tpot, load = facts.get(TPOT), facts.get("workload", {})
     if not isinstance(load, dict):
         raise RunError("facts.workload: expected an object")
+    share, launched = load.get("after_decode", 1.0), facts.get(LAUNCHED, [])
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        raise RunError(f"facts.workload.after_decode is {share!r}: expected a number from 0 to 1")
+    for name in ("apart", "drafted"):
+        if not isinstance(load.get(name, False), bool):
+            raise RunError(f"facts.workload.{name} is {load[name]!r}: expected true or false")
+    if not isinstance(launched, list) or any(type(step) is not int for step in launched):
+        raise RunError(f"facts.{LAUNCHED}: expected a list of steps by their index")
     if tpot is None:
         return
     numbers = isinstance(tpot, dict) and [tpot.get(name) for name in ("expected_s", "low_s", "high_s")]

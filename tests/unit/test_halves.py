@@ -215,7 +215,6 @@ def test_a_step_of_two_halves_is_told_with_what_may_not_hide() -> None:
     )  # fmt: skip
     dur, segment = np.array([100, 66, 300, 66]), np.zeros(4, int)
     turns = shares.turns_of(draft, PriceContext())  # type: ignore[arg-type]
-    span = shares.stretched(draft, segment, dur, np.array([532]), turns)  # type: ignore[arg-type]
+    span, more = shares.shared_out(draft, segment, dur, np.array([532]), turns)  # type: ignore[arg-type]
     assert span.tolist() == [2 * (100 + 12) + 2 * (300 + 12)]
-    more = shares.unhidden(draft, segment, dur, np.array([532]), turns)  # type: ignore[arg-type]
     assert more.tolist() == [(2 * 532 - 848) // 2]  # half of what the halves hide from each other

@@ -103,6 +103,12 @@ def test_a_model_record_of_the_wrong_kind_is_named(tmp_path: Path) -> None:
         ("tpot", 7),
         ("tpot", {"expected_s": 1.0}),
         ("tpot", {"expected_s": 1, "low_s": "x", "high_s": 2, "of_steps": True}),
+        ("workload", {"after_decode": "x"}),
+        ("workload", {"after_decode": [1]}),
+        ("workload", {"after_decode": -5}),
+        ("workload", {"drafted": "no"}),
+        ("launched", [[1], 2]),
+        ("launched", "abc"),
         ("workload", 7),
     ],
 )
@@ -115,7 +121,7 @@ def test_what_a_simulation_states_is_read_as_it_was_written_or_refused(
     file.write_text(json.dumps({**raw, "facts": {**raw["facts"], "tpot": stated}}))
     assert Run.load(tmp_path / "run").meta.tpot == stated
     file.write_text(json.dumps({**raw, "facts": {**raw["facts"], name: value}}))
-    with pytest.raises(RunError, match=rf"run.json .*facts\.{name}: expected"):
+    with pytest.raises(RunError, match=rf"run.json .*facts\.{name}.*: expected"):
         Run.load(tmp_path / "run")
 
 

@@ -34,10 +34,9 @@ def measure_column(name: str, end: str = "") -> str:
     return f"{name}{end}_{'s' if MEASURES[name][0] == 's' else 'per_s'}"
 
 
-def scenario_columns() -> tuple[tuple[str, pa.DataType, str], ...]:
-    """(name, type, meaning) of what each row of `scenarios` has, whatever knobs were set."""
-    bad = "null: the scenario cannot be, see problem"
-    measures = [
+def _measure_columns(bad: str) -> list[tuple[str, pa.DataType, str]]:
+    """The columns of the measures, each with the ends of its interval; `bad` says when any is null."""
+    return [
         (
             measure_column(name, end),
             pa.float64(),
@@ -46,12 +45,17 @@ def scenario_columns() -> tuple[tuple[str, pa.DataType, str], ...]:
         for name in MEASURED
         for end, said in zip(_ENDS, ("", "low end of the 80 % interval of: ", "high end of: "), strict=True)
     ]
+
+
+def scenario_columns() -> tuple[tuple[str, pa.DataType, str], ...]:
+    """(name, type, meaning) of what each row of `scenarios` has, whatever knobs were set."""
+    bad = "null: the scenario cannot be, see problem"
     return (
         ("scenario", pa.int64(), "number of the scenario in its grid, from 0"),
         ("model", TEXT, "model that was simulated"),
         ("hardware", TEXT, "machine, by its profile's name"),
         ("gpus", pa.int32(), "devices of the machine"),
-        *measures,
+        *_measure_columns(bad),
         (
             "output_per_gpu_per_s",
             pa.float64(),

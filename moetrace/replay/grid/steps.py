@@ -141,8 +141,7 @@ class Steps:
         return out
 
     def _shared_out(self, ns: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """What pipelines and halves make of the steps and what these do not hide: `shares.stretched` and `shares.unhidden`, for
-        every scenario."""
+        """What pipelines and halves make of the steps and what these do not hide: `shares.shared_out`, for every scenario."""
         if not self.halves.any():
             return np.rint(ns * self.times_of[:, None]), np.zeros_like(self.times_of)
         draft, flying = self.shape.draft, self._flying()
