@@ -1,7 +1,10 @@
-"""Predicted runs are written all or none."""
+"""Predicted runs are written all or none, and say the same in every process."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from moetrace.cli.replay import save_predictions
 from moetrace.errors import OutputError
 from moetrace.replay import Prediction, replay, scenarios
 from moetrace.run import Run
+from tests.conftest import REPO, SHIPPED
 from tests.unit.replay_runs import H100, decode_run
 
 
@@ -50,3 +54,24 @@ def test_two_rows_of_one_name_are_refused(predictions: list[Prediction], tmp_pat
     with pytest.raises(OutputError, match="two rows"):
         save_predictions([*predictions, predictions[0]], tmp_path / "out", True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_said_of_ops_of_equal_size_is_the_same_in_every_process() -> None:
+    """The largest of several was the one that a hash of texts put first."""
+    code = (
+        "from moetrace.parse import parse; from moetrace.replay import Scenario, replay\n"
+        f"run = parse({os.fspath(SHIPPED)!r})\n"
+        "print(replay(run, 'cpu', Scenario.of('batch=4')).summary['assumptions'])"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=REPO,
+            env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONHASHSEED": str(seed)},
+        ).stdout
+        for seed in (1, 2, 3, 4)
+    }
+    assert len(said) == 1 and "the largest is" in said.pop()

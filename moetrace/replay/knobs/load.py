@@ -94,7 +94,7 @@ def batch(draft: Draft, value: int) -> Draft:
         return edit.scaled(op, value, was[at.step] or value)
 
     fixed = sorted(
-        (op for op in set(draft.ops) if op.get("fixed")), key=lambda op: -(op.get("elements") or 0)
+        (op for op in dict.fromkeys(draft.ops) if op.get("fixed")), key=lambda op: -(op.get("elements") or 0)
     )
     if fixed and any(n != value for n in was.values()):
         draft = draft.noted(
