@@ -126,8 +126,8 @@ def _of_blocks(draft: Draft) -> list[str]:
     own = [op for op in draft.ops if op.kind in EXPERTS and op.dtype == "fp8_block" and op.has("inter")]
     cut = sorted({op["inter"] for op in own if op["inter"] % _BLOCK}) if gpu else []
     return [
-        f"a rank's part of an expert is {width} wide, no whole number of the {_BLOCK} that share a scale in fp8_block: vLLM and "
-        "SGLang do not load a checkpoint cut so (a smaller tp or a larger ep leaves blocks whole)"
+        f"a rank's part of an expert is {width} wide, no whole number of the {_BLOCK} that share a scale in fp8_block: vLLM "
+        "and SGLang do not load a checkpoint cut so (a smaller tp or a larger ep leaves blocks whole)"
         for width in cut
     ]
 
